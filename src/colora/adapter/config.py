@@ -1,0 +1,142 @@
+"""`CoLoRAConfig`: what a task bank is, as a PEFT config."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from colora.errors import BankFileError, ConfigError
+
+__all__ = ["COLORA", "FORMAT_VERSION", "CoLoRAConfig", "check_task_name"]
+
+FORMAT_VERSION = 1
+"""Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
+
+TASK_NAME = re.compile(r"\w[\w .:+\-]{0,99}")
+
+
+class _PeftTypeName(str):
+    """PEFT's `PeftType` is a closed enum; its tables take any hashable that is a string and has a `value`."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+COLORA = _PeftTypeName("COLORA")
+
+
+def check_task_name(name: object) -> str | None:
+    """Why `name` cannot name a task, or None if it can. Names become folder names: no slash, at most 100 characters."""
+    if not isinstance(name, str):
+        return f"a task name must be a string, found {type(name).__name__}"
+    if not TASK_NAME.fullmatch(name):
+        return f"a task name must be 1 to 100 letters, digits, or ' _.:+-' and start with a letter, found {name!r}"
+    return None
+
+
+@dataclass
+class CoLoRAConfig(PeftConfig):
+    """One bank of K tasks: factors A and B shared per layer, one r × r core per task and layer (arXiv:2602.07218).
+
+    The weight of task k is W0 + s · B Λ_k A with s = lora_alpha / r, or lora_alpha / √r with `use_rslora`.
+
+    Example:
+        >>> CoLoRAConfig(r=8, tasks=["billing", "legal"]).scaling
+        2.0
+
+    Raises:
+        ConfigError: naming every field that is out of range.
+        BankFileError: if `format_version` is newer than this library can read.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
+    lora_alpha: float = field(
+        default=16, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r)."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead of lora_alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
+    target_modules: list[str] | str | None = field(
+        default="all-linear",
+        metadata={"help": "Module names or a regular expression, or 'all-linear' for all but the output layer."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Module names or a regular expression to leave out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the only layers to adapt; None adapts all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers, if it is not the usual 'layers' or 'h'."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train in full and share by all tasks, such as a head."}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["default"],
+        metadata={"help": "Names of the tasks, in the order of the stacked cores; task id k is tasks[k]."},
+    )
+    init_weights: bool | str = field(
+        default=True,
+        metadata={
+            "help": "True: A Kaiming uniform, B zero, cores the identity, so that training starts at the base model. "
+            "'gaussian' or 'orthogonal': the same with another A. False: everything random (for tests)."
+        },
+    )
+    bias: str = field(default="none", metadata={"help": "Only 'none': biases stay those of the base model."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the saved form."})
+    base_identity: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Shapes and a sketch of the base weights; filled when the bank is created."}
+    )
+    weights_sha256: str | None = field(
+        default=None, metadata={"help": "Digest of the saved tensors; filled when the bank is saved."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.format_version, int) and self.format_version > FORMAT_VERSION:
+            raise BankFileError(
+                f"this bank has format version {self.format_version}, but this CoLoRA reads up to {FORMAT_VERSION}; "
+                "upgrade colora to load it"
+            )
+        super().__post_init__()
+        self.peft_type = COLORA
+        if isinstance(self.tasks, tuple):
+            self.tasks = list(self.tasks)
+        if isinstance(self.target_modules, set | tuple):
+            self.target_modules = sorted(self.target_modules)
+        if faults := self._faults():
+            raise ConfigError("this CoLoRAConfig cannot be used:", faults)
+
+    @property
+    def scaling(self) -> float:
+        """The factor s of the update."""
+        return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
+            faults.append(f"r: expected a whole number of at least 1, found {self.r!r}")
+        if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha < float("inf"):
+            faults.append(f"lora_alpha: expected a number above 0, found {self.lora_alpha!r}")
+        if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:
+            faults.append(
+                f"lora_dropout: expected a number from 0 up to (not including) 1, found {self.lora_dropout!r}"
+            )
+        if self.init_weights not in (True, False, "gaussian", "orthogonal"):
+            faults.append(
+                f"init_weights: expected true, false, 'gaussian' or 'orthogonal', found {self.init_weights!r}"
+            )
+        if self.bias != "none":
+            faults.append(f"bias: expected 'none', found {self.bias!r}")
+        if not isinstance(self.tasks, list) or not self.tasks:
+            faults.append(f"tasks: expected a list of at least one task name, found {self.tasks!r}")
+            return faults
+        faults += [f"tasks: {fault}" for fault in map(check_task_name, self.tasks) if fault]
+        if (
+            twice := sorted({str(name) for name in self.tasks if self.tasks.count(name) > 1})
+            if len(set(map(str, self.tasks))) < len(self.tasks)
+            else []
+        ):
+            faults.append(f"tasks: every name may stand once, found more than once: {', '.join(twice)}")
+        return faults

@@ -1,0 +1,65 @@
+"""The door of the base model: a forward pre-hook that takes the task ids out of the keywords.
+
+A hook rather than the tuner's `forward`, for a base model is also called without its tuner: by `PeftModel` without a
+task type, and after transformers' own `load_adapter`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from colora.adapter.checkpointing import checkpointed_blocks, keep_routing
+from colora.adapter.routing import Router, Routing
+from colora.errors import TaskIdError
+
+__all__ = ["ROUTED_KEY", "RoutingHook"]
+
+ROUTED_KEY = "colora_task_ids"
+"""The keyword under which task ids pass through PEFT's model classes, which swallow one named `task_ids`."""
+
+_BATCH_KEYS = ("input_ids", "inputs_embeds", "decoder_input_ids")
+
+
+class RoutingHook:
+    """The forward pre-hook of the base model: takes the task ids out of the keywords and makes the `Routing`."""
+
+    def __init__(self, router: Router, banks: Callable[[nn.Module], list[str]]) -> None:
+        self.router = router
+        self.banks = banks
+        self.blocks: list[nn.Module] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if module.training and not torch.compiler.is_compiling():
+            if self.blocks is None:
+                self.blocks = checkpointed_blocks(module)
+            keep_routing(self.blocks, self.router)
+        task_ids = kwargs.pop(ROUTED_KEY, None)
+        plain = kwargs.pop("task_ids", None)
+        task_ids = plain if task_ids is None else task_ids
+        batch = next((kwargs[key] for key in _BATCH_KEYS if kwargs.get(key) is not None), args[0] if args else None)
+        shape = batch.shape if isinstance(batch, Tensor) else None
+        tokens = int(shape[1]) if shape is not None and len(shape) > 1 else None
+        router = self.router
+        if task_ids is not None:
+            device = batch.device if isinstance(batch, Tensor) else None
+            ids = router.resolve(task_ids, self.banks(module), device)
+            router.current = Routing(ids, tokens)
+            if shape is not None:
+                _check_rows(ids, shape)
+        elif router.generating is not None:
+            router.current = Routing(router.generating.ids, tokens, expandable=True)
+        else:
+            # Bind the default now: a checkpointed block must not see a later set_task.
+            chosen = {bank: task for bank in self.banks(module) if (task := router.default(bank)) is not None}
+            router.current = Routing(dict(chosen)) if chosen else None
+        return args, kwargs
+
+
+def _check_rows(ids: dict[str, Tensor | int], shape: torch.Size) -> None:
+    for one in ids.values():
+        if isinstance(one, Tensor) and one.shape[0] != shape[0]:
+            raise TaskIdError(
+                f"task_ids name {one.shape[0]} rows, but the batch has {shape[0]} (its shape is {tuple(shape)})"
+            )

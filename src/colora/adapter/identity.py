@@ -1,0 +1,140 @@
+"""Which base model a bank belongs to: the shapes of the adapted layers and a sketch of their weights.
+
+A bank makes sense only on the model it was trained on, yet that model may be loaded in another precision or
+quantised. So the identity is no hash: it holds a few weights of a few layers, compared within a tolerance that lets
+rounding to bfloat16, 8 and 4 bits pass and refuses other models.
+"""
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import _get_in_out_features
+from peft.utils.quantization_utils import resolve_quantization_backend
+from torch import Tensor, nn
+
+from colora.errors import BaseMismatchError
+
+__all__ = ["base_identity", "check_base"]
+
+SKETCHED_LAYERS = 8
+SKETCHED_WEIGHTS = 16
+WARN_ABOVE = 0.03
+"""Relative distance of sketches: rounding to bfloat16 gives 0.002, to 8 bits about 0.01."""
+REFUSE_ABOVE = 0.4
+"""Rounding to 4 bits gives about 0.1; unrelated weights give about 1.4."""
+
+
+def base_identity(layers: dict[str, nn.Module], model_type: str | None) -> dict[str, Any]:
+    """The identity of a base model, ready for JSON.
+
+    Args:
+        layers: the base layers that are adapted, by their full name.
+        model_type: transformers' `config.model_type`, if any.
+    """
+    names = sorted(layers)
+    step = max(1, len(names) // SKETCHED_LAYERS)
+    chosen = {name: _sketch(layers[name]) for name in names[::step][:SKETCHED_LAYERS]}
+    sketch = {name: " ".join(f"{value:.6g}" for value in values) for name, values in chosen.items() if values}
+    shapes: dict[str, str] = {}
+    for name in names:
+        shapes.setdefault(_pattern(name), _shape(layers[name]))
+    return {"model_type": model_type, "shapes": shapes, "sketch": sketch}
+
+
+def check_base(identity: dict[str, Any], model: nn.Module, name_or_path: str | None) -> None:
+    """Refuse a base model other than the one recorded.
+
+    Raises:
+        BaseMismatchError: listing missing layers, layers of other shapes, or weights that are other weights.
+    """
+    modules = dict(model.named_modules())
+    found = {_pattern(name): _shape(module) for name, module in modules.items() if _is_linear(module)}
+    faults = []
+    for pattern, expected in identity.get("shapes", {}).items():
+        if pattern not in found:
+            faults.append(f"layer {pattern}: expected {expected}, found no such layer")
+        elif found[pattern] != expected:
+            faults.append(f"layer {pattern}: expected {expected}, found {found[pattern]}")
+    if faults:
+        _refuse(identity, model, name_or_path, faults)
+    distance = _distance(identity.get("sketch", {}), modules)
+    if distance is None or distance <= WARN_ABOVE:
+        return
+    if distance > REFUSE_ABOVE:
+        _refuse(
+            identity, model, name_or_path,
+            [f"same shapes, other weights: relative distance {distance:.2f} on sampled weights, expected under "
+             f"{REFUSE_ABOVE}"],
+        )  # fmt: skip
+    warnings.warn(
+        f"the base model's weights differ from those this bank was trained on (relative distance {distance:.3f} on "
+        "sampled weights); expected when the base is quantised to 4 bits, otherwise check that it is the same model",
+        stacklevel=2,
+    )
+
+
+def _refuse(identity: dict[str, Any], model: nn.Module, name: str | None, faults: list[str]) -> None:
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    raise BaseMismatchError(
+        "\n".join(
+            [
+                f"this bank was trained on another base model (a {identity.get('model_type')}); found a {kind}"
+                + (f" ({name})" if name else ""),
+                *(f"  - {fault}" for fault in faults[:5]),
+                *([f"  ... and {len(faults) - 5} more"] if len(faults) > 5 else []),
+            ]
+        )
+    )
+
+
+def _pattern(name: str) -> str:
+    """The name with its layer numbers starred: all layers of a kind share a shape."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "in_features") or (isinstance(weight, Tensor) and weight.ndim == 2)
+
+
+def _shape(module: nn.Module) -> str:
+    """Outputs × inputs, as an error message shows them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns on kinds of layers that it does not know
+        inputs, outputs = _get_in_out_features(module)
+    return f"{outputs} x {inputs}"
+
+
+def _sketch(layer: nn.Module) -> list[float]:
+    backend = resolve_quantization_backend(layer)
+    try:
+        weight = backend.get_base_weight(layer) if backend is not None else layer.weight
+    except (TypeError, AttributeError, NotImplementedError):
+        return []  # a quantisation that cannot be read back: the shapes must do
+    if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
+        return []
+    flat = weight.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, SKETCHED_WEIGHTS).long()
+    values: list[float] = flat[places.to(flat.device)].float().tolist()
+    return values
+
+
+def _distance(sketch: dict[str, str], modules: dict[str, nn.Module]) -> float | None:
+    """‖found − expected‖ / ‖expected‖ over all sketched weights, or None where nothing can be compared."""
+    expected: list[float] = []
+    found: list[float] = []
+    for name, text in sketch.items():
+        values = [float(value) for value in text.split()]
+        module = modules.get(name)
+        module = getattr(module, "base_layer", module)
+        if module is not None and len(now := _sketch(module)) == len(values):
+            expected += values
+            found += now
+    if not expected:
+        return None
+    reference = torch.tensor(expected, dtype=torch.float64)
+    norm = float(reference.norm())
+    difference = float((torch.tensor(found, dtype=torch.float64) - reference).norm())
+    return difference / norm if norm > 0 else float(difference > 0)

@@ -1,0 +1,202 @@
+"""`CoLoRALinear`: a linear layer with shared factors A, B and one r × r core per task.
+
+Example:
+    >>> import torch
+    >>> router = Router(); router.register("default", ["billing", "legal"])
+    >>> config = CoLoRAConfig(r=2, tasks=["billing", "legal"])
+    >>> layer = CoLoRALinear(torch.nn.Linear(4, 3), "default", config, router)
+    >>> router.current = Routing({"default": torch.tensor([1, 0])})
+    >>> layer(torch.zeros(2, 5, 4)).shape
+    torch.Size([2, 5, 3])
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils.quantization_utils import resolve_quantization_backend
+from torch import Tensor, nn
+
+from colora.adapter.config import CoLoRAConfig
+from colora.adapter.routing import Router, Routing, known_tasks
+from colora.algebra import compose
+from colora.errors import ConfigError, TaskIdError
+
+__all__ = ["CoLoRALinear", "Routing"]
+
+
+class CoLoRALinear(nn.Module, BaseTunerLayer):
+    """y = W0 x + s · B Λ_k A x for each row's task k.
+
+    Parameters, one entry per bank (adapter name): `colora_A` (r, d_in), `colora_B` (d_out, r) and `colora_core`
+    (K, r, r). The base layer may be `nn.Linear`, transformers' `Conv1D` (weight transposed) or a quantised linear.
+
+    Raises:
+        ConfigError: if the rank is larger than the layer.
+    """
+
+    # PEFT finds, freezes, saves and deletes exactly these.
+    adapter_layer_names = ("colora_A", "colora_B", "colora_core")
+    other_param_names = ("colora_dropout", "scaling")
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: CoLoRAConfig,
+        router: Router,
+        *,
+        transposed: bool = False,
+        layer_name: str = "",
+        **quantization: Any,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = _get_in_out_features(base_layer)
+        self.router = router
+        self.layer_name = layer_name
+        self.transposed = transposed
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
+        self.merged_adapters: list[str] = []
+        self._merged_task: dict[str, int] = {}
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.colora_A = nn.ParameterDict()
+        self.colora_B = nn.ParameterDict()
+        self.colora_core = nn.ParameterDict()
+        self.colora_dropout = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.add_bank(adapter_name, config)
+
+    def add_bank(self, adapter_name: str, config: CoLoRAConfig) -> None:
+        """Create A, B and the cores of one bank, on the device of the base layer."""
+        r, limit = config.r, min(self.in_features, self.out_features)
+        if r > limit:
+            raise ConfigError(
+                f"r={r} is larger than layer {self.layer_name!r} ({self.out_features} × {self.in_features}): "
+                f"expected at most {limit}; choose a smaller r or leave this layer out with exclude_modules"
+            )
+        self.scaling[adapter_name] = config.scaling
+        self.colora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.colora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
+        self.colora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
+        self.colora_core[adapter_name] = nn.Parameter(torch.empty(len(config.tasks), r, r))
+        self._initialise(adapter_name, config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @torch.no_grad()
+    def _initialise(self, adapter_name: str, init: bool | str) -> None:
+        A, B, core = self.colora_A[adapter_name], self.colora_B[adapter_name], self.colora_core[adapter_name]
+        if A.is_meta:
+            return  # filled by the loader
+        if init == "gaussian":
+            nn.init.normal_(A, std=1 / A.shape[0])
+        elif init == "orthogonal":
+            nn.init.orthogonal_(A)
+        else:
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        core.copy_(torch.eye(core.shape[-1]).expand_as(core))
+        if init is False:
+            nn.init.normal_(B, std=0.1)
+            core.add_(torch.randn_like(core), alpha=0.5)
+        else:
+            nn.init.zeros_(B)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return result
+        dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for bank in self.active_adapters:
+            if bank in self.colora_core:
+                result = result + self._update(bank, x)
+        return result.to(dtype)
+
+    def _update(self, bank: str, x: Tensor) -> Tensor:
+        """s · B Λ_k A x, of shape (*x.shape[:-1], d_out)."""
+        A, B, cores = self.colora_A[bank], self.colora_B[bank], self.colora_core[bank]
+        rows = self.router.rows(bank, x)
+        hidden = F.linear(self.colora_dropout[bank](self._cast_input_dtype(x, A.dtype)), A)
+        if isinstance(rows, int):
+            # One task for the whole batch: fold its core into B (d_out r² operations) and skip the batched product.
+            return F.linear(F.linear(hidden, cores[rows] * self.scaling[bank]), B)
+        # An embedding look-up rather than indexing: it refuses negative ids, and compiles for any mix of tasks.
+        r = A.shape[0]
+        own = F.embedding(rows.to(cores.device), cores.flatten(1)).unflatten(-1, (r, r)) * self.scaling[bank]
+        if rows.ndim == 1:
+            mixed = torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.mT).view_as(hidden)
+        else:
+            mixed = torch.einsum("bti,btji->btj", hidden, own.to(hidden.dtype))
+        return F.linear(mixed, B)
+
+    def get_delta_weight(self, adapter: str, task: int | None = None) -> Tensor:
+        """s · B Λ_k A in the layout of the base weight, computed in float32 at least, for the chosen or only task.
+
+        Raises:
+            TaskIdError: if there are several tasks and none was chosen.
+        """
+        task = self._task_to_merge(adapter) if task is None else task
+        A, B, core = self.colora_A[adapter], self.colora_B[adapter], self.colora_core[adapter][task]
+        work = torch.promote_types(core.dtype, torch.float32)
+        delta = compose(A.to(work), B.to(work), core.to(work), self.scaling[adapter]).to(core.dtype)
+        return delta.T if self.transposed else delta
+
+    def _task_to_merge(self, bank: str) -> int:
+        task = self.router.default(bank)
+        if task is None:
+            raise TaskIdError(
+                f"merge which task? This bank has {known_tasks(self.router.tasks[bank])}: choose one with "
+                "set_task(name) or merge_and_unload(task=name)"
+            )
+        return task
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the chosen task's update to the base weight. Re-quantising a quantised weight costs accuracy: warns."""
+        for bank in check_adapters_to_merge(self, adapter_names):
+            if bank not in self.colora_core:
+                continue
+            task = self._task_to_merge(bank)
+            delta = self.get_delta_weight(bank, task)
+            if self.quantization_backend is not None:
+                warnings.warn(
+                    f"merging into the quantised layer {self.layer_name!r} re-quantises its weight, which costs "
+                    "accuracy; export a LoRA and keep it beside the quantised base instead",
+                    stacklevel=2,
+                )
+            weight = self.get_base_weight()
+            merged = weight.clone() if safe_merge else weight
+            merged += delta.to(merged)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"merging bank {bank!r} into layer {self.layer_name!r} gives NaN or infinity")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(bank)
+            self._merged_task[bank] = task
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the merged update off again (the task that was merged, even if another was chosen since)."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            bank = self.merged_adapters.pop()
+            weight = self.get_base_weight()
+            weight -= self.get_delta_weight(bank, self._merged_task.pop(bank)).to(weight)
+            self.set_base_weight(weight)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's own numerical LoRA conversion applies; `colora.export` does it exactly."""
+        return True
+
+    def __repr__(self) -> str:
+        return "colora." + super().__repr__()

@@ -1,0 +1,291 @@
+"""`CoLoRAModel`: the PEFT tuner that turns linear layers of a base model into layers of a task bank.
+
+One PEFT adapter is one bank. Through PEFT's attribute forwarding everything here is also a method of the `PeftModel`:
+
+    model = get_peft_model(base, CoLoRAConfig(r=8, tasks=["billing", "legal"]))
+    model(**batch, task_ids=["legal", "billing"])
+    model.set_task("legal"); model.generate(**prompt)
+    model.add_tasks(["sales"]); model.core("sales")
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from colora.adapter import tasklist
+from colora.adapter.hook import RoutingHook
+from colora.adapter.identity import base_identity, check_base
+from colora.adapter.layer import CoLoRALinear
+from colora.adapter.routing import Router, TaskIds
+from colora.errors import BankFileError, ConfigError, TaskIdError
+
+__all__ = ["CoLoRAModel", "bank_layers", "bank_router", "tensors_sha256"]
+
+
+class CoLoRAModel(BaseTuner):
+    """The tuner behind a `PeftModel` with a `CoLoRAConfig`. Shapes and parameters: see `CoLoRALinear`."""
+
+    prefix = "colora_"
+    tuner_layer_cls = CoLoRALinear
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (PEFT's name; the default target is all-linear)
+
+    # ---- creation -------------------------------------------------------------------------------------------------
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        router = bank_router(model) or Router()
+        if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
+            model.register_forward_pre_hook(RoutingHook(router, _active_banks), with_kwargs=True)
+        router.register(adapter_name, config.tasks)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            if "target" in str(error).lower() and not isinstance(error, ConfigError):
+                raise ConfigError(f"{error} Linear layers of this model: {_linear_names(model)}.") from error
+            raise
+        if config.base_identity is None:
+            layers = {name: layer.get_base_layer() for name, layer in bank_layers(model, adapter_name).items()}
+            config.base_identity = base_identity(layers, getattr(getattr(model, "config", None), "model_type", None))
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        # Before anything is changed: is this the base model that the bank was trained on?
+        if peft_config.base_identity is not None:
+            check_base(peft_config.base_identity, model, model.__dict__.get("name_or_path"))
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, CoLoRALinear):
+            target.add_bank(adapter_name, peft_config)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        quantization = get_quantization_kwargs(self.model)
+        backend = resolve_quantization_backend(base, **quantization)
+        if not isinstance(base, nn.Linear | Conv1D) and getattr(backend, "layer_type", None) != "linear":
+            raise ConfigError(
+                f"target module {current_key!r} is a {type(base).__name__}: expected a linear layer "
+                "(torch.nn.Linear, transformers' Conv1D, or a quantised linear that PEFT knows)"
+            )
+        router = bank_router(self.model)
+        assert router is not None  # made by inject_adapter
+        layer = CoLoRALinear(
+            target, adapter_name, peft_config, router,
+            transposed=isinstance(base, Conv1D), layer_name=current_key, **quantization,
+        )  # fmt: skip
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    # ---- routing --------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+        """The base model's forward; `task_ids` are integers (batch,) or (batch, seq), or names, one per row."""
+        if task_ids is not None:
+            kwargs["task_ids"] = task_ids
+        return self.model(*args, **kwargs)  # the base model's RoutingHook takes the ids
+
+    def generate(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+        """The base model's generate with one task per prompt; beams and several return sequences follow their row."""
+        with self.tasks_of(task_ids):
+            return self.model.generate(*args, **kwargs)
+
+    @contextmanager
+    def tasks_of(self, task_ids: TaskIds | None) -> Iterator[None]:
+        """Use these tasks for every forward pass inside the `with` block; for code that calls the base model itself."""
+        device = next(self.model.parameters()).device
+        with self.router.generation(task_ids, _active_banks(self.model), device):
+            yield
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT calls this around forward and generate; without it `adapter_names` would be ignored in silence.
+        if kwargs.get("adapter_names") is not None:
+            raise TaskIdError("a bank takes task_ids=[...] (names or integers) instead of adapter_names")
+        yield
+
+    @property
+    def router(self) -> Router:
+        router = bank_router(self.model)
+        if router is None:
+            raise ConfigError("this model has no bank any more: its adapters were merged or unloaded")
+        return router
+
+    # ---- tasks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks of the active bank, in the order of their ids."""
+        return list(self.peft_config[self._bank()].tasks)
+
+    def set_task(self, name: str | None) -> None:
+        """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""
+        bank, router = self._bank(), self.router
+        if name is None:
+            router.selected.pop(bank, None)
+        else:
+            router.index(name, bank)
+            router.selected[bank] = name
+
+    def add_tasks(self, names: Sequence[str], init: str = "identity") -> None:
+        """Add tasks to the active bank, in place: an optimiser keeps its state for all others.
+
+        Args:
+            names: new names.
+            init: their cores: "identity", "mean" (of the present cores), or the name of a task to copy.
+
+        Raises:
+            ConfigError: if a name is taken, stands twice, or cannot be a name.
+            TaskIdError: if `init` is no known task.
+        """
+        bank = self._bank()
+        tasklist.add(self._layers(), self.peft_config[bank], self.router, bank, names, init)
+
+    def remove_task(self, name: str) -> None:
+        """Remove a task; later tasks move up by one id. Raises TaskIdError if unknown, ConfigError if the last."""
+        bank = self._bank()
+        tasklist.remove(self._layers(), self.peft_config[bank], self.router, bank, name)
+
+    def core(self, name: str) -> dict[str, Tensor]:
+        """A copy of a task's cores: for each adapted layer, by its name in the base model, an (r, r) tensor."""
+        bank = self._bank()
+        index = self.router.index(name, bank)
+        return {key: layer.colora_core[bank].detach()[index].clone() for key, layer in self._layers().items()}
+
+    def set_core(self, name: str, core: Mapping[str, Tensor]) -> None:
+        """Write a task's cores, as `core` gives them. Raises ConfigError naming what is missing or misshapen."""
+        bank = self._bank()
+        tasklist.write(self._layers(), bank, self.router.index(name, bank), core)
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        task: str | None = None,
+    ) -> nn.Module:
+        """The base model with one task's update added to its weights; see `BaseTuner.merge_and_unload`.
+
+        Raises:
+            TaskIdError: if there are several tasks and none was chosen, before any weight is changed.
+        """
+        if task is not None:
+            self.set_task(task)
+        for layer in self._layers().values():
+            layer._task_to_merge(self._bank())
+            break
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for key, hook in list(model._forward_pre_hooks.items()):
+            if isinstance(hook, RoutingHook):
+                del model._forward_pre_hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
+        return model
+
+    def _bank(self) -> str:
+        active = self.active_adapters
+        if len(active) != 1:
+            raise ConfigError(f"expected one active bank, found {len(active)} ({', '.join(active) or 'none'})")
+        return active[0]
+
+    def _layers(self) -> dict[str, CoLoRALinear]:
+        return bank_layers(self.model, self._bank())
+
+    # ---- saved form -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        # PEFT writes the config after the tensors, so the digest recorded here is saved with them.
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        config.weights_sha256 = tensors_sha256(
+            {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in selected.items()}
+        )
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        # PEFT only warns of missing tensors; half a bank is worse than none.
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        parameters = dict(model.named_parameters())
+        expected = {key for key in parameters if cls.prefix in key and key.endswith(f".{adapter_name}")}
+        faults = [f"{key}: missing" for key in sorted(expected - remapped.keys())]
+        faults += [
+            f"{key}: expected shape {tuple(parameters[key].shape)}, found {tuple(remapped[key].shape)}"
+            for key in sorted(expected & remapped.keys())
+            if parameters[key].shape != remapped[key].shape
+        ]
+        own = {key: value for key, value in state_dict.items() if f".{cls.prefix}" in key}
+        if not faults and config.weights_sha256 and tensors_sha256(own) != config.weights_sha256:
+            faults.append(
+                "the tensors are not those that adapter_config.json was saved with (digest weights_sha256); if the "
+                "change is intended, remove that field from adapter_config.json"
+            )
+        if faults:
+            more = [f"... and {len(faults) - 5} more"] if len(faults) > 5 else []
+            raise BankFileError(
+                "\n  - ".join([f"the saved bank does not fit its config ({len(faults)} faults):", *faults[:5], *more])
+            )
+        return remapped
+
+
+def bank_layers(model: nn.Module, bank: str) -> dict[str, CoLoRALinear]:
+    """The adapted layers of a bank by their name in the base model (without PEFT's `base_model.model.`)."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, CoLoRALinear) and bank in module.colora_core
+    }
+
+
+def bank_router(model: nn.Module) -> Router | None:
+    """The router of a base model that has a bank, or None."""
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(hook, RoutingHook):
+            return hook.router
+    return None
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of the bank's own tensors (names, shapes, values), independent of device and order."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _active_banks(model: nn.Module) -> list[str]:
+    """Active adapters, read off the layers, for the tuner is not there when transformers loaded the bank itself."""
+    for module in model.modules():
+        if isinstance(module, CoLoRALinear):
+            return [name for name in module.active_adapters if name in module.colora_core]
+    return []
+
+
+def _linear_names(model: nn.Module) -> str:
+    names = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,67 @@
+"""Makes stock PEFT know the bank: three table entries, and `task_ids` let through.
+
+Two things in PEFT 0.21 are closed to outside methods, and both are dealt with here and nowhere else:
+
+- `PeftType` is an enum that cannot grow, so `register_peft_method` refuses us. The tables behind it take our name.
+- The forward methods of PEFT's task models (`PeftModelForCausalLM` and its siblings) have a parameter `task_ids` that
+  they pass on only to the method "Poly" and otherwise swallow, and `PeftModel.generate` would hand it to
+  transformers, which refuses it. For models with a bank, and for these alone, the ids are taken around.
+
+`tests/test_adapter_registration.py` fails loudly when PEFT changes any of this.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from colora.adapter.config import COLORA, CoLoRAConfig
+from colora.adapter.hook import ROUTED_KEY
+from colora.adapter.model import CoLoRAModel
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Idempotent; done by `import colora`."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[COLORA] = CoLoRAConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[COLORA] = CoLoRAModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[COLORA] = CoLoRAModel.prefix
+    for cls in {peft.PeftModel, *peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values()}:
+        if "forward" in vars(cls):
+            cls.forward = _routed_forward(cls.forward)
+        if "generate" in vars(cls):
+            cls.generate = _routed_generate(cls.generate)
+
+
+def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(forward, "_colora_routed"):
+        return forward
+    takes_keywords = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
+
+    @functools.wraps(forward)
+    def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if takes_keywords and isinstance(self.base_model, CoLoRAModel) and kwargs.get("task_ids") is not None:
+            kwargs[ROUTED_KEY] = kwargs.pop("task_ids")
+        return forward(self, *args, **kwargs)
+
+    routed._colora_routed = True  # type: ignore[attr-defined]
+    return routed
+
+
+def _routed_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(generate, "_colora_routed"):
+        return generate
+
+    @functools.wraps(generate)
+    def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.base_model, CoLoRAModel):
+            with self.base_model.tasks_of(kwargs.pop("task_ids", None)):
+                return generate(self, *args, **kwargs)
+        return generate(self, *args, **kwargs)
+
+    routed._colora_routed = True  # type: ignore[attr-defined]
+    return routed

@@ -1,0 +1,102 @@
+"""Adding, removing and writing the tasks of a bank, in place.
+
+The Parameter objects stay the same and only their storage changes, so optimisers keep working on them. Each stack of
+cores carries `task_uids`, one never reused number per row; an optimiser that keeps state per task uses them to move
+its rows along (see `colora.training.optimizer`).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from colora.adapter.config import CoLoRAConfig, check_task_name
+from colora.adapter.layer import CoLoRALinear
+from colora.adapter.routing import Router
+from colora.errors import ConfigError
+
+__all__ = ["add", "remove", "task_uids", "write"]
+
+_next_uid = itertools.count(1_000_000_000)
+
+
+def task_uids(cores: Tensor) -> list[int]:
+    """One number for each row of a stack of cores (K, r, r) that stays with the task when rows move."""
+    uids: list[int] | None = getattr(cores, "colora_task_uids", None)
+    return list(range(cores.shape[0])) if uids is None else uids
+
+
+def add(
+    layers: Mapping[str, CoLoRALinear],
+    config: CoLoRAConfig,
+    router: Router,
+    bank: str,
+    names: Sequence[str],
+    init: str = "identity",
+) -> None:
+    """See `CoLoRAModel.add_tasks`."""
+    if isinstance(names, str):
+        names = [names]
+    present = set(config.tasks)
+    faults = [fault for name in names if (fault := check_task_name(name))]
+    faults += [f"{name!r} is already a task of this bank" for name in names if name in present]
+    faults += (
+        [f"{name!r} stands twice" for name in sorted({n for n in names if list(names).count(n) > 1})]
+        if len(set(names)) < len(names)
+        else []
+    )
+    if faults:
+        raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
+    source = None if init in ("identity", "mean") else router.index(init, bank)
+    uids = [next(_next_uid) for _ in names]
+    for layer in layers.values():
+        cores = layer.colora_core[bank]
+        if init == "mean":
+            first = cores.detach().mean(0)
+        elif source is not None:
+            first = cores.detach()[source]
+        else:
+            first = torch.eye(cores.shape[-1], dtype=cores.dtype, device=cores.device)
+        _replace(cores, torch.cat([cores.detach(), first.expand(len(names), -1, -1)]), task_uids(cores) + uids)
+    config.tasks.extend(names)
+    router.register(bank, config.tasks)
+
+
+def remove(layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Router, bank: str, name: str) -> None:
+    """See `CoLoRAModel.remove_task`."""
+    index = router.index(name, bank)
+    if len(config.tasks) == 1:
+        raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
+    for layer in layers.values():
+        cores = layer.colora_core[bank]
+        keep = [row for row in range(cores.shape[0]) if row != index]
+        uids = task_uids(cores)
+        _replace(cores, cores.detach()[keep], [uids[row] for row in keep])
+    del config.tasks[index]
+    router.register(bank, config.tasks)
+
+
+def write(layers: Mapping[str, CoLoRALinear], bank: str, index: int, core: Mapping[str, Tensor]) -> None:
+    """See `CoLoRAModel.set_core`."""
+    faults = [f"{name}: no such adapted layer" for name in core if name not in layers]
+    for name, layer in layers.items():
+        shape = tuple(layer.colora_core[bank].shape[1:])
+        if name not in core:
+            faults.append(f"{name}: missing")
+        elif tuple(core[name].shape) != shape:
+            faults.append(f"{name}: expected shape {shape}, found {tuple(core[name].shape)}")
+        elif not torch.isfinite(core[name]).all():
+            faults.append(f"{name}: holds NaN or infinity")
+    if faults:
+        raise ConfigError("this core does not fit the bank; nothing was changed:", faults[:10])
+    with torch.no_grad():
+        for name, layer in layers.items():
+            cores = layer.colora_core[bank]
+            cores[index] = core[name].to(cores)
+
+
+def _replace(cores: nn.Parameter, rows: Tensor, uids: list[int]) -> None:
+    cores.grad = None
+    cores.data = rows.contiguous()
+    cores.colora_task_uids = uids  # type: ignore[attr-defined]

@@ -1,0 +1,33 @@
+"""The algebra against its definition, in float64."""
+
+import torch
+
+from colora.algebra import canonical_gauge, compose, core_gram
+
+torch.manual_seed(0)
+A, B, CORES = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 7), (5, 3), (4, 3, 3)])
+
+
+def test_compose_is_the_product():
+    assert torch.allclose(compose(A, B, CORES[1], 0.5), 0.5 * B @ CORES[1] @ A)
+
+
+def test_gauge_keeps_the_model_and_makes_the_factors_orthonormal():
+    a, b, cores = canonical_gauge(A, B, CORES)
+    assert torch.allclose(compose(a, b, cores), compose(A, B, CORES), atol=1e-12)
+    eye = torch.eye(3, dtype=torch.float64)
+    assert torch.allclose(a @ a.mT, eye)
+    assert torch.allclose(b.mT @ b, eye)
+
+
+def test_gauge_is_unique_up_to_rotations_of_the_factors():
+    """Scaling and shearing by triangular matrices of positive diagonal does not change the canonical cores."""
+    p = torch.randn(3, 3, dtype=torch.float64).triu(1) + torch.diag(torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64))
+    _, _, one = canonical_gauge(A, B, CORES)
+    _, _, two = canonical_gauge(A, B @ p, torch.linalg.inv(p) @ CORES)
+    assert torch.allclose(one, two, atol=1e-10)
+
+
+def test_gram_equals_inner_products_of_full_updates():
+    full = compose(A, B, CORES, 2.0).flatten(1)
+    assert torch.allclose(core_gram(A, B, CORES, 2.0), full @ full.mT)
