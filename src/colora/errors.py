@@ -3,6 +3,8 @@
 __all__ = [
     "BankFileError",
     "BaseMismatchError",
+    "BaseModelError",
+    "CheckpointError",
     "ColoraError",
     "ConfigError",
     "TaskFileError",
@@ -40,8 +42,16 @@ class BankFileError(ColoraError):
     """A saved bank that is truncated, edited, incomplete, or written by a newer version."""
 
 
+class BaseModelError(ColoraError):
+    """A base model that cannot be found, fetched, read or unpacked."""
+
+
 class BaseMismatchError(ColoraError):
     """A bank that was trained on another base model."""
+
+
+class CheckpointError(ColoraError):
+    """A checkpoint that could not be written or read."""
 
 
 class TrainingDivergedError(ColoraError):

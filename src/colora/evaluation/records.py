@@ -1,0 +1,178 @@
+"""Metric records: one JSON object per line, appended so that an interrupted write leaves the old file whole."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colora.errors import ColoraError
+
+__all__ = ["Record", "append_records", "environment", "read_records"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured number.
+
+    Attributes:
+        run: which run it belongs to, chosen by the caller.
+        method: what was measured, e.g. "CoLoRA".
+        task: name of the task.
+        split: "train", "dev", "test", ...
+        metric: "rougeL" and "exact_match" in [0, 100], "token_nll" in nats per token, or another name.
+        value: the number; finite.
+        n: how many observations `value` is the mean of: examples, or tokens for "token_nll".
+        seed: the seed of the run.
+
+    Raises:
+        ColoraError: naming every field with a value of the wrong kind, and a value that is NaN or infinite.
+    """
+
+    run: str
+    method: str
+    task: str
+    split: str
+    metric: str
+    value: float
+    n: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name}: expected a text, found {found!r}"
+            for name in ("run", "method", "task", "split", "metric")
+            if not isinstance(found := getattr(self, name), str)
+        ]
+        if isinstance(self.value, bool) or not isinstance(self.value, Real) or not math.isfinite(self.value):
+            faults.append(f"value: expected a finite number, found {self.value!r}")
+        else:
+            object.__setattr__(self, "value", float(self.value))
+        for name, least in (("n", 1), ("seed", None)):
+            found = getattr(self, name)
+            if isinstance(found, bool) or not isinstance(found, int) or (least is not None and found < least):
+                faults.append(f"{name}: expected {'a positive' if least else 'an'} integer, found {found!r}")
+        if faults:
+            raise ColoraError(f"record of {self.metric!r} for task {self.task!r}: " + "; ".join(faults))
+
+
+def append_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """Add records to a JSONL file, which is created if need be.
+
+    The new content is written beside the file and renamed over it: whatever interrupts the write, the file holds all
+    of the new records or none. One process at a time may append to a file; give parallel runs a file each.
+
+    Raises:
+        OSError: if the file cannot be written; it is then as before.
+    """
+    lines = "".join(json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    target = Path(os.path.realpath(path))  # a link stays a link
+    before = target.read_bytes() if target.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(before + lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """All records of a JSONL file; empty lines are passed over.
+
+    Raises:
+        ColoraError: with one "file:line: expected ..., found ..." for each faulty line.
+        OSError: if the file cannot be read.
+    """
+    records, faults = [], []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_parse(line))
+        except ColoraError as error:
+            faults.append(f"{os.fspath(path)}:{number}: {error}")
+    if faults:
+        raise ColoraError("\n".join(faults))
+    return records
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        found = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        raise ColoraError(f"expected a JSON object, found {_short(line.decode(errors='replace'))}") from None
+    if not isinstance(found, dict):
+        raise ColoraError(f"expected a JSON object, found {_short(line.decode())}")
+    expected = [field.name for field in fields(Record)]
+    if set(found) != set(expected):
+        raise ColoraError(f"expected the keys {', '.join(expected)}, found {', '.join(found) or 'none'}")
+    return Record(**found)
+
+
+def _short(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")
+
+
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Where a measurement was made, ready for JSON: to be written beside the records.
+
+    Args:
+        device: the device used; by default the accelerator if there is one, else the CPU.
+
+    Returns:
+        date (ISO 8601, UTC), versions of python, torch, transformers, peft and colora, platform, machine, cpu_count,
+        threads (torch's, within one operation), device (its name), git_revision (of colora's sources if they are
+        under git, with "-dirty" if they were edited; else None).
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    used = torch.device(device) if device is not None else accelerator or torch.device("cpu")
+    packages = {name: _version(name) for name in ("torch", "transformers", "peft", "colora")}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **packages,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
+        "git_revision": _git_revision(Path(__file__)),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision(source: Path) -> str | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository: only a tracked file has a revision of ours.
+        git("ls-files", "--error-unmatch", source.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    except (OSError, subprocess.SubprocessError):
+        return None

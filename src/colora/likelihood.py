@@ -1,0 +1,69 @@
+"""The negative log-likelihood of a batch's labels: what training minimises and evaluation reports."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from colora.errors import ColoraError
+
+__all__ = ["IGNORED", "is_encoder_decoder", "label_tokens", "row_nll"]
+
+IGNORED = -100
+"""The label of tokens that do not count, as in transformers."""
+
+
+def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each row's labels, summed: (rows,), in float32 or the model's float64.
+
+    Args:
+        model: a causal LM or an encoder-decoder of transformers, plain, wrapped by PEFT, or in data parallel.
+        inputs: all keywords of the model but the labels.
+        labels: LongTensor (rows, length), `IGNORED` where nothing is to be said. A causal LM predicts the label at
+            t + 1 from position t; an encoder-decoder shifts its labels itself.
+
+    Raises:
+        ColoraError: if the model gives logits of another shape than the labels.
+    """
+    if is_encoder_decoder(model):
+        logits, targets = model(**inputs, labels=labels).logits, labels
+    else:
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        # A small model with a large vocabulary spends a fifth of its time and most of its memory on logits, and
+        # prompts need none: ask for the columns in which some row has a label.
+        columns = (targets != IGNORED).any(0).nonzero().squeeze(1)
+        if len(columns) and _takes_logits_to_keep(model):
+            logits, targets = model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
+        else:
+            logits = model(**inputs).logits
+    if logits.shape[:2] != targets.shape:
+        raise ColoraError(
+            f"expected logits of shape {(*targets.shape, 'vocabulary')} from the model, found {tuple(logits.shape)}"
+        )
+    targets = targets.to(logits.device)
+    wanted = targets != IGNORED
+    chosen = logits[wanted]
+    losses = F.cross_entropy(
+        chosen.to(torch.promote_types(chosen.dtype, torch.float32)), targets[wanted], reduction="none"
+    )
+    return losses.new_zeros(len(targets)).index_add(0, wanted.nonzero()[:, 0], losses)
+
+
+def label_tokens(labels: Tensor, encoder_decoder: bool) -> Tensor:
+    """Number of labels that count in each row: (rows,). A causal LM never predicts the first position."""
+    return ((labels if encoder_decoder else labels[:, 1:]) != IGNORED).sum(1)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the (possibly wrapped) model is an encoder-decoder."""
+    return bool(getattr(getattr(extract_model_from_parallel(model), "config", None), "is_encoder_decoder", False))
+
+
+def _takes_logits_to_keep(model: nn.Module) -> bool:
+    inner: Any = extract_model_from_parallel(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -1,0 +1,69 @@
+"""Tables from the `datasets` library: a hub id, anything else `load_dataset` takes, or a saved folder."""
+
+from pathlib import Path
+from typing import Any
+
+from colora.tasks.faults import Faults, quoted
+from colora.tasks.schema import SPLITS, TaskSource
+from colora.tasks.tables import Row, Table
+
+__all__ = ["VAL_NAMES", "is_saved_dataset", "read_dataset"]
+
+VAL_NAMES = ("val", "validation", "dev")
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
+    return any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+
+
+def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
+    """The tables of the splits that `source` uses, by our names; class labels become their names.
+
+    Nothing from the dataset is executed: loading scripts are refused by the library (4.0 and later), and
+    `trust_remote_code` is never passed.
+    """
+    import datasets  # here, because the import takes a second that most runs need not spend
+
+    try:
+        if source.path is not None:
+            loaded = datasets.load_from_disk(source.path)
+        else:
+            loaded = datasets.load_dataset(source.dataset, source.subset)
+    except Exception as error:  # the library raises its own, fsspec's, pyarrow's, the hub's and builtin errors
+        first = (str(error).splitlines() or [""])[0]
+        faults.add(source.origin, f"expected a dataset that loads, found {type(error).__name__}: {first}")
+        return {}
+    if not isinstance(loaded, dict):
+        loaded = {"train": loaded}
+    names = {split: "val" if split in VAL_NAMES else split for split in loaded}
+    if list(names.values()).count("val") > 1:
+        faults.add(source.origin, f"expected one validation split, found {quoted(loaded)}")
+        return {}
+    tables = {}
+    for split, ours in names.items():
+        if ours in SPLITS and source.count(ours) != 0:
+            tables[ours] = _table(split, loaded[split], source, datasets.ClassLabel, faults)
+    if "train" not in tables and source.train != 0:
+        faults.add(source.origin, f'expected a split "train", found {quoted(loaded)}')
+        return {}
+    return tables
+
+
+def _table(split: str, data: Any, source: TaskSource, class_label: type, faults: Faults) -> Table:
+    columns = tuple(data.column_names)
+    used = [c for c in columns if c in {"input", "output", "outputs", "instruction", *source.fields.values()}]
+    used = used or list(columns[:1])  # without any column, the library yields no rows either
+    labels = {c: data.features[c].names for c in used if isinstance(data.features[c], class_label)}
+    rows = []
+    # Only the columns in use: images or audio beside them would be decoded one by one.
+    for index, values in enumerate(data.select_columns(used)):
+        for column, names in labels.items():
+            label = values[column]
+            # -1 marks a hidden label on the hub; it stays a number and is reported as such.
+            if label is not None and 0 <= label < len(names):
+                values[column] = names[label]
+        rows.append(Row(values, f"{split}[{index}]"))
+    if not rows:
+        faults.add(source.origin, "expected at least one example, found none", split)
+    return Table(source.origin, columns, rows)

@@ -1,0 +1,87 @@
+"""How an example becomes a prompt, and which token ends the answer to it."""
+
+from typing import Any
+
+from colora.errors import ConfigError
+from colora.tasks.schema import Example
+
+__all__ = ["end_token_id", "fit_prompt", "prompt_ids"]
+
+_ANSWER = "an answer"
+
+
+def prompt_ids(
+    example: Example, tokenizer: Any, max_length: int | None = None, encoder_decoder: bool = False
+) -> list[int]:
+    """The token ids that the model is given and continues (or, for encoder-decoders, reads).
+
+    Instruction and input stand in one user turn, a blank line between them, because not every chat template
+    knows a system turn. Without a chat template, and for encoder-decoders, the prompt is the plain text with a
+    newline after it, with the tokenizer's special tokens at its start; only encoder-decoders get the end token.
+
+    Args:
+        example: its outputs are not looked at.
+        tokenizer: a transformers tokenizer.
+        max_length: cut the input from its left to this many tokens in all, exactly as in training; if template
+            and instruction alone are longer, so is the result.
+        encoder_decoder: whether the prompt is for an encoder.
+    """
+    if max_length is None:
+        return _render(example.instruction, example.input, tokenizer, encoder_decoder)
+    return fit_prompt(example, tokenizer, max_length, encoder_decoder)[0]
+
+
+def fit_prompt(example: Example, tokenizer: Any, room: int, encoder_decoder: bool = False) -> tuple[list[int], int]:
+    """The prompt in at most `room` tokens, if that can be, and how many tokens of the input it lost.
+
+    Instruction and template stay whole; the input loses its beginning. The prompt is longer than `room` only if
+    it is so with an empty input.
+    """
+    ids = _render(example.instruction, example.input, tokenizer, encoder_decoder)
+    if len(ids) <= room:
+        return ids, 0
+    source = tokenizer(example.input, add_special_tokens=False, verbose=False)["input_ids"]
+    dropped = 0
+    # More than one turn only where the shortened text, tokenised again, has more tokens than were kept of it.
+    while len(ids) > room and dropped < len(source):
+        dropped = min(dropped + len(ids) - room, len(source))
+        text = tokenizer.decode(source[dropped:], clean_up_tokenization_spaces=False)
+        # A cut through the bytes of one character leaves a replacement character at the start.
+        ids = _render(example.instruction, text.lstrip("\ufffd"), tokenizer, encoder_decoder)
+    return ids, dropped
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """The token that ends an answer: training ends every output with it, and generation should stop at it.
+
+    With a chat template it is the first special token that the template puts after an assistant's turn (such as
+    <|im_end|>, which need not be the tokenizer's end of sequence); otherwise the end of sequence.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _ANSWER}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        _, found, tail = text.rpartition(_ANSWER)
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        if found:
+            for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+                if token in special:
+                    return int(token)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("expected a tokenizer with an end-of-sequence token, found none: outputs could not end")
+    return int(tokenizer.eos_token_id)
+
+
+def _render(instruction: str | None, text: str, tokenizer: Any, encoder_decoder: bool) -> list[int]:
+    content = "\n\n".join(part for part in (instruction, text) if part)
+    if tokenizer.chat_template and not encoder_decoder:
+        turns = [{"role": "user", "content": content}]
+        # return_dict=False: transformers 5 wraps the ids in a BatchEncoding otherwise.
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    ids = list(tokenizer(content + "\n", verbose=False)["input_ids"])
+    eos = tokenizer.eos_token_id
+    while ids and ids[-1] == eos:
+        ids.pop()
+    return [*ids, eos] if encoder_decoder and eos is not None else ids

@@ -1,0 +1,130 @@
+"""Reads tasks from files, folders and datasets, and reports every fault of all of them at once."""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from colora.errors import TaskFileError
+from colora.tasks.examples import table_examples
+from colora.tasks.faults import Faults, quoted
+from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
+from colora.tasks.schema import SPLITS, Task, TaskSource
+from colora.tasks.splits import make_splits
+from colora.tasks.tables import SUFFIXES, Table, read_table
+
+__all__ = ["read_tasks"]
+
+_NAME = re.compile(r"\w[\w .:+\-]{0,99}")
+
+
+def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
+    """Reads every source, in order, into a task with train, val and test examples.
+
+    Example files hold an "input", an "output" (one text, or a list of texts that all count as right; "outputs"
+    does too) and, if wanted, an "instruction": JSON Lines, CSV with a header, or a JSON list. A .json file may
+    also be a task of Natural Instructions. `make_splits` says how splits are drawn where none are given.
+
+    Args:
+        sources: what to read; at least one.
+        seed: decides every draw, together with the task's name.
+
+    Raises:
+        TaskFileError: if anything is wrong with any source; it lists all faults as "file:line: expected X,
+            found Y", at most 20 a file.
+    """
+    if not sources:
+        raise TaskFileError(["expected at least one task source, found none"])
+    faults = Faults()
+    tasks: list[Task] = []
+    names: dict[str, TaskSource] = {}
+    for source in sources:
+        if not _usable(source, faults):
+            continue
+        name = source.name if source.name is not None else _default_name(source)
+        # A name is also a folder's name, and on some systems those do not tell case or composition apart.
+        key = unicodedata.normalize("NFC", name).casefold()
+        if not _NAME.fullmatch(name):
+            wanted = "a task name of 1 to 100 letters, digits, spaces and _ . : + - that begins with a letter or digit"
+            faults.add(source.origin, f'expected {wanted}, found "{name[:120]}"')
+        elif key in names:
+            found = f'"{name}" for both {names[key].origin} and {source.origin}'
+            faults.add(source.origin, f"expected task names that differ (not only in case), found {found}")
+        names.setdefault(key, source)
+        task = _read_task(source, name, seed, faults)
+        if task is not None:
+            tasks.append(task)
+    faults.raise_any()
+    return tasks
+
+
+def _usable(source: TaskSource, faults: Faults) -> bool:
+    before = len(faults)
+    if (source.path is None) == (source.dataset is None):
+        found = "neither" if source.path is None else f'both "{source.path}" and "{source.dataset}"'
+        faults.add(source.name or source.origin, f"expected a path or a dataset, found {found}")
+    unknown = [key for key in source.fields if key not in ("input", "output", "instruction")]
+    if unknown:
+        faults.add(source.origin, f'expected "input", "output" or "instruction" in fields, found {quoted(unknown)}')
+    for split in SPLITS:
+        count = source.count(split)
+        if count is not None and count < 0:
+            faults.add(source.origin, f"expected {split} to be 0 or more, found {count}")
+    return len(faults) == before
+
+
+def _default_name(source: TaskSource) -> str:
+    if source.path is None:
+        return "-".join(part for part in ((source.dataset or "").rstrip("/").split("/")[-1], source.subset) if part)
+    path = Path(source.path)
+    # Only a suffix we read is one: a folder named v1.2 keeps its name.
+    return path.stem if path.suffix.lower() in SUFFIXES else path.resolve().name
+
+
+def _read_task(source: TaskSource, name: str, seed: int, faults: Faults) -> Task | None:
+    before = len(faults)
+    tables = _tables(source, faults)
+    given = {split: table_examples(table, source, faults) for split, table in tables.items()}
+    if len(faults) > before:
+        return None  # counting what is left of a broken file would only add misleading faults
+    splits, drawn = make_splits(given, source, name, seed, faults)
+    return Task(name, splits, source.origin, seed if drawn else None)
+
+
+def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:
+    if source.path is None:
+        return read_dataset(source, faults)
+    path = Path(source.path)
+    if path.is_dir():
+        return read_dataset(source, faults) if is_saved_dataset(path) else _folder_tables(path, source, faults)
+    if not path.exists():
+        faults.add(source.path, f"expected a file or a folder, found none{_suggestion(path)}")
+    elif path.suffix.lower() not in SUFFIXES:
+        found = f'"{path.suffix}"' if path.suffix else "no suffix"
+        faults.add(source.path, f"expected a file ending in {', '.join(SUFFIXES)}, found {found}")
+    else:
+        return {"train": read_table(path, faults)}
+    return {}
+
+
+def _folder_tables(folder: Path, source: TaskSource, faults: Faults) -> dict[str, Table]:
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = "val" if path.stem in VAL_NAMES else path.stem
+        if split not in SPLITS or path.suffix.lower() not in SUFFIXES:
+            continue
+        if split in paths:
+            faults.add(str(folder), f"expected one {split} file, found {quoted((paths[split].name, path.name))}")
+        paths[split] = path
+    if "train" not in paths:
+        found = quoted(sorted(path.name for path in folder.iterdir()))
+        faults.add(str(folder), f"expected train.jsonl or train.csv (and val and test, if given), found {found}")
+    return {split: read_table(path, faults) for split, path in paths.items() if source.count(split) != 0}
+
+
+def _suggestion(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor the folder {path.parent})"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
+    return f"; similar names there: {quoted(close)}" if close else ""

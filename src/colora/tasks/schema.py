@@ -1,0 +1,69 @@
+"""What a task is: examples in three splits, and where a user says they come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["SPLITS", "Example", "Task", "TaskSource"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input with every output that counts as right; training uses the first of them."""
+
+    input: str
+    outputs: tuple[str, ...]
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named task.
+
+    Attributes:
+        name: unique among the tasks of a run, and fit to be a folder's name.
+        splits: the keys are "train", "val" and "test"; all three are present, and no example is in two of them.
+        source: the file, folder or dataset it was read from.
+        split_seed: the seed if any split was drawn by chance, None if all are used as they were given.
+    """
+
+    name: str
+    splits: dict[str, tuple[Example, ...]]
+    source: str
+    split_seed: int | None
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """What a user asks for: one task and where its examples are. Exactly one of `path` and `dataset` is needed.
+
+    Attributes:
+        name: the task's name; by default the file's stem, the folder's name, or "dataset-subset".
+        path: a .jsonl, .csv or .json file, a folder of train/val/test files, or one written by `save_to_disk`.
+        dataset: the first argument of `datasets.load_dataset`, a hub id for instance.
+        subset: the second argument of `datasets.load_dataset`, known there as the configuration.
+        fields: our "input", "output" and "instruction" to the names of the file's columns, where they differ.
+        instruction: one instruction for all examples, in place of the file's own.
+        train, val, test: how many examples of each split to use. None: all that are given, or the default share
+            of a split that is drawn. 0: none, and a file of that split is not even read.
+    """
+
+    name: str | None = None
+    path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+    def count(self, split: str) -> int | None:
+        """How many examples of "train", "val" or "test" are asked for."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+    @property
+    def origin(self) -> str:
+        """The path or the dataset, for messages and records."""
+        return self.path or "/".join(part for part in (self.dataset, self.subset) if part) or "a task source"

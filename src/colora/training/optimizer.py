@@ -1,0 +1,165 @@
+"""`TaskAdamW`: AdamW for the shared factors, and AdamW task by task for the cores.
+
+A dense AdamW moves the cores of tasks that are absent from the batch, by momentum and weight decay. Here task k has
+its own step count t_k and moments, and a step changes only the tasks present:
+
+    t_k ← t_k + 1,  m_k ← β1 m_k + (1 − β1) g_k,  v_k ← β2 v_k + (1 − β2) g_k²
+    Λ_k ← Λ_k − lr · (m_k / (1 − β1^t_k) / (√(v_k / (1 − β2^t_k)) + ε) + decay · Λ_k)
+
+(Loshchilov and Hutter, arXiv:1711.05101, applied per task.) A task is present if any of its cores has a gradient that
+is not zero. So presence is read off the gradients: with data parallelism these are summed over the ranks, and a task
+present on any rank is present on all; with accumulation, present in any micro-batch is present in the step.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from colora.adapter.tasklist import task_uids
+
+__all__ = ["TaskAdamW", "parameter_groups"]
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    core_lr: float,
+    weight_decay: float = 0.0,
+    core_weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: role "shared" (A, B and any `modules_to_save`) and role "core".
+
+    Cores need a learning rate of their own: with Adam an entry moves by about its learning rate per step, so at the
+    rate that suits A and B, cores that start at the identity hardly become personal.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    cores = [parameter for name, parameter in named if "colora_core" in name]
+    shared = [parameter for name, parameter in named if "colora_core" not in name]
+    groups: list[dict[str, Any]] = []
+    if shared:
+        groups.append({"params": shared, "lr": lr, "weight_decay": weight_decay, "role": "shared"})
+    if cores:
+        groups.append({"params": cores, "lr": core_lr, "weight_decay": core_weight_decay, "role": "core"})
+    return groups
+
+
+class TaskAdamW(torch.optim.AdamW):
+    """AdamW whose groups of role "core" hold stacks of cores (K, r, r) and are updated task by task.
+
+    Args:
+        params: groups as `parameter_groups` makes them. A group without a role is a shared one.
+        lr, betas, eps, weight_decay: as for `torch.optim.AdamW`, where a group does not say otherwise.
+
+    A group with `frozen=True` is left out of the step: neither its parameters nor its moments change. Tasks may be
+    added to or removed from the bank between steps; the state of the other tasks moves along with them.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]] | Iterable[nn.Parameter],
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._uids: dict[Tensor, list[int]] = {}
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)  # type: ignore[arg-type]
+
+    def freeze(self, roles: Iterable[str]) -> None:
+        """Leave the groups of these roles out of the coming steps, and take all others in."""
+        roles = set(roles)
+        for group in self.param_groups:
+            group["frozen"] = group.get("role", "shared") in roles
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step. Its cost grows with the tasks present in the gradients (beyond reading these once)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # torch's AdamW skips parameters without gradient: hide from it what is frozen and what is updated below.
+        hidden = {
+            parameter: parameter.grad
+            for group in self.param_groups
+            if group.get("frozen") or group.get("role") == "core"
+            for parameter in group["params"]
+            if parameter.grad is not None
+        }
+        for parameter in hidden:
+            parameter.grad = None
+        try:
+            super().step()
+        finally:
+            for parameter, grad in hidden.items():
+                parameter.grad = grad
+        for group in self.param_groups:
+            if group.get("role") == "core" and not group.get("frozen"):
+                stacks: dict[tuple[Any, ...], list[Tensor]] = {}
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        key = (parameter.shape, parameter.dtype, parameter.device)
+                        stacks.setdefault(key, []).append(parameter)
+                for parameters in stacks.values():
+                    self._step_cores(parameters, group)
+        return loss
+
+    def _step_cores(self, cores: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the present tasks in all layers at once; `cores` share shape (K, r, r), dtype and device."""
+        grads = [core.grad for core in cores if core.grad is not None]
+        present = torch.stack([grad.flatten(1).any(1) for grad in grads]).any(0)
+        rows = present.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return
+        states = [self._state(core) for core in cores]
+        beta1, beta2 = group["betas"]
+        # (layers, tasks present, r, r)
+        g = torch.stack([grad.index_select(0, rows) for grad in grads])
+        m = torch.stack([state["exp_avg"].index_select(0, rows) for state in states]).lerp_(g, 1 - beta1)
+        v = torch.stack([state["exp_avg_sq"].index_select(0, rows) for state in states])
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        value = torch.stack([core.index_select(0, rows) for core in cores])
+        t = torch.stack([state["step"].index_select(0, rows) for state in states]).add_(1)
+        t_wide = t[..., None, None]
+        denominator = (v / (1 - beta2**t_wide)).sqrt_().add_(group["eps"])
+        value.mul_(1 - group["lr"] * group["weight_decay"])
+        value.sub_(m.div(1 - beta1**t_wide).div_(denominator).mul_(group["lr"]).to(value.dtype))
+        for layer, (core, state) in enumerate(zip(cores, states, strict=True)):
+            core.index_copy_(0, rows, value[layer])
+            state["exp_avg"].index_copy_(0, rows, m[layer])
+            state["exp_avg_sq"].index_copy_(0, rows, v[layer])
+            state["step"].index_copy_(0, rows, t[layer])
+
+    def _state(self, core: Tensor) -> dict[str, Tensor]:
+        """The state of one stack of cores, its rows moved to where the tasks are now; new tasks start at zero."""
+        state: dict[str, Tensor] = self.state[core]
+        now = task_uids(core)
+        if not state:
+            state["step"] = torch.zeros(core.shape[0], device=core.device)
+            state["exp_avg"] = torch.zeros_like(core)
+            state["exp_avg_sq"] = torch.zeros_like(core)
+        elif (before := self._uids.get(core, now)) != now:
+            place = {uid: row for row, uid in enumerate(before)}
+            kept = [(row, place[uid]) for row, uid in enumerate(now) if uid in place]
+            to, source = (
+                torch.tensor(index, dtype=torch.long, device=core.device) for index in zip(*kept, strict=True)
+            )
+            for key, old in list(state.items()):
+                state[key] = old.new_zeros(len(now), *old.shape[1:]).index_copy_(0, to, old.index_select(0, source))
+        self._uids[core] = now
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """As for any optimiser; the rows of the cores' state are in the order of the bank's tasks."""
+        for core in [key for key in self.state if key in self._uids]:
+            self._state(core)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As for any optimiser. The bank must have the tasks it had when the state was saved, in the same order."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            if group.get("role") == "core":
+                self._uids.update({core: task_uids(core) for core in group["params"] if core in self.state})

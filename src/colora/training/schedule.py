@@ -1,0 +1,37 @@
+"""Which parameters move when: jointly, or cores and shared factors in turns."""
+
+from typing import Any, Literal, get_args
+
+from transformers import TrainerCallback
+
+__all__ = ["SCHEDULES", "AlternatingCallback", "Schedule", "frozen_roles"]
+
+Schedule = Literal["joint", "alternating"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
+
+def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
+    """The roles that rest in optimiser step `step` (from 0).
+
+    "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half:
+    first the cores with A and B fixed, then A and B with the cores fixed.
+
+    Example:
+        >>> [frozen_roles("alternating", step, turn=2) for step in range(4)]
+        [{'shared'}, {'shared'}, {'core'}, {'core'}]
+    """
+    if schedule == "joint":
+        return set()
+    return {"shared"} if (step // turn) % 2 == 0 else {"core"}
+
+
+class AlternatingCallback(TrainerCallback):
+    """Freezes the resting groups of a `TaskAdamW` at every step; a function of the step alone, so it can resume."""
+
+    def __init__(self, schedule: Schedule, turn: int) -> None:
+        self.schedule = schedule
+        self.turn = turn
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        inner.freeze(frozen_roles(self.schedule, state.global_step, self.turn))

@@ -1,0 +1,52 @@
+"""Early stopping task by task: a task that no longer improves on its validation data keeps its core as it is."""
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+__all__ = ["TaskEarlyStopping"]
+
+
+class TaskEarlyStopping(TrainerCallback, ExportableState):
+    """Stops each task after `patience` evaluations without improvement; training ends when all have stopped.
+
+    A stopped task's rows get loss weight zero. So its core moves no more, not by one bit, and it pulls no longer on
+    the shared factors, which the other tasks go on training.
+
+    Args:
+        tasks: names of the tasks with validation data; others never stop.
+        patience: evaluations without improvement that a task may have.
+        min_delta: nats per token by which the validation loss must fall to count as improvement.
+    """
+
+    def __init__(self, tasks: list[str], patience: int, min_delta: float = 0.0) -> None:
+        self.tasks = list(tasks)
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best: dict[str, float] = {}
+        self.waited: dict[str, int] = {}
+        self.stopped_at: dict[str, int] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        for task in self.tasks:
+            loss = metrics.get(f"eval_loss/{task}", math.nan)
+            if task in self.stopped_at:
+                continue
+            if loss < self.best.get(task, math.inf) - self.min_delta:
+                self.best[task] = loss
+                self.waited[task] = 0
+            else:
+                self.waited[task] = self.waited.get(task, 0) + 1
+                if self.waited[task] >= self.patience:
+                    self.stopped_at[task] = state.global_step
+        if self.tasks and len(self.stopped_at) == len(self.tasks):
+            control.should_training_stop = True
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint, in the form that transformers' Trainer restores."""
+        return {
+            "args": {"tasks": self.tasks, "patience": self.patience, "min_delta": self.min_delta},
+            "attributes": {"best": self.best, "waited": self.waited, "stopped_at": self.stopped_at},
+        }
