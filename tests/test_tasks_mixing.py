@@ -83,9 +83,22 @@ def test_proportional_and_temperature_shares():
 
 
 def test_rows_within_a_batch_are_shuffled():
-    sizes = [10, 10]
-    first = Counter(tasks_of(TaskMixture(sizes, batch_size=2, steps=400), sizes)[:, 0].tolist())
-    assert 140 < first[0] < 260
+    sizes = [300, 100]
+    batches = tasks_of(TaskMixture(sizes, batch_size=4, steps=400, policy="proportional"), sizes)
+    places = Counter(batches.argmax(axis=1).tolist())  # of the only row of the small task
+    assert all(60 < places[place] < 140 for place in range(4))
+
+
+def test_tasks_meet_all_others():
+    sizes = [5] * 12
+    pairs = {frozenset(batch) for batch in tasks_of(TaskMixture(sizes, batch_size=2, steps=2000), sizes).tolist()}
+    assert len(pairs) == 12 * 11 / 2
+
+
+def test_each_pass_has_its_own_order():
+    order = list(TaskMixture([20], batch_size=20, steps=2))
+    assert sorted(order[:20]) == sorted(order[20:]) == list(range(20))
+    assert order[:20] != order[20:]
 
 
 def test_low_temperatures_do_not_overflow():

@@ -67,7 +67,11 @@ def test_folder_of_splits_is_used_as_given(tmp_path, val):
     assert task.split_seed is None
     assert {split: len(task.splits[split]) for split in SPLITS} == {"train": 5, "val": 1, "test": 2}
     assert [e.input for e in task.splits["train"]] == [row["input"] for row in rows(5)]
+    assert read(str(folder), train=5, test=2).split_seed is None
     assert read(str(folder), train=3).split_seed == 0
+    fewer = read(str(folder), test=1)
+    assert fewer.split_seed == 0
+    assert len(fewer.splits["test"]) == 1
 
 
 def test_saved_datasets_and_class_labels(tmp_path):
@@ -157,9 +161,11 @@ def test_drawn_splits_are_disjoint_and_stable(pool, seed, test, val, data):
     assert len(whole["test"]) == (size // 5 if test is None else test)
     assert len(whole["val"]) == (size // 10 if val is None else val)
     train = data.draw(st.integers(1, len(whole["train"])))
-    fewer, faults = draw(train)
+    most, (fewer, faults) = draw(len(whole["train"]))[0], draw(train)
     assert not len(faults)
-    assert fewer == {**whole, "train": whole["train"][:train]}
+    assert fewer == {**most, "train": most["train"][:train]}
+    # The same examples; where nothing at all is drawn they stay in the file's order.
+    assert {split: set(examples) for split, examples in most.items()} == {s: set(e) for s, e in whole.items()}
 
 
 # Real data

@@ -1,6 +1,7 @@
 """The test models themselves."""
 
 import torch
+
 from tiny import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
 

@@ -25,6 +25,7 @@ from colora.adapter.hook import RoutingHook
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.routing import Router, TaskIds
+from colora.adapter.targets import is_target, linear_names
 from colora.errors import BankFileError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "tensors_sha256"]
@@ -49,11 +50,15 @@ class CoLoRAModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if "target" in str(error).lower() and not isinstance(error, ConfigError):
-                raise ConfigError(f"{error} Linear layers of this model: {_linear_names(model)}.") from error
+                raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
             raise
         if config.base_identity is None:
             layers = {name: layer.get_base_layer() for name, layer in bank_layers(model, adapter_name).items()}
             config.base_identity = base_identity(layers, getattr(getattr(model, "config", None), "model_type", None))
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
+        return is_target(peft_config, key)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         # Before anything is changed: is this the base model that the bank was trained on?
@@ -282,10 +287,3 @@ def _active_banks(model: nn.Module) -> list[str]:
         if isinstance(module, CoLoRALinear):
             return [name for name in module.active_adapters if name in module.colora_core]
     return []
-
-
-def _linear_names(model: nn.Module) -> str:
-    names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
-    return ", ".join(sorted(names)) or "none"

@@ -82,7 +82,7 @@ def _csv_rows(file: str, text: str, faults: Faults) -> list[Row]:
     try:
         for cells in reader:
             # A quoted cell may span lines, and the reader counts those it has consumed: a row begins one after.
-            start = line = reader.line_num
+            start, line = line, reader.line_num + 1
             if not cells:
                 continue
             if header is None:

@@ -11,6 +11,7 @@ is not zero. So presence is read off the gradients: with data parallelism these 
 present on any rank is present on all; with accumulation, present in any micro-batch is present in the step.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -122,10 +123,9 @@ class TaskAdamW(torch.optim.AdamW):
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         value = torch.stack([core.index_select(0, rows) for core in cores])
         t = torch.stack([state["step"].index_select(0, rows) for state in states]).add_(1)
-        t_wide = t[..., None, None]
-        denominator = (v / (1 - beta2**t_wide)).sqrt_().add_(group["eps"])
+        denominator = (v / _bias_correction(beta2, t, v.dtype)).sqrt_().add_(group["eps"])
         value.mul_(1 - group["lr"] * group["weight_decay"])
-        value.sub_(m.div(1 - beta1**t_wide).div_(denominator).mul_(group["lr"]).to(value.dtype))
+        value.sub_((m / _bias_correction(beta1, t, m.dtype)).div_(denominator).mul_(group["lr"]).to(value.dtype))
         for layer, (core, state) in enumerate(zip(cores, states, strict=True)):
             core.index_copy_(0, rows, value[layer])
             state["exp_avg"].index_copy_(0, rows, m[layer])
@@ -143,9 +143,7 @@ class TaskAdamW(torch.optim.AdamW):
         elif (before := self._uids.get(core, now)) != now:
             place = {uid: row for row, uid in enumerate(before)}
             kept = [(row, place[uid]) for row, uid in enumerate(now) if uid in place]
-            to, source = (
-                torch.tensor(index, dtype=torch.long, device=core.device) for index in zip(*kept, strict=True)
-            )
+            to, source = torch.tensor(kept, dtype=torch.long, device=core.device).view(-1, 2).unbind(1)
             for key, old in list(state.items()):
                 state[key] = old.new_zeros(len(now), *old.shape[1:]).index_copy_(0, to, old.index_select(0, source))
         self._uids[core] = now
@@ -163,3 +161,12 @@ class TaskAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if group.get("role") == "core":
                 self._uids.update({core: task_uids(core) for core in group["params"] if core in self.state})
+
+
+def _bias_correction(beta: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 − beta^t, shaped (layers, tasks, 1, 1), in `dtype` or float32 if that is finer.
+
+    Through expm1: with beta2 = 0.999 the subtraction would leave four digits of the first step in float32.
+    """
+    exponents = steps.to(torch.promote_types(dtype, torch.float32)) * (math.log(beta) if beta else -math.inf)
+    return -torch.expm1(exponents)[..., None, None]

@@ -41,8 +41,21 @@ class TaskEarlyStopping(TrainerCallback, ExportableState):
                 self.waited[task] = self.waited.get(task, 0) + 1
                 if self.waited[task] >= self.patience:
                     self.stopped_at[task] = state.global_step
-        if self.tasks and len(self.stopped_at) == len(self.tasks):
+        if self._all_stopped():
             control.should_training_stop = True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        # Only a run resumed after its end comes here with all tasks stopped. The Trainer takes a step before it looks
+        # whether to stop; without gradients momentum and weight decay would still move the shared factors.
+        if self._all_stopped():
+            getattr(optimizer, "optimizer", optimizer).freeze({"shared", "core"})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._all_stopped():
+            control.should_training_stop = True
+
+    def _all_stopped(self) -> bool:
+        return bool(self.tasks) and len(self.stopped_at) == len(self.tasks)
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint, in the form that transformers' Trainer restores."""

@@ -1,0 +1,91 @@
+"""Writing so that nothing is lost: a folder or file is the old one or the new one, never half of either."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from colora.errors import CheckpointError
+
+__all__ = ["STAGING_PREFIX", "staged_folder", "write_json", "write_text"]
+
+STAGING_PREFIX = ".writing-"
+
+
+@contextmanager
+def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A folder to write into that becomes `final` when the block ends well, and vanishes when it does not.
+
+    Args:
+        final: the folder to be; replaced if it is there.
+        leader: with several processes that write into it together, whether this is the one that makes and renames it.
+        barrier: waits for the other processes.
+
+    Yields:
+        a folder of the same name as `final`, alone in a hidden folder beside it.
+
+    Raises:
+        CheckpointError: if writing fails (a full disk, say); nothing that was there before has changed.
+    """
+    staging = final.with_name(STAGING_PREFIX + final.name)
+    try:
+        if leader:
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / final.name).mkdir(parents=True)
+        barrier()
+        yield staging / final.name
+        barrier()
+        if leader:
+            _publish(staging / final.name, final)
+        barrier()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"could not write {final}: {error}. Nothing that was saved before has changed; free some space or "
+            "choose another folder, and run the same command again"
+        ) from error
+    finally:
+        if leader:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, making its folder if need be. Raises CheckpointError if it cannot be written."""
+    temporary = path.with_name(STAGING_PREFIX + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"could not write {path}: {error}; what was there before has not changed") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, for people to read: indented, with its letters as they are."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _publish(written: Path, final: Path) -> None:
+    for file in written.rglob("*"):
+        if file.is_file():
+            _fsync(file)
+    if final.exists():
+        # Out of the way first, so that at no time half of the old one has the name of a whole one.
+        old = written.with_name(".old")
+        os.replace(final, old)
+    os.replace(written, final)
+    _fsync(final.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
