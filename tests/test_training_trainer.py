@@ -102,7 +102,7 @@ def test_save_total_limit_keeps_the_newest_checkpoints(tmp_path):
 
 # ---- stopping ---------------------------------------------------------------------------------------------------
 
-STOPPING = {"steps": 16, "eval_steps": 2, "patience": 1, "unlike": ("cde",), "save_steps": 4, "dropout": 0.0, "lr": 2e-2}
+STOPPING = {"steps": 16, "eval_steps": 2, "patience": 1, "unlike": ("cde",), "save_steps": 4, "dropout": 0.0}
 
 
 def stopped_at(trainer):

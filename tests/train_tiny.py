@@ -6,11 +6,11 @@
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -128,6 +128,8 @@ class Server:
 
 
 def _serve():
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(folder)  # what is imported and built late is then there in every fork
     for line in sys.stdin:
         job = json.loads(line)
         folder, signals = Path(job["folder"]), job.pop("signals", [])
@@ -153,7 +155,8 @@ def _serve():
 
 
 def _watch(child, read, signals):
-    """Sends signals: each is [name, when], `when` being "step N" or a number of seconds from the start."""
+    """Sends signals in order: each is [name, when], `when` being "step N", or a number of seconds from the start
+    or the signal before."""
     signals, start, text = list(signals), time.monotonic(), b""
     os.set_blocking(read, False)
     while True:
@@ -170,6 +173,7 @@ def _watch(child, read, signals):
             if not due:
                 break
             os.kill(child, getattr(signal, name))
+            start = time.monotonic()
             signals.pop(0)
     body = text[text.find(b"{") :] if b"{" in text else b"{}"
     return json.loads(body)
@@ -244,7 +248,6 @@ def _ddp(folder):
 
 
 if __name__ == "__main__":
-    random.seed(0)
     if sys.argv[1] == "serve":
         _serve()
     else:

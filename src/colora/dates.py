@@ -13,12 +13,11 @@ from colora.tasks.schema import Example, Task
 __all__ = ["DEMO_LOCALES", "date_task", "date_tasks"]
 
 DEMO_LOCALES = ("es", "pt", "it", "ca", "fr", "ro")
-INSTRUCTION = "Write the date in full."
 FIRST_DAY, DAYS = date(1950, 1, 1), 36_500
 
 
 def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str | None = None) -> Task:
-    """A task of `train` + `val` + `test` different days, written in full as CLDR does for `locale` ("EEEE, d MMMM y").
+    """A task of `train` + `val` + `test` different days, written in full as CLDR does for `locale` (its "long" form, such as "29 de mayo de 2008").
 
     Raises:
         ConfigError: if Babel is missing or does not know the locale.
@@ -34,7 +33,7 @@ def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str
         raise ConfigError(f"Babel knows no locale {locale!r}") from error
     days = random.Random(f"{seed}:{locale}").sample(range(DAYS), train + val + test)
     examples = [
-        Example(day.isoformat(), (format_date(day, format="full", locale=known),), INSTRUCTION)
+        Example(day.isoformat(), (format_date(day, format="long", locale=known),))
         for day in (FIRST_DAY + timedelta(days=number) for number in days)
     ]
     splits = {

@@ -7,6 +7,7 @@ __all__ = [
     "CheckpointError",
     "ColoraError",
     "ConfigError",
+    "InterruptedRunError",
     "TaskFileError",
     "TaskIdError",
     "TrainingDivergedError",
@@ -56,3 +57,7 @@ class CheckpointError(ColoraError):
 
 class TrainingDivergedError(ColoraError):
     """The loss became NaN or infinite."""
+
+
+class InterruptedRunError(ColoraError):
+    """A run that Ctrl-C stopped, after saving a checkpoint."""

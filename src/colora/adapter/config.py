@@ -101,6 +101,8 @@ class CoLoRAConfig(PeftConfig):
             )
         super().__post_init__()
         self.peft_type = COLORA
+        # No field: what the tensors to be loaded must match, once. `weights_sha256` then follows what is saved.
+        self.unchecked_sha256 = self.weights_sha256
         if isinstance(self.tasks, tuple):
             self.tasks = list(self.tasks)
         if isinstance(self.target_modules, set | tuple):

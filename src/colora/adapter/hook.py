@@ -14,12 +14,12 @@ from colora.adapter.checkpointing import checkpointed_blocks, keep_routing
 from colora.adapter.routing import Router, Routing
 from colora.errors import TaskIdError
 
-__all__ = ["ROUTED_KEY", "RoutingHook"]
+__all__ = ["ROUTED_KEY", "RoutingHook", "batch_of", "check_rows"]
 
 ROUTED_KEY = "colora_task_ids"
 """The keyword under which task ids pass through PEFT's model classes, which swallow one named `task_ids`."""
 
-_BATCH_KEYS = ("input_ids", "inputs_embeds", "decoder_input_ids")
+_BATCH_KEYS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 
 
 class RoutingHook:
@@ -38,16 +38,16 @@ class RoutingHook:
         task_ids = kwargs.pop(ROUTED_KEY, None)
         plain = kwargs.pop("task_ids", None)
         task_ids = plain if task_ids is None else task_ids
-        batch = next((kwargs[key] for key in _BATCH_KEYS if kwargs.get(key) is not None), args[0] if args else None)
-        shape = batch.shape if isinstance(batch, Tensor) else None
+        batch = batch_of(args, kwargs)
+        shape = batch.shape if batch is not None else None
         tokens = int(shape[1]) if shape is not None and len(shape) > 1 else None
         router = self.router
         if task_ids is not None:
-            device = batch.device if isinstance(batch, Tensor) else None
+            device = batch.device if batch is not None else None
             ids = router.resolve(task_ids, self.banks(module), device)
             router.current = Routing(ids, tokens)
             if shape is not None:
-                _check_rows(ids, shape)
+                check_rows(ids, shape)
         elif router.generating is not None:
             router.current = Routing(router.generating.ids, tokens, expandable=True)
         else:
@@ -57,7 +57,14 @@ class RoutingHook:
         return args, kwargs
 
 
-def _check_rows(ids: dict[str, Tensor | int], shape: torch.Size) -> None:
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor among a model's arguments that tells the number of rows."""
+    batch = next((kwargs[key] for key in _BATCH_KEYS if kwargs.get(key) is not None), args[0] if args else None)
+    return batch if isinstance(batch, Tensor) else None
+
+
+def check_rows(ids: dict[str, Tensor | int], shape: torch.Size) -> None:
+    """Raises TaskIdError unless there is one id per row of a batch of this shape."""
     for one in ids.values():
         if isinstance(one, Tensor) and one.shape[0] != shape[0]:
             raise TaskIdError(

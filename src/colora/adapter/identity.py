@@ -50,13 +50,16 @@ def check_base(identity: dict[str, Any], model: nn.Module, name_or_path: str | N
         BaseMismatchError: listing missing layers, layers of other shapes, or weights that are other weights.
     """
     modules = dict(model.named_modules())
-    found = {_pattern(name): _shape(module) for name, module in modules.items() if _is_linear(module)}
+    found: dict[str, dict[str, None]] = {}  # layers of a kind may differ in shape, as in pruned models
+    for name, module in modules.items():
+        if _is_linear(module):
+            found.setdefault(_pattern(name), {})[_shape(module)] = None
     faults = []
     for pattern, expected in identity.get("shapes", {}).items():
         if pattern not in found:
             faults.append(f"layer {pattern}: expected {expected}, found no such layer")
-        elif found[pattern] != expected:
-            faults.append(f"layer {pattern}: expected {expected}, found {found[pattern]}")
+        elif expected not in found[pattern]:
+            faults.append(f"layer {pattern}: expected {expected}, found {', '.join(found[pattern])}")
     if faults:
         _refuse(identity, model, name_or_path, faults)
     distance = _distance(identity.get("sketch", {}), modules)
@@ -90,7 +93,7 @@ def _refuse(identity: dict[str, Any], model: nn.Module, name: str | None, faults
 
 
 def _pattern(name: str) -> str:
-    """The name with its layer numbers starred: all layers of a kind share a shape."""
+    """The name with its layer numbers starred: a layer of each kind stands for all."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
 
 
@@ -108,7 +111,8 @@ def _shape(module: nn.Module) -> str:
 
 
 def _sketch(layer: nn.Module) -> list[float]:
-    backend = resolve_quantization_backend(layer)
+    # torchao's backend asks for the way to quantise again, which reading does not need.
+    backend = resolve_quantization_backend(layer, get_apply_tensor_subclass=object)
     try:
         weight = backend.get_base_weight(layer) if backend is not None else layer.weight
     except (TypeError, AttributeError, NotImplementedError):

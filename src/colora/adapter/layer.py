@@ -113,6 +113,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
+            self._check_merged()
             return result
         dtype = result.dtype
         if self.quantization_backend is not None:
@@ -121,6 +122,19 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             if bank in self.colora_core:
                 result = result + self._update(bank, x)
         return result.to(dtype)
+
+    def _check_merged(self) -> None:
+        """The merged weights are those of one task: ids of another must not be ignored in silence."""
+        current = self.router.current
+        if current is None or torch.compiler.is_compiling():
+            return
+        for bank, task in self._merged_task.items():
+            ids = current.ids.get(bank, task)
+            if bool((ids != task).any() if isinstance(ids, Tensor) else ids != task):
+                raise TaskIdError(
+                    f"task {list(self.router.tasks[bank])[task]!r} is merged into the base weights: call "
+                    "unmerge_adapter() before using other tasks"
+                )
 
     def _update(self, bank: str, x: Tensor) -> Tensor:
         """s · B Λ_k A x, of shape (*x.shape[:-1], d_out)."""

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
-from colora.adapter.hook import RoutingHook
+from colora.adapter.hook import RoutingHook, batch_of, check_rows
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.routing import Router, TaskIds
 from colora.adapter.targets import is_target, linear_names
-from colora.errors import BankFileError, ConfigError, TaskIdError
+from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "tensors_sha256"]
 
@@ -45,16 +45,31 @@ class CoLoRAModel(BaseTuner):
         router = bank_router(model) or Router()
         if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
             model.register_forward_pre_hook(RoutingHook(router, _active_banks), with_kwargs=True)
+        router.selected.pop(adapter_name, None)
         router.register(adapter_name, config.tasks)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except ValueError as error:
-            if "target" in str(error).lower() and not isinstance(error, ConfigError):
+        except Exception as error:
+            self._withdraw(model, adapter_name)
+            known = isinstance(error, ColoraError) or not isinstance(error, ValueError)
+            if "target" in str(error).lower() and not known:
                 raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
             raise
         if config.base_identity is None:
             layers = {name: layer.get_base_layer() for name, layer in bank_layers(model, adapter_name).items()}
             config.base_identity = base_identity(layers, getattr(getattr(model, "config", None), "model_type", None))
+
+    def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
+        """Undo an injection that failed half-way: left wrapped, the base would be trained whole by the next try."""
+        self.router.tasks.pop(adapter_name, None)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, CoLoRALinear) and adapter_name in layer.colora_core:
+                if len(layer.colora_core) > 1:
+                    layer.delete_adapter(adapter_name)
+                else:
+                    model.set_submodule(name, layer.base_layer)
+        if not self.router.tasks:
+            _remove_hook(model)
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
@@ -96,6 +111,12 @@ class CoLoRAModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, CoLoRALinear):
+            setattr(parent, child_name, new_module)  # unwrapped; PEFT would ask it for a weight, which HQQ has not
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     # ---- routing --------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
@@ -106,14 +127,19 @@ class CoLoRAModel(BaseTuner):
 
     def generate(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
         """The base model's generate with one task per prompt; beams and several return sequences follow their row."""
-        with self.tasks_of(task_ids):
+        with self.tasks_of(task_ids, batch_of(args, kwargs)):
             return self.model.generate(*args, **kwargs)
 
     @contextmanager
-    def tasks_of(self, task_ids: TaskIds | None) -> Iterator[None]:
-        """Use these tasks for every forward pass inside the `with` block; for code that calls the base model itself."""
+    def tasks_of(self, task_ids: TaskIds | None, batch: Tensor | None = None) -> Iterator[None]:
+        """Use these tasks for every forward pass inside the `with` block; for code that calls the base model itself.
+
+        Inside, a row may stand for several (beams). With `batch`, there must be one id for each of its rows.
+        """
         device = next(self.model.parameters()).device
-        with self.router.generation(task_ids, _active_banks(self.model), device):
+        with self.router.generation(task_ids, _active_banks(self.model), device) as ids:
+            if batch is not None and ids is not None:
+                check_rows(ids, batch.shape)
             yield
 
     @contextmanager
@@ -188,19 +214,17 @@ class CoLoRAModel(BaseTuner):
         Raises:
             TaskIdError: if there are several tasks and none was chosen, before any weight is changed.
         """
-        if task is not None:
-            self.set_task(task)
-        for layer in self._layers().values():
-            layer._task_to_merge(self._bank())
-            break
+        router = self.router
+        for bank in self.active_adapters if adapter_names is None else adapter_names:
+            if task is not None:
+                router.index(task, bank)
+                router.selected[bank] = task
+            next(iter(bank_layers(self.model, bank).values()))._task_to_merge(bank)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        for key, hook in list(model._forward_pre_hooks.items()):
-            if isinstance(hook, RoutingHook):
-                del model._forward_pre_hooks[key]
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
+        _remove_hook(model)
         return model
 
     def _bank(self) -> str:
@@ -241,7 +265,9 @@ class CoLoRAModel(BaseTuner):
             if parameters[key].shape != remapped[key].shape
         ]
         own = {key: value for key, value in state_dict.items() if f".{cls.prefix}" in key}
-        if not faults and config.weights_sha256 and tensors_sha256(own) != config.weights_sha256:
+        # Only what the config was read with: a live bank may later be given the tensors of another of its checkpoints.
+        expected_sha256, config.unchecked_sha256 = config.unchecked_sha256, None
+        if not faults and expected_sha256 and tensors_sha256(own) != expected_sha256:
             faults.append(
                 "the tensors are not those that adapter_config.json was saved with (digest weights_sha256); if the "
                 "change is intended, remove that field from adapter_config.json"
@@ -271,11 +297,18 @@ def bank_router(model: nn.Module) -> Router | None:
     return None
 
 
+def _remove_hook(model: nn.Module) -> None:
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, RoutingHook):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the bank's own tensors (names, shapes, values), independent of device and order."""
+    """Digest of the bank's own tensors (names, shapes, values), independent of device, order and PEFT's prefix."""
     digest = hashlib.sha256()
-    for key in sorted(tensors):
-        value = tensors[key].detach().cpu().contiguous()
+    for key, tensor in sorted((key.removeprefix("base_model.model."), tensor) for key, tensor in tensors.items()):
+        value = tensor.detach().cpu().contiguous()
         digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,11 +1,12 @@
-"""Makes stock PEFT know the bank: three table entries, and `task_ids` let through.
+"""Makes stock PEFT know the bank: three table entries, `task_ids` let through, and a clear error for broken files.
 
-Two things in PEFT 0.21 are closed to outside methods, and both are dealt with here and nowhere else:
+Some things in PEFT 0.21 are closed to outside methods, and all are dealt with here and nowhere else:
 
 - `PeftType` is an enum that cannot grow, so `register_peft_method` refuses us. The tables behind it take our name.
 - The forward methods of PEFT's task models (`PeftModelForCausalLM` and its siblings) have a parameter `task_ids` that
   they pass on only to the method "Poly" and otherwise swallow, and `PeftModel.generate` would hand it to
   transformers, which refuses it. For models with a bank, and for these alone, the ids are taken around.
+- `PeftModel.load_adapter` lets safetensors' error through, which names no file.
 
 `tests/test_adapter_registration.py` fails loudly when PEFT changes any of this.
 """
@@ -17,10 +18,12 @@ from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors import SafetensorError
 
 from colora.adapter.config import COLORA, CoLoRAConfig
-from colora.adapter.hook import ROUTED_KEY
+from colora.adapter.hook import ROUTED_KEY, batch_of
 from colora.adapter.model import CoLoRAModel
+from colora.errors import BankFileError
 
 __all__ = ["register"]
 
@@ -35,6 +38,7 @@ def register() -> None:
             cls.forward = _routed_forward(cls.forward)
         if "generate" in vars(cls):
             cls.generate = _routed_generate(cls.generate)
+    peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)
 
 
 def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,9 +63,29 @@ def _routed_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(generate)
     def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_model, CoLoRAModel):
-            with self.base_model.tasks_of(kwargs.pop("task_ids", None)):
+            with self.base_model.tasks_of(kwargs.pop("task_ids", None), batch_of(args, kwargs)):
                 return generate(self, *args, **kwargs)
         return generate(self, *args, **kwargs)
 
     routed._colora_routed = True  # type: ignore[attr-defined]
     return routed
+
+
+def _checked_load(load: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(load, "_colora_checked"):
+        return load
+
+    @functools.wraps(load)
+    def checked(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(self, model_id, adapter_name, *args, **kwargs)
+        except SafetensorError as error:
+            if not isinstance(self.peft_config.get(adapter_name), CoLoRAConfig):
+                raise
+            raise BankFileError(
+                f"the tensors of the bank in {model_id} cannot be read: {error}. The file is cut short or is no "
+                "safetensors file; copy or save the bank again"
+            ) from error
+
+    checked._colora_checked = True  # type: ignore[attr-defined]
+    return checked

@@ -5,10 +5,11 @@ backward pass, even if another forward pass has run in between. So each forward 
 the layers read the current one, and a checkpointed block keeps the one it was called with.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,10 +92,14 @@ class Router:
             if not torch.compiler.is_compiling():
                 self._check_range(ids, banks)
             return dict.fromkeys(banks, ids)
-        names = list(task_ids)
+        names: list[Any] = list(task_ids) if isinstance(task_ids, Iterable) else [task_ids]
         if all(isinstance(name, str) for name in names):
             return {bank: self._index(names, bank, device) for bank in banks}
-        return self.resolve(torch.as_tensor(names), banks, device)
+        try:
+            numbers = torch.as_tensor(names)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TaskIdError(f"task_ids must be integers or names, one per row, found {task_ids!r}") from error
+        return self.resolve(numbers, banks, device)
 
     def register(self, bank: str, names: Sequence[str]) -> None:
         """Take over the names of a bank's tasks after they have changed."""
@@ -134,18 +139,20 @@ class Router:
         return task
 
     @contextmanager
-    def generation(self, task_ids: TaskIds | None, banks: Sequence[str], device: torch.device | None) -> Iterator[None]:
-        """For the duration of one `generate` call every forward pass uses these ids."""
-        before = self.generating, self.current
+    def generation(
+        self, task_ids: TaskIds | None, banks: Sequence[str], device: torch.device | None
+    ) -> Iterator[dict[str, Tensor | int] | None]:
+        """For the duration of one `generate` call every forward pass uses these ids, which it yields."""
+        before, ids = (self.generating, self.current), None
         if task_ids is not None:
             ids = self.resolve(task_ids, banks, device)
             if any(isinstance(one, Tensor) and one.ndim != 1 for one in ids.values()):
                 raise TaskIdError("generation takes one task per row: task_ids of shape (batch,)")
             self.generating = self.current = Routing(ids, expandable=True)
         else:
-            self.current = None
+            self.current = self.generating  # an outer `generation`, as encoders do not pass the model's door
         try:
-            yield
+            yield ids
         finally:
             self.generating, self.current = before
 

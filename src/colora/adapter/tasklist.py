@@ -66,6 +66,7 @@ def add(
 def remove(layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Router, bank: str, name: str) -> None:
     """See `CoLoRAModel.remove_task`."""
     index = router.index(name, bank)
+    _check_unmerged(layers)
     if len(config.tasks) == 1:
         raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
     for layer in layers.values():
@@ -79,6 +80,7 @@ def remove(layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Rou
 
 def write(layers: Mapping[str, CoLoRALinear], bank: str, index: int, core: Mapping[str, Tensor]) -> None:
     """See `CoLoRAModel.set_core`."""
+    _check_unmerged(layers)
     faults = [f"{name}: no such adapted layer" for name in core if name not in layers]
     for name, layer in layers.items():
         shape = tuple(layer.colora_core[bank].shape[1:])
@@ -94,6 +96,11 @@ def write(layers: Mapping[str, CoLoRALinear], bank: str, index: int, core: Mappi
         for name, layer in layers.items():
             cores = layer.colora_core[bank]
             cores[index] = core[name].to(cores)
+
+
+def _check_unmerged(layers: Mapping[str, CoLoRALinear]) -> None:
+    if any(layer.merged for layer in layers.values()):
+        raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before changing its cores")
 
 
 def _replace(cores: nn.Parameter, rows: Tensor, uids: list[int]) -> None:

@@ -73,8 +73,8 @@ def _publish(written: Path, final: Path) -> None:
     for file in written.rglob("*"):
         if file.is_file():
             _fsync(file)
-    if final.exists():
-        shutil.rmtree(final)
+    if final.exists():  # moved away whole: deleting takes time, and half a checkpoint must not have its name
+        os.replace(final, written.with_name("replaced"))
     os.replace(written, final)
     _fsync(final.parent)
 

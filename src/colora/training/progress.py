@@ -5,6 +5,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
@@ -83,12 +85,17 @@ class InterruptCallback(TrainerCallback):
         self._before = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.interrupted = False
         try:
             self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
         except ValueError:
             self._before = {}  # not in the main thread: whoever runs us there handles signals
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if dist.is_initialized():  # with several processes a signal may reach one alone, or each in another step
+            told = torch.tensor(float(self.interrupted), device=args.device)
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            self.interrupted = bool(told)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

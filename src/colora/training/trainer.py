@@ -1,5 +1,6 @@
 """`CoLoRATrainer`: transformers' `Trainer` for a bank: tasks mixed by plan, per-task losses, whole checkpoints."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from colora.errors import ConfigError, TrainingDivergedError
+from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
@@ -167,12 +168,13 @@ class CoLoRATrainer(Trainer):
             raise self._diverged("the gradient", [])
         return norm
 
-    def _diverged(self, what: str, tasks: list[str]) -> TrainingDivergedError:
-        saved = sorted(Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    def _diverged(self, what: str, tasks: list[str], step: int | None = None) -> TrainingDivergedError:
+        folder = self.args.output_dir
+        saved = get_last_checkpoint(folder) if Path(folder).is_dir() else None
         return TrainingDivergedError(
-            f"{what} became NaN or infinite in step {self.state.global_step + 1}"
+            f"{what} became NaN or infinite in step {step or self.state.global_step + 1}"
             + (f", in task {', '.join(tasks)}" if tasks else "")
-            + (f". The last good checkpoint is {saved[-1]}" if saved else ". No checkpoint had been saved")
+            + (f". The last good checkpoint is {saved}" if saved else ". No checkpoint had been saved")
             + "; try a smaller learning rate (lr, core_lr) or bf16 instead of fp16"
         )
 
@@ -243,6 +245,9 @@ class CoLoRATrainer(Trainer):
     # ---- checkpoints: whole or not there, and without pickle -------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Without clipping nobody has looked at the gradients of the last step.
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise self._diverged("the weights", [], self.state.global_step)
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         leader, barrier = self.args.should_save, self.accelerator.wait_for_everyone
         with checkpoint.staged_folder(final, leader, barrier) as folder:
@@ -275,6 +280,20 @@ class CoLoRATrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         checkpoint.save_random_state(Path(output_dir), self.args.process_index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except Exception as error:
+            raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        if self.routed and saved.get("tasks", self.task_names) != self.task_names:
+            raise CheckpointError(
+                f"{folder} holds the tasks {', '.join(saved['tasks'])}, in this order; expected "
+                f"{', '.join(self.task_names)}"
+            )
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
         if folder is not None:

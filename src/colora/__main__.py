@@ -1,0 +1,5 @@
+"""`python -m colora`, which torchrun needs."""
+
+from colora.cli import app
+
+app()

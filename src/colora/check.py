@@ -1,0 +1,78 @@
+"""What a run would do, without doing it: files and config validated, tokens counted, memory estimated."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import get_peft_model
+
+from colora.bank import TaskSize, task_sizes
+from colora.base import load_base
+from colora.config import RunConfig
+from colora.run import DTYPES, bank_config, read_run_tasks
+from colora.runfolder import task_manifest
+from colora.tasks.encode import EncodingReport, encode_tasks
+
+__all__ = ["RunPlan", "check_run"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What would be trained.
+
+    Attributes:
+        reports: tokens of each task's training examples.
+        manifest: source and splits of each task.
+        base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
+        tokens_per_step: of an average step; padding not counted.
+        memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
+    """
+
+    reports: list[EncodingReport]
+    manifest: dict[str, Any]
+    base_parameters: int
+    shared: TaskSize
+    per_task: TaskSize
+    tokens_per_step: float
+    memory_bytes: int
+
+
+def check_run(config: RunConfig) -> RunPlan:
+    """Validate everything a run needs and say what it would train. Trains nothing and writes nothing.
+
+    Raises:
+        TaskFileError: listing all faults of all task files.
+        ConfigError: a rank that is too large, a target that matches nothing, ...
+    """
+    tasks = read_run_tasks(config)
+    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
+    if not config.chat_template:
+        tokenizer.chat_template = None
+    seq2seq = bool(model.config.is_encoder_decoder)
+    data = encode_tasks(
+        tasks, tokenizer, "train", max_length=config.training.max_length, encoder_decoder=seq2seq
+    )  # fmt: skip
+    base_parameters = sum(parameter.numel() for parameter in model.parameters())
+    base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
+        bank = get_peft_model(model, bank_config(config, [task.name for task in tasks], model))
+    per_task, shared = task_sizes(bank)
+    tokens = sum(report.tokens for report in data.report) / len(data)
+    longest = max(report.max_tokens for report in data.report)
+    trained = shared.bytes + per_task.bytes * len(tasks)
+    rows = config.training.rows // config.training.accumulation
+    return RunPlan(
+        data.report, task_manifest(tasks), base_parameters, shared, per_task, tokens * config.training.rows,
+        base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+    )  # fmt: skip
+
+
+def _activations(model_config: Any, tokens: int, config: RunConfig) -> int:
+    """Bytes kept for the backward pass: per token and layer about 34 hidden vectors (Korthikanti et al.,
+    arXiv:2205.05198, without the attention scores), a hidden vector per layer if checkpointed, and the logits twice."""
+    text = model_config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    width = torch.finfo(DTYPES[config.training.base_dtype]).bits // 8
+    kept = layers + 34 if config.training.gradient_checkpointing else layers * 34
+    return int(tokens * (kept * hidden * width / 2 + text.vocab_size * (width + 4)))

@@ -1,0 +1,249 @@
+"""The command line: each command parses, calls one function, and prints what it gives."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="CoLoRA: many tasks, one model. Tasks share low-rank factors and keep a small core each, so that similar "
+    "tasks help each other.\n\n`colora demo` shows it; `colora schema` lists what a run file may say.",
+)
+out = Console()
+err = Console(stderr=True)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file; `colora schema` lists its fields.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as training.lr=1e-3.")
+]
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")]
+Base = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
+
+
+@app.command()
+def train(run: RunFile, overrides: Overrides = None) -> None:
+    """Train the bank of a run, evaluate it, and print the table.
+
+    The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
+    With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
+    """
+    with _errors():
+        from colora.config import load_config
+        from colora.run import train_and_evaluate
+
+        config = load_config(run, overrides or [])
+        result, evaluation = train_and_evaluate(config, log=_say)
+        if evaluation is not None:
+            _print_evaluation(evaluation)
+        _say(f"bank: {result.bank}")
+
+
+@app.command()
+def check(run: RunFile, overrides: Overrides = None) -> None:
+    """Validate a run's files and config, and print what would be trained. Trains nothing."""
+    with _errors():
+        from colora.check import check_run
+        from colora.config import load_config
+
+        plan = check_run(load_config(run, overrides or []))
+        table = Table(title="training examples")
+        for column in ("task", "train", "val", "test", "tokens", "longest", "cut", "drawn by seed"):
+            table.add_column(column, justify="left" if column == "task" else "right")
+        for report in plan.reports:
+            entry = plan.manifest[report.name]
+            sizes = [str(entry["splits"][split]["examples"]) for split in ("train", "val", "test")]
+            seed = entry["split_seed"]
+            table.add_row(
+                report.name, *sizes, f"{report.tokens:,}", str(report.max_tokens), str(report.truncated),
+                "-" if seed is None else str(seed),
+            )  # fmt: skip
+        out.print(table)
+        out.print(
+            f"base: {plan.base_parameters:,} parameters, frozen\n"
+            f"shared A and B: {plan.shared.parameters:,} parameters ({_bytes(plan.shared.bytes)})\n"
+            f"each task: {plan.per_task.parameters:,} parameters ({_bytes(plan.per_task.bytes)})\n"
+            f"tokens per step: about {plan.tokens_per_step:,.0f}\n"
+            f"memory: about {_bytes(plan.memory_bytes)} (estimated)"
+        )
+
+
+@app.command()
+def evaluate(
+    bank: Bank,
+    split: Annotated[str | None, typer.Option(help="train, val or test; as in the run file by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
+    base: Base = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")] = None,
+) -> None:
+    """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl."""
+    with _errors():
+        from colora.files import write_text
+        from colora.run import evaluate_bank
+
+        chosen = {key: value for key, value in {"split": split, "limit": limit}.items() if value is not None}
+        result = evaluate_bank(bank, base=base, overrides=chosen)
+        _print_evaluation(result)
+        if predictions is not None:
+            lines = [json.dumps(vars(one), ensure_ascii=False) for one in result.predictions]
+            write_text(predictions, "\n".join(lines) + "\n")
+
+
+@app.command()
+def generate(
+    bank: Bank,
+    prompt: Annotated[str | None, typer.Argument(help="The input; with --file, none.")] = None,
+    task: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='JSONL of {"task": ..., "input": ...}: many tasks in one batch.')
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="An instruction before the input.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest output.")] = 64,
+    base: Base = None,
+) -> None:
+    """Write outputs for one prompt of one task, or for a file of prompts of many tasks, in mixed batches."""
+    with _errors():
+        from colora.generate import Request, generate_texts, read_requests
+
+        if (prompt is None) == (file is None):
+            raise typer.BadParameter("give a prompt, or --file FILE")
+        requests = read_requests(file) if file is not None else [Request(task, prompt or "", instruction)]
+        for request, text in zip(requests, generate_texts(bank, requests, max_new_tokens, base), strict=True):
+            if file is None:
+                print(text)
+            else:
+                print(json.dumps({"task": request.task, "input": request.input, "output": text}, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    bank: Bank,
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    task: Annotated[str | None, typer.Option(help="The task; without it, every task to OUT/TASK.")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the update merged in.")] = False,
+    base: Base = None,
+) -> None:
+    """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model."""
+    with _errors():
+        from colora.bank import load_bank
+        from colora.errors import ConfigError
+        from colora.export import export_lora, export_loras, export_merged
+
+        model, tokenizer, _ = load_bank(bank, base)
+        if merged and task is None:
+            raise ConfigError("--merged writes the model of one task: name it with --task")
+        if merged and task is not None:
+            export_merged(model, task, out_folder, tokenizer)
+        elif task is not None:
+            export_lora(model, task, out_folder)
+        else:
+            export_loras(model, out_folder)
+        _say(f"written: {out_folder}")
+
+
+@app.command()
+def tasks(bank: Bank) -> None:
+    """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
+    with _errors():
+        from colora.bank import bank_overview
+
+        overview = bank_overview(bank)
+        table = Table(title=f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}")
+        for column in ("task", "examples", "seen", "parameters", "bytes"):
+            table.add_column(column, justify="left" if column == "task" else "right")
+        own = overview.per_task
+        for name in overview.tasks:
+            seen = [str(counts.get(name, "?")) for counts in (overview.info.examples, overview.info.seen)]
+            table.add_row(name, *seen, f"{own.parameters:,}", f"{own.bytes:,}")
+        table.add_section()
+        table.add_row("shared A and B", "", "", f"{overview.shared.parameters:,}", f"{overview.shared.bytes:,}")
+        out.print(table)
+
+
+@app.command()
+def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema, for editors.")] = False) -> None:
+    """List every field of a run file with its type, default and meaning."""
+    from colora.config import RunConfig, field_rows
+
+    if as_json:
+        print(json.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    table = Table("field", "type", "default", "meaning")
+    for row in field_rows():
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    out.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the tasks, runs and records.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each method.")] = 90,
+) -> None:
+    """Six small tasks, before, alone and together, on a real language model; about ten minutes on two cores.
+
+    Each task writes an ISO date out in full in one of six related languages and has 16 examples. A second call reuses
+    whatever is there.
+    """
+    with _errors():
+        from colora.demo import run_demo
+
+        out.print(run_demo(output, seed=seed, steps=steps, log=_say))
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    from colora.evaluation.table import records_table
+
+    if evaluation.records:
+        out.print(records_table(evaluation.records))
+    for task, reason in evaluation.skipped.items():
+        _say(f"not measured: {task}: {reason}")
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors of ours as a message, not a traceback: exit code 2, and 130 after Ctrl-C."""
+    import warnings
+
+    from transformers.utils import logging
+
+    from colora.errors import ColoraError, InterruptedRunError
+
+    logging.disable_progress_bar()  # "Loading weights" for half a second
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    try:
+        yield
+    except InterruptedRunError as error:
+        _say(str(error))
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except ColoraError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,154 @@
+"""The demonstration: six small tasks on a real model, before training, each alone, and all together."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.table import Table
+
+from colora.base import DEFAULT_BASE, configure_threads, load_base
+from colora.bank import bank_overview
+from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.dates import DEMO_LOCALES, date_tasks
+from colora.evaluation.evaluate import evaluate
+from colora.evaluation.records import Record, append_records, environment, read_records
+from colora.files import write_json, write_text
+from colora.run import train
+from colora.tasks.schema import Task
+
+__all__ = ["METHODS", "run_demo"]
+
+METHODS = ("before", "alone", "together")
+RANK = 8
+ROWS = 12
+METRICS = {"rougeL": "ROUGE-L", "exact_match": "exact match", "token_nll": "token NLL"}
+RATES = {"alone": {"lr": 4e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
+"""Learning rates that did best for each method in `docs/decisions.md`."""
+
+
+def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
+    """Write the tasks, train and measure each method that has no records yet, and make the table.
+
+    "alone" is a plain LoRA of the same rank for each task, with the same number of optimiser steps and of rows of this
+    task in each step as "together".
+
+    Args:
+        output: folder for everything; what is there is reused.
+        seed: of the days drawn, of the order of examples, and of initial weights.
+        steps: optimiser steps.
+        log: takes lines for the user.
+    """
+    configure_threads()
+    folders = _write_tasks(output / "tasks" / f"seed-{seed}", seed, log)
+    file = output / "records.jsonl"
+    for number, method in enumerate(METHODS, start=1):
+        if _of(file, method, seed):
+            log(f"{number} of 3, {method}: measured before, reused")
+            continue
+        records = {"before": _before, "alone": _alone, "together": _together}[method](
+            output, folders, seed, steps, lambda line, number=number, method=method: log(f"{number} of 3, {method}: {line}")
+        )  # fmt: skip
+        append_records(file, records)
+        write_json(output / "environment.json", environment())
+    return _table(file, output, seed)
+
+
+def _before(output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
+    log("the model as it is, zero-shot")
+    model, tokenizer = load_base(DEFAULT_BASE)
+    tokenizer.chat_template = None
+    return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed)
+
+
+def _alone(output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
+    records: list[Record] = []
+    for name, folder in folders.items():
+        log(f"a LoRA of its own for {name}")
+        config = _config(output / f"alone-seed-{seed}" / name, {name: folder}, seed, steps, "alone")
+        result = train(config, make_model=_plain_lora, log=log)
+        records += _measure(result.model, result.tokenizer, result.tasks, "alone", seed)
+    return records
+
+
+def _together(
+    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
+) -> list[Record]:
+    log("one bank for all six")
+    result = train(_config(output / f"together-seed-{seed}", folders, seed, steps, "together"), log=log)
+    index = {name: place for place, name in enumerate(result.model.base_model.tasks)}
+    return _measure(result.model, result.tokenizer, result.tasks, "together", seed, index)
+
+
+def _plain_lora(base: Any, names: Sequence[str]) -> PeftModel:
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, method: str) -> RunConfig:
+    return RunConfig(
+        base=DEFAULT_BASE,
+        chat_template=False,  # its default system message would double the tokens
+        output=str(output),
+        seed=seed,
+        tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
+        adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+        training=TrainingSpec(
+            steps=steps, rows=ROWS * len(folders) // len(DEMO_LOCALES), max_length=64, save_every=30, keep=1,
+            log_every=15, **RATES[method],
+        ),
+        evaluation=EvaluationSpec(max_new_tokens=32),
+    )  # fmt: skip
+
+
+def _measure(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], method: str, seed: int, index: dict[str, int] | None = None
+) -> list[Record]:
+    return evaluate(
+        model, tokenizer, tasks, task_index=index, max_length=64, max_new_tokens=32, batch_rows=48, run="demo",
+        method=method, seed=seed,
+    ).records  # fmt: skip
+
+
+def _write_tasks(folder: Path, seed: int, log: Callable[[str], None]) -> dict[str, Path]:
+    folders = {}
+    for task in date_tasks(seed=seed):
+        folders[task.name] = folder / task.name
+        for split in ("train", "test"):
+            lines = []
+            for example in task.splits[split]:
+                row = asdict(example)
+                lines.append(json.dumps({"input": row["input"], "output": row["outputs"][0]}, ensure_ascii=False))
+            write_text(folder / task.name / f"{split}.jsonl", "\n".join(lines) + "\n")
+    first = next(iter(date_tasks(seed=seed))).splits["train"][0]
+    log(f"six tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
+    return folders
+
+
+def _of(file: Path, method: str, seed: int) -> list[Record]:
+    records = read_records(file) if file.is_file() else []
+    return [record for record in records if record.method == method and record.seed == seed]
+
+
+def _table(file: Path, output: Path, seed: int) -> Table:
+    overview = bank_overview(output / f"together-seed-{seed}")
+    count = len(overview.tasks)
+    lora = overview.shared  # a LoRA of the same rank has an A and a B of the same size
+    sizes = {
+        "before": ("-", "-"),
+        "alone": (f"{lora.parameters:,}", f"{lora.bytes:,}"),
+        "together": (
+            f"{overview.per_task.parameters:,} + {overview.shared.parameters // count:,} shared",
+            f"{overview.per_task.bytes:,} + {overview.shared.bytes // count:,} shared",
+        ),
+    }
+    table = Table(title=f"six tasks, 16 examples each, 24 test dates each, seed {seed}")
+    for column in ("method", *METRICS.values(), "parameters a task", "bytes a task"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method in METHODS:
+        records = _of(file, method, seed)
+        means = [fmean(record.value for record in records if record.metric == metric) for metric in METRICS]
+        table.add_row(method, *(f"{mean:.3f}" if mean < 10 else f"{mean:.1f}" for mean in means), *sizes[method])
+    return table

@@ -1,0 +1,82 @@
+"""Outputs of a saved bank for prompts of many tasks at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colora.bank import load_bank
+from colora.base import configure_threads
+from colora.errors import ConfigError, TaskIdError
+from colora.evaluation.generate import generate_outputs
+from colora.likelihood import is_encoder_decoder
+from colora.tasks.encode import prompt_ids
+from colora.tasks.schema import Example
+
+__all__ = ["Request", "generate_texts", "read_requests"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `task` may be None only for a bank of one task."""
+
+    task: str | None
+    input: str
+    instruction: str | None = None
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Requests from JSONL lines {"task", "input", "instruction"?}. Raises ConfigError listing every faulty line."""
+    requests, faults = [], []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.append(f"{path}:{number}: expected a JSON object, found {error.msg} at column {error.colno}")
+            continue
+        keys = ("task", "input", "instruction")
+        if not isinstance(value, dict) or not all(isinstance(value.get(key, ""), str) for key in keys):
+            faults.append(f"{path}:{number}: expected an object of strings, found {line[:60]}")
+        elif missing := [key for key in ("task", "input") if key not in value]:
+            faults.append(f"{path}:{number}: {' and '.join(missing)} missing")
+        else:
+            requests.append(Request(*(value.get(key) for key in keys)))
+    if not requests and not faults:
+        faults.append(f"{path}: expected at least one line, found none")
+    if faults:
+        raise ConfigError("the prompts cannot be used:", faults[:20])
+    return requests
+
+
+def generate_texts(
+    bank: Path, requests: Sequence[Request], max_new_tokens: int = 64, base: str | None = None
+) -> list[str]:
+    """The outputs, in the order of the requests; prompts of all tasks are mixed in the batches.
+
+    Raises:
+        TaskIdError: a task that the bank does not know, or none given where it knows several.
+        BankFileError: no bank there.
+    """
+    configure_threads()
+    model, tokenizer, info = load_bank(bank, base)
+    names: list[str] = model.base_model.tasks
+    if any(request.task is None for request in requests) and len(names) > 1:
+        raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")
+    wanted = [request.task or names[0] for request in requests]
+    device = next(model.parameters()).device
+    router = model.base_model.router
+    ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
+    prompts = [
+        prompt_ids(
+            Example(request.input, (), request.instruction), tokenizer, max_length=info.max_length,
+            encoder_decoder=is_encoder_decoder(model),
+        )
+        for request in requests
+    ]  # fmt: skip
+    return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)

@@ -1,0 +1,109 @@
+"""The folder of a run: whose it is, and that its tasks are still the same."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colora.config import RunConfig, parse_config
+from colora.errors import ConfigError
+from colora.files import write_json, write_text
+from colora.tasks.schema import SPLITS, Task
+
+__all__ = ["check_same_tasks", "claim", "run_config", "task_manifest"]
+
+FREE = (
+    "output", "evaluation", "training.threads", "training.log_every", "training.save_every", "training.keep",
+    "training.tensorboard", "training.device",
+)  # fmt: skip
+"""Fields that may change between two starts of a run, for the bank does not depend on them."""
+
+
+def task_manifest(tasks: Sequence[Task]) -> dict[str, Any]:
+    """For each task its source, the seed of drawn splits, and size and digest of each split, ready for JSON."""
+    return {
+        task.name: {
+            "source": task.source,
+            "split_seed": task.split_seed,
+            "splits": {
+                split: {"examples": len(task.splits[split]), "sha256": _digest(task, split)} for split in SPLITS
+            },
+        }
+        for task in tasks
+    }
+
+
+def run_config(run: Path) -> RunConfig:
+    """The config that a run was started with. Raises ConfigError if there is none."""
+    file = run / "run.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{file}: missing; a bank is measured on the tasks of its run, so name the run's folder")
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: damaged: {error}") from error
+    return parse_config(value, str(file))
+
+
+def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
+    """Make the output folder this run's, or see that it is. What does not change the bank may differ.
+
+    Raises:
+        ConfigError: if the folder holds another run, or anything else, or the examples have changed.
+    """
+    file = output / "run.yaml"
+    now = _essence(config.model_dump(mode="json"))
+    if file.is_file():
+        try:
+            before = _essence(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError, TypeError):
+            before = {}
+        if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
+            raise ConfigError(
+                f"{output} holds another run: choose another output, or remove that folder. Different:",
+                [f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing[:8]],
+            )
+        check_same_tasks(output, tasks)
+    elif output.is_dir() and any(path.name != "logs" for path in output.iterdir()):
+        raise ConfigError(f"{output} is not empty and holds no run; choose another output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "tasks.json", task_manifest(tasks))
+    write_text(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields that decide what the bank becomes, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if f"{prefix}{key}" in FREE:
+            continue
+        if isinstance(value, dict):
+            flat |= _essence(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check_same_tasks(run: Path, tasks: list[Task]) -> None:
+    """Raises ConfigError if the examples are no longer those that the run was started with."""
+    file = run / "tasks.json"
+    if not file.is_file():
+        return
+    before, now = json.loads(file.read_text(encoding="utf-8")), task_manifest(tasks)
+    changed = [
+        f"task {name!r}, split {split}: {before[name]['splits'][split]['examples']} examples then, "
+        f"{now[name]['splits'][split]['examples']} now"
+        for name in now.keys() & before.keys()
+        for split in SPLITS
+        if now[name]["splits"][split]["sha256"] != before[name]["splits"][split]["sha256"]
+    ]
+    if changed or now.keys() != before.keys():
+        raise ConfigError(f"the task files are no longer those of the run in {run}:", sorted(changed))
+
+
+def _digest(task: Task, split: str) -> str:
+    rows = [[one.instruction, one.input, list(one.outputs)] for one in task.splits[split]]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
