@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_adapter_oracle import distance, make_bank, make_inputs
 from torch import nn
 
 from colora import CoLoRAConfig
 from colora.errors import BankFileError, BaseMismatchError, ColoraError, ConfigError, TaskIdError
+from test_adapter_oracle import distance, make_bank, make_inputs
 from tiny import tiny_gpt2, tiny_llama
 
 
@@ -136,7 +136,7 @@ def test_every_error_can_be_caught_as_a_value_error():
     ("settings", "message"),
     [
         ({"r": 17}, r"r=17 is larger than layer 'model.layers.0.self_attn.k_proj' \(16 × 32\): expected at most 16"),
-        ({"target_modules": ["query"]}, "'query'.* not found.*Linear layers of this model: down_proj, gate_proj, k_proj"),
+        ({"target_modules": ["query"]}, "'query'.* not found.*Linear layers of this model: down_proj, gate"),
         ({"target_modules": ["embed_tokens"]}, "'model.embed_tokens' is a Embedding: expected a linear layer"),
         ({"target_modules": ["q_proj", "input_layernorm"]}, "input_layernorm' is a LlamaRMSNorm"),
         ({"target_modules": ["q_proj"], "layers_to_transform": [7]}, "layers_to_transform': .7.*Linear layers of this"),
@@ -291,7 +291,7 @@ KEY = "base_model.model.model.layers.1.mlp.up_proj.colora_core"
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(KEY), r"\(1 faults\):\n.*layers.1.mlp.up_proj.colora_core.default: missing"),
-        (lambda tensors: tensors.update({KEY: tensors[KEY][:2].clone()}), r"expected shape \(3, 4, 4\), found \(2, 4, 4\)"),
+        (lambda tensors: tensors.update({KEY: tensors[KEY][:2].clone()}), r"shape \(3, 4, 4\), found \(2, 4, 4\)"),
         (lambda tensors: tensors[KEY][0, 0, 0].add_(1e-3), "not those that adapter_config.json was saved with"),
         (lambda tensors: tensors.update({KEY: tensors[KEY].flip(0)}), "not those that adapter_config.json"),
         (lambda tensors: tensors.update({KEY + "_2.colora_A": torch.zeros(1)}), "not those that adapter_config.json"),

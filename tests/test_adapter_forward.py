@@ -4,6 +4,12 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
+from torch.func import functional_call
+from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, BertModel
+
+from colora import CoLoRAConfig
+from colora.errors import TaskIdError
 from test_adapter_oracle import (
     FAMILIES,
     TASKS,
@@ -14,12 +20,6 @@ from test_adapter_oracle import (
     make_inputs,
     row,
 )
-from torch import nn
-from torch.func import functional_call
-from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, BertModel
-
-from colora import CoLoRAConfig
-from colora.errors import TaskIdError
 from tiny import VOCAB, tiny_bert, tiny_gpt2, tiny_llama
 
 EXACT = 1e-10

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_adapter_oracle import TASKS, distance, make_bank, make_inputs
 
 from colora.errors import TaskIdError
+from test_adapter_oracle import TASKS, distance, make_bank, make_inputs
 from tiny import VOCAB, tiny_gpt2, tiny_llama, tiny_t5
 
 IDS = [2, 0, 1, 2]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_adapter_oracle import FAMILIES, TASKS, dense_logits, distance, factors, make_bank, make_inputs
 
+from test_adapter_oracle import FAMILIES, TASKS, dense_logits, distance, factors, make_bank, make_inputs
 from tiny import tiny_llama
 
 IDS, OTHER_IDS = [2, 0, 2, 2], [1, 1, 0, 1]

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, QuantizationBackend
-from test_adapter_oracle import dense_logits, distance, factors, make_bank, make_inputs
 from torch import nn
 
 import colora.adapter.identity
 import colora.adapter.layer
 import colora.adapter.model
+from test_adapter_oracle import dense_logits, distance, factors, make_bank, make_inputs
 from tiny import tiny_llama
 
 IDS = [2, 0, 1, 2]

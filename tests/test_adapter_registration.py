@@ -11,12 +11,12 @@ from packaging.requirements import Requirement
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_config, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
-from test_adapter_oracle import factors, make_bank, make_inputs
 
 from colora import CoLoRAConfig, CoLoRAModel
 from colora.adapter.config import COLORA
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.registration import register
+from test_adapter_oracle import factors, make_bank, make_inputs
 from tiny import tiny_llama
 
 PEFT_CLASSES = {peft.PeftModel, *peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values()}

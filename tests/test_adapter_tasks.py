@@ -3,10 +3,10 @@
 import pytest
 import torch
 from peft import PeftModel
-from test_adapter_oracle import TASKS, distance, factors, make_bank, make_inputs
 
 from colora.adapter.tasklist import task_uids
 from colora.errors import ConfigError, TaskIdError
+from test_adapter_oracle import TASKS, distance, factors, make_bank, make_inputs
 from tiny import tiny_gpt2, tiny_llama
 
 IDS = ["cy", "ada", "bo", "cy"]

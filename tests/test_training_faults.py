@@ -183,9 +183,14 @@ def test_a_write_that_fails_leaves_the_old_folder_and_no_debris(tmp_path):
     final = tmp_path / "checkpoint-4"
     with checkpoint.staged_folder(final) as folder:
         (folder / "weights").write_text("old")
-    with pytest.raises(CheckpointError, match="No space"), checkpoint.staged_folder(final) as folder:
-        (folder / "weights").write_text("half of the n")
-        raise OSError(28, "No space left on device")
+
+    def write_on_a_full_disk():
+        with checkpoint.staged_folder(final) as folder:
+            (folder / "weights").write_text("half of the n")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space"):
+        write_on_a_full_disk()
     assert (final / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     with checkpoint.staged_folder(final) as folder:

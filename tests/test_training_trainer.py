@@ -1,6 +1,8 @@
 """`CoLoRATrainer` on a tiny model: schedules, resuming, stopping, logging, evaluation."""
 
+import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +40,7 @@ def test_joint_training_moves_shared_factors_and_cores_in_every_step(tmp_path):
     states = record_steps(trainer)
     trainer.train()
     assert len(states) == 5
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         for old, new in zip(roles(before), roles(after), strict=True):
             assert old
             assert not any(torch.equal(old[name], new[name]) for name in old)
@@ -240,3 +242,26 @@ def test_a_plain_lora_takes_each_row_with_the_weight_of_its_task(tmp_path):
 def test_a_mixture_of_the_wrong_length_is_refused_with_the_sum_spelled_out(tmp_path):
     with pytest.raises(ConfigError, match=r"66 rows.* 12 steps of 6 rows \(3 a device × 1 processes × 2 acc.*need 72"):
         make_trainer(tmp_path, accumulate=2, mixture_steps=11)
+
+
+def test_stopping_counts_evaluations_without_improvement_also_across_its_saved_state():
+    class Control:
+        should_training_stop = False
+
+    def evaluate(stopping, step, **losses):
+        state, control = type("State", (), {"global_step": step}), Control()
+        metrics = {"eval_loss": 1.0, **{f"eval_loss/{name}": loss for name, loss in losses.items()}}
+        stopping.on_evaluate(None, state, control, metrics)
+        return control.should_training_stop
+
+    stopping = TaskEarlyStopping(["a", "b"], patience=2, min_delta=0.1)
+    assert not evaluate(stopping, 10, a=2.0, b=2.0, c=1.0)
+    assert not evaluate(stopping, 20, a=1.95, b=1.8, c=9.0)  # a falls by less than min_delta
+    saved = json.loads(json.dumps(stopping.state()))
+    again = TaskEarlyStopping.from_state(saved)
+    assert not evaluate(again, 30, a=1.91, b=math.nan, c=9.0)
+    assert again.stopped_at == {"a": 30}
+    assert not evaluate(again, 40, a=0.1, b=1.0)  # too late for a; b had waited once only
+    assert not evaluate(again, 50, b=1.0)
+    assert evaluate(again, 60, b=1.0)
+    assert again.stopped_at == {"a": 30, "b": 60}

@@ -1,7 +1,7 @@
 """Small training runs on the tiny models: imported by the tests, or a process of its own that can be killed.
 
-    python train_tiny.py serve          runs one job per line of JSON on standard input, each in a fork (`Server`)
-    torchrun train_tiny.py ddp FOLDER   the data-parallel runs that test_training_ddp looks at
+`python train_tiny.py serve` runs one job per line of JSON on standard input, each in a fork (see `Server`);
+`torchrun train_tiny.py ddp FOLDER` makes the data-parallel runs that test_training_ddp looks at.
 """
 
 import json
@@ -141,7 +141,7 @@ def _serve():
             os.dup2(os.open(folder / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             code = 1
             try:
-                os.write(write, json.dumps(_job(**job, at_step=lambda step: os.write(write, b"."))).encode())
+                os.write(write, json.dumps(_job(**job, report=write)).encode())
                 code = 0
             finally:
                 os._exit(code)
@@ -179,11 +179,11 @@ def _watch(child, read, signals):
     return json.loads(body)
 
 
-def _job(folder, at_step, pause=0.0, die_at_write=None, file_limit=None, count_writes=False, **settings):
+def _job(folder, report, pause=0.0, die_at_write=None, file_limit=None, count_writes=False, **settings):
     """Goes on from the last checkpoint in `folder`, or starts, and trains to the end.
 
     Args:
-        at_step: called with each optimiser step that begins.
+        report: a file descriptor that gets a "." when an optimiser step begins.
         pause: seconds to wait in each step.
         die_at_write: die by SIGKILL just before the n-th change to a file in `folder`.
         file_limit: no file of this process may be longer than this many bytes, from step 5 on.
@@ -202,7 +202,7 @@ def _job(folder, at_step, pause=0.0, die_at_write=None, file_limit=None, count_w
         sys.addaudithook(count)
 
     def begin(step):
-        at_step(step)
+        os.write(report, b".")
         time.sleep(pause)
         if file_limit is not None and step == 5:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

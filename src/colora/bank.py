@@ -24,6 +24,7 @@ __all__ = [
     "BankInfo",
     "BankOverview",
     "TaskSize",
+    "attach_bank",
     "bank_overview",
     "find_bank",
     "load_bank",
@@ -45,7 +46,7 @@ class BankInfo:
         chat_template: whether prompts use the tokenizer's chat template.
         max_length: longest prompt and output in training, in tokens.
         examples, seen: for each task, how many training examples it had, and how many rows of it were trained on.
-        sources: for each task, where its examples came from and the seed of drawn splits.
+        sources: for each task, the seed of drawn splits.
     """
 
     base: str
@@ -77,7 +78,6 @@ class BankOverview:
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
     """Write a bank atomically. Raises CheckpointError if that fails; what was in `folder` is then still there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder) as staging:
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
@@ -111,7 +111,7 @@ def read_bank_info(folder: Path) -> BankInfo:
             return BankInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return BankInfo(base=config.get("base_model_name_or_path") or "")
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BankFileError(f"{folder}: {INFO_FILE} or adapter_config.json is damaged: {error}") from error
 
 
@@ -139,22 +139,33 @@ def load_bank(
     model, tokenizer = load_base(base or info.base, dtype=dtype, device=device)
     if not info.chat_template:
         tokenizer.chat_template = None
+    return attach_bank(model, folder, device, trainable), tokenizer, info
+
+
+def attach_bank(
+    model: Any, folder: Path, device: str | torch.device | None = None, trainable: bool = False
+) -> PeftModel:
+    """A saved bank, or another adapter, on a base model that is loaded already.
+
+    Raises:
+        BankFileError: a file is missing, truncated, edited, or of a newer version.
+        BaseMismatchError: the base is another model.
+    """
     try:
-        bank = PeftModel.from_pretrained(
-            model, str(folder), is_trainable=trainable, autocast_adapter_dtype=dtype != torch.float64,
+        return PeftModel.from_pretrained(
+            model, str(folder), is_trainable=trainable, autocast_adapter_dtype=model.dtype != torch.float64,
             torch_device=str(device) if device is not None else "cpu",
         )  # fmt: skip
     except BankFileError as error:
-        raise BankFileError(f"{folder / NEEDED[1]}: {error}") from error
+        raise BankFileError(f"{folder}: {error}") from error
     except ColoraError:
         raise
     except SafetensorError as error:
         raise BankFileError(
             f"{folder / NEEDED[1]}: truncated or no safetensors file ({error}); restore it from a copy or a checkpoint"
         ) from error
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise BankFileError(f"{folder}: cannot be loaded: {error}") from error
-    return bank, tokenizer, info
 
 
 def task_sizes(model: PeftModel) -> tuple[TaskSize, TaskSize]:
@@ -190,7 +201,9 @@ def bank_overview(path: str | Path) -> BankOverview:
                     own, own_bytes = own + numbers, own_bytes + size
                 elif "colora_" in key:
                     shared, shared_bytes = shared + numbers, shared_bytes + size
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except ColoraError as error:
+        raise BankFileError(f"{folder}: {error}") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BankFileError(f"{folder}: truncated or damaged: {error}") from error
     if not isinstance(config, CoLoRAConfig):
         raise BankFileError(f"{folder}: expected a bank, found an adapter of type {config.peft_type}")

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,8 +58,7 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
 
         plan = check_run(load_config(run, overrides or []))
         table = Table(title="training examples")
-        for column in ("task", "train", "val", "test", "tokens", "longest", "cut", "drawn by seed"):
-            table.add_column(column, justify="left" if column == "task" else "right")
+        _columns(table, "task", "train", "val", "test", "tokens", "longest", "cut", "drawn by seed")
         for report in plan.reports:
             entry = plan.manifest[report.name]
             sizes = [str(entry["splits"][split]["examples"]) for split in ("train", "val", "test")]
@@ -116,6 +116,8 @@ def generate(
 
         if (prompt is None) == (file is None):
             raise typer.BadParameter("give a prompt, or --file FILE")
+        if file is not None and (task is not None or instruction is not None):
+            raise typer.BadParameter("with --file, each line names its own task and instruction")
         requests = read_requests(file) if file is not None else [Request(task, prompt or "", instruction)]
         for request, text in zip(requests, generate_texts(bank, requests, max_new_tokens, base), strict=True):
             if file is None:
@@ -157,9 +159,8 @@ def tasks(bank: Bank) -> None:
         from colora.bank import bank_overview
 
         overview = bank_overview(bank)
-        table = Table(title=f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}")
-        for column in ("task", "examples", "seen", "parameters", "bytes"):
-            table.add_column(column, justify="left" if column == "task" else "right")
+        table = Table(title=escape(f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}"))
+        _columns(table, "task", "examples", "seen", "parameters", "bytes")
         own = overview.per_task
         for name in overview.tasks:
             seen = [str(counts.get(name, "?")) for counts in (overview.info.examples, overview.info.seen)]
@@ -177,7 +178,7 @@ def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema,
     if as_json:
         print(json.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
         return
-    table = Table("field", "type", "default", "meaning")
+    table = Table(Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning")))
     for row in field_rows():
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     out.print(table)
@@ -207,6 +208,12 @@ def _print_evaluation(evaluation: Any) -> None:
         out.print(records_table(evaluation.records))
     for task, reason in evaluation.skipped.items():
         _say(f"not measured: {task}: {reason}")
+
+
+def _columns(table: Table, first: str, *numbers: str) -> None:
+    table.add_column(first, overflow="fold")  # a name cut short is no name
+    for name in numbers:
+        table.add_column(name, justify="right")
 
 
 def _say(line: str) -> None:
@@ -241,6 +248,9 @@ def _errors() -> Iterator[None]:
         _say("interrupted")
         sys.exit(130)
     except ColoraError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written
         _say(f"error: {error}")
         sys.exit(2)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from colora.errors import ConfigError
 
@@ -24,6 +24,16 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _names(value: Any) -> Any:
+    # Of a union pydantic reports the faults of both sides; here there is one.
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError(f"expected a name, an expression or a list of names, found {value!r}")
+
+
+Names = Annotated[str | list[str], BeforeValidator(_names)]
 
 
 class _Spec(BaseModel):
@@ -64,8 +74,8 @@ class AdapterSpec(_Spec):
     lora_alpha: Rate = Field(8.0, description="Scale: updates are multiplied by lora_alpha / r.")
     use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead.")
     lora_dropout: Share = Field(0.0, description="Dropout on the adapters' input while training.")
-    target_modules: str | list[str] = Field("all-linear", description="Layers to adapt, by name or expression.")
-    exclude_modules: str | list[str] | None = Field(None, description="Layers to leave out, by name or expression.")
+    target_modules: Names = Field("all-linear", description="Layers to adapt, by name or expression.")
+    exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
     init_weights: Literal["kaiming", "gaussian", "orthogonal"] = Field("kaiming", description="How A starts.")
@@ -114,10 +124,13 @@ class TrainingSpec(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSpec":
+        faults = []
         if self.rows % self.accumulation:
-            raise ValueError(f"rows ({self.rows}) must be a multiple of accumulation ({self.accumulation})")
+            faults.append(f"rows ({self.rows}) must be a multiple of accumulation ({self.accumulation})")
         if self.patience is not None and self.eval_every is None:
-            raise ValueError("patience needs eval_every")
+            faults.append("patience needs eval_every")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 
@@ -170,6 +183,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: expected YAML, found {getattr(error, 'problem', error)}") from error
+    except ValueError as error:  # a day that no calendar has, for instance
+        raise ConfigError(f"{path}: expected YAML, found a value that cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping with at least 'output' and 'tasks', found {_kind(value)}")
     for override in overrides:
@@ -225,7 +240,7 @@ def _apply(value: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: expected key=value, such as training.lr=1e-3")
     try:
         new = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
     here: Any = value
     *parents, last = key.strip().split(".")
@@ -248,7 +263,7 @@ def _place(items: list[Any], part: str, override: str) -> int:
 
 
 def _fault(error: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "the run"
+    place = ".".join(str(part) for part in error["loc"] if part != "[key]") or "the run"
     if error["type"] == "extra_forbidden":
         last = str(error["loc"][-1])
         names = [key.rsplit(".", 1)[-1] for key, *_ in field_rows()]
@@ -256,6 +271,8 @@ def _fault(error: dict[str, Any]) -> str:
         return f"{place}: no such field" + (f"; did you mean {near[0]!r}?" if near else "")
     if error["type"] == "missing":
         return f"{place}: missing"
+    if error["type"] == "model_type":
+        return f"{place}: expected a mapping, found {_kind(error['input'])}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = error.get("input")

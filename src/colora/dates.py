@@ -17,7 +17,7 @@ FIRST_DAY, DAYS = date(1950, 1, 1), 36_500
 
 
 def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str | None = None) -> Task:
-    """A task of `train` + `val` + `test` different days, written in full as CLDR does for `locale` (its "long" form, such as "29 de mayo de 2008").
+    """A task of `train` + `val` + `test` different days, in CLDR's long form for `locale`: "29 de mayo de 2008".
 
     Raises:
         ConfigError: if Babel is missing or does not know the locale.

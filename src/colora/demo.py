@@ -10,8 +10,8 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 
-from colora.base import DEFAULT_BASE, configure_threads, load_base
 from colora.bank import bank_overview
+from colora.base import DEFAULT_BASE, configure_threads, load_base
 from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.dates import DEMO_LOCALES, date_tasks
 from colora.evaluation.evaluate import evaluate
@@ -49,9 +49,9 @@ def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], 
         if _of(file, method, seed):
             log(f"{number} of 3, {method}: measured before, reused")
             continue
-        records = {"before": _before, "alone": _alone, "together": _together}[method](
-            output, folders, seed, steps, lambda line, number=number, method=method: log(f"{number} of 3, {method}: {line}")
-        )  # fmt: skip
+        measure = {"before": _before, "alone": _alone, "together": _together}[method]
+        place = f"{number} of 3, {method}: "
+        records = measure(output, folders, seed, steps, lambda line, place=place: log(place + line))  # type: ignore[misc]
         append_records(file, records)
         write_json(output / "environment.json", environment())
     return _table(file, output, seed)

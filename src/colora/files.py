@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from colora.errors import CheckpointError
 __all__ = ["STAGING_PREFIX", "staged_folder", "write_json", "write_text"]
 
 STAGING_PREFIX = ".writing-"
+REPLACED = ".old"
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
     staging = final.with_name(STAGING_PREFIX + final.name)
     try:
         if leader:
-            shutil.rmtree(staging, ignore_errors=True)
+            _tidy(staging, final)
             (staging / final.name).mkdir(parents=True)
         barrier()
         yield staging / final.name
@@ -50,7 +51,7 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
         ) from error
     finally:
         if leader:
-            shutil.rmtree(staging, ignore_errors=True)
+            _tidy(staging, final)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,8 +63,10 @@ def write_text(path: Path, text: str) -> None:
         _fsync(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"could not write {path}: {error}; what was there before has not changed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,10 +80,20 @@ def _publish(written: Path, final: Path) -> None:
             _fsync(file)
     if final.exists():
         # Out of the way first, so that at no time half of the old one has the name of a whole one.
-        old = written.with_name(".old")
-        os.replace(final, old)
+        os.replace(final, written.with_name(REPLACED))
     os.replace(written, final)
     _fsync(final.parent)
+
+
+def _tidy(staging: Path, final: Path) -> None:
+    """Remove what a write left; an old folder that was moved away and not replaced goes back to its place."""
+    old = staging / REPLACED
+    if old.exists() and not final.exists():
+        try:
+            os.replace(old, final)
+        except OSError:
+            return  # it stays where it is, and the next write puts it back
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

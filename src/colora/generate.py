@@ -29,7 +29,7 @@ def read_requests(path: Path) -> list[Request]:
     """Requests from JSONL lines {"task", "input", "instruction"?}. Raises ConfigError listing every faulty line."""
     requests, faults = [], []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits at U+2028, within strings
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -50,7 +50,8 @@ def read_requests(path: Path) -> list[Request]:
     if not requests and not faults:
         faults.append(f"{path}: expected at least one line, found none")
     if faults:
-        raise ConfigError("the prompts cannot be used:", faults[:20])
+        more = [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
+        raise ConfigError("the prompts cannot be used:", [*faults[:20], *more])
     return requests
 
 
@@ -68,7 +69,7 @@ def generate_texts(
     names: list[str] = model.base_model.tasks
     if any(request.task is None for request in requests) and len(names) > 1:
         raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")
-    wanted = [request.task or names[0] for request in requests]
+    wanted = [names[0] if request.task is None else request.task for request in requests]
     device = next(model.parameters()).device
     router = model.base_model.router
     ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]

@@ -178,6 +178,7 @@ def make_trainer(
         seed=config.seed,
         use_cpu=spec.device == "cpu",
         ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     return CoLoRATrainer(
         model, args, train_data, names, mixture, tokenizer.pad_token_id, eval_data=eval_data, core_lr=spec.core_lr,
