@@ -10,9 +10,9 @@ from peft import get_peft_model
 from colora.bank import TaskSize, task_sizes
 from colora.base import load_base
 from colora.config import RunConfig
-from colora.run import DTYPES, bank_config, read_run_tasks
+from colora.run import DTYPES, bank_config, encode_run, read_run_tasks
 from colora.runfolder import task_manifest
-from colora.tasks.encode import EncodingReport, encode_tasks
+from colora.tasks.encode import EncodingReport
 
 __all__ = ["RunPlan", "check_run"]
 
@@ -49,10 +49,7 @@ def check_run(config: RunConfig) -> RunPlan:
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
     if not config.chat_template:
         tokenizer.chat_template = None
-    seq2seq = bool(model.config.is_encoder_decoder)
-    data = encode_tasks(
-        tasks, tokenizer, "train", max_length=config.training.max_length, encoder_decoder=seq2seq
-    )  # fmt: skip
+    data, _ = encode_run(config, tasks, tokenizer, model)
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here

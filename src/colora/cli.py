@@ -178,7 +178,9 @@ def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema,
     if as_json:
         print(json.dumps(RunConfig.model_json_schema(), indent=2, ensure_ascii=False))
         return
-    table = Table(Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning")))
+    table = Table(
+        Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
+    )
     for row in field_rows():
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     out.print(table)

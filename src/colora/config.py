@@ -208,7 +208,12 @@ def parse_config(value: dict[str, Any], place: str) -> RunConfig:
 def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Every field of a run file: its dotted key, type, default and description."""
     for name, info in spec.model_fields.items():
-        inner = {"tasks": TaskSpec, "adapter": AdapterSpec, "training": TrainingSpec, "evaluation": EvaluationSpec}
+        inner: dict[str, type[BaseModel]] = {
+            "tasks": TaskSpec,
+            "adapter": AdapterSpec,
+            "training": TrainingSpec,
+            "evaluation": EvaluationSpec,
+        }
         key = f"{prefix}{name}"
         if not prefix and name in inner:
             yield from field_rows(inner[name], f"{key}.N." if name == "tasks" else f"{key}.")

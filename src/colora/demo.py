@@ -10,6 +10,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 
+from colora.adapter.model import bank_tuner
 from colora.bank import bank_overview
 from colora.base import DEFAULT_BASE, configure_threads, load_base
 from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -79,7 +80,7 @@ def _together(
 ) -> list[Record]:
     log("one bank for all six")
     result = train(_config(output / f"together-seed-{seed}", folders, seed, steps, "together"), log=log)
-    index = {name: place for place, name in enumerate(result.model.base_model.tasks)}
+    index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
     return _measure(result.model, result.tokenizer, result.tasks, "together", seed, index)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.model import bank_layers, bank_router
+from colora.adapter.model import bank_layers, bank_tuner
 from colora.errors import ConfigError
 from colora.files import staged_folder
 
@@ -29,7 +29,7 @@ def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
         TaskIdError: if the bank has no such task.
     """
     bank, config = _bank(model)
-    index = model.base_model.router.index(task, bank)
+    index = bank_tuner(model).router.index(task, bank)
     tensors: dict[str, Tensor] = {}
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
@@ -56,7 +56,7 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     transposed = {layer.transposed for layer in layers.values()}
     lora = LoraConfig(
         r=config.r,
-        lora_alpha=config.lora_alpha,  # the scale of a LoRA is made from r, alpha and use_rslora as the bank's is
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats; the scale of a LoRA is made from r, alpha and use_rslora as the bank's is
         use_rslora=config.use_rslora,
         lora_dropout=config.lora_dropout,
         target_modules=sorted(layers),
@@ -74,9 +74,9 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
 
 def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
     """Write several tasks, all by default, each to its folder `folder/TASK`; returns the folders."""
-    names = list(tasks) if tasks is not None else model.base_model.tasks
+    names = list(tasks) if tasks is not None else bank_tuner(model).tasks
     for name in names:
-        model.base_model.router.index(name, _bank(model)[0])  # before anything is written
+        bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
     for name in names:
         export_lora(model, name, folder / name)
     return {name: folder / name for name in names}
@@ -89,7 +89,7 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Any = No
         TaskIdError: if the bank has no such task.
         CheckpointError: if the folder cannot be written.
     """
-    merged: Any = model.base_model.merge_and_unload(task=task)
+    merged: Any = bank_tuner(model).merge_and_unload(task=task)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder) as staging:
         merged.save_pretrained(str(staging))
@@ -98,8 +98,9 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Any = No
 
 
 def _bank(model: PeftModel) -> tuple[str, CoLoRAConfig]:
-    active = model.active_adapters
-    config = model.peft_config[active[0]] if len(active) == 1 else None
-    if not isinstance(config, CoLoRAConfig) or bank_router(model.get_base_model()) is None:
+    tuner = bank_tuner(model)
+    active = tuner.active_adapters
+    config = tuner.peft_config[active[0]] if len(active) == 1 else None
+    if not isinstance(config, CoLoRAConfig):
         raise ConfigError(f"expected a model with one active bank, found {', '.join(active) or 'no adapter'}")
     return active[0], config

@@ -46,7 +46,7 @@ def read_requests(path: Path) -> list[Request]:
         elif missing := [key for key in ("task", "input") if key not in value]:
             faults.append(f"{path}:{number}: {' and '.join(missing)} missing")
         else:
-            requests.append(Request(*(value.get(key) for key in keys)))
+            requests.append(Request(value["task"], value["input"], value.get("instruction")))
     if not requests and not faults:
         faults.append(f"{path}: expected at least one line, found none")
     if faults:

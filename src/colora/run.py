@@ -21,14 +21,15 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.config import CoLoRAConfig
-from colora.bank import BankInfo, find_bank, load_bank, save_bank
+from colora.adapter.model import bank_tuner
+from colora.bank import BankInfo, attach_bank, find_bank, load_bank, save_bank
 from colora.base import configure_threads, load_base
-from colora.config import RunConfig
+from colora.config import RunConfig, parse_config
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.records import Record, append_records, environment, read_records
 from colora.files import write_json
-from colora.runfolder import check_same_tasks, claim, run_config, task_manifest
+from colora.runfolder import check_free, check_same_tasks, claim, run_config, task_manifest
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.read import read_tasks
@@ -88,33 +89,29 @@ def train(
         TrainingDivergedError, CheckpointError: see `CoLoRATrainer`.
     """
     configure_threads(config.training.threads)
+    device_rows(config)
     tasks = read_run_tasks(config) if tasks is None else tasks
     output = Path(config.output)
     rank = int(os.environ.get("RANK", "0"))
     names = [task.name for task in tasks]
-    if rank == 0:
-        claim(output, config, tasks)
+    check_free(output, config, tasks)
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
     if not config.chat_template:
         tokenizer.chat_template = None
     if (output / "bank" / "adapter_config.json").is_file():
         log(f"{output} has ended before; nothing to train")
-        loaded = PeftModel.from_pretrained(model, str(output / "bank"), torch_device="cpu")
+        loaded = attach_bank(model, output / "bank")
         return TrainResult(output / "bank", loaded, tokenizer, tasks, config.training.steps, reused=True)
 
-    encode = {"max_length": config.training.max_length, "encoder_decoder": bool(model.config.is_encoder_decoder)}
-    train_data = encode_tasks(tasks, tokenizer, "train", **encode)
-    eval_data = None
-    if config.training.eval_every is not None:
-        eval_data = encode_tasks(tasks, tokenizer, "val", **encode)
-        if not len(eval_data):
-            raise ConfigError("training.eval_every needs validation examples, but no task has any (tasks.N.val)")
+    train_data, eval_data = encode_run(config, tasks, tokenizer, model)
     set_seed(config.seed)
     bank = make_model(model, names) if make_model else get_peft_model(model, bank_config(config, names, model))
     mixture = TaskMixture(
         train_data.sizes, batch_size=config.training.rows, steps=config.training.steps,
         policy=config.training.mixing, temperature=config.training.temperature, seed=config.seed,
     )  # fmt: skip
+    if rank == 0:
+        claim(output, config, tasks)
     trainer = make_trainer(config, bank, tokenizer, names, train_data, eval_data, mixture, routed=make_model is None)
     checkpoint = get_last_checkpoint(str(output / "checkpoints")) if (output / "checkpoints").is_dir() else None
     if checkpoint is not None:
@@ -127,6 +124,36 @@ def train(
         save_bank(bank, output / "bank", _info(config, tasks, train_data, mixture, steps))
     trainer.accelerator.wait_for_everyone()
     return TrainResult(output / "bank", bank, tokenizer, tasks, steps, train_data.report)
+
+
+def encode_run(
+    config: RunConfig, tasks: list[Task], tokenizer: Any, model: Any
+) -> tuple[EncodedTasks, EncodedTasks | None]:
+    """The training examples in tokens, and the validation examples if the run wants them.
+
+    Raises:
+        TaskFileError: listing every example that is too long.
+        ConfigError: if validation examples are wanted and there are none.
+    """
+    limit, seq2seq = config.training.max_length, bool(model.config.is_encoder_decoder)
+    train_data = encode_tasks(tasks, tokenizer, "train", limit, seq2seq)
+    if config.training.eval_every is None:
+        return train_data, None
+    eval_data = encode_tasks(tasks, tokenizer, "val", limit, seq2seq)
+    if not len(eval_data):
+        raise ConfigError("training.eval_every needs validation examples, but no task has any (tasks.N.val)")
+    return train_data, eval_data
+
+
+def device_rows(config: RunConfig) -> int:
+    """Rows of a micro-batch. Raises ConfigError if the rows of a step cannot be spread over the processes."""
+    spec, world = config.training, int(os.environ.get("WORLD_SIZE", "1"))
+    if spec.rows % (spec.accumulation * world):
+        raise ConfigError(
+            f"training.rows ({spec.rows}) must be a multiple of accumulation × processes "
+            f"({spec.accumulation} × {world})"
+        )
+    return spec.rows // (spec.accumulation * world)
 
 
 def bank_config(config: RunConfig, names: list[str], model: Any) -> CoLoRAConfig:
@@ -142,20 +169,13 @@ def make_trainer(
     eval_data: EncodedTasks | None, mixture: TaskMixture, routed: bool = True,
 ) -> CoLoRATrainer:  # fmt: skip
     """The trainer of a run, its rows spread over the processes that torchrun started, if any."""
-    spec = config.training
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if spec.rows % (spec.accumulation * world):
-        raise ConfigError(
-            f"training.rows ({spec.rows}) must be a multiple of accumulation × processes "
-            f"({spec.accumulation} × {world})"
-        )
-    output = Path(config.output)
+    spec, output = config.training, Path(config.output)
     if spec.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
     args = TrainingArguments(
         output_dir=str(output / "checkpoints"),
         max_steps=spec.steps,
-        per_device_train_batch_size=spec.rows // (spec.accumulation * world),
+        per_device_train_batch_size=device_rows(config),
         per_device_eval_batch_size=config.evaluation.rows,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.lr,
@@ -201,7 +221,7 @@ def train_and_evaluate(
     for report in result.reports:
         if report.truncated:
             log(f"task {report.name}: {report.truncated} of {report.examples} inputs were cut to fit")
-    if result.reused and (records := _measured(Path(config.output))):
+    if result.reused and (records := _measured(config)):
         return result, Evaluation(records, [])
     return result, _measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
 
@@ -223,16 +243,20 @@ def evaluate_bank(
         overrides: fields of `EvaluationSpec` that replace those of the run.
 
     Raises:
-        BankFileError: no bank there, or no run file beside it and no tasks given.
+        BankFileError: no bank there, or a damaged one.
+        ConfigError: no run file beside it, or an override that cannot be.
         TaskFileError: the run's task files have faults now, or hold other examples than the bank was trained with.
     """
     folder = find_bank(path)
     run = folder.parent
     config = run_config(run)
+    if overrides:
+        changed = config.model_dump(mode="json")
+        changed["evaluation"] |= overrides
+        config = parse_config(changed, "the evaluation")
     if tasks is None:
         tasks = read_run_tasks(config)
         check_same_tasks(run, tasks)
-    config.evaluation = config.evaluation.model_copy(update=overrides or {})
     configure_threads(config.training.threads)
     model, tokenizer, info = load_bank(folder, base, dtype=DTYPES[config.training.base_dtype])
     config.output = str(run)
@@ -243,19 +267,23 @@ def _measure(
     config: RunConfig, model: PeftModel, tokenizer: Any, tasks: list[Task], max_length: int, progress: bool = True
 ) -> Evaluation:
     run, spec = Path(config.output), config.evaluation
-    index = {name: place for place, name in enumerate(model.base_model.tasks)}
+    index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     result = evaluate(
         model, tokenizer, tasks, split=spec.split, task_index=index, metrics=tuple(spec.metrics),
         max_length=max_length, max_new_tokens=spec.max_new_tokens, batch_rows=spec.rows, limit=spec.limit,
-        run=run.name, method="colora", seed=config.seed, progress=progress,
+        run=run.resolve().name, method="colora", seed=config.seed, progress=progress,
     )  # fmt: skip
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
     return result
 
 
-def _measured(run: Path) -> list[Record]:
-    return read_records(run / "records.jsonl") if (run / "records.jsonl").is_file() else []
+def _measured(config: RunConfig) -> list[Record]:
+    """The run's records of the split it measures, or none if a metric is missing."""
+    file, spec = Path(config.output) / "records.jsonl", config.evaluation
+    records = [one for one in read_records(file) if one.split == spec.split] if file.is_file() else []
+    wanted = {"token_nll" if metric == "nll" else metric for metric in spec.metrics}
+    return records if wanted <= {one.metric for one in records} else []
 
 
 def _info(config: RunConfig, tasks: list[Task], data: EncodedTasks, mixture: TaskMixture, steps: int) -> BankInfo:

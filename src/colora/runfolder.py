@@ -10,10 +10,10 @@ import yaml
 
 from colora.config import RunConfig, parse_config
 from colora.errors import ConfigError
-from colora.files import write_json, write_text
+from colora.files import STAGING_PREFIX, write_json, write_text
 from colora.tasks.schema import SPLITS, Task
 
-__all__ = ["check_same_tasks", "claim", "run_config", "task_manifest"]
+__all__ = ["check_free", "check_same_tasks", "claim", "run_config", "task_manifest"]
 
 FREE = (
     "output", "evaluation", "training.threads", "training.log_every", "training.save_every", "training.keep",
@@ -43,35 +43,47 @@ def run_config(run: Path) -> RunConfig:
         raise ConfigError(f"{file}: missing; a bank is measured on the tasks of its run, so name the run's folder")
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
     return parse_config(value, str(file))
 
 
 def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
-    """Make the output folder this run's, or see that it is. What does not change the bank may differ.
+    """Make the output folder this run's. To be called when nothing else can be wrong with the run any more.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    # The run first: if this process dies before the second file is there, the next start writes it.
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(output / "run.yaml", text)
+    write_json(output / "tasks.json", task_manifest(tasks))
+
+
+def check_free(output: Path, config: RunConfig, tasks: list[Task]) -> None:
+    """See that the output folder is this run's, or nobody's. What does not change the bank may differ.
 
     Raises:
         ConfigError: if the folder holds another run, or anything else, or the examples have changed.
     """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; choose another output")
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     file = output / "run.yaml"
     now = _essence(config.model_dump(mode="json"))
-    if file.is_file():
+    if file.name in names:
         try:
             before = _essence(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, TypeError):
-            before = {}
+        except (yaml.YAMLError, AttributeError, ValueError):
+            raise ConfigError(f"{file}: damaged; choose another output, or remove that folder") from None
         if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
             raise ConfigError(
                 f"{output} holds another run: choose another output, or remove that folder. Different:",
                 [f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing[:8]],
             )
         check_same_tasks(output, tasks)
-    elif output.is_dir() and any(path.name != "logs" for path in output.iterdir()):
+    elif any(name != "logs" and not name.startswith(STAGING_PREFIX) for name in names):
         raise ConfigError(f"{output} is not empty and holds no run; choose another output")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "tasks.json", task_manifest(tasks))
-    write_text(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -92,15 +104,21 @@ def check_same_tasks(run: Path, tasks: list[Task]) -> None:
     file = run / "tasks.json"
     if not file.is_file():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), task_manifest(tasks)
-    changed = [
-        f"task {name!r}, split {split}: {before[name]['splits'][split]['examples']} examples then, "
-        f"{now[name]['splits'][split]['examples']} now"
-        for name in now.keys() & before.keys()
-        for split in SPLITS
-        if now[name]["splits"][split]["sha256"] != before[name]["splits"][split]["sha256"]
-    ]
-    if changed or now.keys() != before.keys():
+    now = task_manifest(tasks)
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [
+            f"task {name!r}, split {split}: {before[name]['splits'][split]['examples']} examples then, "
+            f"{now[name]['splits'][split]['examples']} now"
+            for name in now.keys() & before.keys()
+            for split in SPLITS
+            if now[name]["splits"][split]["sha256"] != before[name]["splits"][split]["sha256"]
+        ]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: damaged: {error!r}") from error
+    changed += [f"task {name!r}: not in that run" for name in now.keys() - before.keys()]
+    changed += [f"task {name!r}: in that run only" for name in before.keys() - now.keys()]
+    if changed:
         raise ConfigError(f"the task files are no longer those of the run in {run}:", sorted(changed))
 
 

@@ -55,7 +55,8 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = _get_in_out_features(base_layer)
+        inputs, outputs = _get_in_out_features(base_layer)
+        self.in_features, self.out_features = int(inputs or 0), int(outputs or 0)
         self.router = router
         self.layer_name = layer_name
         self.transposed = transposed

@@ -28,7 +28,7 @@ from colora.adapter.routing import Router, TaskIds
 from colora.adapter.targets import is_target, linear_names
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 
-__all__ = ["CoLoRAModel", "bank_layers", "bank_router", "tensors_sha256"]
+__all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner", "tensors_sha256"]
 
 
 class CoLoRAModel(BaseTuner):
@@ -222,8 +222,8 @@ class CoLoRAModel(BaseTuner):
             next(iter(bank_layers(self.model, bank).values()))._task_to_merge(bank)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:  # PEFT says None, but returns the model
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         _remove_hook(model)
         return model
 
@@ -278,6 +278,14 @@ class CoLoRAModel(BaseTuner):
                 "\n  - ".join([f"the saved bank does not fit its config ({len(faults)} faults):", *faults[:5], *more])
             )
         return remapped
+
+
+def bank_tuner(model: Any) -> CoLoRAModel:
+    """The tuner inside a `PeftModel` with a bank. Raises ConfigError if it has none (any more)."""
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, CoLoRAModel) or bank_router(tuner.model) is None:
+        raise ConfigError(f"expected a model with a bank, found a {type(model).__name__} without one")
+    return tuner
 
 
 def bank_layers(model: nn.Module, bank: str) -> dict[str, CoLoRALinear]:

@@ -30,15 +30,17 @@ __all__ = ["register"]
 
 def register() -> None:
     """Idempotent; done by `import colora`."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[COLORA] = CoLoRAConfig
-    PEFT_TYPE_TO_TUNER_MAPPING[COLORA] = CoLoRAModel
-    PEFT_TYPE_TO_PREFIX_MAPPING[COLORA] = CoLoRAModel.prefix
-    for cls in {peft.PeftModel, *peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values()}:
+    name: Any = COLORA  # the tables are typed for the closed enum
+    PEFT_TYPE_TO_CONFIG_MAPPING[name] = CoLoRAConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[name] = CoLoRAModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[name] = CoLoRAModel.prefix
+    model_classes: set[Any] = {peft.PeftModel, *peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values()}
+    for cls in model_classes:
         if "forward" in vars(cls):
             cls.forward = _routed_forward(cls.forward)
         if "generate" in vars(cls):
             cls.generate = _routed_generate(cls.generate)
-    peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)
+    peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)  # type: ignore[method-assign]
 
 
 def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -114,10 +114,10 @@ def load_state(folder: Path, name: str) -> Any:
 
 def save_random_state(folder: Path, rank: int) -> None:
     """Save the states of Python's, numpy's, torch's and the accelerator's random generators."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state = {
         "python": list(random.getstate()),
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -66,7 +66,7 @@ class TaskAdamW(torch.optim.AdamW):
         weight_decay: float = 0.0,
     ) -> None:
         self._uids: dict[Tensor, list[int]] = {}
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)  # type: ignore[arg-type]
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def freeze(self, roles: Iterable[str]) -> None:
         """Leave the groups of these roles out of the coming steps, and take all others in."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -48,6 +48,9 @@ class CoLoRATrainer(Trainer):
         TrainingDivergedError: if the loss or the gradient becomes NaN or infinite; the last checkpoint stays.
         CheckpointError: if a checkpoint cannot be written; the ones before stay.
     """
+
+    control: TrainerControl
+    optimizer: Any
 
     def __init__(
         self,
