@@ -3,6 +3,8 @@
 The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's scale (see `colora.algebra`).
 """
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from colora.errors import ConfigError
 from colora.files import staged_folder
 
 __all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
+
+LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
 def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
@@ -34,9 +38,9 @@ def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
         core = layer.colora_core[bank].detach()[index]
-        own_B = (B.double() @ core.double()).to(B.dtype)
+        own_B = (B.cpu().double() @ core.cpu().double()).to(B.dtype)  # not every accelerator has float64
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.cpu().contiguous().clone()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = own_B.cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = own_B.contiguous()
     if config.modules_to_save:
         saved = get_peft_model_state_dict(model, adapter_name=bank, save_embedding_layers=False)
         tensors |= {key: value.cpu().contiguous() for key, value in saved.items() if "colora_" not in key}
@@ -48,15 +52,18 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
 
     Raises:
         TaskIdError: if the bank has no such task.
+        ConfigError: if the folder holds anything but an earlier export of this kind.
         CheckpointError: if the folder cannot be written.
     """
     bank, config = _bank(model)
     tensors = lora_tensors(model, task)
+    folder = _replaceable(folder)
     layers = bank_layers(model, bank)
     transposed = {layer.transposed for layer in layers.values()}
     lora = LoraConfig(
         r=config.r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats; the scale of a LoRA is made from r, alpha and use_rslora as the bank's is
+        # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         use_rslora=config.use_rslora,
         lora_dropout=config.lora_dropout,
         target_modules=sorted(layers),
@@ -66,7 +73,6 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         lora.save_pretrained(str(staging))
@@ -77,6 +83,7 @@ def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = N
     names = list(tasks) if tasks is not None else bank_tuner(model).tasks
     for name in names:
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
+        _replaceable(folder / name)
     for name in names:
         export_lora(model, name, folder / name)
     return {name: folder / name for name in names}
@@ -87,14 +94,32 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Any = No
 
     Raises:
         TaskIdError: if the bank has no such task.
+        ConfigError: if the folder holds anything but an exported LoRA.
         CheckpointError: if the folder cannot be written.
     """
+    bank_tuner(model).router.index(task, _bank(model)[0])
+    folder = _replaceable(folder)
     merged: Any = bank_tuner(model).merge_and_unload(task=task)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(folder) as staging:
         merged.save_pretrained(str(staging))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
+
+
+def _replaceable(folder: Path) -> Path:
+    """The folder by its full path. Whatever is there is replaced whole, so it may only be empty or a plain LoRA."""
+    folder = Path(os.path.abspath(folder))
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        try:
+            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = None
+        if not names or (kind == "LORA" and names <= LORA_FILES):
+            return folder
+    elif not folder.exists():
+        return folder
+    raise ConfigError(f"{folder} is there already and is no exported LoRA; choose another folder, or remove it")
 
 
 def _bank(model: PeftModel) -> tuple[str, CoLoRAConfig]:
