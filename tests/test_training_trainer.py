@@ -53,9 +53,34 @@ def test_alternating_turns_move_one_half_and_leave_the_other_bit_for_bit(tmp_pat
     for step in range(8):
         (shared, cores), (shared_after, cores_after) = roles(states[step]), roles(states[step + 1])
         resting = frozen_roles("alternating", step, 2)
-        assert resting == ({"shared"} if step in (0, 1, 4, 5) else {"core"})
+        assert resting == ({"core"} if step in (0, 1, 4, 5) else {"shared"})
         assert equal(shared, shared_after) == (resting == {"shared"})
         assert equal(cores, cores_after) == (resting == {"core"})
+
+
+def test_alternating_training_wastes_no_step_on_the_default_start_where_cores_have_no_gradient(tmp_path):
+    trainer = make_trainer(tmp_path, steps=4, schedule="alternating", turn=1)
+    states = record_steps(trainer)
+    trainer.train()
+    assert not any(equal(before, after) for before, after in zip(states, states[1:], strict=False))
+
+
+def test_the_gradient_of_the_resting_half_does_not_count_in_clipping(tmp_path):
+    trainer = make_trainer(tmp_path, steps=2, init_weights=False, schedule="alternating", turn=1)
+    seen = []
+    original = trainer._clip_grad_norm
+
+    def clip(model):
+        norm = original(model)
+        seen.append([name for name, parameter in model.named_parameters() if parameter.grad is not None])
+        return norm
+
+    trainer._clip_grad_norm = clip
+    trainer.train()
+    assert seen[0]
+    assert all("colora_core" not in name for name in seen[0])
+    assert seen[1]
+    assert all("colora_core" in name for name in seen[1])
 
 
 def test_alternating_training_resumed_within_a_turn_goes_on_with_that_turn(tmp_path):

@@ -182,9 +182,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: expected YAML, found {getattr(error, 'problem', error)}") from error
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}") from error
     except ValueError as error:  # a day that no calendar has, for instance
-        raise ConfigError(f"{path}: expected YAML, found a value that cannot be read: {error}") from error
+        raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping with at least 'output' and 'tasks', found {_kind(value)}")
     for override in overrides:

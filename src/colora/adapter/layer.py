@@ -121,7 +121,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             result = self.quantization_backend.maybe_clone_base_result(result)
         for bank in self.active_adapters:
             if bank in self.colora_core:
-                result = result + self._update(bank, x)
+                result = self._add_update(bank, x, result)
         return result.to(dtype)
 
     def _check_merged(self) -> None:
@@ -137,22 +137,30 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
                     "unmerge_adapter() before using other tasks"
                 )
 
-    def _update(self, bank: str, x: Tensor) -> Tensor:
-        """s · B Λ_k A x, of shape (*x.shape[:-1], d_out)."""
-        A, B, cores = self.colora_A[bank], self.colora_B[bank], self.colora_core[bank]
+    def _add_update(self, bank: str, x: Tensor, result: Tensor) -> Tensor:
+        """`result` + s · B Λ_k A x, both of shape (*x.shape[:-1], d_out)."""
+        B = self.colora_B[bank]
+        mixed = self._mixed(bank, x)
+        if not result.dtype == mixed.dtype == B.dtype:
+            return result + F.linear(mixed, B)
+        # One product that adds up in place of a product and a sum: the sum alone would cost as much as all the rest.
+        flat, rows = result.flatten(0, -2), mixed.flatten(0, -2)
+        flat = torch.addmm(flat, rows, B.t()) if torch.is_grad_enabled() else flat.addmm_(rows, B.t())
+        return flat.view(result.shape)
+
+    def _mixed(self, bank: str, x: Tensor) -> Tensor:
+        """s · Λ_k A x, of shape (*x.shape[:-1], r)."""
+        A, cores = self.colora_A[bank], self.colora_core[bank]
         rows = self.router.rows(bank, x)
         hidden = F.linear(self.colora_dropout[bank](self._cast_input_dtype(x, A.dtype)), A)
         if isinstance(rows, int):
-            # One task for the whole batch: fold its core into B (d_out r² operations) and skip the batched product.
-            return F.linear(F.linear(hidden, cores[rows] * self.scaling[bank]), B)
+            return F.linear(hidden, cores[rows] * self.scaling[bank])
         # An embedding look-up rather than indexing: it refuses negative ids, and compiles for any mix of tasks.
         r = A.shape[0]
         own = F.embedding(rows.to(cores.device), cores.flatten(1)).unflatten(-1, (r, r)) * self.scaling[bank]
         if rows.ndim == 1:
-            mixed = torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.mT).view_as(hidden)
-        else:
-            mixed = torch.einsum("bti,btji->btj", hidden, own.to(hidden.dtype))
-        return F.linear(mixed, B)
+            return torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.mT).view_as(hidden)
+        return torch.einsum("bti,btji->btj", hidden, own.to(hidden.dtype))
 
     def get_delta_weight(self, adapter: str, task: int | None = None) -> Tensor:
         """s · B Λ_k A in the layout of the base weight, computed in float32 at least, for the chosen or only task.

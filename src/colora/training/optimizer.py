@@ -74,6 +74,13 @@ class TaskAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["frozen"] = group.get("role", "shared") in roles
 
+    def drop_frozen_gradients(self) -> None:
+        """Drop the gradients of frozen groups, so that they do not count when the others' are clipped."""
+        for group in self.param_groups:
+            if group.get("frozen"):
+                for parameter in group["params"]:
+                    parameter.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step. Its cost grows with the tasks present in the gradients (beyond reading these once)."""

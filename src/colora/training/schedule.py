@@ -13,16 +13,16 @@ SCHEDULES: tuple[str, ...] = get_args(Schedule)
 def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
     """The roles that rest in optimiser step `step` (from 0).
 
-    "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half:
-    first the cores with A and B fixed, then A and B with the cores fixed.
+    "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half.
+    A and B go first: training starts at B = 0, where the cores have no gradient.
 
     Example:
         >>> [frozen_roles("alternating", step, turn=2) for step in range(4)]
-        [{'shared'}, {'shared'}, {'core'}, {'core'}]
+        [{'core'}, {'core'}, {'shared'}, {'shared'}]
     """
     if schedule == "joint":
         return set()
-    return {"shared"} if (step // turn) % 2 == 0 else {"core"}
+    return {"core"} if (step // turn) % 2 == 0 else {"shared"}
 
 
 class AlternatingCallback(TrainerCallback):

@@ -166,6 +166,7 @@ class CoLoRATrainer(Trainer):
         return (losses * weights.to(losses)).sum() * self.args.world_size
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        getattr(self.optimizer, "optimizer", self.optimizer).drop_frozen_gradients()  # accelerate wraps it
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all() and self.accelerator.scaler is None:
             raise self._diverged("the gradient", [])
