@@ -21,14 +21,14 @@ from colora.files import write_json, write_text
 from colora.run import train
 from colora.tasks.schema import Task
 
-__all__ = ["METHODS", "run_demo"]
+__all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", "write_tasks"]
 
 METHODS = ("before", "alone", "together")
 RANK = 8
 ROWS = 12
 METRICS = {"rougeL": "ROUGE-L", "exact_match": "exact match", "token_nll": "token NLL"}
-RATES = {"alone": {"lr": 4e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
-"""Learning rates that did best for each method in `docs/decisions.md`."""
+RATES: dict[str, dict[str, float]] = {"alone": {"lr": 4e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
+"""Learning rates, each method's best by `python -m benchmarks.demo_rates`, on dates that no demo measures."""
 
 
 def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
@@ -44,51 +44,72 @@ def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], 
         log: takes lines for the user.
     """
     configure_threads()
-    folders = _write_tasks(output / "tasks" / f"seed-{seed}", seed, log)
+    folders = write_tasks(output / "tasks" / f"seed-{seed}", seed, log)
     file = output / "records.jsonl"
+    measures: dict[str, Callable[..., list[Record]]] = {
+        "before": _measure_before,
+        "alone": measure_alone,
+        "together": measure_together,
+    }
     for number, method in enumerate(METHODS, start=1):
-        if _of(file, method, seed):
+        if _of(file, method, seed, steps):
             log(f"{number} of 3, {method}: measured before, reused")
             continue
-        measure = {"before": _before, "alone": _alone, "together": _together}[method]
         place = f"{number} of 3, {method}: "
-        records = measure(output, folders, seed, steps, lambda line, place=place: log(place + line))  # type: ignore[misc]
+        records = measures[method](output, folders, seed, steps, log=lambda line, place=place: log(place + line))
         append_records(file, records)
         write_json(output / "environment.json", environment())
-    return _table(file, output, seed)
+    return _table(file, output, seed, steps)
 
 
-def _before(output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
+def _measure_before(
+    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
+) -> list[Record]:
     log("the model as it is, zero-shot")
     model, tokenizer = load_base(DEFAULT_BASE)
     tokenizer.chat_template = None
-    return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed)
+    return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed, steps)
 
 
-def _alone(output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
+def measure_alone(
+    output: Path,
+    folders: dict[str, Path],
+    seed: int,
+    steps: int,
+    rates: dict[str, float] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Record]:
+    """Train and measure a plain LoRA for each task, with the rows a step that the task has in the bank's steps."""
     records: list[Record] = []
     for name, folder in folders.items():
         log(f"a LoRA of its own for {name}")
-        config = _config(output / f"alone-seed-{seed}" / name, {name: folder}, seed, steps, "alone")
+        config = _config(output / f"alone-seed-{seed}" / name, {name: folder}, seed, steps, rates or RATES["alone"])
         result = train(config, make_model=_plain_lora, log=log)
-        records += _measure(result.model, result.tokenizer, result.tasks, "alone", seed)
+        records += _measure(result.model, result.tokenizer, result.tasks, "alone", seed, steps)
     return records
 
 
-def _together(
-    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
+def measure_together(
+    output: Path,
+    folders: dict[str, Path],
+    seed: int,
+    steps: int,
+    rates: dict[str, float] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[Record]:
+    """Train and measure one bank of all tasks."""
     log("one bank for all six")
-    result = train(_config(output / f"together-seed-{seed}", folders, seed, steps, "together"), log=log)
+    config = _config(output / f"together-seed-{seed}", folders, seed, steps, rates or RATES["together"])
+    result = train(config, log=log)
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
-    return _measure(result.model, result.tokenizer, result.tasks, "together", seed, index)
+    return _measure(result.model, result.tokenizer, result.tasks, "together", seed, steps, index)
 
 
 def _plain_lora(base: Any, names: Sequence[str]) -> PeftModel:
     return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, method: str) -> RunConfig:
+def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates: dict[str, float]) -> RunConfig:
     return RunConfig(
         base=DEFAULT_BASE,
         chat_template=False,  # its default system message would double the tokens
@@ -98,22 +119,41 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, metho
         adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
         training=TrainingSpec(
             steps=steps, rows=ROWS * len(folders) // len(DEMO_LOCALES), max_length=64, save_every=30, keep=1,
-            log_every=15, **RATES[method],
+            log_every=15, **rates,
         ),
         evaluation=EvaluationSpec(max_new_tokens=32),
     )  # fmt: skip
 
 
 def _measure(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], method: str, seed: int, index: dict[str, int] | None = None
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    method: str,
+    seed: int,
+    steps: int,
+    index: dict[str, int] | None = None,
 ) -> list[Record]:
     return evaluate(
-        model, tokenizer, tasks, task_index=index, max_length=64, max_new_tokens=32, batch_rows=48, run="demo",
-        method=method, seed=seed,
-    ).records  # fmt: skip
+        model,
+        tokenizer,
+        tasks,
+        task_index=index,
+        max_length=64,
+        max_new_tokens=32,
+        batch_rows=48,
+        run=_run(steps),
+        method=method,
+        seed=seed,
+    ).records
 
 
-def _write_tasks(folder: Path, seed: int, log: Callable[[str], None]) -> dict[str, Path]:
+def _run(steps: int) -> str:
+    return f"demo-{steps}-steps"
+
+
+def write_tasks(folder: Path, seed: int, log: Callable[[str], None] = lambda line: None) -> dict[str, Path]:
+    """Write the six tasks as folders of JSONL files; returns the folder of each."""
     folders = {}
     for task in date_tasks(seed=seed):
         folders[task.name] = folder / task.name
@@ -128,28 +168,29 @@ def _write_tasks(folder: Path, seed: int, log: Callable[[str], None]) -> dict[st
     return folders
 
 
-def _of(file: Path, method: str, seed: int) -> list[Record]:
+def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
     records = read_records(file) if file.is_file() else []
-    return [record for record in records if record.method == method and record.seed == seed]
+    return [one for one in records if (one.run, one.method, one.seed) == (_run(steps), method, seed)]
 
 
-def _table(file: Path, output: Path, seed: int) -> Table:
+def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
     overview = bank_overview(output / f"together-seed-{seed}")
-    count = len(overview.tasks)
-    lora = overview.shared  # a LoRA of the same rank has an A and a B of the same size
-    sizes = {
-        "before": ("-", "-"),
-        "alone": (f"{lora.parameters:,}", f"{lora.bytes:,}"),
-        "together": (
-            f"{overview.per_task.parameters:,} + {overview.shared.parameters // count:,} shared",
-            f"{overview.per_task.bytes:,} + {overview.shared.bytes // count:,} shared",
-        ),
-    }
-    table = Table(title=f"six tasks, 16 examples each, 24 test dates each, seed {seed}")
+    own, shared = overview.per_task, overview.shared
+    # A LoRA of the same rank has an A and a B of the size of the shared ones.
+    sizes = {"before": None, "alone": shared, "together": own}
+    table = Table(
+        title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
+        caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
+    )
     for column in ("method", *METRICS.values(), "parameters a task", "bytes a task"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for method in METHODS:
-        records = _of(file, method, seed)
-        means = [fmean(record.value for record in records if record.metric == metric) for metric in METRICS]
-        table.add_row(method, *(f"{mean:.3f}" if mean < 10 else f"{mean:.1f}" for mean in means), *sizes[method])
+        records = _of(file, method, seed, steps)
+        means = {metric: fmean(one.value for one in records if one.metric == metric) for metric in METRICS}
+        size = sizes[method]
+        table.add_row(
+            method,
+            *(f"{mean:.3f}" if metric == "token_nll" else f"{mean:.1f}" for metric, mean in means.items()),
+            *(("-", "-") if size is None else (f"{size.parameters:,}", f"{size.bytes:,}")),
+        )
     return table
