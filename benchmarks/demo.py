@@ -32,12 +32,27 @@ def main() -> None:
     append_records(args.record, records)
     write_json(args.record.with_suffix(".environment.json"), environment())
     print(comparison_markdown(records))
+    print(summary_markdown(records))
     for metric in ("rougeL", "exact_match", "token_nll"):
         gains = [mean(records, "together", metric, seed) - mean(records, "alone", metric, seed) for seed in args.seeds]
         spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
         shown = ", ".join(f"{gain:+.2f}" for gain in gains)
         print(f"{metric}: together − alone = {statistics.mean(gains):+.2f}{spread} over seeds ({shown})")
     draw(records, args.seeds, args.figure)
+
+
+def summary_markdown(records: list[Record]) -> str:
+    """A row a method: the mean over tasks, its mean over seeds and standard deviation between seeds."""
+    seeds = sorted({record.seed for record in records})
+    lines = ["| method | ROUGE-L | exact match, % | token NLL |", "|---|---|---|---|"]
+    for method in METHODS:
+        cells = []
+        for metric, digits in (("rougeL", 1), ("exact_match", 1), ("token_nll", 3)):
+            values = [mean(records, method, metric, seed) for seed in seeds]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def mean(records: list[Record], method: str, metric: str, seed: int) -> float:

@@ -52,6 +52,28 @@ def main() -> None:
     }  # fmt: skip
     write_json(args.output, report)
     print(json.dumps({key: report[key] for key in ("training_step", "mixed_forward")}, indent=2))
+    print(summary_markdown(report))
+
+
+def summary_markdown(report: dict[str, Any]) -> str:
+    """A row a contestant: the median ratio to the frozen base, and to PEFT's own."""
+    names = {
+        "peft_lora": "PEFT LoRA, one adapter",
+        "peft_adapter_names": "PEFT LoRA, 8 adapters by `adapter_names`",
+        "bank_8": "bank of 8 tasks",
+        "bank_1024": "bank of 1024 tasks",
+    }
+    lines = [
+        "| 8 mixed rows | training step / frozen base | / PEFT LoRA | mixed forward / frozen base | / PEFT mixed |",
+        "|---|---|---|---|---|",
+    ]
+    for key, name in names.items():
+        cells = []
+        for kind, reference in (("training_step", "peft_lora"), ("mixed_forward", "peft_adapter_names")):
+            row = report[kind].get(key)
+            cells += [f"{row[f'to_{to}']['median']:.2f}" if row else "–" for to in ("frozen_base", reference)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def contestants(base: str) -> tuple[dict[str, Callable[[], None]], dict[str, Callable[[], None]]]:

@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -152,35 +151,36 @@ def test_an_interrupted_text_leaves_the_old(tmp_path, monkeypatch):
     assert inventory(tmp_path) == {"a.txt": "old"}
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from colora.errors import CheckpointError
-from colora.files import staged_folder, write_text
-
-place = Path(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    write_text(place / "a.txt", "x" * 5000)
-except CheckpointError as error:
-    print(error)
-try:
-    with staged_folder(place / "bank") as folder:
-        (folder / "small.txt").write_text("x")
-        (folder / "big.txt").write_text("x" * 5000)
-except CheckpointError as error:
-    print(error)
-"""
+@contextmanager
+def no_file_longer_than(size):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_is_full(final, tmp_path):
-    pytest.importorskip("resource")
     write_text(tmp_path / "a.txt", "old")
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
-    first, second = done.stdout.splitlines()
-    assert first.startswith(f"could not write {Path(tmp_path, 'a.txt')}")
+    faults = []
+    with no_file_longer_than(4096):
+        try:
+            write_text(tmp_path / "a.txt", "x" * 5000)
+        except CheckpointError as error:
+            faults.append(str(error))
+        try:
+            with staged_folder(final) as folder:
+                (folder / "small.txt").write_text("x")
+                (folder / "big.txt").write_text("x" * 5000)
+        except CheckpointError as error:
+            faults.append(str(error))
+    first, second = faults
+    assert first.startswith(f"could not write {tmp_path / 'a.txt'}: ")
     assert "File too large" in first
-    assert second.startswith(f"could not write {final}")
+    assert second.startswith(f"could not write {final}: ")
     assert inventory(tmp_path) == {"a.txt": "old", "bank/old.txt": "old"}
     assert set(tmp_path.iterdir()) == {final, tmp_path / "a.txt"}
