@@ -8,6 +8,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.errors import CheckpointError, TrainingDivergedError
+from colora.files import staged_folder
 from colora.training import checkpoint
 from train_tiny import NAMES, EachStep, bank_tensors, equal, make_trainer, roles
 
@@ -181,11 +182,11 @@ def test_a_state_with_anything_else_in_it_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_folder_and_no_debris(tmp_path):
     final = tmp_path / "checkpoint-4"
-    with checkpoint.staged_folder(final) as folder:
+    with staged_folder(final) as folder:
         (folder / "weights").write_text("old")
 
     def write_on_a_full_disk():
-        with checkpoint.staged_folder(final) as folder:
+        with staged_folder(final) as folder:
             (folder / "weights").write_text("half of the n")
             raise OSError(28, "No space left on device")
 
@@ -193,7 +194,7 @@ def test_a_write_that_fails_leaves_the_old_folder_and_no_debris(tmp_path):
         write_on_a_full_disk()
     assert (final / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
-    with checkpoint.staged_folder(final) as folder:
+    with staged_folder(final) as folder:
         (folder / "weights").write_text("new")
     assert (final / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
@@ -205,7 +206,7 @@ def test_no_folder_is_deleted_bit_by_bit_under_the_name_of_a_checkpoint(tmp_path
     monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: deleted.append(path) or remove(path, **kwargs))
     final = tmp_path / "checkpoint-4"
     for text in ("old", "new"):
-        with checkpoint.staged_folder(final) as folder:
+        with staged_folder(final) as folder:
             (folder / "weights").write_text(text)
     assert (final / "weights").read_text() == "new"
     assert deleted

@@ -62,7 +62,7 @@ def test_alternating_training_wastes_no_step_on_the_default_start_where_cores_ha
     trainer = make_trainer(tmp_path, steps=4, schedule="alternating", turn=1)
     states = record_steps(trainer)
     trainer.train()
-    assert not any(equal(before, after) for before, after in zip(states, states[1:], strict=False))
+    assert not any(equal(before, after) for before, after in pairwise(states))
 
 
 def test_the_gradient_of_the_resting_half_does_not_count_in_clipping(tmp_path):

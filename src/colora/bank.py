@@ -96,10 +96,12 @@ def find_bank(path: str | Path) -> Path:
             return folder
     if not path.is_dir():
         raise BankFileError(f"{path}: no such folder; expected a bank, or a run that has ended")
-    missing = [name for name in NEEDED if not (path / name).is_file()]
-    unfinished = any((path / "checkpoints").glob("checkpoint-*"))
+    inner = (path / "bank").is_dir()
+    folder = path / "bank" if inner else path
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    unfinished = not inner and any((path / "checkpoints").glob("checkpoint-*"))
     raise BankFileError(
-        f"{path}: expected a bank, but {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+        f"{folder}: expected a bank, but {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
         + ("; this run has checkpoints but has not ended: run `colora train` again to go on" if unfinished else "")
     )
 
@@ -151,6 +153,7 @@ def attach_bank(
         BankFileError: a file is missing, truncated, edited, or of a newer version.
         BaseMismatchError: the base is another model.
     """
+    folder = find_bank(folder)  # else PEFT asks the hub for what is missing
     try:
         return PeftModel.from_pretrained(
             model, str(folder), is_trainable=trainable, autocast_adapter_dtype=model.dtype != torch.float64,

@@ -196,7 +196,7 @@ def make_trainer(
         logging_steps=spec.log_every,
         report_to=["tensorboard"] if spec.tensorboard else [],
         seed=config.seed,
-        use_cpu=spec.device == "cpu",
+        use_cpu=spec.device == "cpu" or not torch.accelerator.is_available(),  # bf16 wants to be told
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip

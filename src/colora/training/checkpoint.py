@@ -1,91 +1,18 @@
-"""Checkpoints without pickle: the state of optimiser, scheduler, scaler and random generators as safetensors and JSON.
-
-A checkpoint folder is written under another name and renamed when complete, so whatever has the name of a checkpoint
-is whole, and a write that fails leaves the older ones as they were.
-"""
+"""The state of optimiser, scheduler, scaler and random generators as safetensors and JSON: no pickle."""
 
 import json
-import os
 import random
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from colora.errors import CheckpointError
 
-__all__ = [
-    "load_random_state",
-    "load_state",
-    "save_random_state",
-    "save_state",
-    "staged_folder",
-    "write_json",
-]
-
-STAGING_PREFIX = ".writing-"
-
-
-@contextmanager
-def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """A folder to write into that becomes `final` when the block ends well, and vanishes when it does not.
-
-    Args:
-        final: the folder to be; replaced if it is there.
-        leader: with several processes that write into it together, whether this is the one that makes and renames it.
-        barrier: waits for the other processes.
-
-    Yields:
-        a folder of the same name as `final`, alone in a hidden folder beside it.
-
-    Raises:
-        CheckpointError: if writing fails (a full disk, say); nothing that was there before has changed.
-    """
-    staging = final.with_name(STAGING_PREFIX + final.name)
-    if leader:
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / final.name).mkdir(parents=True)
-    barrier()
-    try:
-        yield staging / final.name
-        barrier()
-        if leader:
-            _publish(staging / final.name, final)
-        barrier()
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not write {final}: {error}. Nothing that was saved before has changed; free some space or "
-            "choose another folder, and run the same command again to go on from the last checkpoint"
-        ) from error
-    finally:
-        if leader:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(written: Path, final: Path) -> None:
-    for file in written.rglob("*"):
-        if file.is_file():
-            _fsync(file)
-    if final.exists():  # moved away whole: deleting takes time, and half a checkpoint must not have its name
-        os.replace(final, written.with_name("replaced"))
-    os.replace(written, final)
-    _fsync(final.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: the file is the old or the new one, never half of it."""
-    temporary = path.with_name(STAGING_PREFIX + path.name)
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _fsync(temporary)
-    os.replace(temporary, path)
-
+__all__ = ["load_random_state", "load_state", "save_random_state", "save_state"]
 
 def save_state(folder: Path, name: str, state: Any) -> None:
     """Save a state dict: its tensors to NAME.safetensors, the rest of its structure to NAME.json.
@@ -159,11 +86,3 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
             return tensors[value["tensor"]]
         return {key: _unpack(item, tensors) for key, item in value["dict"]}
     return value
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

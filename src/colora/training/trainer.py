@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
+from colora.files import staged_folder
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
@@ -254,7 +255,7 @@ class CoLoRATrainer(Trainer):
             raise self._diverged("the weights", [], self.state.global_step)
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         leader, barrier = self.args.should_save, self.accelerator.wait_for_everyone
-        with checkpoint.staged_folder(final, leader, barrier) as folder:
+        with staged_folder(final, leader, barrier) as folder:
             self._staging = folder.parent
             try:
                 super()._save_checkpoint(model, trial)
