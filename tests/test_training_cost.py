@@ -53,3 +53,23 @@ def test_what_a_step_writes_depends_on_the_tasks_present_and_not_on_all_tasks(ki
         assert few < 3000
     else:
         assert many > 100 * few  # so this test can tell
+
+
+def test_an_expected_step_is_the_same_step():
+    """Told which tasks may be present, the optimiser does the same; a task expected but without gradient stays."""
+    results = []
+    for tasks in (None, torch.tensor([1, 3, 4])):
+        torch.manual_seed(0)
+        core = torch.nn.Parameter(torch.randn(6, 2, 2))
+        before = core.detach().clone()
+        optimizer = TaskAdamW([{"params": [core], "role": "core", "lr": 0.1, "weight_decay": 0.1}])
+        for _ in range(3):
+            core.grad = torch.zeros_like(core)
+            core.grad[[1, 4]] = torch.randn(2, 2, 2)
+            if tasks is not None:
+                optimizer.expect(tasks)
+            optimizer.step()
+        assert torch.equal(core.detach()[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
+        results.append((core.detach(), optimizer.state[core]["step"]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1].tolist() == results[1][1].tolist() == [0, 3, 0, 0, 3, 0]

@@ -14,6 +14,7 @@ from colora.errors import CheckpointError
 
 __all__ = ["load_random_state", "load_state", "save_random_state", "save_state"]
 
+
 def save_state(folder: Path, name: str, state: Any) -> None:
     """Save a state dict: its tensors to NAME.safetensors, the rest of its structure to NAME.json.
 

@@ -66,6 +66,7 @@ class TaskAdamW(torch.optim.AdamW):
         weight_decay: float = 0.0,
     ) -> None:
         self._uids: dict[Tensor, list[int]] = {}
+        self._expected: Tensor | None = None
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def freeze(self, roles: Iterable[str]) -> None:
@@ -73,6 +74,13 @@ class TaskAdamW(torch.optim.AdamW):
         roles = set(roles)
         for group in self.param_groups:
             group["frozen"] = group.get("role", "shared") in roles
+
+    def expect(self, tasks: Tensor) -> None:
+        """Say which tasks, LongTensor (n,) without repeats, the next step may find present: it then looks at no others.
+
+        Saves reading the gradients of all K tasks. A task left out here is not updated, whatever its gradient.
+        """
+        self._expected = tasks
 
     def drop_frozen_gradients(self) -> None:
         """Drop the gradients of frozen groups, so that they do not count when the others' are clipped."""
@@ -83,7 +91,7 @@ class TaskAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step. Its cost grows with the tasks present in the gradients (beyond reading these once)."""
+        """One step. It computes on the tasks present alone; it finds them by reading all gradients once, or by `expect`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -112,13 +120,17 @@ class TaskAdamW(torch.optim.AdamW):
                         stacks.setdefault(key, []).append(parameter)
                 for parameters in stacks.values():
                     self._step_cores(parameters, group)
+        self._expected = None
         return loss
 
     def _step_cores(self, cores: list[Tensor], group: dict[str, Any]) -> None:
         """Update the present tasks in all layers at once; `cores` share shape (K, r, r), dtype and device."""
         grads = [core.grad for core in cores if core.grad is not None]
-        present = torch.stack([grad.flatten(1).any(1) for grad in grads]).any(0)
-        rows = present.nonzero().squeeze(1)
+        if self._expected is None:
+            rows = torch.stack([grad.flatten(1).any(1) for grad in grads]).any(0).nonzero().squeeze(1)
+        else:
+            rows = self._expected.to(grads[0].device)
+            rows = rows[torch.stack([grad.index_select(0, rows).flatten(1).any(1) for grad in grads]).any(0)]
         if rows.numel() == 0:
             return
         states = [self._state(core) for core in cores]

@@ -133,6 +133,7 @@ class CoLoRATrainer(Trainer):
         if dist.is_initialized():
             dist.all_reduce(totals)
         active = self._active().to(device)
+        self._task_adamw.expect((totals[1] * active).nonzero().squeeze(1))
         for batch, tokens in zip(batches, counts, strict=True):
             batch["row_weights"] = row_weights(
                 batch["task_ids"].to(device), tokens, totals[0], totals[1], active, self.weighting
@@ -167,7 +168,7 @@ class CoLoRATrainer(Trainer):
         return (losses * weights.to(losses)).sum() * self.args.world_size
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        getattr(self.optimizer, "optimizer", self.optimizer).drop_frozen_gradients()  # accelerate wraps it
+        self._task_adamw.drop_frozen_gradients()
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all() and self.accelerator.scaler is None:
             raise self._diverged("the gradient", [])
@@ -238,6 +239,11 @@ class CoLoRATrainer(Trainer):
                 groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
             )
         return self.optimizer
+
+    @property
+    def _task_adamw(self) -> TaskAdamW:
+        optimizer: TaskAdamW = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the terminal and the signal handlers are given back however it ends."""
