@@ -2,8 +2,8 @@
 
     python -m benchmarks.growth [--output benchmarks/records/growth.json]
 
-"step" is told which tasks to expect, as the trainer does, and touches nothing else. "unaided" reads the gradients of all
-cores once to see who is present. "dense AdamW" is torch's own on the same gradients: it computes on all K.
+"step" is told which tasks to expect, as the trainer does, and touches nothing else. "unaided" reads the gradients of
+all cores once to see who is present. "dense AdamW" is torch's own on the same gradients: it computes on all K.
 """
 
 import argparse

@@ -1,8 +1,6 @@
 """The command line: what each command prints and where, and how it refuses."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -93,15 +91,6 @@ def test_training_prints_the_table_and_nothing_else_on_stdout(run):
     err = (run / "stderr").read_text()
     assert "step 15/30" in err
     assert f"bank: {run / 'out' / 'bank'}" in err
-
-
-def test_stdout_and_stderr_of_a_real_process(run):
-    command = [sys.executable, "-m", "colora", "evaluate", str(run / "out"), "--limit", "1", "--split", "val"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=run)
-    assert done.returncode == 0, done.stderr
-    assert [row[0] for row in table(done.stdout)] == ["red", "blue", "mean"]
-    assert not [line for line in done.stdout.splitlines() if line and line[0] not in "┏┃┡│├└ "]
-    assert "Traceback" not in done.stderr
 
 
 def test_evaluate_prints_records_and_writes_predictions(run, tmp_path):

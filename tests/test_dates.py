@@ -43,11 +43,11 @@ def test_more_training_examples_leave_the_test_as_it_was(babel):
 
 def test_the_answer_is_the_date_in_words(babel):
     months = {
-        "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split(),
-        "it": "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre".split(),
+        "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+        "it": "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
     }
-    for locale, names in months.items():
-        joint = " de " if locale == "es" else " "
+    for locale, text in months.items():
+        names, joint = text.split(), " de " if locale == "es" else " "
         for example in date_task(locale, 30, 0, 30, seed=0).splits["train"]:
             day = date.fromisoformat(example.input)
             assert example.outputs == (f"{day.day}{joint}{names[day.month - 1]}{joint}{day.year}",)

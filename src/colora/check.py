@@ -54,6 +54,8 @@ def check_run(config: RunConfig) -> RunPlan:
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
         bank = get_peft_model(model, bank_config(config, [task.name for task in tasks], model))
+        if model.dtype == torch.float64:
+            bank.double()  # PEFT does that where the weights are real
     per_task, shared = task_sizes(bank)
     tokens = sum(report.tokens for report in data.report) / len(data)
     longest = max(report.max_tokens for report in data.report)

@@ -83,7 +83,9 @@ def measure_alone(
     records: list[Record] = []
     for name, folder in folders.items():
         log(f"a LoRA of its own for {name}")
-        config = _config(output / f"alone-seed-{seed}" / name, {name: folder}, seed, steps, rates or RATES["alone"])
+        config = _config(
+            output / f"alone-{steps}-steps-seed-{seed}" / name, {name: folder}, seed, steps, rates or RATES["alone"]
+        )
         result = train(config, make_model=_plain_lora, log=log)
         records += _measure(result.model, result.tokenizer, result.tasks, "alone", seed, steps)
     return records
@@ -99,7 +101,7 @@ def measure_together(
 ) -> list[Record]:
     """Train and measure one bank of all tasks."""
     log("one bank for all six")
-    config = _config(output / f"together-seed-{seed}", folders, seed, steps, rates or RATES["together"])
+    config = _config(output / f"together-{steps}-steps-seed-{seed}", folders, seed, steps, rates or RATES["together"])
     result = train(config, log=log)
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
     return _measure(result.model, result.tokenizer, result.tasks, "together", seed, steps, index)
@@ -174,7 +176,7 @@ def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
 
 
 def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
-    overview = bank_overview(output / f"together-seed-{seed}")
+    overview = bank_overview(output / f"together-{steps}-steps-seed-{seed}")
     own, shared = overview.per_task, overview.shared
     # A LoRA of the same rank has an A and a B of the size of the shared ones.
     sizes = {"before": None, "alone": shared, "together": own}

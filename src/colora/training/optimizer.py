@@ -91,7 +91,7 @@ class TaskAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step. It computes on the tasks present alone; it finds them by reading all gradients once, or by `expect`."""
+        """One step. It computes on the tasks present alone, found by reading all gradients once or by `expect`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
