@@ -17,8 +17,9 @@ SOURCE = ROOT / "src" / "colora"
 MOST_LINES = 350
 
 _MODEL = {"errors", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
-_TRAINED = _MODEL | {"dates", "training", "evaluation", "export"}
+_TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
 _STUDIES = {"baselines", "federated", "regression", "report"}
+_RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
@@ -31,14 +32,19 @@ ALLOWED: dict[str, set[str]] = {
     "base": {"errors", "files"},
     "training": _MODEL,
     "evaluation": _MODEL,
+    "bank": {"errors", "files", "adapter", "base"},
     "export": {"errors", "config", "files", "algebra", "adapter", "base"},
     "baselines": _TRAINED,
     "federated": _TRAINED,
     "regression": {"errors", "config", "files", "algebra"},
     "report": {"errors", "files"},
-    "run": _TRAINED | _STUDIES,
-    "demo": _TRAINED | _STUDIES | {"run"},
-    "cli": _TRAINED | _STUDIES | {"run", "demo"},
+    "runfolder": {"errors", "config", "files", "tasks"},
+    "run": _RUN - {"run"},
+    "generate": _MODEL | {"evaluation", "bank"},
+    "check": _MODEL | {"bank", "runfolder", "run"},
+    "demo": _RUN,
+    "cli": _RUN | {"generate", "check", "demo"},
+    "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)
 # Outside libraries: these rooms use no others, and these libraries are used in no other room.
@@ -81,7 +87,7 @@ def violations(tree: ast.AST, module: str, is_package: bool = False) -> list[str
         where = f"{module}:{line}"
         if top == "colora":
             target = room_of(name)
-            if target == "cli" and room != "cli":
+            if target == "cli" and room not in ("cli", "__main__"):
                 faults.append(f"{where}: nobody imports cli")
             elif target == "" and room not in ("", "cli"):
                 faults.append(f"{where}: import from the module itself, not from the package's root")
@@ -135,6 +141,9 @@ def test_imports_run_downwards_only():
         ("colora.training.loss", "import flwr.app", "only federated imports flwr"),
         ("colora.run", "from colora.cli import app", "nobody imports cli"),
         ("colora", "from colora.cli import app", "nobody imports cli"),
+        ("colora.demo", "import colora.__main__", "demo may not import __main__"),
+        ("colora.__main__", "from colora.run import train", "__main__ may not import run"),
+        ("colora.bank", "from colora.training.trainer import CoLoRATrainer", "bank may not import training"),
         ("colora.errors", "from colora.nowhere import x", "errors may not import nowhere"),
     ],
 )
@@ -153,6 +162,7 @@ def test_a_violation_is_found(module, code, fault):
         ),
         ("colora.algebra", "import torch.linalg\nfrom collections import Counter"),
         ("colora.cli", "import typer\nfrom colora import __version__\nfrom colora.demo import demonstrate"),
+        ("colora.__main__", "from colora.cli import app"),
         ("colora", "from colora.adapter.config import CoLoRAConfig"),
         ("colora.federated.app", "from flwr.app import Context"),
     ],

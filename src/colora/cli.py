@@ -35,6 +35,8 @@ Base = Annotated[str | None, typer.Option("--base", help="Another place of the s
 def train(run: RunFile, overrides: Overrides = None) -> None:
     """Train the bank of a run, evaluate it, and print the table.
 
+    KEY=VALUE changes a field of the file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
+
     The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
     With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
     """
@@ -51,7 +53,10 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def check(run: RunFile, overrides: Overrides = None) -> None:
-    """Validate a run's files and config, and print what would be trained. Trains nothing."""
+    """Validate a run's files and config, and print what would be trained. Trains nothing.
+
+    KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
+    """
     with _errors():
         from colora.check import check_run
         from colora.config import load_config
