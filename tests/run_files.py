@@ -70,7 +70,7 @@ def bank_tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def cli(*arguments: object) -> Result:
     """What `colora ARGUMENTS` did, with what it wrote to stdout and stderr apart."""
-    return CliRunner().invoke(app, [str(one) for one in arguments])
+    return CliRunner().invoke(app, [str(one) for one in arguments], env={"OMP_NUM_THREADS": "1"})
 
 
 def refusal(*arguments: object) -> str:

@@ -97,7 +97,7 @@ def test_more_of_anything_needs_more_memory(bases, tmp_path):
     assert memory(gradient_checkpointing=True) < plain < memory(base_dtype="fp64")
 
 
-def test_a_thousand_tasks_cost_nothing_to_plan(bases, tmp_path):
+def test_the_size_of_a_task_does_not_depend_on_how_many_there_are(bases, tmp_path):
     write_task(tmp_path, "red")
     tasks = [{"path": "red.jsonl", "name": f"t{number}", "train": 2, "val": 0, "test": 1} for number in range(300)]
     config = config_of(tmp_path, bases["llama"], tasks)

@@ -126,6 +126,17 @@ def test_a_disk_that_fails_is_a_message(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_inputs_that_are_cut_are_a_line_without_a_place_in_the_code(tmp_path):
+    base = save_base(tmp_path / "base")
+    result = cli("train", run_file(tmp_path, base, training={"steps": 1, "max_length": 16}))
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if '"red"' in line and "train inputs" in line]
+    assert line.startswith('warning: task "red": ')
+    assert "were cut to fit 16 tokens" in line
+    assert ".py:" not in result.stderr
+    assert "Warning" not in result.stderr
+
+
 # ---- generate ----------------------------------------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ def test_what_is_no_run_file_is_refused(file, content, message):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(ConfigError, match="run.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: no such file"):
         load_config(tmp_path / "run.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path)

@@ -32,6 +32,13 @@ def write_new(final):
         (folder / "sub" / "deep.txt").write_text("deep")
 
 
+def write_half(final, error):
+    with staged_folder(final) as folder:
+        assert inventory(final) == {"old.txt": "old"}
+        (folder / "half.txt").write_text("ha")
+        raise error
+
+
 def failing_replace(monkeypatch, number):
     """`os.replace` that fails at its n-th call from now on."""
     calls, real = [], os.replace
@@ -64,9 +71,8 @@ def test_a_folder_is_replaced_whole(final, tmp_path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")])
 def test_a_failure_inside_leaves_the_old_folder(final, tmp_path, error):
     expected = CheckpointError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected), staged_folder(final) as folder:
-        (folder / "half.txt").write_text("ha")
-        raise error
+    with pytest.raises(expected):
+        write_half(final, error)
     assert inventory(tmp_path) == {"bank/old.txt": "old"}
     assert list(tmp_path.iterdir()) == [final]
 
@@ -86,9 +92,8 @@ def test_a_process_that_died_between_the_renames_is_repaired_by_the_next_write(f
     staging = tmp_path / (STAGING_PREFIX + "bank")
     (staging / "bank").mkdir(parents=True)
     os.replace(final, staging / ".old")
-    with pytest.raises(CheckpointError), staged_folder(final):
-        assert inventory(final) == {"old.txt": "old"}
-        raise OSError("again")
+    with pytest.raises(CheckpointError):
+        write_half(final, OSError("again"))
     assert inventory(tmp_path) == {"bank/old.txt": "old"}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import colora.bank
 from colora.adapter.model import bank_layers
 from colora.bank import load_bank, read_bank_info
 from colora.errors import (
@@ -21,7 +22,6 @@ from colora.errors import (
     BaseModelError,
     ConfigError,
     InterruptedRunError,
-    TaskFileError,
     TrainingDivergedError,
 )
 from colora.evaluation.records import read_records
@@ -214,7 +214,7 @@ def test_a_folder_with_only_logs_or_half_written_files_is_free(base, tmp_path):
 
 # ---- going on after an end ---------------------------------------------------------------------------------------
 
-LONG = {"steps": 60, "save_every": 10, "rows": 4}
+LONG = {"steps": 120, "save_every": 10, "rows": 4}
 
 
 def start(file):
@@ -222,14 +222,19 @@ def start(file):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path, process):
+def last_checkpoint(run):
+    return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("checkpoint-*")), default=0)
+
+
+def wait_for_step(step, run, process):
     until = time.monotonic() + 90
-    while not path.exists():
+    while last_checkpoint(run) < step:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_then_interrupted_a_run_ends_with_the_same_bank(base, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
@@ -238,7 +243,7 @@ def test_killed_then_interrupted_a_run_ends_with_the_same_bank(base, tmp_path):
     file = run_file(broken, base, training=LONG)
 
     process = start(file)
-    wait_for(broken / "out" / "checkpoints" / "checkpoint-20", process)
+    wait_for_step(20, broken / "out", process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -246,9 +251,9 @@ def test_killed_then_interrupted_a_run_ends_with_the_same_bank(base, tmp_path):
     told = refusal("tasks", broken / "out")
     assert "this run has checkpoints but has not ended: run `colora train` again to go on" in told
 
-    reached = max(int(path.name.split("-")[1]) for path in (broken / "out" / "checkpoints").glob("checkpoint-*"))
+    reached = last_checkpoint(broken / "out")
     process = start(file)
-    wait_for(broken / "out" / "checkpoints" / f"checkpoint-{reached + 10}", process)
+    wait_for_step(reached + 10, broken / "out", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -334,6 +339,19 @@ def test_another_split_and_a_limit(copy):
     result = evaluate_bank(copy / "out", overrides={"split": "train", "limit": 3, "metrics": ["exact_match"]})
     assert {(one.split, one.n) for one in result.records} == {("train", 3)}
     assert len(result.predictions) == 6
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_saved_bank_is_measured_where_it_would_be_trained(copy, monkeypatch, device):
+    used, real = [], colora.bank.load_base
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cpu"))
+    monkeypatch.setattr(
+        colora.bank, "load_base", lambda *args, **more: used.append(more["device"]) or real(*args, **more)
+    )
+    file = copy / "out" / "run.yaml"
+    file.write_text(file.read_text().replace("device: auto", f"device: {device}"))
+    evaluate_bank(copy / "out", overrides={"metrics": ["nll"]})
+    assert used == [torch.device("cpu") if device == "auto" else None]
 
 
 @pytest.mark.parametrize(
@@ -607,14 +625,16 @@ def test_a_damaged_bank_is_named_and_refused(copy, damage, message, seen_by):
 
 
 @pytest.mark.parametrize("other", [lambda: tiny_llama(seed=9), lambda: tiny_llama(hidden=64), tiny_gpt2])
-def test_another_base_in_the_same_folder_is_refused(copy, base, tmp_path, other):
-    moved = save_base(tmp_path / "other", other())
-    text = (copy / "out" / "bank" / "bank.json").read_text()
-    (copy / "out" / "bank" / "bank.json").write_text(text.replace(base, moved))
-    told = refusal("evaluate", copy / "out")
-    assert "this bank was trained on another base model" in told
+def test_another_base_in_the_same_folder_is_refused(tmp_path, other):
+    file = run_file(tmp_path, save_base(tmp_path / "base"), training={"steps": 1})
+    assert cli("train", file).exit_code == 0
+    shutil.rmtree(tmp_path / "base")
+    save_base(tmp_path / "base", other())
+    for command in (["evaluate", tmp_path / "out"], ["train", file], ["export", tmp_path / "out", tmp_path / "x"]):
+        assert "this bank was trained on another base model" in refusal(*command)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(BaseMismatchError):
-        load_bank(copy / "out")
+        load_bank(tmp_path / "out")
 
 
 def test_what_is_no_bank(tmp_path):
@@ -622,9 +642,3 @@ def test_what_is_no_bank(tmp_path):
         load_bank(tmp_path / "nothing")
     with pytest.raises(BankFileError, match=r"adapter_config.json and adapter_model.safetensors are missing$"):
         load_bank(tmp_path)
-
-
-def test_task_faults_are_python_errors_too(base, tmp_path):
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(TaskFileError):
-        train(config_of(tmp_path, base, [{"path": "empty.jsonl"}]))

@@ -237,7 +237,7 @@ def _bytes(number: float) -> str:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Errors of ours as a message, not a traceback: exit code 2, and 130 after Ctrl-C."""
+    """Errors and warnings as a message, not with places in the code: exit code 2, and 130 after Ctrl-C."""
     import warnings
 
     from transformers.utils import logging
@@ -245,19 +245,18 @@ def _errors() -> Iterator[None]:
     from colora.errors import ColoraError, InterruptedRunError
 
     logging.disable_progress_bar()  # "Loading weights" for half a second
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the libraries to each other
+            warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
+            yield
     except InterruptedRunError as error:
         _say(str(error))
         sys.exit(130)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
-    except ColoraError as error:
-        _say(f"error: {error}")
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except (ColoraError, OSError) as error:  # a full disk, a folder that may not be written
         _say(f"error: {error}")
         sys.exit(2)
 

@@ -47,5 +47,5 @@ def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str
 def date_tasks(
     locales: Sequence[str] = DEMO_LOCALES, train: int = 16, val: int = 0, test: int = 24, seed: int = 0
 ) -> list[Task]:
-    """One `date_task` for each locale. The days of different tasks differ."""
+    """One `date_task` for each locale; each draws its own days."""
     return [date_task(locale, train, val, test, seed) for locale in locales]

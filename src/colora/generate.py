@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from colora.bank import load_bank
 from colora.base import configure_threads
 from colora.errors import ConfigError, TaskIdError
@@ -65,7 +67,7 @@ def generate_texts(
         BankFileError: no bank there.
     """
     configure_threads()
-    model, tokenizer, info = load_bank(bank, base)
+    model, tokenizer, info = load_bank(bank, base, device=torch.accelerator.current_accelerator(check_available=True))
     names: list[str] = model.base_model.tasks
     if any(request.task is None for request in requests) and len(names) > 1:
         raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")

@@ -94,13 +94,15 @@ def train(
     output = Path(config.output)
     rank = int(os.environ.get("RANK", "0"))
     names = [task.name for task in tasks]
-    check_free(output, config, tasks)
+    if rank == 0:  # the others would look while this one writes
+        check_free(output, config, tasks)
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
     if not config.chat_template:
         tokenizer.chat_template = None
     if (output / "bank" / "adapter_config.json").is_file():
         log(f"{output} has ended before; nothing to train")
-        loaded = attach_bank(model, output / "bank")
+        device = _device(config)
+        loaded = attach_bank(model if device is None else model.to(device), output / "bank", device)
         return TrainResult(output / "bank", loaded, tokenizer, tasks, config.training.steps, reused=True)
 
     train_data, eval_data = encode_run(config, tasks, tokenizer, model)
@@ -218,9 +220,6 @@ def train_and_evaluate(
     result = train(config, log=log)
     if int(os.environ.get("RANK", "0")) != 0:
         return result, None
-    for report in result.reports:
-        if report.truncated:
-            log(f"task {report.name}: {report.truncated} of {report.examples} inputs were cut to fit")
     if result.reused and (records := _measured(config)):
         return result, Evaluation(records, [])
     return result, _measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
@@ -258,7 +257,8 @@ def evaluate_bank(
         tasks = read_run_tasks(config)
         check_same_tasks(run, tasks)
     configure_threads(config.training.threads)
-    model, tokenizer, info = load_bank(folder, base, dtype=DTYPES[config.training.base_dtype])
+    dtype, device = DTYPES[config.training.base_dtype], _device(config)
+    model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
     config.output = str(run)
     return _measure(config, model, tokenizer, tasks, info.max_length, progress)
 
@@ -276,6 +276,10 @@ def _measure(
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
     return result
+
+
+def _device(config: RunConfig) -> torch.device | None:
+    return None if config.training.device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
 
 
 def _measured(config: RunConfig) -> list[Record]:

@@ -45,7 +45,7 @@ def records_table(
     """
     grid = _grid(records, split, centre)
     table = Table(title=None if title is None else Text(title))
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     for method, metric in grid.columns:
         table.add_column(Text(f"{method}\n{metric}" if method else metric), justify="right")
     for index, (task, cells) in enumerate(grid.rows):
