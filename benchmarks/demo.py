@@ -8,6 +8,7 @@ output, the figure to docs/figures/demo.svg.
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from colora.demo import METHODS, run_demo
@@ -41,11 +42,11 @@ def main() -> None:
     draw(records, args.seeds, args.figure)
 
 
-def summary_markdown(records: list[Record]) -> str:
+def summary_markdown(records: list[Record], methods: Sequence[str] = METHODS) -> str:
     """A row a method: the mean over tasks, its mean over seeds and standard deviation between seeds."""
     seeds = sorted({record.seed for record in records})
     lines = ["| method | ROUGE-L | exact match, % | token NLL |", "|---|---|---|---|"]
-    for method in METHODS:
+    for method in methods:
         cells = []
         for metric, digits in (("rougeL", 1), ("exact_match", 1), ("token_nll", 3)):
             values = [mean(records, method, metric, seed) for seed in seeds]

@@ -10,9 +10,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.demo import summary_markdown
 from colora.demo import measure_alone, measure_together, write_tasks
 from colora.evaluation.records import append_records, environment, read_records
-from colora.evaluation.table import comparison_markdown
 from colora.files import write_json
 
 HERE = Path(__file__).parent
@@ -40,7 +40,8 @@ def main() -> None:
             append_records(args.record, [replace(record, method=label) for record in records])
             write_json(args.record.with_suffix(".environment.json"), environment())
             print(f"{label}: measured", flush=True)
-    print(comparison_markdown(read_records(args.record)))
+    records = read_records(args.record)
+    print(summary_markdown(records, list(dict.fromkeys(record.method for record in records))))
 
 
 if __name__ == "__main__":
