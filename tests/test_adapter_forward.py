@@ -177,7 +177,7 @@ def test_every_other_peft_model_class_passes_task_ids(task_type):
     oracle, tensors = base(), factors(model)
     for index, task in enumerate(IDS):
         weights = {
-            f"{layer}.weight": oracle.get_submodule(layer).weight + 4.0 * t["B"] @ t["core"][task] @ t["A"]
+            f"{layer}.weight": oracle.get_submodule(layer).weight + 2.0 * t["B"] @ t["core"][task] @ t["A"]
             for layer, t in tensors.items()
         }
         assert distance(found[index], functional_call(oracle, weights, (), row(inputs, index))[0][0]) < EXACT
@@ -275,7 +275,7 @@ def flat_oracle(model, input_ids, per_token):
     base, t = Flattening(), factors(model)["linear"]
     x = base.embed(input_ids).flatten(0, 1)
     return torch.stack(
-        [base.linear(x[i]) + 4.0 * t["B"] @ t["core"][task] @ t["A"] @ x[i] for i, task in enumerate(per_token)]
+        [base.linear(x[i]) + 2.0 * t["B"] @ t["core"][task] @ t["A"] @ x[i] for i, task in enumerate(per_token)]
     )
 
 
@@ -307,8 +307,8 @@ def test_a_plain_module_outside_transformers():
     x = torch.randn(3, 6)
     found = model(x, task_ids=["cy", "ada", "bo"])
     for index, task in enumerate([2, 0, 1]):
-        w0 = first[0] + 4.0 * t["0"]["B"] @ t["0"]["core"][task] @ t["0"]["A"]
-        w2 = first[2] + 4.0 * t["2"]["B"] @ t["2"]["core"][task] @ t["2"]["A"]
+        w0 = first[0] + 2.0 * t["0"]["B"] @ t["0"]["core"][task] @ t["0"]["A"]
+        w2 = first[2] + 2.0 * t["2"]["B"] @ t["2"]["core"][task] @ t["2"]["A"]
         expected = w2 @ (w0 @ x[index] + first[1]).relu() + first[3]
         assert distance(found[index], expected) < 1e-4
 

@@ -50,8 +50,8 @@ def factors(model, bank="default"):
     return found
 
 
-def dense_weights(base, tensors, task, scaling=4.0):
-    """Full weights {layer.weight: W0 + s · B Λ_task A}. The default scaling is lora_alpha 16 over r = 4."""
+def dense_weights(base, tensors, task, scaling=2.0):
+    """Full weights {layer.weight: W0 + s · B Λ_task A}. The default scaling is lora_alpha 8 over r = 4."""
     weights = {}
     for layer, t in tensors.items():
         module = base.get_submodule(layer)
@@ -64,7 +64,7 @@ def row(inputs, index):
     return {key: value[index : index + 1] for key, value in inputs.items()}
 
 
-def dense_logits(base, tensors, tasks, inputs, scaling=4.0, extra=None):
+def dense_logits(base, tensors, tasks, inputs, scaling=2.0, extra=None):
     """Logits of every row under the dense weights of its own task, one row at a time."""
     rows = []
     for index, task in enumerate(tasks):

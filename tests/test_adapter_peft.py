@@ -34,7 +34,7 @@ def two():
 
 def second_oracle(model, ids):
     with torch.no_grad():
-        return dense_logits(tiny_llama(), factors(model, "second"), ids, make_inputs(), scaling=8.0)
+        return dense_logits(tiny_llama(), factors(model, "second"), ids, make_inputs(), scaling=4.0)
 
 
 def test_each_bank_has_its_own_tasks_rank_and_layers(two):
@@ -69,12 +69,12 @@ def test_two_active_banks_add_up(two):
         own = tensors[layer]
         tensors[layer] = {
             "A": torch.cat([own["A"], extra["A"]]),
-            "B": torch.cat([4.0 * own["B"], 8.0 * extra["B"]], dim=1),
+            "B": torch.cat([2.0 * own["B"], 4.0 * extra["B"]], dim=1),
             "core": torch.stack([torch.block_diag(own["core"][k], extra["core"][k]) for k in range(2)]),
         }
     for layer, own in tensors.items():
         if "q_proj" not in layer:
-            own["B"] = 4.0 * own["B"]
+            own["B"] = 2.0 * own["B"]
     with torch.no_grad():
         expected = dense_logits(tiny_llama(), tensors, ids, inputs, scaling=1.0)
     assert distance(logits(two, ids), expected) < 1e-4

@@ -1,9 +1,12 @@
 """Adding, removing, reading and writing the tasks of a bank in place."""
 
+import unicodedata
+
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
+from colora import CoLoRAConfig
 from colora.adapter.tasklist import task_uids
 from colora.errors import ConfigError, TaskIdError
 from test_adapter_oracle import TASKS, distance, factors, make_bank, make_inputs
@@ -210,3 +213,56 @@ def test_a_long_list_of_known_names_is_cut():
     model = make_bank(tiny_llama(), tasks=[f"t{i}" for i in range(100)])
     with pytest.raises(TaskIdError, match=r"t0, t1, .*t19, \.\.\. \(100 in all\)"):
         model.set_task("zed")
+
+
+def test_tasks_added_or_removed_between_backward_and_step_keep_the_gradients_of_the_others():
+    model = make_bank(tiny_llama(), task_type="CAUSAL_LM")
+    inputs = make_inputs()
+    model(**inputs, task_ids=[0, 1, 2, 1]).logits.square().mean().backward()
+    before = [core.grad.clone() for core in cores(model)]
+    model.add_tasks(["new"])
+    assert all(torch.equal(core.grad[:3], grad) for core, grad in zip(cores(model), before, strict=True))
+    assert all(not core.grad[3].any() for core in cores(model))
+    model.remove_task(model.tasks[1])
+    assert all(torch.equal(core.grad[:2], grad[[0, 2]]) for core, grad in zip(cores(model), before, strict=True))
+
+
+def test_one_config_object_for_two_models_leaves_each_with_its_own_tasks(tmp_path):
+    names = ["ada", "bo"]
+    config = CoLoRAConfig(r=2, tasks=names, task_type="CAUSAL_LM")
+    one, two = get_peft_model(tiny_llama(), config), get_peft_model(tiny_llama(), config)
+    one.add_tasks(["cy"])
+    assert (one.tasks, two.tasks, names) == (["ada", "bo", "cy"], ["ada", "bo"], ["ada", "bo"])
+    for number, model in enumerate((one, two)):
+        model.save_pretrained(tmp_path / str(number), save_embedding_layers=False)
+        assert PeftModel.from_pretrained(tiny_llama(), tmp_path / str(number)).tasks == model.tasks
+
+
+def test_ids_of_a_batch_are_gone_after_it():
+    """An inner module called on its own must not find the ids of the batch before."""
+    model = make_bank(tiny_llama(), task_type="CAUSAL_LM").eval()
+    inputs = make_inputs()
+    inner = model.get_base_model().model
+    with torch.no_grad():
+        model(**inputs, task_ids=[0, 1, 2, 1])
+        with pytest.raises(TaskIdError, match="which task"):
+            inner(**inputs)
+        model.generate(**inputs, task_ids=[0, 1, 2, 1], max_new_tokens=2)
+        with pytest.raises(TaskIdError, match="which task"):
+            inner(**inputs)
+    model(**inputs, task_ids=[0, 1, 2, 1])  # with gradients they stay, for a backward pass that computes again
+    model.set_task(model.tasks[2])
+    expected = model(**inputs, task_ids=[2] * 4, output_hidden_states=True).hidden_states[-1]
+    model.set_task(model.tasks[2])
+    assert distance(inner(**inputs).last_hidden_state, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["हिन्दी", "días", unicodedata.normalize("NFD", "días"), "任务 1", "_x", "a.b:c+d-e"])
+def test_names_of_every_script_are_names(name):
+    assert CoLoRAConfig(tasks=[name]).tasks == [name]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", " a", "\u0301a", "x" * 101, "任" * 70, "a\nb", "a\ud800"])
+def test_what_could_not_be_a_folder_is_no_name(name):
+    with pytest.raises(ConfigError, match="expected a task name of 1 to 100 letters"):
+        CoLoRAConfig(tasks=[name])

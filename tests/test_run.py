@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from colora.errors import (
     BaseModelError,
     ConfigError,
     InterruptedRunError,
+    TaskFileError,
     TrainingDivergedError,
 )
 from colora.evaluation.records import read_records
@@ -187,7 +189,7 @@ def test_damaged_files_of_the_run_are_named(copy, name, damage):
     if name == "tasks.json" and damage == "{}":
         expected = "task 'red': not in that run"
     elif name == "run.yaml" and damage == "{}":
-        expected = "holds another run"
+        expected = "run.yaml: 2 faults"
     else:
         expected = f"{name}: damaged"
     (copy / "out" / name).write_text(damage)
@@ -642,3 +644,36 @@ def test_what_is_no_bank(tmp_path):
         load_bank(tmp_path / "nothing")
     with pytest.raises(BankFileError, match=r"adapter_config.json and adapter_model.safetensors are missing$"):
         load_bank(tmp_path)
+
+
+def test_an_answer_too_long_to_be_measured_is_found_before_training(base, tmp_path):
+    rows = [{"input": str(number), "output": "x" * (5 if number < 9 else 400)} for number in range(12)]
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:9]))
+    (tmp_path / "long" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[9:]))
+    config = config_of(tmp_path, base, [{"path": "long", "val": 0}], training={"max_length": 64})
+    with pytest.raises(TaskFileError, match="expected at most 64 tokens"):
+        train_and_evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_longer_than_the_model_are_refused_before_training(base, tmp_path):
+    config = config_of(tmp_path, base, training={"max_length": 5000})
+    with pytest.raises(ConfigError, match=r"training.max_length is 5000, but .* has 4096 positions"):
+        train_and_evaluate(config)
+
+
+def test_a_part_of_the_split_is_recorded_as_a_part(copy):
+    evaluate_bank(copy / "out", overrides={"limit": 1}, progress=False)
+    methods = {record.method for record in read_records(copy / "out" / "records.jsonl")}
+    assert methods == {"colora", "colora, first 1"}
+
+
+def test_task_files_may_move(base, tmp_path):
+    file = run_file(tmp_path, base)
+    cli("train", file)
+    (tmp_path / "elsewhere").mkdir()
+    for path in tmp_path.glob("*.jsonl"):
+        path.rename(tmp_path / "elsewhere" / path.name)
+    file.write_text(re.sub(r"path: (.*jsonl)", r"path: elsewhere/\1", file.read_text()))
+    assert "has ended before" in cli("train", file).stderr

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from colora.errors import ConfigError
 from colora.training.optimizer import TaskAdamW
 
 READS = ("view", "any", "nonzero", "detach", "select", "unsqueeze", "squeeze", "slice", "alias", "reshape")
@@ -73,3 +74,32 @@ def test_an_expected_step_is_the_same_step():
         results.append((core.detach(), optimizer.state[core]["step"]))
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1].tolist() == results[1][1].tolist() == [0, 3, 0, 0, 3, 0]
+
+
+def test_a_step_of_stopped_tasks_alone_moves_nothing():
+    """Neither weight decay nor the momentum of the shared factors acts in a step that expects no task."""
+    shared, core = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4, 2, 2))
+    groups = [{"params": [shared]}, {"params": [core], "role": "core"}]
+    optimizer = TaskAdamW(groups, lr=0.1, weight_decay=0.1)
+    shared.grad, core.grad = torch.ones(3), torch.ones(4, 2, 2)
+    optimizer.step()
+    before = shared.detach().clone(), core.detach().clone()
+    shared.grad, core.grad = torch.zeros(3), torch.zeros(4, 2, 2)
+    optimizer.expect(torch.tensor([], dtype=torch.long))
+    optimizer.step()
+    assert torch.equal(shared, before[0])
+    assert torch.equal(core, before[1])
+    optimizer.step()  # the next one is a step again
+    assert not torch.equal(shared, before[0])
+
+
+def test_a_state_of_another_number_of_tasks_is_refused():
+    def make(count):
+        core = torch.nn.Parameter(torch.ones(count, 2, 2))
+        core.grad = torch.ones_like(core)
+        optimizer = TaskAdamW([{"params": [core], "role": "core"}])
+        optimizer.step()
+        return optimizer
+
+    with pytest.raises(ConfigError, match="expected the state of 5 tasks, found that of 4"):
+        make(5).load_state_dict(make(4).state_dict())

@@ -48,7 +48,7 @@ def tiny_tasks(names=NAMES, train=6, val=3, unlike=()):
 def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
-    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, **kwargs,
+    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, core_lr=2e-2, **kwargs,
 ):  # fmt: skip
     """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be."""
     tasks = tiny_tasks(names, val=val, unlike=unlike)
@@ -72,7 +72,16 @@ def make_trainer(
         train.sizes, batch_size=rows, steps=mixture_steps or steps, seed=seed, policy=policy
     )  # fmt: skip
     return CoLoRATrainer(
-        model, args, train, list(names), mixture, TOKENIZER.pad_token_id, eval_data=held_out, routed=not lora, **kwargs
+        model,
+        args,
+        train,
+        list(names),
+        mixture,
+        TOKENIZER.pad_token_id,
+        eval_data=held_out,
+        routed=not lora,
+        core_lr=core_lr,
+        **kwargs,
     )
 
 

@@ -190,6 +190,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(value, override)
     config = parse_config(value, str(path))
+    if config.base != "smollm2" and Path(config.base).expanduser().exists():
+        config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     for task in config.tasks:
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())

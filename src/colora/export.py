@@ -84,6 +84,8 @@ def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = N
     for name in names:
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
         _replaceable(folder / name)
+    if len({name.casefold() for name in names}) < len(names):
+        raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
     for name in names:
         export_lora(model, name, folder / name)
     return {name: folder / name for name in names}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 
 from colora.errors import CheckpointError
 
-__all__ = ["STAGING_PREFIX", "staged_folder", "write_json", "write_text"]
+__all__ = ["NAME_RULE", "STAGING_PREFIX", "fits_name_rule", "staged_folder", "write_json", "write_text"]
 
 STAGING_PREFIX = ".writing-"
 REPLACED = ".old"
@@ -72,6 +73,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, for people to read: indented, with its letters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+NAME_RULE = "1 to 100 letters, digits, spaces and _ . : + - that begins with a letter or digit"
+
+
+def fits_name_rule(name: str) -> bool:
+    """Whether `name` follows `NAME_RULE`, so that it can name a task, and its folder when it is exported.
+
+    Letters of every script count, with their combining marks; folders have at most 255 bytes, some already in use.
+    """
+    kinds = [unicodedata.category(char)[0] for char in name]
+    fits = all(kind in "LMN" or char in " _.:+-" for kind, char in zip(kinds, name, strict=True))
+    return (
+        bool(name) and fits and (kinds[0] in "LN" or name[0] == "_") and len(name) <= 100 and len(name.encode()) <= 200
+    )
 
 
 def _publish(written: Path, final: Path) -> None:

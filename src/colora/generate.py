@@ -10,9 +10,8 @@ import torch
 from colora.bank import load_bank
 from colora.base import configure_threads
 from colora.errors import ConfigError, TaskIdError
+from colora.evaluation.evaluate import fit_prompts
 from colora.evaluation.generate import generate_outputs
-from colora.likelihood import is_encoder_decoder
-from colora.tasks.encode import prompt_ids
 from colora.tasks.schema import Example
 
 __all__ = ["Request", "generate_texts", "read_requests"]
@@ -75,11 +74,6 @@ def generate_texts(
     device = next(model.parameters()).device
     router = model.base_model.router
     ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
-    prompts = [
-        prompt_ids(
-            Example(request.input, (), request.instruction), tokenizer, max_length=info.max_length,
-            encoder_decoder=is_encoder_decoder(model),
-        )
-        for request in requests
-    ]  # fmt: skip
+    rows = [(task, Example(one.input, (), one.instruction)) for task, one in zip(wanted, requests, strict=True)]
+    prompts = fit_prompts(rows, model, tokenizer, info.max_length, max_new_tokens)
     return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)

@@ -36,7 +36,16 @@ from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
 from colora.training.trainer import CoLoRATrainer
 
-__all__ = ["DTYPES", "TrainResult", "bank_config", "evaluate_bank", "read_run_tasks", "train", "train_and_evaluate"]
+__all__ = [
+    "DTYPES",
+    "TrainResult",
+    "bank_config",
+    "encode_run",
+    "evaluate_bank",
+    "read_run_tasks",
+    "train",
+    "train_and_evaluate",
+]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -135,9 +144,14 @@ def encode_run(
 
     Raises:
         TaskFileError: listing every example that is too long.
-        ConfigError: if validation examples are wanted and there are none.
+        ConfigError: if validation examples are wanted and there are none, or the model is too short for `max_length`.
     """
     limit, seq2seq = config.training.max_length, bool(model.config.is_encoder_decoder)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and limit > positions:
+        raise ConfigError(f"training.max_length is {limit}, but {config.base} has {positions} positions: lower it")
+    if "nll" in config.evaluation.metrics and config.evaluation.split != "train":
+        encode_tasks(tasks, tokenizer, config.evaluation.split, limit, seq2seq)  # its faults must not wait
     train_data = encode_tasks(tasks, tokenizer, "train", limit, seq2seq)
     if config.training.eval_every is None:
         return train_data, None
@@ -271,7 +285,7 @@ def _measure(
     result = evaluate(
         model, tokenizer, tasks, split=spec.split, task_index=index, metrics=tuple(spec.metrics),
         max_length=max_length, max_new_tokens=spec.max_new_tokens, batch_rows=spec.rows, limit=spec.limit,
-        run=run.resolve().name, method="colora", seed=config.seed, progress=progress,
+        run=run.resolve().name, method=_method(config), seed=config.seed, progress=progress,
     )  # fmt: skip
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
@@ -282,10 +296,17 @@ def _device(config: RunConfig) -> torch.device | None:
     return None if config.training.device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
 
 
+def _method(config: RunConfig) -> str:
+    """The method's name in records; a part of the split is told apart from the whole."""
+    limit = config.evaluation.limit
+    return "colora" if limit is None else f"colora, first {limit}"
+
+
 def _measured(config: RunConfig) -> list[Record]:
     """The run's records of the split it measures, or none if a metric is missing."""
     file, spec = Path(config.output) / "records.jsonl", config.evaluation
-    records = [one for one in read_records(file) if one.split == spec.split] if file.is_file() else []
+    known = read_records(file) if file.is_file() else []
+    records = [one for one in known if (one.split, one.method) == (spec.split, _method(config))]
     wanted = {"token_nll" if metric == "nll" else metric for metric in spec.metrics}
     return records if wanted <= {one.metric for one in records} else []
 

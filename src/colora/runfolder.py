@@ -19,7 +19,8 @@ FREE = (
     "output", "evaluation", "training.threads", "training.log_every", "training.save_every", "training.keep",
     "training.tensorboard", "training.device",
 )  # fmt: skip
-"""Fields that may change between two starts of a run, for the bank does not depend on them."""
+"""Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
+paths of task files: `tasks.json` has digests of what is in them."""
 
 
 def task_manifest(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def run_config(run: Path) -> RunConfig:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: damaged: expected a mapping")
     return parse_config(value, str(file))
 
 
@@ -72,10 +75,7 @@ def check_free(output: Path, config: RunConfig, tasks: list[Task]) -> None:
     file = output / "run.yaml"
     now = _essence(config.model_dump(mode="json"))
     if file.name in names:
-        try:
-            before = _essence(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, ValueError):
-            raise ConfigError(f"{file}: damaged; choose another output, or remove that folder") from None
+        before = _essence(run_config(output).model_dump(mode="json"))
         if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
             raise ConfigError(
                 f"{output} holds another run: choose another output, or remove that folder. Different:",
@@ -92,7 +92,10 @@ def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if f"{prefix}{key}" in FREE:
             continue
-        if isinstance(value, dict):
+        if key == "tasks":
+            for number, task in enumerate(value):
+                flat |= {f"tasks.{number}.{name}": one for name, one in task.items() if name != "path"}
+        elif isinstance(value, dict):
             flat |= _essence(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -1,19 +1,18 @@
 """`CoLoRAConfig`: what a task bank is, as a PEFT config."""
 
-import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
 
 from colora.errors import BankFileError, ConfigError
+from colora.files import NAME_RULE, fits_name_rule
 
 __all__ = ["COLORA", "FORMAT_VERSION", "CoLoRAConfig", "check_task_name"]
 
 FORMAT_VERSION = 1
 """Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
-
-TASK_NAME = re.compile(r"\w[\w .:+\-]{0,99}")
 
 
 class _PeftTypeName(str):
@@ -28,11 +27,11 @@ COLORA = _PeftTypeName("COLORA")
 
 
 def check_task_name(name: object) -> str | None:
-    """Why `name` cannot name a task, or None if it can. Names become folder names: no slash, at most 100 characters."""
+    """Why `name` cannot name a task, or None if it can."""
     if not isinstance(name, str):
         return f"a task name must be a string, found {type(name).__name__}"
-    if not TASK_NAME.fullmatch(name):
-        return f"a task name must be 1 to 100 letters, digits, or ' _.:+-' and start with a letter, found {name!r}"
+    if not fits_name_rule(name):
+        return f"expected a task name of {NAME_RULE}, found {name!r}"
     return None
 
 
@@ -44,7 +43,7 @@ class CoLoRAConfig(PeftConfig):
 
     Example:
         >>> CoLoRAConfig(r=8, tasks=["billing", "legal"]).scaling
-        2.0
+        1.0
 
     Raises:
         ConfigError: naming every field that is out of range.
@@ -53,7 +52,7 @@ class CoLoRAConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
     lora_alpha: float = field(
-        default=16, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r)."}
+        default=8, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r)."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead of lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
@@ -135,10 +134,6 @@ class CoLoRAConfig(PeftConfig):
             faults.append(f"tasks: expected a list of at least one task name, found {self.tasks!r}")
             return faults
         faults += [f"tasks: {fault}" for fault in map(check_task_name, self.tasks) if fault]
-        if (
-            twice := sorted({str(name) for name in self.tasks if self.tasks.count(name) > 1})
-            if len(set(map(str, self.tasks))) < len(self.tasks)
-            else []
-        ):
-            faults.append(f"tasks: every name may stand once, found more than once: {', '.join(twice)}")
+        if twice := [name for name, count in Counter(map(str, self.tasks)).items() if count > 1]:
+            faults.append(f"tasks: every name may stand once, found more than once: {', '.join(sorted(twice))}")
         return faults

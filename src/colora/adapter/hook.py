@@ -23,7 +23,7 @@ _BATCH_KEYS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 
 
 class RoutingHook:
-    """The forward pre-hook of the base model: takes the task ids out of the keywords and makes the `Routing`."""
+    """The forward hooks of the base model: take the task ids out of the keywords, make the `Routing`, drop it after."""
 
     def __init__(self, router: Router, banks: Callable[[nn.Module], list[str]]) -> None:
         self.router = router
@@ -55,6 +55,11 @@ class RoutingHook:
             chosen = {bank: task for bank in self.banks(module) if (task := router.default(bank)) is not None}
             router.current = Routing(dict(chosen)) if chosen else None
         return args, kwargs
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Without gradients nothing will be computed again: later calls of inner modules must not find old ids."""
+        if not torch.is_grad_enabled():
+            self.router.current = self.router.generating
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -44,7 +44,9 @@ class CoLoRAModel(BaseTuner):
         config = self.peft_config[adapter_name]
         router = bank_router(model) or Router()
         if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
-            model.register_forward_pre_hook(RoutingHook(router, _active_banks), with_kwargs=True)
+            hook = RoutingHook(router, _active_banks)
+            model.register_forward_pre_hook(hook, with_kwargs=True)
+            model.register_forward_hook(hook.after)
         router.selected.pop(adapter_name, None)
         router.register(adapter_name, config.tasks)
         try:
@@ -161,11 +163,12 @@ class CoLoRAModel(BaseTuner):
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks of the active bank, in the order of their ids."""
-        return list(self.peft_config[self._bank()].tasks)
+        return list(self.router.tasks[self._bank()])
 
     def set_task(self, name: str | None) -> None:
         """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""
         bank, router = self._bank(), self.router
+        router.current = None  # ids of an earlier batch
         if name is None:
             router.selected.pop(bank, None)
         else:
@@ -173,7 +176,7 @@ class CoLoRAModel(BaseTuner):
             router.selected[bank] = name
 
     def add_tasks(self, names: Sequence[str], init: str = "identity") -> None:
-        """Add tasks to the active bank, in place: an optimiser keeps its state for all others.
+        """Add tasks to the active bank, in place: `TaskAdamW` keeps its state for all others.
 
         Args:
             names: new names.
@@ -243,7 +246,11 @@ class CoLoRAModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:  # fmt: skip
-        # PEFT writes the config after the tensors, so the digest recorded here is saved with them.
+        # PEFT writes the config after the tensors, so what is recorded here is saved with them. The tasks again, for
+        # one config object may serve two models.
+        router = bank_router(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        if router is not None:
+            config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         config.weights_sha256 = tensors_sha256(
             {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in selected.items()}
@@ -310,6 +317,9 @@ def _remove_hook(model: nn.Module) -> None:
         if isinstance(hook, RoutingHook):
             del model._forward_pre_hooks[key]
             model._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, after in list(model._forward_hooks.items()):
+        if isinstance(getattr(after, "__self__", None), RoutingHook):
+            del model._forward_hooks[key]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

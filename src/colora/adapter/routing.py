@@ -104,6 +104,7 @@ class Router:
     def register(self, bank: str, names: Sequence[str]) -> None:
         """Take over the names of a bank's tasks after they have changed."""
         self.tasks[bank] = {name: index for index, name in enumerate(names)}
+        self.current = None
         if self.selected.get(bank) not in self.tasks[bank]:
             self.selected.pop(bank, None)
 

@@ -6,6 +6,7 @@ its rows along (see `colora.training.optimizer`).
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,7 +25,9 @@ _next_uid = itertools.count(1_000_000_000)
 def task_uids(cores: Tensor) -> list[int]:
     """One number for each row of a stack of cores (K, r, r) that stays with the task when rows move."""
     uids: list[int] | None = getattr(cores, "colora_task_uids", None)
-    return list(range(cores.shape[0])) if uids is None else uids
+    if uids is None:
+        uids = cores.colora_task_uids = list(range(cores.shape[0]))  # type: ignore[attr-defined]
+    return uids  # the same object until the rows change, so that comparing costs nothing
 
 
 def add(
@@ -38,14 +41,11 @@ def add(
     """See `CoLoRAModel.add_tasks`."""
     if isinstance(names, str):
         names = [names]
-    present = set(config.tasks)
+    before = list(router.tasks[bank])
+    present = set(before)
     faults = [fault for name in names if (fault := check_task_name(name))]
     faults += [f"{name!r} is already a task of this bank" for name in names if name in present]
-    faults += (
-        [f"{name!r} stands twice" for name in sorted({n for n in names if list(names).count(n) > 1})]
-        if len(set(names)) < len(names)
-        else []
-    )
+    faults += [f"{name!r} stands twice" for name, count in Counter(map(str, names)).items() if count > 1]
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
     source = None if init in ("identity", "mean") else router.index(init, bank)
@@ -58,8 +58,10 @@ def add(
             first = cores.detach()[source]
         else:
             first = torch.eye(cores.shape[-1], dtype=cores.dtype, device=cores.device)
-        _replace(cores, torch.cat([cores.detach(), first.expand(len(names), -1, -1)]), task_uids(cores) + uids)
-    config.tasks.extend(names)
+        rows = torch.cat([cores.detach(), first.expand(len(names), -1, -1)])
+        grad = None if cores.grad is None else torch.cat([cores.grad, torch.zeros_like(rows[len(before) :])])
+        _replace(cores, rows, grad, task_uids(cores) + uids)
+    config.tasks = [*before, *names]
     router.register(bank, config.tasks)
 
 
@@ -67,14 +69,15 @@ def remove(layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Rou
     """See `CoLoRAModel.remove_task`."""
     index = router.index(name, bank)
     _check_unmerged(layers)
-    if len(config.tasks) == 1:
+    if len(router.tasks[bank]) == 1:
         raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
     for layer in layers.values():
         cores = layer.colora_core[bank]
         keep = [row for row in range(cores.shape[0]) if row != index]
         uids = task_uids(cores)
-        _replace(cores, cores.detach()[keep], [uids[row] for row in keep])
-    del config.tasks[index]
+        grad = None if cores.grad is None else cores.grad[keep]
+        _replace(cores, cores.detach()[keep], grad, [uids[row] for row in keep])
+    config.tasks = [one for one in router.tasks[bank] if one != name]
     router.register(bank, config.tasks)
 
 
@@ -103,7 +106,8 @@ def _check_unmerged(layers: Mapping[str, CoLoRALinear]) -> None:
         raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before changing its cores")
 
 
-def _replace(cores: nn.Parameter, rows: Tensor, uids: list[int]) -> None:
-    cores.grad = None
+def _replace(cores: nn.Parameter, rows: Tensor, grad: Tensor | None, uids: list[int]) -> None:
+    cores.grad = None  # its shape must be that of the data at all times
     cores.data = rows.contiguous()
+    cores.grad = grad
     cores.colora_task_uids = uids  # type: ignore[attr-defined]

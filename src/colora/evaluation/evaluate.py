@@ -20,7 +20,7 @@ from colora.likelihood import is_encoder_decoder
 from colora.tasks.prompts import fit_prompt
 from colora.tasks.schema import SPLITS, Example, Task
 
-__all__ = ["METRICS", "Evaluation", "Prediction", "evaluate"]
+__all__ = ["METRICS", "Evaluation", "Prediction", "evaluate", "fit_prompts"]
 
 TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"rougeL": rouge_l, "exact_match": exact_match}
 METRICS = (*TEXT_METRICS, "nll")
@@ -113,7 +113,7 @@ def evaluate(
     with _progress_bar(progress) as bar:
         if rows and text_metrics:
             step = bar.add_task("generating", total=len(rows))
-            prompts = _prompts(rows, model, tokenizer, max_length, max_new_tokens)
+            prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
             texts = generate_outputs(
                 model, tokenizer, prompts, ids, max_new_tokens, batch_rows, lambda done: bar.advance(step, done)
             )
@@ -149,9 +149,17 @@ def _row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:
     return torch.tensor([task_index[name] for name in names], dtype=torch.long)  # type: ignore[return-value]
 
 
-def _prompts(
+def fit_prompts(
     rows: Sequence[tuple[str, Example]], model: nn.Module, tokenizer: Any, max_length: int, max_new_tokens: int
 ) -> list[list[int]]:
+    """The prompts of (task, example) rows in tokens, cut to `max_length` and to the model's positions.
+
+    Raises:
+        ConfigError: if the model has no more than `max_new_tokens` positions.
+
+    Warns:
+        UserWarning: once for each task whose prompts had to be cut.
+    """
     seq2seq, room = is_encoder_decoder(model), max_length
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if positions is not None:

@@ -1,12 +1,12 @@
 """Reads tasks from files, folders and datasets, and reports every fault of all of them at once."""
 
 import difflib
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from colora.errors import TaskFileError
+from colora.files import NAME_RULE, fits_name_rule
 from colora.tasks.examples import table_examples
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
@@ -15,8 +15,6 @@ from colora.tasks.splits import make_splits
 from colora.tasks.tables import SUFFIXES, Table, read_table
 
 __all__ = ["read_tasks"]
-
-_NAME = re.compile(r"\w[\w .:+\-]{0,99}")
 
 
 def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
@@ -45,9 +43,8 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
         name = source.name if source.name is not None else _default_name(source)
         # A name is also a folder's name, and on some systems those do not tell case or composition apart.
         key = unicodedata.normalize("NFC", name).casefold()
-        if not _NAME.fullmatch(name):
-            wanted = "a task name of 1 to 100 letters, digits, spaces and _ . : + - that begins with a letter or digit"
-            faults.add(source.origin, f'expected {wanted}, found "{name[:120]}"')
+        if not fits_name_rule(name):
+            faults.add(source.origin, f'expected a task name of {NAME_RULE}, found "{name[:120]}"')
         elif key in names:
             found = f'"{name}" for both {names[key].origin} and {source.origin}'
             faults.add(source.origin, f"expected task names that differ (not only in case), found {found}")

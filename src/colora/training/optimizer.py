@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from colora.adapter.tasklist import task_uids
+from colora.errors import ConfigError
 
 __all__ = ["TaskAdamW", "parameter_groups"]
 
@@ -78,7 +79,8 @@ class TaskAdamW(torch.optim.AdamW):
     def expect(self, tasks: Tensor) -> None:
         """Say which tasks, LongTensor (n,) without repeats, the next step may find present: it then looks at no others.
 
-        Saves reading the gradients of all K tasks. A task left out here is not updated, whatever its gradient.
+        Saves reading the gradients of all K tasks. A task left out here is not updated, whatever its gradient; a step
+        that expects none does nothing.
         """
         self._expected = tasks
 
@@ -96,6 +98,9 @@ class TaskAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._expected is not None and self._expected.numel() == 0:
+            self._expected = None
+            return loss  # every row of this step is of a task that has stopped: not even momentum moves
         # torch's AdamW skips parameters without gradient: hide from it what is frozen and what is updated below.
         hidden = {
             parameter: parameter.grad
@@ -159,7 +164,7 @@ class TaskAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros(core.shape[0], device=core.device)
             state["exp_avg"] = torch.zeros_like(core)
             state["exp_avg_sq"] = torch.zeros_like(core)
-        elif (before := self._uids.get(core, now)) != now:
+        elif (before := self._uids.get(core, now)) is not now and before != now:
             place = {uid: row for row, uid in enumerate(before)}
             kept = [(row, place[uid]) for row, uid in enumerate(now) if uid in place]
             to, source = torch.tensor(kept, dtype=torch.long, device=core.device).view(-1, 2).unbind(1)
@@ -175,10 +180,18 @@ class TaskAdamW(torch.optim.AdamW):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for any optimiser. The bank must have the tasks it had when the state was saved, in the same order."""
+        """As for any optimiser. The bank must have the tasks it had when the state was saved, in the same order.
+
+        Raises:
+            ConfigError: if it has another number of tasks.
+        """
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             if group.get("role") == "core":
+                for core in group["params"]:
+                    found = self.state[core]["exp_avg"].shape if core in self.state else core.shape
+                    if found != core.shape:
+                        raise ConfigError(f"expected the state of {core.shape[0]} tasks, found that of {found[0]}")
                 self._uids.update({core: task_uids(core) for core in group["params"] if core in self.state})
 
 

@@ -1,13 +1,12 @@
 """Which parameters move when: jointly, or cores and shared factors in turns."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
-__all__ = ["SCHEDULES", "AlternatingCallback", "Schedule", "frozen_roles"]
+__all__ = ["AlternatingCallback", "Schedule", "frozen_roles"]
 
 Schedule = Literal["joint", "alternating"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 
 def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:

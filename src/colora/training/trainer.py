@@ -45,7 +45,8 @@ class CoLoRATrainer(Trainer):
         routed: whether the model takes `task_ids` (a bank does, a plain LoRA does not).
 
     Raises:
-        ConfigError: if the rows of a step cannot be spread over devices and accumulation.
+        ConfigError: if the rows of a step cannot be spread over devices and accumulation, or one process has several
+            GPUs (transformers would run them as threads that share the task ids).
         TrainingDivergedError: if the loss or the gradient becomes NaN or infinite; the last checkpoint stays.
         CheckpointError: if a checkpoint cannot be written; the ones before stay.
     """
@@ -63,11 +64,11 @@ class CoLoRATrainer(Trainer):
         pad_token_id: int,
         *,
         eval_data: EncodedTasks | None = None,
-        core_lr: float = 2e-2,
+        core_lr: float = 6e-2,
         core_weight_decay: float = 0.0,
         weighting: TaskWeighting = "task",
         schedule: Schedule = "joint",
-        turn: int = 1,
+        turn: int = 5,
         patience: int | None = None,
         routed: bool = True,
         description: str = "training",
@@ -76,6 +77,11 @@ class CoLoRATrainer(Trainer):
         args.remove_unused_columns = False  # else the Trainer drops task_ids and every row trains one task
         args.logging_nan_inf_filter = False  # a NaN must stop training, not vanish from the log
         args.restore_callback_states_from_checkpoint = True
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"one process sees {args.n_gpu} GPUs: start one process for each (torchrun --nproc_per_node "
+                f"{args.n_gpu} -m colora train RUN.yaml), or let it see one (CUDA_VISIBLE_DEVICES=0)"
+            )
         rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         if len(mixture) != rows * args.max_steps:
             raise ConfigError(
@@ -162,7 +168,7 @@ class CoLoRATrainer(Trainer):
             bad = task_ids[~torch.isfinite(losses.detach())].unique().tolist()
             raise self._diverged("the loss", [self.task_names[task] for task in bad])
         tokens = label_tokens(labels, is_encoder_decoder(model))
-        seen = torch.stack([losses.detach().double().cpu(), tokens.double().cpu()])
+        seen = torch.stack([losses.detach().cpu().double(), tokens.cpu().double()])  # some devices have no float64
         self._sums.index_add_(1, task_ids.cpu(), seen)
         # DDP takes the mean over ranks of what is here a sum over them.
         return (losses * weights.to(losses)).sum() * self.args.world_size
@@ -181,17 +187,16 @@ class CoLoRATrainer(Trainer):
             f"{what} became NaN or infinite in step {step or self.state.global_step + 1}"
             + (f", in task {', '.join(tasks)}" if tasks else "")
             + (f". The last good checkpoint is {saved}" if saved else ". No checkpoint had been saved")
-            + "; try a smaller learning rate (lr, core_lr) or bf16 instead of fp16"
+            + "; try a smaller learning rate (lr, core_lr), or bf16 instead of fp16, in another output folder"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             sums = self._sums.clone()
             if dist.is_initialized():
-                device = self.args.device
-                moved = sums.float().to(device) if device.type == "mps" else sums.to(device)
+                moved = sums.to(self.args.device)
                 dist.all_reduce(moved)
-                sums = moved.cpu().double()
+                sums = moved.cpu()
             self._sums.zero_()
             for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True):
                 if tokens:
@@ -217,8 +222,12 @@ class CoLoRATrainer(Trainer):
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 losses = row_nll(model, batch, labels)
             tokens = label_tokens(labels, is_encoder_decoder(model))
-            sums.index_add_(1, task_ids.cpu(), torch.stack([losses.double().cpu(), tokens.double().cpu()]))
+            sums.index_add_(1, task_ids.cpu(), torch.stack([losses.cpu().double(), tokens.cpu().double()]))
         model.train(was_training)
+        if dist.is_initialized():
+            moved = sums.to(self.args.device)
+            dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
+            sums = moved.cpu()
         means = {
             f"{metric_key_prefix}_loss/{name}": total / tokens
             for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True)
