@@ -677,3 +677,31 @@ def test_task_files_may_move(base, tmp_path):
         path.rename(tmp_path / "elsewhere" / path.name)
     file.write_text(re.sub(r"path: (.*jsonl)", r"path: elsewhere/\1", file.read_text()))
     assert "has ended before" in cli("train", file).stderr
+
+
+@pytest.mark.slow
+def test_two_processes_of_colora_train_leave_the_bank_of_one(base, tmp_path):
+    """`torchrun -m colora train`: the first process writes everything, and the rows of a step are the same."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    train(config_of(one, base))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
+        "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--local_addr", "127.0.0.1",
+        "-m", "colora", "train", str(run_file(two, base)),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = launcher.communicate(timeout=120)
+    finally:
+        launcher.terminate()  # it ends its two processes, also after a time-out
+        launcher.wait(timeout=60)
+    assert launcher.returncode == 0, err[-3000:]
+    expected, found = bank_tensors(one / "out"), bank_tensors(two / "out")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    assert out.count("token_nll") == 1
+    assert read_records(two / "out" / "records.jsonl")
