@@ -248,7 +248,8 @@ class CoLoRAModel(BaseTuner):
     ) -> dict[str, Tensor]:  # fmt: skip
         # PEFT writes the config after the tensors, so what is recorded here is saved with them. The tasks again, for
         # one config object may serve two models.
-        router = bank_router(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        wrapped: Any = model
+        router = bank_router(wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped)
         if router is not None:
             config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
