@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("base"))
+    return save_base(tmp_path_factory.mktemp("base"), tiny_llama(positions=4096))
 
 
 @pytest.fixture(scope="module")

@@ -42,11 +42,14 @@ VOCAB = 256 + len(SPECIALS)
 COMMON = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, hidden: int = 32, layers: int = 2) -> PreTrainedModel:
+def tiny_llama(
+    seed: int = 0, dtype: torch.dtype = torch.float32, hidden: int = 32, layers: int = 2, positions: int = 512
+) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, **COMMON,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions,
+        tie_word_embeddings=True, **COMMON,
     )  # fmt: skip
     return LlamaForCausalLM(config).to(dtype).eval()
 
