@@ -18,8 +18,8 @@ from colora.files import write_json
 HERE = Path(__file__).parent
 SEED, STEPS = 3, 90
 GRID = {
-    "alone": [{"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}],
-    "together": [{"lr": 2e-3, "core_lr": core_lr} for core_lr in (2e-3, 2e-2, 6e-2)],
+    "alone": [{"lr": lr} for lr in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "together": [{"lr": 2e-3, "core_lr": core_lr} for core_lr in (2e-3, 2e-2, 6e-2, 1.2e-1)],
 }
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=HERE / "records" / "demo_rates.jsonl")
     args = parser.parse_args()
     folders = write_tasks(args.output / "tasks", SEED)
-    for method, measure in {"together": measure_together, "alone": measure_alone}.items():
+    for method, measure in {"alone": measure_alone, "together": measure_together}.items():
         for rates in GRID[method]:
             label = f"{method}, " + ", ".join(f"{name} {value:g}" for name, value in rates.items())
             known = read_records(args.record) if args.record.is_file() else []
