@@ -18,12 +18,13 @@ MOST_LINES = 350
 
 _MODEL = {"errors", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
 _TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
-_STUDIES = {"baselines", "federated", "regression", "report"}
+_STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "report"}
 _RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
+    "cells": {"errors", "files"},
     "algebra": set(),
     "likelihood": {"errors"},
     "adapter": {"errors", "config", "files", "algebra"},
@@ -34,10 +35,12 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": _MODEL,
     "bank": {"errors", "files", "adapter", "base"},
     "export": {"errors", "config", "files", "algebra", "adapter", "base"},
-    "baselines": _TRAINED,
+    "baselines": _TRAINED | {"cells"},
+    "groups": {"errors", "files", "tasks", "dates"},
+    "compare": _TRAINED | {"cells", "baselines", "groups"},
     "federated": _TRAINED,
     "regression": {"errors", "config", "files", "algebra"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "cells"},
     "runfolder": {"errors", "config", "files", "tasks"},
     "run": _RUN - {"run"},
     "generate": _MODEL | {"evaluation", "bank"},
