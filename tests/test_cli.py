@@ -15,7 +15,7 @@ from tiny import VOCAB
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-COMMANDS = ("train", "check", "evaluate", "generate", "export", "tasks", "schema", "demo")
+COMMANDS = ("train", "check", "evaluate", "generate", "export", "tasks", "compare", "schema", "demo")
 PROMPTS = [{"task": "red", "input": "red 3"}, {"task": "blue", "input": "red 3"}, {"task": "red", "input": "grün"}]
 
 
@@ -50,7 +50,11 @@ def table(text):
         (["generate"], ["BANK", "--task", "--file", "--instruction", "--max-new-tokens", "JSONL"]),
         (["export"], ["BANK", "OUT", "--task", "--merged", "vLLM"]),
         (["tasks"], ["BANK", "parameters and bytes"]),
-        (["schema"], ["--json", "every field"]),
+        (
+            ["compare"],
+            ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],
+        ),
+        (["schema"], ["--json", "--experiment", "every field"]),
         (["demo"], ["--output", "--seed", "--steps", "Six small tasks"]),
     ],
 )

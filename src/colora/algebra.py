@@ -8,7 +8,7 @@ regularise cores only after `canonical_gauge`.
 import torch
 from torch import Tensor
 
-__all__ = ["canonical_gauge", "compose", "core_gram"]
+__all__ = ["canonical_gauge", "compose", "core_gram", "joint_diagonalisation"]
 
 
 def compose(A: Tensor, B: Tensor, core: Tensor, scaling: float = 1.0) -> Tensor:
@@ -41,3 +41,48 @@ def _positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
     q, r = torch.linalg.qr(matrix)
     signs = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(matrix.dtype)
     return q * signs, signs[:, None] * r
+
+
+def joint_diagonalisation(
+    B: Tensor, A: Tensor, rank: int, iterations: int = 20, tolerance: float = 1e-9
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shared orthonormal factors for K low-rank updates: min over U, V, Σ_k of Σ_k ‖B_k A_k − U Σ_k Vᵀ‖².
+
+    For given V the best U spans the leading left singular space of [B_1 A_1 V, ..., B_K A_K V], and the other way
+    round; Σ_k = Uᵀ B_k A_k V. Starts from the leading right singular space of the stack and alternates until the kept
+    energy Σ ‖Σ_k‖² grows by less than `tolerance` of itself (a Tucker-2 decomposition by orthogonal iteration; as
+    "compress then serve", arXiv:2407.00066). A d_out × d_in matrix is never formed.
+
+    Args:
+        B: (K, d_out, r). A: (K, r, d_in).
+        rank: columns of U and V, at most d_out and d_in.
+        iterations: the most of them.
+
+    Returns:
+        U (d_out, rank), Σ (K, rank, rank), V (d_in, rank).
+
+    Example:
+        >>> B, A = torch.randn(3, 6, 1, dtype=torch.float64), torch.randn(3, 1, 5, dtype=torch.float64)
+        >>> U, cores, V = joint_diagonalisation(B, A, rank=3)
+        >>> torch.allclose(U @ cores @ V.T, B @ A)
+        True
+    """
+    # With B_k = Q_k R_k the stack has the right singular space of the stacked R_k A_k, K r rows instead of K d_out.
+    small = torch.linalg.qr(B).R @ A
+    V = _leading_left(small.flatten(0, 1).T, rank)
+    energy, before = torch.zeros((), dtype=A.dtype, device=A.device), -1.0
+    for _ in range(iterations):
+        U = _leading_left((B @ (A @ V)).transpose(0, 1).flatten(1), rank)
+        V = _leading_left((A.mT @ (B.mT @ U)).transpose(0, 1).flatten(1), rank)
+        cores = (U.T @ B) @ (A @ V)
+        energy = cores.square().sum()
+        if float(energy) - before <= tolerance * float(energy):
+            break
+        before = float(energy)
+    return U, cores, V
+
+
+def _leading_left(matrix: Tensor, rank: int) -> Tensor:
+    """Orthonormal basis of the leading left singular space; completed if the matrix has fewer columns than `rank`."""
+    U = torch.linalg.svd(matrix, full_matrices=matrix.shape[1] < rank).U
+    return U[:, :rank]

@@ -1,7 +1,7 @@
 """One YAML file is one run. Everything in it is checked before anything is loaded, and all faults are shown at once."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,10 @@ __all__ = [
     "TrainingSpec",
     "field_rows",
     "load_config",
+    "near",
     "parse_config",
+    "read_yaml",
+    "tell_fault",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -170,6 +173,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: listing every fault with its place in the file.
     """
     path = Path(path)
+    value = read_yaml(path, overrides, needs="'output' and 'tasks'")
+    config = parse_config(value, str(path))
+    if config.base != "smollm2" and Path(config.base).expanduser().exists():
+        config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
+    for task in config.tasks:
+        if task.path is not None:
+            task.path = str((path.parent / Path(task.path).expanduser()).resolve())
+    return config
+
+
+def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, with "key=value" overrides applied; `needs` names what it must have.
+
+    Raises:
+        ConfigError: a file or an override that cannot be read, with its place.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         value = yaml.safe_load(text)
@@ -186,16 +205,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValueError as error:  # a day that no calendar has, for instance
         raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping with at least 'output' and 'tasks', found {_kind(value)}")
+        raise ConfigError(f"{path}: expected a mapping with at least {needs}, found {_kind(value)}")
     for override in overrides:
         _apply(value, override)
-    config = parse_config(value, str(path))
-    if config.base != "smollm2" and Path(config.base).expanduser().exists():
-        config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
-    for task in config.tasks:
-        if task.path is not None:
-            task.path = str((path.parent / Path(task.path).expanduser()).resolve())
-    return config
+    return value
 
 
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:
@@ -203,7 +216,7 @@ def parse_config(value: dict[str, Any], place: str) -> RunConfig:
     try:
         return RunConfig.model_validate(value)
     except ValidationError as error:
-        faults = [_fault(dict(one)) for one in error.errors()]
+        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
         raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
 
 
@@ -269,13 +282,17 @@ def _place(items: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _fault(error: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part != "[key]") or "the run"
+def near(name: str, known: Collection[str]) -> str:
+    """What to add to "unknown": "; did you mean 'x'?" if a known name is like this one, else nothing."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def tell_fault(error: Mapping[str, Any], fields: Collection[str], whole: str) -> str:
+    """One of pydantic's errors as "place: expected, found"; `fields` are the known ones, `whole` names the file."""
+    place = ".".join(str(part) for part in error["loc"] if part != "[key]") or whole
     if error["type"] == "extra_forbidden":
-        last = str(error["loc"][-1])
-        names = [key.rsplit(".", 1)[-1] for key, *_ in field_rows()]
-        near = difflib.get_close_matches(last, [*names, *RunConfig.model_fields], n=1)
-        return f"{place}: no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{place}: no such field{near(str(error['loc'][-1]), fields)}"
     if error["type"] == "missing":
         return f"{place}: missing"
     if error["type"] == "model_type":
@@ -289,3 +306,6 @@ def _fault(error: dict[str, Any]) -> str:
 
 def _kind(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {value!r}"[:80]
+
+
+_FIELDS = [*(key.rsplit(".", 1)[-1] for key, *_ in field_rows()), *RunConfig.model_fields]

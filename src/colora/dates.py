@@ -6,11 +6,12 @@ The prompt does not name the language: what a user wants is in the examples alon
 import random
 from collections.abc import Sequence
 from datetime import date, timedelta
+from typing import Any
 
 from colora.errors import ConfigError
 from colora.tasks.schema import Example, Task
 
-__all__ = ["DEMO_LOCALES", "date_task", "date_tasks"]
+__all__ = ["DAYS", "DEMO_LOCALES", "FIRST_DAY", "date_example", "date_task", "date_tasks", "find_locale"]
 
 DEMO_LOCALES = ("es", "pt", "it", "ca", "fr", "ro")
 FIRST_DAY, DAYS = date(1950, 1, 1), 36_500
@@ -22,26 +23,38 @@ def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str
     Raises:
         ConfigError: if Babel is missing or does not know the locale.
     """
-    try:
-        from babel import Locale, UnknownLocaleError
-        from babel.dates import format_date
-    except ImportError as error:
-        raise ConfigError('the date tasks need Babel: pip install "colora[demo]"') from error
-    try:
-        known = Locale.parse(locale)
-    except (UnknownLocaleError, ValueError) as error:
-        raise ConfigError(f"Babel knows no locale {locale!r}") from error
+    known = find_locale(locale)
     days = random.Random(f"{seed}:{locale}").sample(range(DAYS), train + val + test)
-    examples = [
-        Example(day.isoformat(), (format_date(day, format="long", locale=known),))
-        for day in (FIRST_DAY + timedelta(days=number) for number in days)
-    ]
+    examples = [date_example(FIRST_DAY + timedelta(days=number), known) for number in days]
     splits = {
         "test": tuple(examples[:test]),
         "val": tuple(examples[test : test + val]),
         "train": tuple(examples[test + val :]),
     }
     return Task(name or f"date-{locale}", splits, f"CLDR dates in {locale}", seed)
+
+
+def find_locale(locale: str) -> Any:
+    """Babel's locale of this name.
+
+    Raises:
+        ConfigError: if Babel is missing or does not know the locale.
+    """
+    try:
+        from babel import Locale, UnknownLocaleError
+    except ImportError as error:
+        raise ConfigError('the date tasks need Babel: pip install "colora[demo]"') from error
+    try:
+        return Locale.parse(locale)
+    except (UnknownLocaleError, ValueError) as error:
+        raise ConfigError(f"Babel knows no locale {locale!r}") from error
+
+
+def date_example(day: date, locale: Any) -> Example:
+    """The ISO date, and the same in CLDR's long form for a locale of `find_locale`."""
+    from babel.dates import format_date
+
+    return Example(day.isoformat(), (format_date(day, format="long", locale=locale),))
 
 
 def date_tasks(

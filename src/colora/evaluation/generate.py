@@ -35,6 +35,7 @@ def generate_outputs(
     batch_rows: int = 16,
     progress: Callable[[int], None] | None = None,
     options: dict[str, Any] | None = None,
+    batches: Sequence[list[int]] | None = None,
 ) -> list[str]:
     """The model's output for every prompt, in the order given.
 
@@ -51,6 +52,7 @@ def generate_outputs(
         batch_rows: rows per batch.
         progress: called with the number of rows just generated.
         options: further keywords of `model.generate`; they win over greedy decoding.
+        batches: which prompts share a batch, and their order in it; by default `batch_rows` of similar length.
 
     Returns:
         the decoded outputs, without special tokens and outer white space.
@@ -73,7 +75,7 @@ def generate_outputs(
     settings = GREEDY | {"eos_token_id": sorted(ends), "pad_token_id": pad_token_id(tokenizer)} | (options or {})
     outputs = [""] * len(prompts)
     with evaluating(model):
-        for batch in length_batches([len(prompt) for prompt in prompts], batch_rows):
+        for batch in batches or length_batches([len(prompt) for prompt in prompts], batch_rows):
             input_ids, mask = pad([prompts[row] for row in batch], pad_token_id(tokenizer), device, left=not seq2seq)
             routed = {} if task_ids is None else {"task_ids": task_ids[batch].to(device)}
             produced = model.generate(  # type: ignore[operator]

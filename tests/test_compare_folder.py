@@ -1,0 +1,181 @@
+"""What the folder of cells may hold: broken files, cells of other sources; and the command that fills it."""
+
+import ast
+
+import pytest
+
+import colora.compare.run as module
+from colora.cells import read_cell_records
+from colora.compare.code import EXCEPT, ROOMS, SOURCE, code_digest
+from colora.compare.run import collect_experiment
+from colora.compare.store import Store
+from colora.errors import ConfigError
+from compare_fakes import FakeBench, experiment, run
+from run_files import cli, content, refusal, save_base
+from test_imports import imported, modules
+
+# ---- files that are something else, and sources that have changed ------------------------------------------------
+
+
+def test_a_file_that_is_no_record_is_refused_by_name(tmp_path):
+    run(tmp_path)
+    first, second, *_ = experiment().cells()
+    store = Store(tmp_path)
+    whole = store.path(first).read_text()
+    for text, told in [("{", "Invalid JSON"), ("", "found none"), (store.path(second).read_text(), second.key)]:
+        store.path(first).write_text(text)
+        with pytest.raises(ConfigError, match="remove the file to run it again") as caught:
+            run(tmp_path)
+        assert str(store.path(first)) in str(caught.value)
+        assert told in str(caught.value)
+    store.path(first).write_text(whole)
+    assert run(tmp_path)[0].finished == 6
+
+
+def test_cells_of_other_sources_are_refused_kept_or_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "code_digest", lambda: "a" * 64)
+    run(tmp_path, plan=experiment(seeds=0))
+    monkeypatch.setattr(module, "code_digest", lambda: "b" * 64)
+    bench = FakeBench()
+    with pytest.raises(ConfigError, match="3 finished cells of this experiment came from other sources") as caught:
+        run(tmp_path, bench)
+    for part in ("--rerun-old", "--mixed", "b" * 12, f"code {'a' * 12}, revision ", experiment().cells()[1].key):
+        assert part in str(caught.value)
+    assert bench.ran == []
+    with pytest.raises(ConfigError, match="expected one of --mixed and --rerun-old"):
+        run(tmp_path, mixed=True, rerun_old=True)
+
+    summary, bench = run(tmp_path, mixed=True)
+    assert (len(bench.ran), summary.finished) == (3, 6)
+    assert [record.code[0] for record in read_cell_records(summary.records)] == [*"aaabbb"]
+    with pytest.raises(ConfigError, match="3 finished cells of this experiment came from other sources"):
+        collect_experiment(experiment(), tmp_path)
+    assert collect_experiment(experiment(), tmp_path, mixed=True).finished == 6
+
+    summary, bench = run(tmp_path, rerun_old=True, shard=(1, 2))
+    assert len(bench.ran) == 2
+    assert [record.code[0] for record in read_cell_records(summary.records)] == [*"bbbbb"]
+    summary, bench = run(tmp_path, rerun_old=True)
+    assert (len(bench.ran), summary.finished) == (1, 6)
+    assert collect_experiment(experiment(), tmp_path).finished == 6
+
+
+def test_many_old_cells_are_counted_and_cells_of_other_experiments_do_not_matter(tmp_path, monkeypatch):
+    plan = experiment(seeds=list(range(5)))
+    monkeypatch.setattr(module, "code_digest", lambda: "a" * 64)
+    run(tmp_path, plan=plan)
+    monkeypatch.setattr(module, "code_digest", lambda: "b" * 64)
+    with pytest.raises(ConfigError, match="and 5 more"):
+        run(tmp_path, plan=plan)
+    assert run(tmp_path, plan=experiment(seeds=9))[0].finished == 3
+
+
+def test_the_digest_follows_what_can_change_a_result(tmp_path):
+    for name in (*(f"{room}/x.py" for room in ROOMS), "report/x.py", "groups/named.py", "base/x.pyc", "cli.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = code_digest(tmp_path)
+    for name, matters in [("report/x.py", 0), ("cli.py", 0), ("base/x.pyc", 0), ("groups/named.py", 0)] + [
+        (f"{room}/x.py", 1) for room in ROOMS
+    ]:
+        (tmp_path / name).write_text("2")
+        assert (code_digest(tmp_path) != before) == bool(matters), name
+        (tmp_path / name).write_text("1")
+    assert code_digest(tmp_path) == before
+    (tmp_path / "groups" / "data.json").write_text("1")
+    assert code_digest(tmp_path) != before
+
+
+def test_the_digest_covers_everything_that_a_bench_or_a_task_imports():
+    names = {module: imported(ast.parse(path.read_text("utf-8")), module) for path, module, _ in modules()}
+    seen, todo = set(), ["colora.baselines.bench", "colora.groups.make", "colora.baselines.known"]
+    while todo:
+        module_name = todo.pop()
+        if module_name in names and module_name not in seen:
+            seen.add(module_name)
+            todo += [name for _, name in names[module_name]]
+    rooms = {name.split(".")[1] for name in seen if "." in name}
+    assert {"baselines", "groups", "tasks"} <= rooms
+    assert rooms - {*ROOMS} <= {"cells", "config", "errors", "files"}
+    assert all((SOURCE / name).is_file() for name in EXCEPT)
+    assert all((SOURCE / room).is_dir() or (SOURCE / f"{room}.py").is_file() for room in ROOMS)
+
+
+# ---- the command, on a real if tiny model ------------------------------------------------------------------------
+
+TINY = """
+name: tiny
+base: {base}
+first_layer: 1
+groups: {{dates: [date-es, date-pt]}}
+methods:
+  colora: {{lr: 1e-2, core_lr: 5e-2}}
+  fedit: {{lr: 1e-2}}
+examples: 4
+steps: 4
+local_steps: 2
+test: 2
+generate: 1
+max_length: 96
+max_new_tokens: 4
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    base = save_base(tmp_path / "base")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(base=base), encoding="utf-8")
+    return path
+
+
+def test_the_command_compares_and_goes_on(tiny, tmp_path):
+    out = tmp_path / "out"
+    first = cli("compare", tiny, "--output", out, "--shard", "1/2", "--threads", 1)
+    assert (first.exit_code, first.stdout) == (0, ""), first.stderr
+    assert "1/1 colora dates implicit n4 seed 0: ROUGE-L " in first.stderr
+    assert "1 of 2 cells finished" in first.stderr
+    before = content(out / "cells")
+    listed = cli("compare", tiny, "--output", out, "--list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["finished", "-"]
+    assert listed[0].split()[1] == next(iter(before)).removesuffix(".json")
+
+    second = cli("compare", tiny, "--output", out, "--threads", 1)
+    assert second.exit_code == 0, second.stderr
+    after = content(out / "cells")
+    assert {name: after[name] for name in before} == before  # the same bytes at the same time: not trained again
+    assert len(after) == 2
+    colora, fedit = read_cell_records(out / "tiny.jsonl")
+    assert set(colora.scores) == {"date-es", "date-pt"}
+    assert (colora.rounds, fedit.rounds) == (None, 2)
+    assert len(colora.scores["date-es"].nll) == 2
+    assert len(colora.scores["date-es"].rougeL) == 1
+
+    (out / "tiny.jsonl").unlink()
+    again = cli("compare", tiny, "--output", out, "--collect")
+    assert again.exit_code == 0
+    assert read_cell_records(out / "tiny.jsonl") == [colora, fedit]
+    whole = cli("compare", tiny, "--output", tmp_path / "other", "--threads", 1, "methods.fedit.lr=2e-2")
+    assert whole.exit_code == 0, whole.stderr
+    repeated, other = read_cell_records(tmp_path / "other" / "tiny.jsonl")
+    assert repeated.scores == colora.scores  # the same cell gives the same, whatever ran before it
+    assert other.cell.lr == 0.02
+
+
+def test_the_command_fails_with_the_cells_that_died(tiny, tmp_path):
+    result = cli("compare", tiny, "--output", tmp_path / "out", "first_layer=7", "seeds=[0]", "--threads", 1)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "0 of 2 cells finished" in result.stderr
+    assert "2 failed; `colora compare` tries them again:" in result.stderr
+    assert "  - colora dates implicit n4 seed 0: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_refuses(tiny, tmp_path):
+    told = refusal("compare", tiny, "steps=0", "methods.colorra.lr=1")
+    assert "steps: expected greater than or equal to 1" in told
+    assert "no method 'colorra'; did you mean 'colora'?" in told
+    assert "--shard: expected I/N" in refusal("compare", tiny, "--shard", "3/2")
+    assert "no such file" in refusal("compare", tmp_path / "none.yaml")
+    assert "no locale 'qq'" in refusal("compare", tiny, "groups.dates=[date-qq]", "--output", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.json"))
