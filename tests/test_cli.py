@@ -15,7 +15,7 @@ from tiny import VOCAB
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-COMMANDS = ("train", "check", "evaluate", "generate", "export", "tasks", "compare", "schema", "demo")
+COMMANDS = ("train", "check", "evaluate", "generate", "export", "tasks", "compare", "report", "schema", "demo")
 PROMPTS = [{"task": "red", "input": "red 3"}, {"task": "blue", "input": "red 3"}, {"task": "red", "input": "grün"}]
 
 
@@ -54,6 +54,7 @@ def table(text):
             ["compare"],
             ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],
         ),
+        (["report"], ["RECORDS", "OUT.html", "--markdown", "--mixed", "colora[report]"]),
         (["schema"], ["--json", "--experiment", "every field"]),
         (["demo"], ["--output", "--seed", "--steps", "Six small tasks"]),
     ],

@@ -14,6 +14,7 @@ from cell_records import record, rich_records
 from colora.cells import write_cell_records
 from colora.errors import ColoraError
 from colora.report.build import write_report
+from colora.report.figures import draw
 from colora.report.gather import Experiment
 from colora.report.page import page
 from colora.report.panels import (
@@ -97,6 +98,7 @@ def test_curves_over_tasks():
     one = experiment()
     panel = collaborator_panels(one, styles([one]))[0]
     assert panel.title == "ROUGE-L · few · implicit · 16 examples a task"
+    assert panel.scale == "log2"
     assert {line.label: line.mean for line in panel.lines} == {
         "local": pytest.approx((51, 51)), "colora": pytest.approx((57, 60)),
     }  # fmt: skip
@@ -265,3 +267,14 @@ def test_matplotlib_is_imported_by_the_figures_only_and_its_absence_is_explained
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "expected matplotlib for the figures" in found
     assert 'pip install "colora[report]"' in found
+
+
+def test_many_tasks_have_a_map_and_one_has_none():
+    names = tuple(f"task-{number}" for number in range(32))
+    square = [[1.0 if i == j else 0.5 for j in range(32)] for i in range(32)]
+    many, alone = record(tasks=names, similarity=square), record(tasks=names[:1], similarity=[[1.0]])
+    one = Experiment.of("x", [many, alone])
+    (found,) = similarity_maps(one)
+    assert len(found.names) == 32
+    drawn = [text for text in ElementTree.fromstring(draw(found, 1)).itertext() if text in names]
+    assert drawn == [*names, *names]  # along both sides

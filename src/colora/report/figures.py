@@ -129,7 +129,7 @@ def _heat_map(heat: HeatMap) -> Figure:
     places = [i + 0.5 for i in range(size)]
     axis.set_xticks(places, [_shown(name) for name in heat.names], rotation=45, ha="right")
     axis.set_yticks(places, [_shown(name) for name in heat.names])
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, labelsize=min(10, 160 / size))  # points: the square is 180 wide
     for i, row in enumerate(heat.values if size <= MOST_ANNOTATED else ()):
         for j, value in enumerate(row):
             bright = (value - least) / (1 - least) > 0.55

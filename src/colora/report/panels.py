@@ -36,7 +36,7 @@ def efficiency_panels(experiment: Experiment, looks: Styles) -> list[Panel]:
 
 def collaborator_panels(experiment: Experiment, looks: Styles) -> list[Panel]:
     """Quality against the number of tasks, for every group, regime and number of examples with at least two."""
-    return _along(experiment, looks, "tasks", "tasks that collaborate", "linear")
+    return _along(experiment, looks, "tasks", "tasks that collaborate", "log2")
 
 
 def sweep_panels(experiment: Experiment, looks: Styles) -> list[Panel]:
@@ -78,7 +78,7 @@ def similarity_maps(experiment: Experiment) -> list[HeatMap]:
     latest: dict[tuple[Place, str], tuple[int, Row]] = {}
     for place, rows in experiment.places.items():  # in ascending order of examples
         for row in rows:
-            if any(one.similarity for one in row.records):
+            if place.tasks > 1 and any(one.similarity for one in row.records):
                 latest[replace(place, examples=0), row.label] = (place.examples, row)
     maps = []
     for (place, label), (examples, row) in latest.items():

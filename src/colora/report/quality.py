@@ -115,7 +115,7 @@ def _notes(experiment: Experiment, rows: Sequence[Row], reference: Row | None) -
         notes.append("The methods were not run with the same seeds; each difference is over the seeds both have.")
     if reference is not None and sum(row.method == reference.method for row in rows) > 1:
         notes.append(
-            f"The reference, {reference.label}, is the setting of {reference.method} with the best ROUGE-L here; "
+            f"The reference, {reference.label}, is the setting of {reference.method} with the best mean here; "
             "chosen on the same examples, it looks slightly better than it is."
         )
     return notes
