@@ -14,7 +14,8 @@ __all__ = ["attached", "decoder_layers", "targets"]
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of blocks of a causal language model. Raises ConfigError for a model that is built otherwise."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else None
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(f"expected a causal model whose decoder has `layers`, found {type(model).__name__}")
@@ -32,15 +33,19 @@ def targets(model: nn.Module, first_layer: int) -> dict[str, nn.Linear]:
         raise ConfigError(f"first_layer: expected at most {len(layers) - 1}, found {first_layer}")
     chosen = {id(module) for block in list(layers)[first_layer:] for module in block.modules()}
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in chosen
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in chosen
     }
 
 
 @contextmanager
 def attached(
-    model: nn.Module, method: Method, first_layer: int, tasks: int, rank: int, alpha: float, options: Mapping[str, float]
+    model: nn.Module,
+    method: Method,
+    first_layer: int,
+    tasks: int,
+    rank: int,
+    alpha: float,
+    options: Mapping[str, float],
 ) -> Iterator[dict[str, ConstrainedLinear]]:
     """The base model with the method's terms on it, for the duration of the block; yields the layers by name.
 

@@ -68,9 +68,7 @@ class Bench:
         train_rows = encode_rows(tasks, self.tokenizer, "train", cell.max_length)
         test_rows = [rows[: cell.test] for rows in encode_rows(tasks, self.tokenizer, cell.split, cell.max_length)]
         begun = time.perf_counter()
-        with attached(
-            self.model, method, cell.first_layer, len(tasks), cell.rank, cell.alpha, cell.options
-        ) as layers:
+        with attached(self.model, method, cell.first_layer, len(tasks), cell.rank, cell.alpha, cell.options) as layers:
             if self.dtype == "fp64":
                 for layer in layers.values():
                     layer.terms.double()
@@ -80,9 +78,7 @@ class Bench:
             elif method.start == "gradient":
                 # The stacked batch of the first step; only the first client's loss counts.
                 batch = step_rows(train_rows, cell.rows, 0, cell.seed)
-                sent = start_from_gradient(
-                    layers, lambda: task_losses(forward.row_nll(batch), batch, len(tasks))[0]
-                )
+                sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(tasks))[0])
                 training.traffic.up, training.traffic.down = sent.up, sent.down
             if method.terms:
                 done = train(method, layers, forward, train_rows, cell, progress)
@@ -148,5 +144,3 @@ def compress(layers: dict[str, ConstrainedLinear], rank: int) -> None:
         term.A[0], term.B[0] = V.T, U
         term.core = torch.nn.Parameter(cores.to(local.A.dtype), requires_grad=False)
         layer.terms = torch.nn.ModuleList([term])
-
-

@@ -22,7 +22,9 @@ def encode_rows(tasks: Sequence[Task], tokenizer: Any, split: str, max_length: i
     encoded = encode_tasks(tasks, tokenizer, split, max_length)
     if empty := [task.name for task, size in zip(tasks, encoded.sizes, strict=True) if not size]:
         raise TaskFileError([f"task {name!r}: expected examples in split {split!r}, found none" for name in empty])
-    rows = [Row(tuple(item["input_ids"]), tuple(item["labels"])) for item in map(encoded.__getitem__, range(len(encoded)))]
+    rows = [
+        Row(tuple(item["input_ids"]), tuple(item["labels"])) for item in map(encoded.__getitem__, range(len(encoded)))
+    ]
     return [rows[start : start + size] for start, size in zip(encoded.offsets, encoded.sizes, strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""`ConstrainedLinear`: a frozen linear layer with the terms of a method, for batches that hold the tasks in equal blocks.
+"""`ConstrainedLinear`: a frozen linear layer with the terms of a method, for batches with the tasks in equal blocks.
 
-A batch has K · m rows, the m rows of task 0 first, then those of task 1, and so on. So the rows of a task are a slice, a
-copy of its own is a batched product, and nothing is gathered.
+A batch has K · m rows, the m rows of task 0 first, then those of task 1, and so on. So the rows of a task are a slice,
+a copy of its own is a batched product, and nothing is gathered.
 """
 
 import math

@@ -106,7 +106,8 @@ def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
 
 
 def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], cell: Cell) -> torch.optim.AdamW:
-    factors, cores = [], []
+    factors: list[Tensor] = []
+    cores: list[Tensor] = []
     for layer in layers.values():
         for term in layer.term_layers():
             for name, tensor in term.parts():

@@ -1,7 +1,7 @@
 """Fed-ALoRA: B shared, A stays at home (Ban and Ji, arXiv:2509.25414).
 
-    client k:  A_k, B_k ← Adam(∇ L_k)
-    server:    B = mean_k B_k              W_k = W0 + s · B A_k
+client k:  A_k, B_k ← Adam(∇ L_k)
+server:    B = mean_k B_k              W_k = W0 + s · B A_k
 """
 
 from colora.baselines.method import MEAN, OWN, Method, Term

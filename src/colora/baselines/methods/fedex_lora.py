@@ -10,6 +10,4 @@ from colora.baselines.method import MEAN, Method, Term
 
 __all__ = ["FEDEX_LORA"]
 
-FEDEX_LORA = Method(
-    "fedex-lora", "FedEx-LoRA", terms=(Term(A=MEAN, B=MEAN),), federated=True, folds_residual=True
-)
+FEDEX_LORA = Method("fedex-lora", "FedEx-LoRA", terms=(Term(A=MEAN, B=MEAN),), federated=True, folds_residual=True)

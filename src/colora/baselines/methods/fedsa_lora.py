@@ -1,7 +1,7 @@
 """FedSA-LoRA: A shared, B stays at home (Guo et al., arXiv:2410.01463).
 
-    client k:  A_k, B_k ← Adam(∇ L_k)
-    server:    A = mean_k A_k              W_k = W0 + s · B_k A
+client k:  A_k, B_k ← Adam(∇ L_k)
+server:    A = mean_k A_k              W_k = W0 + s · B_k A
 """
 
 from colora.baselines.method import MEAN, OWN, Method, Term

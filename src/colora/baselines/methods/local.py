@@ -3,7 +3,7 @@
     A_k, B_k ← Adam(∇ L_k)          nothing is shared
 
 Once at CoLoRA's rank r, with K times the numbers, and once with about as many numbers as CoLoRA trains in all, which is
-a rank of 1 or a little more. The K adapters train in one batched run; Adam is elementwise, so that is the same as K runs.
+a rank of 1 or a little more. The K adapters train in one batched run; Adam is elementwise, so it is the same as K runs.
 """
 
 from colora.baselines.method import OWN, Method, Sizes, Term
@@ -16,6 +16,4 @@ def _matched(sizes: Sizes) -> int:
 
 
 LOCAL = Method("local", "local LoRA, same rank", terms=(Term(A=OWN, B=OWN),))
-LOCAL_MATCHED = Method(
-    "local-matched", "local LoRA, same parameters", terms=(Term(A=OWN, B=OWN, rank=_matched),)
-)
+LOCAL_MATCHED = Method("local-matched", "local LoRA, same parameters", terms=(Term(A=OWN, B=OWN, rank=_matched),))
