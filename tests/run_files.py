@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from colora.cli import app
+from colora.cli.main import app
 from colora.config import RunConfig, load_config
 from tiny import tiny_llama, tiny_tokenizer
 

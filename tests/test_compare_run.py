@@ -57,6 +57,14 @@ def test_experiments_share_the_cells_they_have_in_common(tmp_path):
     assert [record.cell for record in read_cell_records(tmp_path / "wider.jsonl")] == wider.cells()
 
 
+def test_only_some_cells(tmp_path):
+    summary, bench = run(tmp_path, only="colora-*")
+    assert bench.ran and all(key.startswith("colora-") for key in bench.ran)
+    assert (summary.cells, summary.finished) == (6, len(bench.ran))
+    with pytest.raises(ConfigError, match=r"--only: no cell fits 'colera-\*'; the first of 6 is '\w+-mine-"):
+        run(tmp_path, only="colera-*")
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     def interrupt(cell):
         raise KeyboardInterrupt

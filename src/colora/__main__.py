@@ -1,5 +1,5 @@
 """`python -m colora`, which torchrun needs."""
 
-from colora.cli import app
+from colora.cli.main import app
 
 app()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.records import environment
 from colora.tasks.schema import Task
 
-__all__ = ["Summary", "collect_experiment", "parse_shard", "run_experiment"]
+__all__ = ["Summary", "chosen_cells", "collect_experiment", "parse_shard", "run_experiment"]
 
 Log = Callable[[str], None]
 MakeTasks = Callable[..., list[Task]]
@@ -65,6 +66,7 @@ def run_experiment(
     output: Path,
     *,
     shard: tuple[int, int] = (1, 1),
+    only: str | None = None,
     data: Path | None = None,
     mixed: bool = False,
     rerun_old: bool = False,
@@ -82,6 +84,7 @@ def run_experiment(
         experiment: which cells.
         output: the folder, shared by as many experiments as you like; see `store`.
         shard: (i, n): of the cells only the i-th, (i+n)-th, ...; i from 1 to n.
+        only: a pattern as of a shell for the cells' keys: only these are run.
         data: folder of task files, for groups that need some.
         mixed: keep finished cells that other sources made.
         rerun_old: run these again.
@@ -90,13 +93,14 @@ def run_experiment(
         make_bench, make_tasks: `Bench` and `make_tasks` of `colora.baselines` and `colora.groups`, or stand-ins.
 
     Raises:
-        ConfigError: finished cells of other sources, without `mixed` and `rerun_old`; a task that cannot be made.
+        ConfigError: finished cells of other sources, without `mixed` and `rerun_old`; a task that cannot be made; no
+            cell that fits `only`.
         InterruptedRunError: after Ctrl-C; the same call goes on.
     """
     if mixed and rerun_old:
         raise ConfigError("expected one of --mixed and --rerun-old, found both")
     code, store, cells = code_digest(), Store(output), experiment.cells()
-    share = cells[shard[0] - 1 :: shard[1]]
+    share = chosen_cells(experiment, only)[shard[0] - 1 :: shard[1]]
     if not (mixed or rerun_old):
         refuse_mixture(store.finished(cells), code, store.folder)
     before = {cell.key: store.read(cell) for cell in share}
@@ -130,6 +134,15 @@ def collect_experiment(experiment: Experiment, output: Path, mixed: bool = False
         refuse_mixture(records, newest.code, store.folder)
     path, records = store.collect(experiment.name, cells)
     return _summary(path, records, cells, cells, [], 0)
+
+
+def chosen_cells(experiment: Experiment, only: str | None) -> list[Cell]:
+    """The cells whose keys fit a pattern as of a shell; all of them by default. Raises ConfigError if none does."""
+    cells = experiment.cells()
+    chosen = [cell for cell in cells if only is None or fnmatchcase(cell.key, only)]
+    if not chosen:
+        raise ConfigError(f"--only: no cell fits {only!r}; the first of {len(cells)} is {cells[0].key!r}")
+    return chosen
 
 
 def parse_shard(text: str) -> tuple[int, int]:

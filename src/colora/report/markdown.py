@@ -10,7 +10,7 @@ from colora.report.quality import main_table
 from colora.report.sections import Facts, Section, Warn
 from colora.report.tables import Table
 
-__all__ = ["main_table_markdown", "sections_markdown", "table_markdown"]
+__all__ = ["main_table_markdown", "quality_markdown", "sections_markdown", "table_markdown"]
 
 
 def main_table_markdown(
@@ -54,6 +54,11 @@ def main_table_markdown(
             raise ColoraError(f"expected columns of {', '.join(shown.headers)}; found {', '.join(unknown)}")
         shown = shown.keep(columns)
     return table_markdown(shown, title=False, notes=notes)
+
+
+def quality_markdown(experiment: Experiment) -> str:
+    """The main tables of all places of an experiment, without their notes: what a terminal shows."""
+    return "\n".join(table_markdown(main_table(experiment, place), notes=False) for place in experiment.places)
 
 
 def table_markdown(table: Table, title: bool = True, notes: bool = True) -> str:

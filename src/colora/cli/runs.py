@@ -1,0 +1,188 @@
+"""Commands for a run and its bank: train, check, evaluate, generate, export, tasks, demo."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from colora.cli.console import app, columns, errors, out, readable_bytes, say
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file; `colora schema` lists its fields.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as training.lr=1e-3.")
+]
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")]
+Base = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
+
+
+@app.command()
+def train(run: RunFile, overrides: Overrides = None) -> None:
+    """Train the bank of a run, evaluate it, and print the table.
+
+    KEY=VALUE changes a field of the file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
+
+    The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
+    With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
+    """
+    with errors():
+        from colora.config import load_config
+        from colora.run import train_and_evaluate
+
+        config = load_config(run, overrides or [])
+        result, evaluation = train_and_evaluate(config, log=say)
+        if evaluation is not None:
+            _print_evaluation(evaluation)
+        say(f"bank: {result.bank}")
+
+
+@app.command()
+def check(run: RunFile, overrides: Overrides = None) -> None:
+    """Validate a run's files and config, and print what would be trained. Trains nothing.
+
+    KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
+    """
+    with errors():
+        from colora.check import check_run
+        from colora.config import load_config
+
+        plan = check_run(load_config(run, overrides or []))
+        table = Table(title="training examples")
+        columns(table, "task", "train", "val", "test", "tokens", "longest", "cut", "drawn by seed")
+        for report in plan.reports:
+            entry = plan.manifest[report.name]
+            sizes = [str(entry["splits"][split]["examples"]) for split in ("train", "val", "test")]
+            seed = entry["split_seed"]
+            table.add_row(
+                report.name, *sizes, f"{report.tokens:,}", str(report.max_tokens), str(report.truncated),
+                "-" if seed is None else str(seed),
+            )  # fmt: skip
+        out.print(table)
+        out.print(
+            f"base: {plan.base_parameters:,} parameters, frozen\n"
+            f"shared A and B: {plan.shared.parameters:,} parameters ({readable_bytes(plan.shared.bytes)})\n"
+            f"each task: {plan.per_task.parameters:,} parameters ({readable_bytes(plan.per_task.bytes)})\n"
+            f"tokens per step: about {plan.tokens_per_step:,.0f}\n"
+            f"memory: about {readable_bytes(plan.memory_bytes)} (estimated)"
+        )
+
+
+@app.command()
+def evaluate(
+    bank: Bank,
+    split: Annotated[str | None, typer.Option(help="train, val or test; as in the run file by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
+    base: Base = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")] = None,
+) -> None:
+    """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl."""
+    with errors():
+        from colora.files import write_text
+        from colora.run import evaluate_bank
+
+        chosen = {key: value for key, value in {"split": split, "limit": limit}.items() if value is not None}
+        result = evaluate_bank(bank, base=base, overrides=chosen)
+        _print_evaluation(result)
+        if predictions is not None:
+            lines = [json.dumps(vars(one), ensure_ascii=False) for one in result.predictions]
+            write_text(predictions, "\n".join(lines) + "\n")
+
+
+@app.command()
+def generate(
+    bank: Bank,
+    prompt: Annotated[str | None, typer.Argument(help="The input; with --file, none.")] = None,
+    task: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='JSONL of {"task": ..., "input": ...}: many tasks in one batch.')
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="An instruction before the input.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest output.")] = 64,
+    base: Base = None,
+) -> None:
+    """Write outputs for one prompt of one task, or for a file of prompts of many tasks, in mixed batches."""
+    with errors():
+        from colora.generate import Request, generate_texts, read_requests
+
+        if (prompt is None) == (file is None):
+            raise typer.BadParameter("give a prompt, or --file FILE")
+        if file is not None and (task is not None or instruction is not None):
+            raise typer.BadParameter("with --file, each line names its own task and instruction")
+        requests = read_requests(file) if file is not None else [Request(task, prompt or "", instruction)]
+        for request, text in zip(requests, generate_texts(bank, requests, max_new_tokens, base), strict=True):
+            if file is None:
+                print(text)
+            else:
+                print(json.dumps({"task": request.task, "input": request.input, "output": text}, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    bank: Bank,
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    task: Annotated[str | None, typer.Option(help="The task; without it, every task to OUT/TASK.")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the update merged in.")] = False,
+    base: Base = None,
+) -> None:
+    """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model."""
+    with errors():
+        from colora.bank import load_bank
+        from colora.errors import ConfigError
+        from colora.export import export_lora, export_loras, export_merged
+
+        model, tokenizer, _ = load_bank(bank, base)
+        if merged and task is None:
+            raise ConfigError("--merged writes the model of one task: name it with --task")
+        if merged and task is not None:
+            export_merged(model, task, out_folder, tokenizer)
+        elif task is not None:
+            export_lora(model, task, out_folder)
+        else:
+            export_loras(model, out_folder)
+        say(f"written: {out_folder}")
+
+
+@app.command()
+def tasks(bank: Bank) -> None:
+    """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
+    with errors():
+        from colora.bank import bank_overview
+
+        overview = bank_overview(bank)
+        table = Table(title=escape(f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}"))
+        columns(table, "task", "examples", "seen", "parameters", "bytes")
+        own = overview.per_task
+        for name in overview.tasks:
+            seen = [str(counts.get(name, "?")) for counts in (overview.info.examples, overview.info.seen)]
+            table.add_row(name, *seen, f"{own.parameters:,}", f"{own.bytes:,}")
+        table.add_section()
+        table.add_row("shared A and B", "", "", f"{overview.shared.parameters:,}", f"{overview.shared.bytes:,}")
+        out.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the tasks, runs and records.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each method.")] = 90,
+) -> None:
+    """Six small tasks, before, alone and together, on a real language model; about ten minutes on two cores.
+
+    Each task writes an ISO date out in full in one of six related languages and has 16 examples. A second call reuses
+    whatever is there.
+    """
+    with errors():
+        from colora.demo import run_demo
+
+        out.print(run_demo(output, seed=seed, steps=steps, log=say))
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    from colora.evaluation.table import records_table
+
+    if evaluation.records:
+        out.print(records_table(evaluation.records))
+    for task, reason in evaluation.skipped.items():
+        say(f"not measured: {task}: {reason}")

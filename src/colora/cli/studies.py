@@ -1,0 +1,117 @@
+"""Commands for studies: compare, report; and the fields of the files that commands read."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from colora.cli.console import app, errors, out, say
+
+
+@app.command()
+def compare(
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to compare; see `colora schema --experiment`.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of cells; experiments share it.")] = Path("runs/compare"),
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N equal parts, for N machines.")] = "1/1",
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only cells whose name fits, such as 'colora-similar-8-*'.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of task files, for groups that need some.")] = None,
+    list_cells: Annotated[bool, typer.Option("--list", help="Print each cell and its state; run nothing.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Collect the finished cells; run nothing.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Keep cells that other sources of CoLoRA made.")] = False,
+    rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")] = None,
+) -> None:
+    """Compare methods on groups of tasks: every cell of an experiment is trained, measured and kept.
+
+    A cell is one method on one group with one seed; a finished cell is never run again. The same command goes on after
+    a crash or Ctrl-C, and retries cells that failed. Start it several times to share the work: each process takes
+    cells that no other has; on several machines without a common folder, give each a `--shard`.
+
+    OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a cell failed.
+
+    KEY=VALUE changes a field of the file: `seeds=[0]`, `methods.colora.lr=1e-3`.
+    """
+    with errors():
+        from colora.base import configure_threads
+        from colora.compare.experiment import load_experiment
+        from colora.compare.run import chosen_cells, collect_experiment, parse_shard, run_experiment
+        from colora.compare.store import Store
+        from colora.report.gather import read_experiments
+        from colora.report.markdown import quality_markdown
+
+        plan, part = load_experiment(experiment, overrides or []), parse_shard(shard)
+        if list_cells:
+            for cell in chosen_cells(plan, only):
+                print(f"{Store(output).state(cell):8} {cell.key}")
+            return
+        configure_threads(threads)
+        if collect:
+            summary = collect_experiment(plan, output, mixed=mixed)
+        else:
+            summary = run_experiment(
+                plan, output, shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old, log=say,
+                progress=True,
+            )  # fmt: skip
+        for one in read_experiments(summary.records, mixed):
+            print(quality_markdown(one), end="")
+        say(str(summary))
+        if summary.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    records: Annotated[
+        Path, typer.Argument(metavar="RECORDS", help="JSONL of cell records, or a folder of such files.")
+    ],
+    page: Annotated[Path, typer.Argument(metavar="OUT.html", help="The page to write.")],
+    markdown: Annotated[Path | None, typer.Option(help="Also write the texts and tables to this file.")] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Take records of several versions of the code; the page says so.")
+    ] = False,
+) -> None:
+    """Write the report on a comparison: one HTML page with tables and figures that needs nothing else.
+
+    Each file of records is an experiment. Needs `pip install "colora[report]"`.
+    """
+    with errors():
+        from colora.report.build import write_report
+
+        write_report(records, page, markdown, mixed)
+        for file in (page, markdown):
+            if file is not None:
+                say(f"written: {file}")
+
+
+@app.command()
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema, for editors.")] = False,
+    experiment: Annotated[bool, typer.Option("--experiment", help="Of an experiment of `colora compare`.")] = False,
+) -> None:
+    """List every field of a run file, or of an experiment, with its type, default and meaning."""
+    from colora.config import RunConfig, field_rows
+
+    spec: Any = RunConfig
+    rows = [*field_rows()]
+    if experiment:
+        from colora.compare.experiment import Experiment, MethodSettings
+
+        spec, rows = Experiment, [*field_rows(Experiment), *field_rows(MethodSettings, "methods.NAME.")]
+    if as_json:
+        print(json.dumps(spec.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    table = Table(
+        Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
+    )
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    out.print(table)
