@@ -2,8 +2,8 @@
 
     python -m benchmarks.figures
 
-Left: quality against examples, alone and together. Middle and right: alone, pooled and together, from similar to different
-tasks, with prompts that do not and that do say whose task it is. It goes to docs/figures/compare.svg.
+Left: quality against examples, alone and together. Middle and right: alone, pooled and together, from similar to
+different tasks, with prompts that do not and that do say whose task it is. It goes to docs/figures/compare.svg.
 """
 
 from collections.abc import Sequence

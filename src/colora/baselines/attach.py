@@ -49,7 +49,8 @@ def attached(
 ) -> Iterator[dict[str, ConstrainedLinear]]:
     """The base model with the method's terms on it, for the duration of the block; yields the layers by name.
 
-    Base parameters are frozen; the model is as before afterwards, whatever happens inside.
+    Base parameters are frozen; the model is as before afterwards, whatever happens inside. Every term is scaled by
+    alpha / rank of the comparison, also one that has another rank.
 
     Raises:
         ConfigError: if a rank does not fit a layer.
@@ -64,6 +65,7 @@ def attached(
                 f"rank {max(ranks)} of method {method.name!r} is larger than layer {name!r} "
                 f"({linear.out_features} × {linear.in_features})"
             )
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     layers = {}
     try:
@@ -79,3 +81,5 @@ def attached(
     finally:
         for name in layers:
             model.set_submodule(name, places[name])
+        for parameter, moved in trainable.items():
+            parameter.requires_grad_(moved)

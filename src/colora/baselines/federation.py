@@ -1,7 +1,8 @@
 """The server's part of a simulated round: what travels, counted to the byte, and what becomes of it.
 
 The clients' copies are the blocks of one stacked tensor, so averaging is a mean over its first dimension. What travels
-is serialised as it would be on the wire (safetensors) and its length counted; nothing is estimated.
+is serialised as it would be on the wire (safetensors) and its length counted; nothing is estimated. The start does not
+travel where a seed is enough for it.
 """
 
 from collections.abc import Collection, Iterator
@@ -54,7 +55,7 @@ def end_round(layers: dict[str, ConstrainedLinear], method: Method, resting: Col
         residual = _residual(layer) if method.folds_residual else None
         for name, _, _, copies in averaged_parts(layer, resting):
             for client in range(clients):
-                sent[client][f"{place}.{name}"] = copies[client]
+                sent[client][f"{place}.{name}"] = copies[client].clone()  # which the mean overwrites
             mean = copies.mean(0, keepdim=True)
             returned[f"{place}.{name}"] = mean[0].clone()
             copies.copy_(mean.expand_as(copies))

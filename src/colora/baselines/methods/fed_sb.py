@@ -4,8 +4,8 @@
     client k:  Λ_k ← Adam(∇ L_k)
     server:    Λ = mean_k Λ_k              one model for all: W_k = W0 + s · B Λ A
 
-The average is exact and tiny. Here G is that of the first client's first batch, who sends A and B once; and Λ starts at
-0, not at a first step of full fine-tuning.
+The average is exact and tiny. The core moves at the cores' rate. Here G is that of the first client's first batch, who
+sends A and B once; and Λ starts at 0, not at a first step of full fine-tuning.
 """
 
 from colora.baselines.method import FROZEN, MEAN, Method, Term

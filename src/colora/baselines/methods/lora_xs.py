@@ -3,7 +3,8 @@
     W0 ≈ U Σ Vᵀ (leading r),  B = U Σ,  A = Vᵀ,  Λ_k near 0
     Λ_k ← Adam(∇ L_k)
 
-One core for each task, so that a task costs as much as with CoLoRA. (The paper names the factors the other way round.)
+One core for each task, which moves at the rate of the cores: a task costs as much as with CoLoRA. (The paper names the
+factors the other way round.)
 """
 
 from colora.baselines.method import FROZEN, OWN, Method, Term
