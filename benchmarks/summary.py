@@ -1,0 +1,66 @@
+"""The README's tables, from the committed records of the comparison.
+
+python -m benchmarks.summary
+"""
+
+from pathlib import Path
+
+from colora.cells import read_cell_records
+from colora.report.efficiency import multiplier_tables
+from colora.report.gather import Experiment, read_experiments
+from colora.report.markdown import main_table_markdown, table_markdown
+from colora.report.statistics import paired_difference
+
+RECORDS = Path(__file__).parent / "records" / "compare"
+COLUMNS = ("method", "ROUGE-L", "exact match, %", "token NLL", "ROUGE-L − colora", "numbers kept a task")
+
+
+def main() -> None:
+    for table in (main_markdown(), groups_markdown(), multiplier_markdown()):
+        print(table, end="\n\n")
+
+
+def main_markdown() -> str:
+    """The similar tasks, implicit: a row a method."""
+    records = read_cell_records(RECORDS / "similarity.jsonl")
+    return main_table_markdown(records, "similar-8", "implicit", columns=COLUMNS).strip()
+
+
+def groups_markdown() -> str:
+    """ROUGE-L from similar to different tasks, in both regimes: CoLoRA, and the better of what does not collaborate."""
+    lines = [
+        "| tasks | prompts | one LoRA each | one for all | CoLoRA | CoLoRA − the better |",
+        "|---|---|---|---|---|---|",
+    ]
+    experiment = read("similarity")
+    for group in ("similar-8", "half-8", "different-8"):
+        for regime in ("implicit", "explicit"):
+            rows = {
+                row.method: row.sample
+                for place, rows in experiment.places.items()
+                if (place.group, place.regime) == (group, regime)
+                for row in rows
+            }
+            means = {name: sample.mean("rougeL") or 0.0 for name, sample in rows.items()}
+            better = max((name for name in means if name.split("-")[0] in ("local", "pooled")), key=means.__getitem__)
+            apart = paired_difference(rows["colora"], rows[better], "rougeL")
+            shown = f"{apart.mean:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else "–"
+            cells = [f"{means[name]:.1f}" for name in ("local", "pooled", "colora")]
+            lines.append(f"| {group.removesuffix('-8')} | {regime} | {' | '.join(cells)} | {shown} ({better}) |")
+    return "\n".join(lines)
+
+
+def multiplier_markdown() -> str:
+    """How many times its examples local LoRA needs to equal CoLoRA."""
+    (table,) = multiplier_tables(read("samples"))
+    return table_markdown(table, title=False, notes=False).strip()
+
+
+def read(name: str) -> Experiment:
+    """The records of an experiment."""
+    (experiment,) = read_experiments(RECORDS / f"{name}.jsonl")
+    return experiment
+
+
+if __name__ == "__main__":
+    main()

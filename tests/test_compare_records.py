@@ -1,0 +1,49 @@
+"""The committed experiments and their records belong together: chosen rates are the best tried, figures those of records."""
+
+from pathlib import Path
+
+import pytest
+
+from colora.cells import read_cell_records
+from colora.compare.experiment import load_experiment
+from colora.report.gather import read_experiments
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records" / "compare"
+EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
+SWEEPS = {"tuning", "tuning_explicit", "rates"}  # try rates on purpose
+TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
+CORES_ONLY = {"lora-xs", "fed-sb"}
+
+
+@pytest.fixture(scope="module")
+def best():
+    """The tuned rate of each method and regime: that with the least nats per token on validation data."""
+    found = {}
+    for name in ("tuning", "tuning_explicit"):
+        for record in read_cell_records(RECORDS / f"{name}.jsonl"):
+            cell, nll = record.cell, record.mean("token_nll")
+            rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
+            place = (cell.method, cell.regime)
+            found[place] = min(found.get(place, (float("inf"), 0.0)), (nll, rate))
+    return {place: rate for place, (_, rate) in found.items()}
+
+
+@pytest.mark.parametrize("path", [one for one in EXPERIMENTS if one.stem not in SWEEPS], ids=lambda path: path.stem)
+def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
+    for cell in load_experiment(path).cells():
+        if cell.method == "base":
+            continue
+        tuned = best[TUNED_AS.get(cell.method, cell.method), cell.regime]
+        assert (cell.core_lr if cell.method in CORES_ONLY else cell.lr) == tuned, cell.key
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_records_are_those_of_the_experiment(path):
+    file = RECORDS / f"{path.stem}.jsonl"
+    (experiment,) = read_experiments(file)
+    known = {cell.key for cell in load_experiment(path).cells()}
+    assert experiment.records, "expected at least one record"
+    assert {record.cell.key for record in experiment.records} == known
+    assert len(experiment.codes) == 1
+    assert not experiment.failed
