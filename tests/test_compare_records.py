@@ -1,4 +1,4 @@
-"""The committed experiments and their records belong together: chosen rates are the best tried, figures those of records."""
+"""The committed experiments and their records belong together: each record is of its experiment, and each rate tuned."""
 
 from pathlib import Path
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.demo import summary_markdown
 from benchmarks.step import summary_markdown as step_markdown
-from colora.evaluation.records import read_records
+from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdown
+from colora.compare.experiment import load_experiment
+from colora.compare.run import chosen_cells
 from tiny import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -30,13 +31,24 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("[")
 
 
-def test_the_demo_table_is_that_of_the_records():
-    assert between("benchmarks.demo") == summary_markdown(read_records(ROOT / "benchmarks" / "records" / "demo.jsonl"))
+@pytest.mark.parametrize(
+    ("name", "table"), [("main", main_markdown), ("groups", groups_markdown), ("multiplier", multiplier_markdown)]
+)
+def test_the_tables_are_those_of_the_records(name, table):
+    assert between(name) == table()
 
 
-def test_the_cost_table_is_that_of_the_record():
+def test_the_cost_of_a_step_is_that_of_the_record():
     record = json.loads((ROOT / "benchmarks" / "records" / "step.json").read_text(encoding="utf-8"))
-    assert between("benchmarks.step") == step_markdown(record)
+    (row,) = [line for line in step_markdown(record).splitlines() if "bank of 1024 tasks" in line]
+    assert re.search(r"`python -m benchmarks.step`: ([\d.]+) of it", README)[1] == row.split("|")[3].strip()
+
+
+def test_the_command_for_one_row_is_that_row():
+    file, only = re.search(r"colora compare (\S+) --only '(.*?)'", README).groups()
+    cells = chosen_cells(load_experiment(ROOT / file), only)
+    assert {(cell.method, cell.group, cell.regime) for cell in cells} == {("colora", "similar-8", "implicit")}
+    assert [cell.seed for cell in cells] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
