@@ -99,6 +99,8 @@ class MethodSettings(_Settings):
     regimes: list[Regime] | None = Field(None, description="Only in these of the experiment's regimes.")
     groups: list[str] | None = Field(None, description="Only on these of the experiment's groups.")
     examples: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of examples.")
+    tasks_used: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of tasks.")
+    seeds: list[Seed] | None = Field(None, description="Only with these of the experiment's seeds.")
 
 
 class Experiment(_Settings):

@@ -1,6 +1,6 @@
 """From an experiment to its cells: every combination of what it lists, in a fixed order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def planned_cells(experiment: "Experiment") -> list[Cell]:
             experiment.seeds, experiment.regimes, _sized(experiment), experiment.examples, range(len(experiment.rank))
         )
         for method, settings in variants(experiment)
-        if _wanted(settings, regime, group, examples)
+        if _wanted(settings, regime, group, examples, len(tasks), seed)
         for rank in _ranks(experiment, METHODS[method], settings, place)
     ]  # fmt: skip
 
@@ -57,8 +57,11 @@ def _sized(experiment: "Experiment") -> list[tuple[str, list[str]]]:
     return [(group, tasks[:size]) for group, tasks in experiment.groups.items() for size in sizes]
 
 
-def _wanted(settings: "MethodSettings", regime: str, group: str, examples: int) -> bool:
-    chosen = ((settings.regimes, regime), (settings.groups, group), (settings.examples, examples))
+def _wanted(settings: "MethodSettings", regime: str, group: str, examples: int, tasks: int, seed: int) -> bool:
+    chosen: tuple[tuple[Sequence[object] | None, object], ...] = (
+        (settings.regimes, regime), (settings.groups, group), (settings.examples, examples),
+        (settings.tasks_used, tasks), (settings.seeds, seed),
+    )  # fmt: skip
     return all(only is None or found in only for only, found in chosen)
 
 
