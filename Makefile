@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint
+.PHONY: help install demo report test lint
 
 help:  ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...]"
@@ -22,6 +22,10 @@ install: $(STAMP)  ## make .venv with the library, the development tools and the
 
 demo: $(STAMP)  ## run the demonstration from training to report
 	$(BIN)/colora demo
+
+report: $(STAMP)  ## write docs/report.html and the README's figure from the committed records
+	$(BIN)/colora report benchmarks/records/compare docs/report.html
+	$(BIN)/python -m benchmarks.figures
 
 test: lint  ## run all checks: lint, then every test
 	$(BIN)/python -m pytest --ignore=tests/test_imports.py
