@@ -41,11 +41,13 @@ def groups_markdown() -> str:
                 if (place.group, place.regime) == (group, regime)
                 for row in rows
             }
+            if not rows:
+                continue
             means = {name: sample.mean("rougeL") or 0.0 for name, sample in rows.items()}
             better = max((name for name in means if name.split("-")[0] in ("local", "pooled")), key=means.__getitem__)
             apart = paired_difference(rows["colora"], rows[better], "rougeL")
             shown = f"{apart.mean:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else "–"
-            cells = [f"{means[name]:.1f}" for name in ("local", "pooled", "colora")]
+            cells = [f"{means[name]:.1f}" if name in means else "–" for name in ("local", "pooled", "colora")]
             lines.append(f"| {group.removesuffix('-8')} | {regime} | {' | '.join(cells)} | {shown} ({better}) |")
     return "\n".join(lines)
 
