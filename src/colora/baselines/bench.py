@@ -20,7 +20,7 @@ from colora.cells import Cell, CellRecord
 from colora.errors import ConfigError
 from colora.tasks.schema import Task
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "compress", "find_method"]
 
 # For short rows on a CPU the plain attention trains faster, and the fused one generates faster.
 TRAINING_ATTENTION, GENERATING_ATTENTION = "eager", "sdpa"

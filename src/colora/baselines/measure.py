@@ -15,7 +15,7 @@ from colora.evaluation.generate import generate_outputs
 from colora.evaluation.metrics import exact_match, rouge_l
 from colora.tasks.schema import Task
 
-__all__ = ["kept_numbers", "likelihoods", "similarity", "texts", "trained_numbers"]
+__all__ = ["kept_numbers", "likelihoods", "score", "similarity", "texts", "trained_numbers"]
 
 ROWS = 96
 

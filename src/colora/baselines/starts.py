@@ -8,7 +8,7 @@ from torch import Tensor
 from colora.baselines.federation import Traffic, message_bytes
 from colora.baselines.layer import ConstrainedLinear
 
-__all__ = ["start_from_gradient", "start_from_weights"]
+__all__ = ["leading", "start_from_gradient", "start_from_weights"]
 
 OVERSAMPLED, ITERATIONS = 8, 8
 XS_SPREAD = 1e-5  # of Λ's start in LoRA-XS, arXiv:2405.17604

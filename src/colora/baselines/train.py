@@ -17,7 +17,7 @@ from colora.baselines.method import Method
 from colora.cells import Cell
 from colora.errors import TrainingDivergedError
 
-__all__ = ["Training", "train"]
+__all__ = ["Training", "task_losses", "train"]
 
 LOGGED = 10  # losses kept of a run
 
@@ -68,6 +68,8 @@ def train(
     options = method.with_defaults(cell.options)
     result = Training()
     optimizer = _optimizer(method, layers, cell)
+    if forward.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(forward.device)  # of this cell, not of the largest before it
     log_every = max(1, cell.steps // LOGGED)
     for step in range(cell.steps):
         round_number = step // cell.local_steps if method.federated else 0
