@@ -67,12 +67,12 @@ def values(records: Sequence[CellRecord], **wanted: Any) -> list[float]:
 
 
 def line(axis: Any, method: str, places: Sequence[float], found: Sequence[list[float]]) -> None:
-    """Means joined by a line, and every seed as a dot."""
+    """Means joined by a line, and every seed as a dot; places without a value are left out."""
     colour, marker, dashes = LOOKS[method]
-    axis.plot(
-        places, [fmean(one) for one in found], color=colour, marker=marker, linestyle=dashes, label=TITLES[method]
-    )
-    for place, one in zip(places, found, strict=True):
+    known = [(place, one) for place, one in zip(places, found, strict=True) if one]
+    means = [fmean(one) for _, one in known]
+    axis.plot([place for place, _ in known], means, color=colour, marker=marker, linestyle=dashes, label=TITLES[method])
+    for place, one in known:
         axis.plot([place] * len(one), one, ".", color=colour, alpha=0.45, markersize=4)
 
 

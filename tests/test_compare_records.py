@@ -1,4 +1,4 @@
-"""The committed experiments and their records belong together: each record is of its experiment, and each rate tuned."""
+"""The committed experiments and their records belong together: each record is of its experiment, each rate tuned."""
 
 from pathlib import Path
 
