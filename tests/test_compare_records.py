@@ -11,7 +11,7 @@ from colora.report.gather import read_experiments
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "compare"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
-SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate"}  # try rates on purpose
+SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "stability"}  # try rates on purpose
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 CORES_ONLY = {"lora-xs", "fed-sb"}
 

@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
 from benchmarks.step import summary_markdown as step_markdown
 from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdown
+from colora.cells import read_cell_records
 from colora.compare.experiment import load_experiment
 from colora.compare.run import chosen_cells
 from tiny import tiny_llama, tiny_tokenizer
@@ -45,10 +47,19 @@ def test_the_cost_of_a_step_is_that_of_the_record():
 
 
 def test_the_command_for_one_row_is_that_row():
-    file, only = re.search(r"colora compare (\S+) --only '(.*?)'", README).groups()
+    file, only = re.search(r"colora compare (\S+) --only '(.*?)' --threads 1", README).groups()
     cells = chosen_cells(load_experiment(ROOT / file), only)
     assert {(cell.method, cell.group, cell.regime) for cell in cells} == {("colora", "similar-8", "implicit")}
     assert [cell.seed for cell in cells] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("lr", [4e-3, 2e-3])
+def test_what_rounding_did_is_told(lr):
+    records = read_cell_records(ROOT / "benchmarks" / "records" / "compare" / "stability.jsonl")
+    again = [record for record in records if record.cell.lr == lr]
+    assert {record.environment["threads"] for record in again} == {2}
+    means = [record.mean("rougeL") for record in again]
+    assert f"{fmean(means):.1f} ± {stdev(means):.1f}" in README
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
