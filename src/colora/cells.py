@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from colora.errors import ColoraError
-from colora.files import write_text
+from colora.files import read_lines, write_text
 
 __all__ = ["Cell", "CellRecord", "Regime", "TaskScores", "read_cell_records", "write_cell_records"]
 
@@ -148,16 +148,13 @@ def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
         ColoraError: with one "file:line: ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    records, faults = [], []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(CellRecord.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            faults.append(f"{os.fspath(path)}:{number}: {place + ': ' if place else ''}{first['msg']}")
-    if faults:
-        raise ColoraError("\n".join(faults))
-    return records
+    return read_lines(Path(path), _parse)
+
+
+def _parse(line: bytes) -> CellRecord:
+    try:
+        return CellRecord.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None

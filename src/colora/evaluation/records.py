@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from colora.errors import ColoraError
+from colora.files import read_lines
 
 __all__ = ["Record", "append_records", "environment", "read_records"]
 
@@ -101,17 +102,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         ColoraError: with one "file:line: expected ..., found ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    records, faults = [], []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(_parse(line))
-        except ColoraError as error:
-            faults.append(f"{os.fspath(path)}:{number}: {error}")
-    if faults:
-        raise ColoraError("\n".join(faults))
-    return records
+    return read_lines(Path(path), _parse)
 
 
 def _parse(line: bytes) -> Record:
