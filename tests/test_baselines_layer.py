@@ -20,7 +20,7 @@ from colora.errors import ConfigError, TaskIdError
 from colora.likelihood import IGNORED
 from test_baselines_twins import close, make_cell, real
 from tiny import tiny_gpt2, tiny_llama
-from twins import ALPHA, CLIENTS, LAYERS, RANK, Toy, cosine, exact_llama
+from twins import ALPHA, CLIENTS, LAYERS, RANK, Toy, rate_at, exact_llama
 
 INPUTS, OUTPUTS, ROWS, WORDS = 5, 4, 2, 3
 
@@ -120,14 +120,16 @@ def test_peft_and_torch_train_the_same(method):
         alone = [peft_lora(toy, layers, k) for k in (toy.clients if method == "local" else [0])]
         train(METHODS[method], layers, forward, toy.rows, toy.cell)
         for place, model in enumerate(alone):
-            optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), weight_decay=0.0)
+            optimizer = torch.optim.AdamW(
+                (p for p in model.parameters() if p.requires_grad), weight_decay=0.0, betas=(0.9, 0.95)
+            )
             for step in range(toy.cell.steps):
                 batch = step_rows(toy.rows, 2, step, toy.cell.seed)
                 clients = [place] if method == "local" else toy.clients
                 loss = sum(mean_nats(model, batch[2 * k : 2 * k + 2]) for k in clients)
                 optimizer.zero_grad()
                 loss.backward()
-                optimizer.param_groups[0]["lr"] = cosine(toy.cell.lr, step, toy.cell.steps)
+                optimizer.param_groups[0]["lr"] = rate_at(toy.cell.lr, step, toy.cell)
                 optimizer.step()
             for name, layer in layers.items():
                 (term,) = layer.term_layers()

@@ -82,8 +82,9 @@ def test_settings_of_a_method_replace_those_of_the_experiment(file):
     }
     cells = load(
         file, methods=methods, lr=0.5, core_lr=0.6, alpha=5, steps=8, local_steps=2, rank=[3, 4], first_layer=1,
-        dtype="bf16",
+        dtype="bf16", warmup_steps=3,
     ).cells()  # fmt: skip
+    assert {cell.warmup_steps for cell in cells} == {3}
     shown = [(c.method, c.rank, c.alpha, c.lr, c.core_lr, c.local_steps, c.options) for c in cells]
     assert shown == [
         ("base", 3, 5.0, 0.5, None, 10, {}),
@@ -203,6 +204,7 @@ def test_tuning_tries_as_many_settings_of_every_method_and_no_test_examples():
         ({"tasks_used": [1, 3]}, "tasks_used: expected at most the 2 tasks of group 'mine', found 3"),
         ({"split": "train"}, "split: expected 'val' or 'test', found 'train'"),
         ({"generate": 30}, "generate: expected at most test (24), found 30"),
+        ({"steps": 4, "warmup_steps": 4}, "methods.local: expected more steps than warmup_steps, found 4 and 4"),
         ({"steps": 0}, "steps: expected greater than or equal to 1, found 0"),
         ({"methods": {"local": {"examples": [9]}}}, "some of the experiment's examples (16), found 9"),
         (

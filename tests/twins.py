@@ -122,13 +122,17 @@ class Adam:
 
     def move(self, name: tuple, value: Tensor, gradient: Tensor, rate: float) -> Tensor:
         m, v, t = self.state.get(name, (torch.zeros_like(value), torch.zeros_like(value), 0))
-        m, v, t = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2, t + 1
+        m, v, t = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2, t + 1
         self.state[name] = m, v, t
-        return value - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        return value - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
 
 
-def cosine(peak: float, step: int, steps: int) -> float:
-    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+def rate_at(peak: float, step: int, cell: Cell) -> float:
+    """Up in equal stairs, then down as a cosine."""
+    rates = [peak * (stair + 1) / cell.warmup_steps for stair in range(cell.warmup_steps)]
+    rest = cell.steps - cell.warmup_steps
+    rates += [peak * (1 + math.cos(math.pi * place / rest)) / 2 for place in range(rest)]
+    return rates[step]
 
 
 def leaves_of(values: Values) -> Values:
@@ -160,7 +164,7 @@ def centralised(
         gradients = torch.autograd.grad(sum(each), list(leaves.values()))
         for (name, value), gradient in zip(list(values.items()), gradients, strict=True):
             if moves(name[0], step):
-                values[name] = adam.move(name, value, gradient, cosine(rates[name[0]], step, toy.cell.steps))
+                values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.cell))
         if after is not None:
             after(values, step)
     return values, losses
@@ -190,7 +194,7 @@ def federated(
                 for (name, value), gradient in zip(list(values.items()), gradients, strict=True):
                     if moves(name[0], number):
                         adam = fresh if name in server else at_home[k]
-                        values[name] = adam.move(name, value, gradient, cosine(rates[name[0]], step, steps))
+                        values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.cell))
             home[k] = {name: values[name] for name in home[k]}
             returned.append({name: values[name] for name in server})
         server = {name: sum(copy[name] for copy in returned) / len(returned) for name in server}
@@ -248,7 +252,7 @@ def local(toy: Toy, start: Values) -> Trained:
             loss = toy.loss(k, step, W)
             losses[step] += float(loss.detach()) / len(toy.clients)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
-                values[name] = adam.move(name, values[name], gradient, cosine(toy.cell.lr, step, toy.cell.steps))
+                values[name] = adam.move(name, values[name], gradient, rate_at(toy.cell.lr, step, toy.cell))
         held.append(values)
     return finish(toy, held, lambda v, n, k: toy.W0[n] + toy.s * v["B", n] @ v["A", n], losses)
 
@@ -300,7 +304,7 @@ def colora_mean(toy: Toy, start: Values) -> Trained:
     pull = toy.cell.options.get("pull", 1.0)
 
     def after(values: Values, step: int) -> None:
-        strength = cosine(toy.cell.core_lr or toy.cell.lr, step, toy.cell.steps) * pull
+        strength = rate_at(toy.cell.core_lr or toy.cell.lr, step, toy.cell) * pull
         for n in toy.layers:
             mean = sum(values["core", n, k] for k in toy.clients) / len(toy.clients)
             for k in toy.clients:

@@ -43,6 +43,7 @@ class Cell(_Frozen):
     rank: int = Field(8, ge=1, description="Rank r of the method, before any matching of parameters.")
     alpha: float = Field(8.0, gt=0, description="Updates are scaled by alpha / r.")
     steps: int = Field(ge=1, description="Optimiser steps (of each client, if federated).")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak.")
     rows: int = Field(2, ge=1, description="Rows of each task in each step.")
     local_steps: int = Field(10, ge=1, description="Steps of each client in a round, if the method is federated.")
     lr: float = Field(gt=0, description="Peak learning rate of the factors A and B.")

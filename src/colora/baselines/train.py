@@ -21,6 +21,10 @@ __all__ = ["Training", "task_losses", "train"]
 
 LOGGED = 10  # losses kept of a run
 
+# Adam's second moment forgets within a run: at the usual 0.999 one large gradient early in fifty steps makes all later
+# steps small, and which run meets one is decided by rounding (docs/decisions.md, "Rounding").
+BETAS = (0.9, 0.95)
+
 
 @dataclass
 class Training:
@@ -50,9 +54,10 @@ def train(
     """Train a method that is attached to the model of `forward`.
 
     The loss is Σ_k of task k's mean nats per answer token: so each task's gradient is the one it would have alone.
-    AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101), cosine from the peak rate to zero over all
-    steps, no clipping: a norm over all tasks would couple those that share nothing. In a federated method the moments
-    of what is averaged start anew in each round, for clients keep no state of it; those of what stays at home remain.
+    AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101). Rates rise in `cell.warmup_steps` equal stairs
+    to their peak and fall to zero as a cosine. No clipping: a norm over all tasks would couple those that share nothing.
+    In a federated method the moments of what is averaged start anew in each round, for clients keep no state of it;
+    those of what stays at home remain.
 
     Args:
         method: what is attached.
@@ -84,7 +89,7 @@ def train(
         if step % log_every == 0 or step == cell.steps - 1:
             result.losses.append((step, round(mean, 5)))
         loss.sum().backward()
-        _set_rates(optimizer, step, cell.steps)
+        _set_rates(optimizer, step, cell)
         optimizer.step()
         optimizer.zero_grad()
         if "pull" in options:
@@ -119,12 +124,17 @@ def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], cell: Cell)
     groups: list[dict[str, Any]] = [
         {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, cell.lr), (cores, core_lr)) if params
     ]
-    return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+def _set_rates(optimizer: torch.optim.Optimizer, step: int, cell: Cell) -> None:
+    warmup = cell.warmup_steps
+    if step < warmup:
+        share = (step + 1) / warmup
+    else:
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cell.steps - warmup)))
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+        group["lr"] = group["peak"] * share
 
 
 def _rest(layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]) -> None:

@@ -81,6 +81,8 @@ def _settings(experiment: "Experiment") -> Iterator[str]:
             yield f"{place}.local_steps: a method that is not federated has no rounds"
         if settings.core_lr is not None and not method.core_rate:
             yield f"{place}.core_lr: this method has no cores with a rate of their own"
+        if steps <= experiment.warmup_steps:
+            yield f"{place}: expected more steps than warmup_steps, found {steps} and {experiment.warmup_steps}"
         try:
             method.with_defaults(settings.options)
         except ConfigError as error:

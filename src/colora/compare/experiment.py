@@ -134,6 +134,7 @@ class Experiment(_Settings):
     lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
     steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")
     rows: Count = Field(2, description="Rows of each task in each step.")
     local_steps: Count = Field(10, description="Steps of each client in a round of a federated method.")
     allow_unequal_steps: bool = Field(False, description="Allow methods with more or fewer steps or rows than others.")

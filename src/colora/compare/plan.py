@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["planned_cells", "variants"]
 
 # What a cell takes over from its experiment as it is.
-COMMON = ("base", "dtype", "first_layer", "split", "test", "generate", "max_length", "max_new_tokens")
+COMMON = ("base", "dtype", "first_layer", "warmup_steps", "split", "test", "generate", "max_length", "max_new_tokens")
 
 UNUSED_STEPS = 10  # of a round, where there are no rounds
 
