@@ -20,7 +20,7 @@ from colora.errors import ConfigError, TaskIdError
 from colora.likelihood import IGNORED
 from test_baselines_twins import close, make_cell, real
 from tiny import tiny_gpt2, tiny_llama
-from twins import ALPHA, CLIENTS, LAYERS, RANK, Toy, rate_at, exact_llama
+from twins import ALPHA, CLIENTS, LAYERS, RANK, Toy, exact_llama, rate_at
 
 INPUTS, OUTPUTS, ROWS, WORDS = 5, 4, 2, 3
 

@@ -23,8 +23,8 @@ RANKS = {"local-matched": 1, "pooled-matched": 3}  # from 128 widths and 7 layer
 def make_cell(method, **changes):
     given = {
         "method": method, "group": "toy", "tasks": tuple("abc"), "regime": "implicit", "examples": 4, "seed": 5,
-        "base": "tiny", "dtype": "fp64", "rank": RANK, "alpha": ALPHA, "steps": 8, "warmup_steps": 2, "rows": 2, "local_steps": 3,
-        "lr": 0.01, "core_lr": 0.04, "options": OPTIONS.get(method, {}),
+        "base": "tiny", "dtype": "fp64", "rank": RANK, "alpha": ALPHA, "steps": 8, "warmup_steps": 2,
+        "rows": 2, "local_steps": 3, "lr": 0.01, "core_lr": 0.04, "options": OPTIONS.get(method, {}),
     }  # fmt: skip
     return Cell(**(given | changes))
 
