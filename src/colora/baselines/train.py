@@ -55,7 +55,7 @@ def train(
 
     The loss is Σ_k of task k's mean nats per answer token: so each task's gradient is the one it would have alone.
     AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101). The rates rise to their peak in equal stairs,
-    `cell.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks would couple those that
+    `cell.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks couples tasks that
     share nothing. In a federated method the moments of what is averaged start anew in each round, for clients keep no
     state of it; those of what stays at home remain.
 
