@@ -1,22 +1,24 @@
-"""The README's tables, from the committed records of the comparison.
+"""The tables of the README and of docs/decisions.md, from the committed records of the comparison.
 
 python -m benchmarks.summary
 """
 
 from pathlib import Path
+from statistics import fmean, stdev
 
-from colora.cells import read_cell_records
+from colora.cells import CellRecord, read_cell_records
 from colora.report.efficiency import multiplier_tables
 from colora.report.gather import Experiment, read_experiments
 from colora.report.markdown import main_table_markdown, table_markdown
 from colora.report.statistics import paired_difference
 
 RECORDS = Path(__file__).parent / "records" / "compare"
+CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
 COLUMNS = ("method", "ROUGE-L", "exact match, %", "token NLL", "ROUGE-L − colora", "numbers kept a task")
 
 
 def main() -> None:
-    for table in (main_markdown(), groups_markdown(), multiplier_markdown()):
+    for table in (main_markdown(), groups_markdown(), multiplier_markdown(), rounding_markdown(), tuning_markdown()):
         print(table, end="\n\n")
 
 
@@ -56,6 +58,48 @@ def multiplier_markdown() -> str:
     """How many times its examples local LoRA needs to equal CoLoRA."""
     (table,) = multiplier_tables(read("samples"))
     return table_markdown(table, title=False, notes=False).strip()
+
+
+def rounding_markdown() -> str:
+    """The same cells with one thread and with two: sums in another order, and nothing else."""
+    once, again = (read_cell_records(RECORDS / f"{name}.jsonl") for name in ("similarity", "stability"))
+    lines = ["| method | one thread | two threads | differences, seed by seed |", "|---|---|---|---|"]
+    for method in dict.fromkeys(record.cell.method for record in again):
+        pairs = [
+            (rouge(first), rouge(second))
+            for second in again
+            for first in once
+            if second.cell.method == method and first.cell == second.cell
+        ]
+        means = [f"{fmean(values):.1f} ± {stdev(values):.1f}" for values in zip(*pairs, strict=True)]
+        lines.append(f"| {method} | {' | '.join(means)} | {', '.join(f'{b - a:+.1f}' for a, b in pairs)} |")
+    return "\n".join(lines)
+
+
+def tuning_markdown() -> str:
+    """What was tried of each method, and the nats per token that each try came to on validation data."""
+    lines = ["| method | rate: nats per token |", "|---|---|"]
+    for name, note in (("tuning", ""), ("tuning_explicit", ", explicit")):
+        tries: dict[str, list[tuple[float, float]]] = {}
+        for record in read_cell_records(RECORDS / f"{name}.jsonl"):
+            cell = record.cell
+            rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
+            tries.setdefault(cell.method, []).append((rate or 0.0, record.mean("token_nll") or 0.0))
+        for method, found in tries.items():
+            best = min(nats for _, nats in found)
+            shown = [
+                f"{rate:g}: {f'**{nats:.3f}**' if nats == best else f'{nats:.3f}'}" for rate, nats in sorted(found)
+            ]
+            lines.append(f"| {method}{note} | {' · '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def rouge(record: CellRecord) -> float:
+    """Mean ROUGE-L over tasks."""
+    mean = record.mean("rougeL")
+    if mean is None:
+        raise ValueError(f"{record.cell.key}: expected answers, found none")
+    return mean
 
 
 def read(name: str) -> Experiment:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.summary import CORES_ONLY
 from colora.cells import read_cell_records
 from colora.compare.experiment import load_experiment
 from colora.report.gather import read_experiments
@@ -13,7 +14,6 @@ RECORDS = ROOT / "benchmarks" / "records" / "compare"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "stability"}  # try rates on purpose
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
-CORES_ONLY = {"lora-xs", "fed-sb"}
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,8 @@ def bytes_entries(rows: Sequence[Row], which: str) -> list[str | Entry]:
 
 def settings_table(experiment: Experiment) -> Table:
     """What each method was run with: every value that occurs in the experiment."""
-    names = ["rank", "alpha", "lr", "core_lr", "steps", "rows", "local_steps", "first_layer", "base", "dtype", "split"]
+    names = ["rank", "alpha", "lr", "core_lr", "steps", "warmup_steps", "rows", "local_steps", "first_layer"]
+    names += ["base", "dtype", "split"]
     methods: dict[str, list[dict[str, object]]] = {}
     for rows in experiment.places.values():
         for row in rows:
