@@ -12,7 +12,7 @@ from colora.report.gather import read_experiments
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "compare"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
-SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "stability"}  # try rates on purpose
+SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate"}  # try rates on purpose
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
 
@@ -27,6 +27,20 @@ def best():
             place = (cell.method, cell.regime)
             found[place] = min(found.get(place, (float("inf"), 0.0)), (nll, rate))
     return {place: rate for place, (_, rate) in found.items()}
+
+
+@pytest.mark.parametrize("name", ["tuning", "tuning_explicit"])
+def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(name):
+    tries = {}
+    for record in read_cell_records(RECORDS / f"{name}.jsonl"):
+        cell = record.cell
+        rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
+        tries.setdefault(cell.method, []).append((rate, record.mean("token_nll")))
+    for method, found in tries.items():
+        nats = [value for _, value in sorted(found)]
+        best = nats.index(min(nats[:4]))
+        assert len(nats) == (5 if best == 3 else 4), method
+        assert 0 < nats.index(min(nats)) < len(nats) - 1, f"{method}: the best rate is not bracketed"
 
 
 @pytest.mark.parametrize("path", [one for one in EXPERIMENTS if one.stem not in SWEEPS], ids=lambda path: path.stem)
