@@ -12,7 +12,15 @@ from colora.report.gather import read_experiments
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "compare"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
-SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate"}  # try rates on purpose
+SWEEPS = {
+    "tuning",
+    "tuning_explicit",
+    "rates",
+    "harm",
+    "samples_rate",
+    "pooled_rate",
+    "explicit",
+}  # try rates on purpose
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
 
