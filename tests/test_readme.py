@@ -7,6 +7,9 @@ from statistics import fmean, stdev
 
 import pytest
 
+from benchmarks.steadiness import RECORD as STEADINESS
+from benchmarks.steadiness import read as read_steadiness
+from benchmarks.steadiness import table_markdown as steadiness_markdown
 from benchmarks.step import summary_markdown as step_markdown
 from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdown, rounding_markdown, tuning_markdown
 from colora.cells import read_cell_records
@@ -39,14 +42,26 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     [
         (README, "main", main_markdown),
         (README, "groups", groups_markdown),
-        (README, "multiplier", multiplier_markdown),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
+        (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
 )
 def test_the_tables_are_those_of_the_records(text, name, table):
     assert between(text, name) == table()
+
+
+def test_the_multipliers_are_those_of_the_records():
+    told = re.search(r"To equal CoLoRA in as many steps.*?\n\n", README, flags=re.DOTALL)[0].replace("\n", " ")
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in multiplier_markdown().splitlines()[2:]]
+    (few, by_rouge_4, by_nll_4), (more, by_rouge_16, by_nll_16) = (
+        (n, rouge.split(" [")[0], nll.split(" [")[0]) for n, rouge, nll in rows
+    )
+    assert (
+        f"{by_rouge_4} its {few} examples, and {by_rouge_16} its {more}; by likelihood {by_nll_4} and {by_nll_16}."
+        in told
+    )
 
 
 def test_the_cost_of_a_step_is_that_of_the_record():
