@@ -6,7 +6,7 @@ python -m benchmarks.summary
 from pathlib import Path
 from statistics import fmean, stdev
 
-from colora.cells import CellRecord, read_cell_records
+from colora.cells import Cell, CellRecord, read_cell_records
 from colora.report.efficiency import multiplier_tables
 from colora.report.gather import Experiment, read_experiments
 from colora.report.markdown import main_table_markdown, table_markdown
@@ -80,18 +80,27 @@ def tuning_markdown() -> str:
     """What was tried of each method, and the nats per token that each try came to on validation data."""
     lines = ["| method | rate: nats per token |", "|---|---|"]
     for name, note in (("tuning", ""), ("tuning_explicit", ", explicit")):
-        tries: dict[str, list[tuple[float, float]]] = {}
-        for record in read_cell_records(RECORDS / f"{name}.jsonl"):
-            cell = record.cell
-            rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
-            tries.setdefault(cell.method, []).append((rate or 0.0, record.mean("token_nll") or 0.0))
-        for method, found in tries.items():
+        for method, found in tries(name).items():
             best = min(nats for _, nats in found)
-            shown = [
-                f"{rate:g}: {f'**{nats:.3f}**' if nats == best else f'{nats:.3f}'}" for rate, nats in sorted(found)
-            ]
+            shown = [f"{rate:g}: {f'**{nats:.3f}**' if nats == best else f'{nats:.3f}'}" for rate, nats in found]
             lines.append(f"| {method}{note} | {' · '.join(shown)} |")
     return "\n".join(lines)
+
+
+def tries(name: str) -> dict[str, list[tuple[float, float]]]:
+    """Of each method of a tuning, the rates that were tried in rising order, each with its nats per token."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in read_cell_records(RECORDS / f"{name}.jsonl"):
+        rate, nats = tuned_rate(record.cell), record.mean("token_nll")
+        if rate is None or nats is None:
+            raise ValueError(f"{record.cell.key}: expected a rate and its nats per token, found {rate} and {nats}")
+        found.setdefault(record.cell.method, []).append((rate, nats))
+    return {method: sorted(several) for method, several in found.items()}
+
+
+def tuned_rate(cell: Cell) -> float | None:
+    """The rate that tuning varies: that of the factors, or of the cores where only these are trained."""
+    return cell.core_lr if cell.method in CORES_ONLY else cell.lr
 
 
 def rouge(record: CellRecord) -> float:

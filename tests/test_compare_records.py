@@ -4,48 +4,32 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.summary import CORES_ONLY
-from colora.cells import read_cell_records
+from benchmarks.summary import tries, tuned_rate
 from colora.compare.experiment import load_experiment
 from colora.report.gather import read_experiments
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "compare"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
-SWEEPS = {
-    "tuning",
-    "tuning_explicit",
-    "rates",
-    "harm",
-    "samples_rate",
-    "pooled_rate",
-    "explicit",
-}  # try rates on purpose
+# These try rates on purpose.
+SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
 
 @pytest.fixture(scope="module")
 def best():
     """The tuned rate of each method and regime: that with the least nats per token on validation data."""
-    found = {}
-    for name in ("tuning", "tuning_explicit"):
-        for record in read_cell_records(RECORDS / f"{name}.jsonl"):
-            cell, nll = record.cell, record.mean("token_nll")
-            rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
-            place = (cell.method, cell.regime)
-            found[place] = min(found.get(place, (float("inf"), 0.0)), (nll, rate))
-    return {place: rate for place, (_, rate) in found.items()}
+    return {
+        (method, regime): min((nats, rate) for rate, nats in found)[1]
+        for regime, name in (("implicit", "tuning"), ("explicit", "tuning_explicit"))
+        for method, found in tries(name).items()
+    }
 
 
 @pytest.mark.parametrize("name", ["tuning", "tuning_explicit"])
 def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(name):
-    tries = {}
-    for record in read_cell_records(RECORDS / f"{name}.jsonl"):
-        cell = record.cell
-        rate = cell.core_lr if cell.method in CORES_ONLY else cell.lr
-        tries.setdefault(cell.method, []).append((rate, record.mean("token_nll")))
-    for method, found in tries.items():
-        nats = [value for _, value in sorted(found)]
+    for method, found in tries(name).items():
+        nats = [value for _, value in found]
         best = nats.index(min(nats[:4]))
         assert len(nats) == (5 if best == 3 else 4), method
         assert 0 < nats.index(min(nats)) < len(nats) - 1, f"{method}: the best rate is not bracketed"
@@ -57,7 +41,7 @@ def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
         if cell.method == "base":
             continue
         tuned = best[TUNED_AS.get(cell.method, cell.method), cell.regime]
-        assert (cell.core_lr if cell.method in CORES_ONLY else cell.lr) == tuned, cell.key
+        assert tuned_rate(cell) == tuned, cell.key
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
