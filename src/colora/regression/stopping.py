@@ -1,0 +1,35 @@
+"""When a solver ends."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["Stopping"]
+
+EXACT = 1e-26  # of ‖y‖²: a residual of 1e-13 is rounding
+
+
+@dataclass
+class Stopping:
+    """Ends after `most` iterations, at a residual of zero, or when the objective hardly falls any more.
+
+    Attributes:
+        most: iterations.
+        tolerance: ends when the objective fell by less than this part of itself, `patience` times in a row.
+        total: ‖y‖², to tell a residual of zero.
+    """
+
+    most: int
+    tolerance: float
+    total: float
+    patience: int = 3
+    seen: list[float] = field(default_factory=list)
+    _slow: int = 0
+
+    def reached(self, objective: float) -> bool:
+        """Whether to end; called once an iteration with its objective."""
+        before = self.seen[-1] if self.seen else None
+        self.seen.append(objective)
+        if objective <= EXACT * self.total or len(self.seen) >= self.most:
+            return True
+        if before is not None:
+            self._slow = self._slow + 1 if before - objective <= self.tolerance * before else 0
+        return self._slow >= self.patience
