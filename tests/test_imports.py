@@ -18,7 +18,7 @@ MOST_LINES = 350
 
 _MODEL = {"errors", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
 _TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
-_STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "report"}
+_STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "recovery", "report"}
 _RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "compare": _TRAINED | {"cells", "baselines", "groups"},
     "federated": _TRAINED,
     "regression": {"errors", "algebra"},
-    "report": {"errors", "files", "cells"},
+    "recovery": {"errors", "config", "files", "evaluation", "compare", "regression"},
+    "report": {"errors", "files", "cells", "recovery"},
     "runfolder": {"errors", "config", "files", "tasks"},
     "run": _RUN - {"run"},
     "generate": _MODEL | {"evaluation", "bank"},

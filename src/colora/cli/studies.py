@@ -1,4 +1,4 @@
-"""Commands for studies: compare, report; and the fields of the files that commands read."""
+"""Commands for studies: compare, report, recover; and the fields of the files that commands read."""
 
 import json
 from pathlib import Path
@@ -93,9 +93,62 @@ def report(
 
 
 @app.command()
+def recover(
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to recover; see `colora schema --recovery`.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=3.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("runs/recover"),
+    figure: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="Where the figure goes; OUTPUT/NAME.svg by default.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; the physical cores by default.")] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Keep cells that other sources of CoLoRA made.")] = False,
+    rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
+) -> None:
+    """Recover what is known: the theory's experiments, in heterogeneous linear regression with shared subspaces.
+
+    A cell is one method on one problem with all its seeds; a finished cell is never run again. The same command goes on
+    after a crash or Ctrl-C, and retries cells that failed. OUTPUT/NAME.jsonl holds the records; the median over seeds
+    is printed, and the figure drawn that the file asks for (it needs `pip install "colora[report]"`; the digits need
+    `"colora[regression]"`).
+
+    KEY=VALUE changes a field of the file: `seeds=3`, `problem.samples=[8,16]`, `methods.alternating.tol=0`.
+
+    docs/theory.md tells what the experiments in benchmarks/recover show.
+    """
+    with errors():
+        import psutil
+
+        from colora.recovery.experiment import load_recovery
+        from colora.recovery.run import run_recovery
+        from colora.recovery.summary import table_markdown
+
+        plan = load_recovery(experiment, overrides or [])
+        at_work = workers or psutil.cpu_count(logical=False) or 1
+        summary = run_recovery(
+            plan, output, workers=at_work, mixed=mixed, rerun_old=rerun_old, log=say, progress=True
+        )  # fmt: skip
+        if len(summary.records) > len(summary.failed):
+            print(table_markdown(summary.records), end="")
+            if plan.figure is not None:
+                from colora.report.recovery import draw_recovery
+
+                place = figure or output / f"{plan.name}.svg"
+                draw_recovery(summary.records, plan.figure, place)
+                say(f"written: {place}")
+        say(str(summary))
+        if summary.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
 def schema(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema, for editors.")] = False,
     experiment: Annotated[bool, typer.Option("--experiment", help="Of an experiment of `colora compare`.")] = False,
+    recovery: Annotated[bool, typer.Option("--recovery", help="Of an experiment of `colora recover`.")] = False,
 ) -> None:
     """List every field of a run file, or of an experiment, with its type, default and meaning."""
     from colora.config import RunConfig, field_rows
@@ -106,6 +159,13 @@ def schema(
         from colora.compare.experiment import Experiment, MethodSettings
 
         spec, rows = Experiment, [*field_rows(Experiment), *field_rows(MethodSettings, "methods.NAME.")]
+    if recovery:
+        from colora.recovery.experiment import RecoveryExperiment
+        from colora.recovery.records import MethodSettings as RecoveryMethod
+        from colora.recovery.records import ProblemSettings
+
+        spec, rows = RecoveryExperiment, [*field_rows(RecoveryExperiment)]
+        rows += [*field_rows(ProblemSettings, "problem."), *field_rows(RecoveryMethod, "methods.NAME.")]
     if as_json:
         print(json.dumps(spec.model_json_schema(), indent=2, ensure_ascii=False))
         return

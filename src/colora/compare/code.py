@@ -1,6 +1,7 @@
 """Which code made a record: a digest of the sources that a result depends on."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import colora.errors
@@ -18,10 +19,10 @@ EXCEPT = ("groups/named.py",)
 SOURCE = Path(colora.errors.__file__).parent
 
 
-def code_digest(source: Path = SOURCE) -> str:
-    """SHA-256 over the files of `ROOMS` under `source`: their names and contents, data files included."""
+def code_digest(source: Path = SOURCE, rooms: Sequence[str] = ROOMS) -> str:
+    """SHA-256 over the files of `rooms` under `source`: their names and contents, data files included."""
     digest = hashlib.sha256()
-    for room in ROOMS:
+    for room in rooms:
         inside = sorted((source / room).rglob("*")) if (source / room).is_dir() else [source / f"{room}.py"]
         for path in inside:
             name = path.relative_to(source).as_posix()

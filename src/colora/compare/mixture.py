@@ -2,21 +2,42 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from colora.cells import CellRecord
 from colora.errors import ConfigError
 
-__all__ = ["other_codes", "refuse_mixture"]
+__all__ = ["Made", "other_codes", "refuse_mixture"]
 
 MOST_SHOWN = 10
 
 
-def other_codes(records: Iterable[CellRecord], code: str) -> list[CellRecord]:
+class _Keyed(Protocol):
+    @property
+    def key(self) -> str: ...
+
+
+class Made(Protocol):
+    """A record of any kind of cell that says which sources made it."""
+
+    @property
+    def cell(self) -> _Keyed: ...
+
+    @property
+    def code(self) -> str: ...
+
+    @property
+    def environment(self) -> dict[str, Any]: ...
+
+
+Record = TypeVar("Record", bound=Made)
+
+
+def other_codes(records: Iterable[Record], code: str) -> list[Record]:
     """Those records that other sources made than those of digest `code`."""
     return [record for record in records if record.code != code]
 
 
-def refuse_mixture(records: Sequence[CellRecord], code: str, place: Path) -> None:
+def refuse_mixture(records: Sequence[Made], code: str, place: Path) -> None:
     """Raise ConfigError if some records were made by other sources than those of digest `code`."""
     old = other_codes(records, code)
     if not old:
@@ -33,6 +54,6 @@ def refuse_mixture(records: Sequence[CellRecord], code: str, place: Path) -> Non
     )
 
 
-def _revision(record: CellRecord) -> str:
+def _revision(record: Made) -> str:
     revision, dirty, _ = str(record.environment.get("git_revision") or "unknown").partition("-dirty")
     return revision[:12] + dirty

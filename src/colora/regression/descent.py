@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from colora.regression.cores import fit_cores
+from colora.regression.cores import core_energy, fit_cores
 from colora.regression.factors import Factors
 from colora.regression.history import History
 from colora.regression.stopping import Stopping
@@ -47,11 +47,11 @@ def descend(
     Returns:
         the factors, not in the canonical gauge, and their objective.
     """
-    per_user = float(users.observations.double().mean())
-    cores, _ = fit_cores(users, A, B, ridge + per_user)
+    weight = core_energy(users, A, B)
+    cores, _ = fit_cores(users, A, B, ridge + weight)
     # Plain descent wants factors and cores of like size; the scaled one does not mind.
     size = 1.0 if scaled else float(torch.linalg.matrix_norm(cores.flatten(0, 1), 2)) ** (1 / 3) or 1.0
-    step = 0.5 / (per_user * size**4)
+    step = 0.5 / max(weight * size**4, torch.finfo(A.dtype).tiny)
     here = _evaluated(users, Factors(size * A, size * B, cores / size**2), ridge)
     while not stopping.reached(here.objective):
         direction = _scaled(here) if scaled else here.gradient

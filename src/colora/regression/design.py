@@ -7,8 +7,9 @@ them, and least squares needs no mask.
 Shapes: k users, n rows each, factors A (r, d_in) and B (d_out, r), or one of each user with a leading k.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,40 +17,86 @@ from torch import Tensor
 __all__ = ["Dense", "Design", "Multivariate", "RankOne"]
 
 
-class Design(Protocol):
+class Design(ABC):
     """What a block of users measures; n counts scalar observations."""
 
     @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is made of: each (k, m, ...) for m samples of each of k users."""
+
+    @abstractmethod
+    def like(self, *tensors: Tensor) -> "Design":
+        """A design of the same kind made of other tensors."""
+
+    @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
         """(k, n, d_out, d_in)."""
 
+    @abstractmethod
     def left(self, B: Tensor) -> Tensor:
         """Bᵀ X_i, shape (k, n, r, d_in)."""
 
+    @abstractmethod
     def right(self, A: Tensor) -> Tensor:
         """X_i Aᵀ, shape (k, n, d_out, r)."""
 
+    @abstractmethod
     def core(self, A: Tensor, B: Tensor) -> Tensor:
         """Bᵀ X_i Aᵀ, shape (k, n, r, r): what the observation says of the core, for ⟨X, B Λ A⟩ = ⟨Bᵀ X Aᵀ, Λ⟩."""
 
+    @abstractmethod
     def measure(self, W: Tensor) -> Tensor:
         """⟨X_i, W_k⟩ of full matrices (k, d_out, d_in), or one (d_out, d_in) for all; shape (k, n)."""
 
+    @abstractmethod
     def adjoint(self, weights: Tensor) -> Tensor:
         """Σ_i w_i X_i for weights (k, n), shape (k, d_out, d_in)."""
 
+    @abstractmethod
     def gram(self) -> Tensor:
         """⟨X_i, X_j⟩ of each user's rows, shape (k, n, n)."""
 
+    @property
+    def per_sample(self) -> int:
+        """Observations of one sample: more than one where a sample is a vector."""
+        return self.shape[1] // self.tensors[0].shape[1]
+
     def rows(self, chosen: slice) -> "Design":
         """The same users with some of their samples."""
+        return self._each(lambda one: one[:, chosen])
+
+    def users(self, chosen: slice) -> "Design":
+        """Some of the users."""
+        return self._each(lambda one: one[chosen])
+
+    def kept(self, real: Tensor) -> "Design":
+        """The same with zeros for every sample where `real` (k, m) is zero."""
+        return self._each(lambda one: one * real.view(*real.shape, *[1] * (one.dim() - 2)))
+
+    @staticmethod
+    def together(designs: "Sequence[Design]") -> "Design":
+        """All samples of all users of designs of one kind, as those of a single user."""
+        columns = zip(*(design.tensors for design in designs), strict=True)
+        return designs[0].like(*(torch.cat([one.flatten(0, 1) for one in column]).unsqueeze(0) for column in columns))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Design":
+        return self.like(*map(change, self.tensors))
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Design):
     """Any matrices: X (k, n, d_out, d_in)."""
 
     X: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.X,)
+
+    def like(self, *tensors: Tensor) -> "Dense":
+        return Dense(*tensors)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -76,16 +123,20 @@ class Dense:
         flat = self.X.flatten(2)
         return flat @ flat.mT
 
-    def rows(self, chosen: slice) -> "Dense":
-        return Dense(self.X[:, chosen])
-
 
 @dataclass(frozen=True)
-class RankOne:
+class RankOne(Design):
     """X_i = u_i v_iᵀ: U (k, n, d_out), V (k, n, d_in); an observation is u_iᵀ W_k v_i."""
 
     U: Tensor
     V: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.U, self.V)
+
+    def like(self, *tensors: Tensor) -> "RankOne":
+        return RankOne(*tensors)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -110,16 +161,20 @@ class RankOne:
     def gram(self) -> Tensor:
         return (self.U @ self.U.mT) * (self.V @ self.V.mT)
 
-    def rows(self, chosen: slice) -> "RankOne":
-        return RankOne(self.U[:, chosen], self.V[:, chosen])
-
 
 @dataclass(frozen=True)
-class Multivariate:
-    """y_i = W_k x_i, all d_out entries of it: X (k, m, d_in); row i·d_out + j is the matrix e_j x_iᵀ, so n = m d_out."""
+class Multivariate(Design):
+    """y_i = W_k x_i, all d_out entries: X (k, m, d_in); row i·d_out + j is the matrix e_j x_iᵀ, so n = m d_out."""
 
     X: Tensor
     d_out: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.X,)
+
+    def like(self, *tensors: Tensor) -> "Multivariate":
+        return Multivariate(tensors[0], self.d_out)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -143,9 +198,6 @@ class Multivariate:
 
     def gram(self) -> Tensor:
         return torch.kron(self.X @ self.X.mT, torch.eye(self.d_out, dtype=self.X.dtype))
-
-    def rows(self, chosen: slice) -> "Multivariate":
-        return Multivariate(self.X[:, chosen], self.d_out)
 
     def _as_rank_one(self) -> RankOne:
         k, n, _ = self.X.shape

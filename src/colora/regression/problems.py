@@ -42,8 +42,7 @@ class Problem:
         condition: ratio of each core's largest to its smallest singular value; None leaves them as drawn.
         diversity: 0: all users have the same core, 1: unrelated ones; Λ_k = √(1 − diversity²) Λ_0 + diversity Λ_k'.
         angle: degrees by which each user's own subspaces are turned away from the shared ones, each in a direction of
-        its
-            own: 0 is the model, at 90 nothing is shared.
+            its own: 0 is the model, at 90 nothing is shared.
         seed: of everything drawn.
     """
 
@@ -100,8 +99,8 @@ class Problem:
         """The samples of all users; with `stream` drawn anew at each pass, and never all in memory."""
         drawn = _Drawn(self, self.truth(), self._counts())
         blocks = drawn if stream else list(drawn)
-        per_sample = self.d_out if self.design == "multivariate" else 1
-        return Users(blocks, drawn.counts * per_sample, self.d_out, self.d_in)
+        observations = drawn.counts * (self.d_out if self.design == "multivariate" else 1)
+        return Users(blocks, observations, self.d_out, self.d_in)
 
     def newcomer(self, samples: int, number: int = 0) -> tuple[Users, Truth]:
         """A user who is not among the K, with the same subspaces (or turned as far) and a core of their own."""
@@ -167,20 +166,10 @@ class _Drawn:
         most = int(self.counts[places].max())
         design = self.problem._design(len(places), most, random)
         real = (torch.arange(most) < self.counts[places].unsqueeze(1)).double()
-        design = _masked(design, real)
+        design = design.kept(real)
         y = design.measure(self.known.matrices(places))
-        per_sample = y.shape[1] // most
         noise = self.problem.noise * torch.from_numpy(random.standard_normal(y.shape))
-        return Block(design, y + noise * real.repeat_interleave(per_sample, dim=1), places)
-
-
-def _masked(design: Design, real: Tensor) -> Design:
-    if isinstance(design, Dense):
-        return Dense(design.X * real[:, :, None, None])
-    if isinstance(design, RankOne):
-        return RankOne(design.U * real[:, :, None], design.V)
-    assert isinstance(design, Multivariate)
-    return Multivariate(design.X * real[:, :, None], design.d_out)
+        return Block(design, y + noise * real.repeat_interleave(design.per_sample, dim=1), places)
 
 
 def _orthonormal(random: np.random.Generator, size: int, rank: int) -> Tensor:

@@ -47,7 +47,7 @@ class _Solver:
 
 SOLVERS: dict[str, _Solver] = {
     "alternating": _Solver(alternate),
-    "second-order": _Solver(levenberg_marquardt, ANNEALING, restarts=10),
+    "second-order": _Solver(levenberg_marquardt, ANNEALING, restarts=20),
     "gradient": _Solver(partial(descend, scaled=False)),
     "scaled-gradient": _Solver(partial(descend, scaled=True)),
 }
@@ -61,6 +61,7 @@ class Fit:
         factors: in the canonical gauge.
         objective: the function minimised, at the factors.
         exact: whether the residual is zero up to rounding.
+        converged: whether the best start ended by itself, not at `max_iter`.
         starts: how many were tried; the best is kept.
         history: an entry an iteration, of all starts one after another.
     """
@@ -68,6 +69,7 @@ class Fit:
     factors: Factors
     objective: float
     exact: bool
+    converged: bool
     starts: int
     history: tuple[Entry, ...]
 
@@ -102,7 +104,7 @@ def recover(
         ridge: weight of ‖W_k‖² in the objective.
         annealing: ridges to go through first, as multiples of what the samples weigh; () for none. By default
             `ANNEALING` for "second-order" and none for the others.
-        restarts: random starts after the first, at most. By default 10 for "second-order" and none for the others.
+        restarts: random starts after the first, at most. By default 20 for "second-order" and none for the others.
         max_iter: iterations of a start, those of annealing not counted.
         tol: a start ends when the objective falls by less than this part of itself in three iterations running.
         splits: parts for sample splitting; "alternating" only.
@@ -112,18 +114,23 @@ def recover(
     Raises:
         ConfigError: a solver, init, rank or number that cannot be used.
     """
-    chosen = _checked(users, rank, solver, init, splits, max_iter)
+    chosen = _checked(users, rank, solver, init, splits)
+    least = {"ridge": (ridge, 0), "restarts": (restarts or 0, 0), "tol": (tol, 0), "max_iter": (max_iter, 1)}
+    least["annealing"] = (min(annealing or (0,)), 0)
+    for name, (value, bound) in least.items():
+        if not value >= bound:
+            raise ConfigError(f"{name}: expected at least {bound}, found {value}")
     solve = partial(chosen.solve, splits=splits) if splits > 1 else chosen.solve
     stages = chosen.annealing if annealing is None else tuple(annealing)
     tries = 1 + (chosen.restarts if restarts is None else restarts)
     total = sum(float(block.y.square().sum()) for block in users)
     history = History(users, truth)
-    best: tuple[Factors, float] | None = None
+    best: tuple[Factors, float, bool] | None = None
     times = 0
     for start in range(tries):
         history.start = start
         if start or init == "random":
-            A, B = random_start(users, rank, random_state + start)
+            A, B = random_start(users, rank, random_state, start)
         elif init == "spectral":
             A, B = spectral_start(users, rank)
         else:
@@ -135,7 +142,9 @@ def recover(
             factors, _ = solve(users, A, B, ridge + part * weight, quick, history)
             canonical = factors.canonical()
             A, B = canonical.A, canonical.B
-        found = solve(users, A, B, ridge, Stopping(max_iter, tol, total), history)
+        stopping = Stopping(max_iter, tol, total)
+        factors, objective = solve(users, A, B, ridge, stopping, history)
+        found = (factors, objective, stopping.converged)
         if best is not None and abs(found[1] - best[1]) <= SAME * best[1]:
             times += 1
         elif best is None or found[1] < best[1]:
@@ -143,13 +152,12 @@ def recover(
         if times == OFTEN or best[1] <= EXACT_FIT * total:
             break
     assert best is not None
-    factors, objective = best
-    return Fit(factors.canonical(), objective, objective <= EXACT_FIT * total, start + 1, tuple(history.entries))
+    factors, objective, converged = best
+    exact = objective <= EXACT_FIT * total
+    return Fit(factors.canonical(), objective, exact, converged, start + 1, tuple(history.entries))
 
 
-def _checked(
-    users: Users, rank: int, solver: str, init: Init | tuple[Tensor, Tensor], splits: int, max_iter: int
-) -> _Solver:
+def _checked(users: Users, rank: int, solver: str, init: Init | tuple[Tensor, Tensor], splits: int) -> _Solver:
     most = min(users.d_out, users.d_in)
     if not 1 <= rank <= most:
         raise ConfigError(f"rank: expected 1 to {most}, the smaller side of W_k, found {rank}")
@@ -165,6 +173,4 @@ def _checked(
             raise ConfigError(f"init: expected A and B of shapes {wanted}, found {shapes}")
     if splits < 1 or (splits > 1 and solver != "alternating"):
         raise ConfigError(f"splits: expected 1, or more with solver 'alternating'; found {splits} with {solver!r}")
-    if max_iter < 1:
-        raise ConfigError(f"max_iter: expected at least 1, found {max_iter}")
     return SOLVERS[solver]

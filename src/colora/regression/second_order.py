@@ -41,7 +41,8 @@ def levenberg_marquardt(
     """
     frame, damping = Frame.at(A, B), FIRST_DAMPING
     cores, objective = fit_cores(users, A, B, ridge)
-    while not stopping.reached(objective):
+    history.add(frame.A, frame.B, cores, objective, ridge)
+    while not stopping.reached(objective) and frame.size:  # with r = d_out = d_in there is nothing to share
         schur, right = _normal_equations(users, frame, ridge)
         unit = schur.diagonal().mean() * torch.eye(len(schur), dtype=A.dtype)
         for _ in range(MOST_RISES):

@@ -35,8 +35,8 @@ def spectral_start(users: Users, rank: int) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh(into).eigenvectors[:, -rank:].mT, torch.linalg.eigh(out).eigenvectors[:, -rank:]
 
 
-def random_start(users: Users, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal factors from a uniform distribution: A (r, d_in) and B (d_out, r)."""
-    generator = np.random.default_rng([seed, 260207218])
+def random_start(users: Users, rank: int, seed: int, number: int = 0) -> tuple[Tensor, Tensor]:
+    """Orthonormal factors from a uniform distribution: A (r, d_in) and B (d_out, r); the `number`-th of a seed."""
+    generator = np.random.default_rng([seed, number, 260207218])
     A, B = (torch.from_numpy(generator.standard_normal((size, rank))) for size in (users.d_in, users.d_out))
     return torch.linalg.qr(A).Q.mT, torch.linalg.qr(B).Q

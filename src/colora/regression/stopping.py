@@ -23,13 +23,18 @@ class Stopping:
     patience: int = 3
     seen: list[float] = field(default_factory=list)
     _slow: int = 0
+    _done: bool = False
+
+    @property
+    def converged(self) -> bool:
+        """Whether the end was not that of the iterations."""
+        return len(self.seen) < self.most or self._done
 
     def reached(self, objective: float) -> bool:
         """Whether to end; called once an iteration with its objective."""
         before = self.seen[-1] if self.seen else None
         self.seen.append(objective)
-        if objective <= EXACT * self.total or len(self.seen) >= self.most:
-            return True
         if before is not None:
             self._slow = self._slow + 1 if before - objective <= self.tolerance * before else 0
-        return self._slow >= self.patience
+        self._done = objective <= EXACT * self.total or self._slow >= self.patience
+        return self._done or len(self.seen) >= self.most

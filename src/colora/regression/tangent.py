@@ -48,8 +48,8 @@ class Frame:
 
     def unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Z_A (r, d_in − r) and Z_B (d_out − r, r) of θ."""
-        of_A = self.A.shape[0] * self.A_rest.shape[0]
-        return theta[:of_A].view(-1, self.A_rest.shape[0]), theta[of_A:].view(self.B_rest.shape[1], -1)
+        rank, out, into = self.B.shape[1], self.B_rest.shape[1], self.A_rest.shape[0]
+        return theta[: rank * into].view(rank, into), theta[rank * into :].view(out, rank)
 
     def moved(self, theta: Tensor) -> "Frame":
         """The frame after a step θ: A + Z_A A⊥ and B + B⊥ Z_B, orthonormal again."""
@@ -69,7 +69,7 @@ def jacobian(block: Block, frame: Frame, cores: Tensor) -> Tensor:
 def eliminated(found: Cores, J: Tensor) -> tuple[Tensor, Tensor]:
     """The block's part of S, (size, size), and of the right side Jᵀ (y − F Λ), (size,)."""
     crossed = (found.F.mT @ J).flatten(0, 1)  # (k r², size)
-    solved = torch.cholesky_solve(crossed.view(len(J), -1, J.shape[2]), found.cholesky).flatten(0, 1)
+    solved = torch.cholesky_solve(crossed.view(len(J), found.F.shape[2], J.shape[2]), found.cholesky).flatten(0, 1)
     rows = J.flatten(0, 1)
     return rows.mT @ rows - crossed.mT @ solved, rows.mT @ found.residual.flatten()
 

@@ -97,12 +97,5 @@ class _Part:
     def __iter__(self) -> Iterator[Block]:
         chosen = slice(self.number, None, self.parts)
         for block in self.blocks:
-            design = block.design.rows(chosen)
-            per_sample = block.y.shape[1] // self._samples(block)
-            y = block.y.unflatten(1, (-1, per_sample))[:, chosen].flatten(1)
-            yield Block(design, y, block.places)
-
-    def _samples(self, block: Block) -> int:
-        """Samples of a user in the block: fewer than observations where one sample is a vector."""
-        one = block.design.rows(slice(0, 1)).shape[1]
-        return block.design.shape[1] // one
+            y = block.y.unflatten(1, (-1, block.design.per_sample))[:, chosen].flatten(1)
+            yield Block(block.design.rows(chosen), y, block.places)

@@ -1,4 +1,4 @@
-"""Figures as SVG, to stand inside a page: the one file that imports matplotlib.
+"""Figures as SVG, to stand inside a page.
 
 Letters and axes take the colour of the page's text, so that a figure is readable on light and dark ground. A method has
 the same colour, marker and line in all figures of a page: a reader who cannot tell the colours has the other two.
@@ -24,7 +24,7 @@ except ImportError as error:
         f'expected matplotlib for the figures, found: {error}. Install it with: pip install "colora[report]"'
     ) from error
 
-__all__ = ["draw"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "draw"]
 
 INK = "#010203"  # stands for the colour of the page's text, and is replaced by it
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)  # Okabe and Ito's
