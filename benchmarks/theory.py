@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.isometry import table_markdown as isometry_markdown
 from benchmarks.many_users import table_markdown as many_markdown
 from colora.recovery.experiment import FIGURES
 from colora.recovery.records import RecoveryRecord, read_recovery_records
@@ -146,7 +147,7 @@ def digits_tuning_markdown() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "exact": exact_markdown, "freedom": freedom_markdown, "convergence": convergence_markdown, "noise": noise_markdown,
     "similarity": similarity_markdown, "newcomer": newcomer_markdown, "digits-tuning": digits_tuning_markdown,
-    "digits": digits_markdown, "many": many_markdown,
+    "digits": digits_markdown, "many": many_markdown, "isometry": isometry_markdown,
 }  # fmt: skip
 
 
