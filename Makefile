@@ -23,9 +23,10 @@ install: $(STAMP)  ## make .venv with the library, the development tools and the
 demo: $(STAMP)  ## run the demonstration from training to report
 	$(BIN)/colora demo
 
-report: $(STAMP)  ## write docs/report.html and the README's figure from the committed records
+report: $(STAMP)  ## write docs/report.html and the figures from the committed records
 	$(BIN)/colora report benchmarks/records/compare docs/report.html
 	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.theory --figures
 
 test: lint  ## run all checks: lint, then every test
 	$(BIN)/python -m pytest --ignore=tests/test_imports.py
