@@ -15,7 +15,19 @@ from tiny import VOCAB
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-COMMANDS = ("train", "check", "evaluate", "generate", "export", "tasks", "compare", "report", "schema", "demo")
+COMMANDS = (
+    "train",
+    "check",
+    "evaluate",
+    "generate",
+    "export",
+    "tasks",
+    "compare",
+    "report",
+    "recover",
+    "schema",
+    "demo",
+)
 PROMPTS = [{"task": "red", "input": "red 3"}, {"task": "blue", "input": "red 3"}, {"task": "red", "input": "grün"}]
 
 
@@ -55,7 +67,20 @@ def table(text):
             ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],
         ),
         (["report"], ["RECORDS", "OUT.html", "--markdown", "--mixed", "colora[report]"]),
-        (["schema"], ["--json", "--experiment", "every field"]),
+        (
+            ["recover"],
+            [
+                "EXPERIMENT.yaml",
+                "KEY=VALUE",
+                "--output",
+                "--figure",
+                "--workers",
+                "--mixed",
+                "--rerun-old",
+                "theory.md",
+            ],
+        ),
+        (["schema"], ["--json", "--experiment", "--recovery", "every field"]),
         (["demo"], ["--output", "--seed", "--steps", "Six small tasks"]),
     ],
 )

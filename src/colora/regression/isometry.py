@@ -26,6 +26,8 @@ from colora.regression.users import Users
 
 __all__ = ["Isometry", "isometry_bound"]
 
+UNUSED = 1e-12  # of the largest eigenvalue of Σ Λ_k Λ_kᵀ, below which a direction belongs to nobody
+
 
 @dataclass(frozen=True)
 class Isometry:
@@ -89,8 +91,8 @@ class _Tangent:
     def __init__(self, users: Users, point: Factors, weights: Tensor) -> None:
         self.users, self.point, self.weights = users, point, weights
         self.frame = Frame.at(point.A, point.B)
-        self.root_A = _inverse_root((point.cores.mT @ point.cores).sum(0))
-        self.root_B = _inverse_root((point.cores @ point.cores.mT).sum(0))
+        self.root_A, self.used_A = _inverse_root((point.cores.mT @ point.cores).sum(0))
+        self.root_B, self.used_B = _inverse_root((point.cores @ point.cores.mT).sum(0))
         self.size = point.cores.numel() + self.frame.size
 
     def normal(self, vector: Tensor) -> Tensor:
@@ -107,6 +109,12 @@ class _Tangent:
             back_theta += J.flatten(0, 1).mT @ measured.flatten()
         return torch.cat([back_cores.flatten(), self._whitened(back_theta)])
 
+    def used(self, vector: Tensor) -> Tensor:
+        """Without the coordinates that move no W_k: `normal` is zero there, though no stack is."""
+        Z_A, Z_B = self.frame.unpack(vector[self.point.cores.numel() :])
+        theta = torch.cat([(self.used_A @ Z_A).flatten(), (Z_B @ self.used_B).flatten()])
+        return torch.cat([vector[: self.point.cores.numel()], theta])
+
     def _whitened(self, theta: Tensor) -> Tensor:
         Z_A, Z_B = self.frame.unpack(theta)
         return torch.cat([(self.root_A @ Z_A).flatten(), (Z_B @ self.root_B).flatten()])
@@ -115,11 +123,11 @@ class _Tangent:
 def _extremes(tangent: _Tangent, iterations: int, seed: int) -> tuple[float, float]:
     """The largest ratio by power iteration, the smallest by power iteration on what is left of the largest."""
     random = np.random.default_rng([seed, 13])
-    start = torch.from_numpy(random.standard_normal(tangent.size))
+    start = tangent.used(torch.from_numpy(random.standard_normal(tangent.size)))
     largest = _power(tangent.normal, start, iterations)
     # A little more than the largest, which is approached from below: otherwise its own direction could win again.
     shift = 1.01 * largest
-    smallest = shift - _power(lambda vector: shift * vector - tangent.normal(vector), start, iterations)
+    smallest = shift - _power(lambda vector: tangent.used(shift * vector - tangent.normal(vector)), start, iterations)
     return largest, max(smallest, 0.0)
 
 
@@ -145,7 +153,9 @@ def _weights(users: Users) -> Tensor:
     return weights
 
 
-def _inverse_root(matrix: Tensor) -> Tensor:
+def _inverse_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Pseudo-inverse of the root, zero along directions that no core uses and that move no W_k, and what it spans."""
     values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(torch.finfo(values.dtype).eps * values[-1])
-    return vectors / values.sqrt() @ vectors.mT
+    used = values > UNUSED * values[-1]
+    span = vectors[:, used]
+    return span / values[used].sqrt() @ span.mT, span @ span.mT
