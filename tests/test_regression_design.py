@@ -44,6 +44,7 @@ def test_structure_is_the_explicit_matrices(name, each):
         (design.measure(W), explicit.measure(W)),
         (design.adjoint(weights), explicit.adjoint(weights)),
         (design.gram(), explicit.gram()),
+        (design.energy(), explicit.energy()),
     ]
     if not (each and name == "multivariate"):
         pairs += [
@@ -67,6 +68,7 @@ def test_the_dense_design_is_the_formula():
             assert torch.allclose(design.measure(W)[k, i], (X[k, i] * W[k]).sum())
         assert torch.allclose(design.adjoint(weights)[k], sum(weights[k, i] * X[k, i] for i in range(M)))
         assert torch.allclose(design.gram()[k], X[k].flatten(1) @ X[k].flatten(1).T)
+        assert torch.allclose(design.energy()[k], design.gram()[k].diagonal())
 
 
 @pytest.mark.parametrize("name", DESIGNS)

@@ -14,15 +14,16 @@ from colora.regression.factors import Factors
 
 __all__ = ["Conditioning", "core_conditioning"]
 
+UNUSED = 1e-12  # of the largest singular value: what rounding leaves of a zero
+
 
 @dataclass(frozen=True)
 class Conditioning:
     """Singular values, falling, of the unfoldings of the canonical cores (K, r, r).
 
     Attributes:
-        out: of the cores side by side, r × K r: how much of the data is about each direction of B. One near zero
-        belongs
-            to a direction that hardly any user's W_k uses, and that hardly any sample tells.
+        out: of the cores side by side, r × K r: how much of the data is about each direction of B. One near zero is of
+            a direction that hardly any user's W_k uses, and that hardly any sample tells.
         into: of the cores on top of each other, K r × r: the same for A.
         stack: of the cores as vectors, K × r²: how many different cores there are; one value where all users have the
             same core up to a factor, who then share a model and need no cores.
@@ -35,7 +36,8 @@ class Conditioning:
     @property
     def condition(self) -> float:
         """The larger of σ_max / σ_min of `out` and of `into`; infinite where a direction is used by nobody."""
-        return max(float(values[0] / values[-1]) for values in (self.out, self.into))
+        worst = min(float(values[-1]) / (float(values[0]) or 1.0) for values in (self.out, self.into))
+        return 1.0 / worst if worst > UNUSED else float("inf")
 
 
 def core_conditioning(factors: Factors) -> Conditioning:

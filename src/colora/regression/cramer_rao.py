@@ -52,9 +52,12 @@ def cramer_rao(users: Users, factors: Factors, noise: float) -> Bound:
         noise: σ, the standard deviation of an observation's noise.
 
     Raises:
-        ColoraError: the samples do not determine the model, so that there is no bound.
+        ColoraError: the samples do not determine the model, so that there is no bound; factors of other users; a noise
+            that is none.
     """
-    true = factors.canonical()
+    if not noise >= 0:
+        raise ColoraError(f"noise: expected at least 0, found {noise}")
+    true = factors.of(users).canonical()
     frame = Frame.at(true.A, true.B)
     schur = torch.zeros(frame.size, frame.size, dtype=true.A.dtype)
     for block in users:

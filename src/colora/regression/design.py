@@ -58,6 +58,10 @@ class Design(ABC):
     def gram(self) -> Tensor:
         """⟨X_i, X_j⟩ of each user's rows, shape (k, n, n)."""
 
+    @abstractmethod
+    def energy(self) -> Tensor:
+        """‖X_i‖² of each row, shape (k, n)."""
+
     @property
     def per_sample(self) -> int:
         """Observations of one sample: more than one where a sample is a vector."""
@@ -123,6 +127,9 @@ class Dense(Design):
         flat = self.X.flatten(2)
         return flat @ flat.mT
 
+    def energy(self) -> Tensor:
+        return self.X.square().sum((2, 3))
+
 
 @dataclass(frozen=True)
 class RankOne(Design):
@@ -161,6 +168,9 @@ class RankOne(Design):
     def gram(self) -> Tensor:
         return (self.U @ self.U.mT) * (self.V @ self.V.mT)
 
+    def energy(self) -> Tensor:
+        return self.U.square().sum(2) * self.V.square().sum(2)
+
 
 @dataclass(frozen=True)
 class Multivariate(Design):
@@ -198,6 +208,9 @@ class Multivariate(Design):
 
     def gram(self) -> Tensor:
         return torch.kron(self.X @ self.X.mT, torch.eye(self.d_out, dtype=self.X.dtype))
+
+    def energy(self) -> Tensor:
+        return self.X.square().sum(2).repeat_interleave(self.d_out, dim=1)
 
     def _as_rank_one(self) -> RankOne:
         k, n, _ = self.X.shape

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from colora.algebra import canonical_gauge, compose
+from colora.errors import ColoraError
 from colora.regression.users import Users
 
 __all__ = ["Factors", "Truth", "relative_error", "subspace_distance"]
@@ -22,6 +23,18 @@ class Factors:
     @property
     def rank(self) -> int:
         return self.A.shape[0]
+
+    def of(self, users: Users) -> "Factors":
+        """These factors, if they can be those of `users`.
+
+        Raises:
+            ColoraError: another number of cores, or matrices of another size.
+        """
+        expected = (len(users), users.d_out, users.d_in)
+        found = (len(self.cores), self.B.shape[0], self.A.shape[1])
+        if expected != found:
+            raise ColoraError(f"factors: expected those of (K, d_out, d_in) = {expected}, found {found}")
+        return self
 
     def canonical(self) -> "Factors":
         """The same matrices W_k with A Aᵀ = Bᵀ B = I; see `colora.algebra.canonical_gauge`."""

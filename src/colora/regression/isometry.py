@@ -67,8 +67,12 @@ def isometry_bound(
         seed: of the random points.
 
     Raises:
-        ColoraError: no point to search at.
+        ColoraError: no point to search at, or one of another rank or of other users; no iterations.
     """
+    if iterations < 1:
+        raise ColoraError(f"iterations: expected at least 1, found {iterations}")
+    if at is not None and at.of(users).rank != rank:
+        raise ColoraError(f"at: expected a point of rank {rank}, found one of rank {at.rank}")
     if at is None and points < 1:
         raise ColoraError(f"points: expected at least 1 where no point is given, found {points}")
     searched = [] if at is None else [at.canonical()]
@@ -145,10 +149,10 @@ def _power(apply: Callable[[Tensor], Tensor], start: Tensor, iterations: int) ->
 
 
 def _weights(users: Users) -> Tensor:
-    """c_k: Σ_i ‖X_i‖² / (d_out d_in), by the trace of the Gram matrix of the rows."""
+    """c_k: Σ_i ‖X_i‖² / (d_out d_in)."""
     weights = torch.ones(len(users), dtype=torch.float64)
     for block in users:
-        energy = block.design.gram().diagonal(dim1=1, dim2=2).sum(1)
+        energy = block.design.energy().sum(1)
         weights[block.places] = (energy / (users.d_out * users.d_in)).clamp_min(torch.finfo(energy.dtype).tiny)
     return weights
 

@@ -8,6 +8,7 @@ pass and is the same each time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -62,9 +63,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{name}: expected at least {least}, found {getattr(self, name)}"
-            for name, least in (("users", 1), ("samples", 1), ("rank", 1), ("noise", 0), ("seed", 0), ("extra", 0))
-            if getattr(self, name) < least
+            f"{name}: expected {f'at least {least}' if value < least else 'a finite number'}, found {value}"
+            for name, least in (("users", 1), ("samples", 1), ("rank", 1), ("noise", 0), ("seed", 0))
+            if not least <= (value := getattr(self, name)) < inf
         ]
         small = min(self.d_out, self.d_in)
         if not self.rank <= small or (self.angle and 2 * self.rank > small):
@@ -74,10 +75,10 @@ class Problem:
             )
         if self.design not in ("dense", "rank-one", "multivariate"):
             faults.append(f"design: expected dense, rank-one or multivariate, found {self.design!r}")
-        for name, most in (("spread", 1.0), ("diversity", 1.0), ("angle", 90.0)):
+        for name, most in (("extra", self.users), ("spread", 1.0), ("diversity", 1.0), ("angle", 90.0)):
             if not 0 <= getattr(self, name) <= most:
                 faults.append(f"{name}: expected 0 to {most:g}, found {getattr(self, name)}")
-        if self.condition is not None and self.condition < 1:
+        if self.condition is not None and not 1 <= self.condition < inf:
             faults.append(f"condition: expected at least 1, found {self.condition}")
         if faults:
             raise ConfigError("a problem that cannot be made", faults)

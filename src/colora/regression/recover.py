@@ -115,13 +115,12 @@ def recover(
         ConfigError: a solver, init, rank or number that cannot be used.
     """
     chosen = _checked(users, rank, solver, init, splits)
-    least = {"ridge": (ridge, 0), "restarts": (restarts or 0, 0), "tol": (tol, 0), "max_iter": (max_iter, 1)}
-    least["annealing"] = (min(annealing or (0,)), 0)
-    for name, (value, bound) in least.items():
-        if not value >= bound:
-            raise ConfigError(f"{name}: expected at least {bound}, found {value}")
+    stages = chosen.annealing if annealing is None else tuple(float(part) for part in annealing)
+    numbers = [("ridge", ridge, 0), ("restarts", restarts or 0, 0), ("tol", tol, 0), ("max_iter", max_iter, 1)]
+    for name, value, least in [*numbers, *(("annealing", part, 0) for part in stages)]:
+        if not value >= least:
+            raise ConfigError(f"{name}: expected at least {least}, found {value}")
     solve = partial(chosen.solve, splits=splits) if splits > 1 else chosen.solve
-    stages = chosen.annealing if annealing is None else tuple(annealing)
     tries = 1 + (chosen.restarts if restarts is None else restarts)
     total = sum(float(block.y.square().sum()) for block in users)
     history = History(users, truth)

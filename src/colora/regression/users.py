@@ -85,7 +85,9 @@ class Users:
 
     def part(self, number: int, parts: int) -> "Users":
         """Every `parts`-th sample of each user, from sample `number` on: disjoint parts for sample splitting."""
-        return Users(_Part(self.blocks, number, parts), self.observations // parts, self.d_out, self.d_in)
+        per_sample = next(iter(self.blocks)).design.per_sample
+        samples = (self.observations // per_sample - number + parts - 1).clamp_min(0) // parts
+        return Users(_Part(self.blocks, number, parts), samples * per_sample, self.d_out, self.d_in)
 
 
 @dataclass(frozen=True)
