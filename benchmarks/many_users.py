@@ -95,7 +95,7 @@ def table_markdown(path: Path = RECORD) -> str:
         f"{row['error']:.1g} | {row['megabytes']} |"
         for row in rows
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Seconds an iteration grow as K to the power of {exponent(path):.2f}."])
 
 
 def exponent(path: Path = RECORD) -> float:
