@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--figures", action="store_true", help="write the figures instead")
     if parser.parse_args().figures:
-        from colora.report.recovery import draw_recovery
+        from colora.report.recovery_figures import draw_recovery
 
         for name in FIGURES:
             draw_recovery(read(name), name, DOCS / f"recovery-{name}.svg")

@@ -14,7 +14,7 @@ from colora.errors import ColoraError, ConfigError
 from colora.recovery.measure import measure
 from colora.recovery.records import read_recovery_records, write_recovery_records
 from colora.recovery.run import CODE, run_recovery
-from colora.report.recovery import draw_recovery
+from colora.report.recovery_figures import draw_recovery
 from recovery_files import small, write_small
 from run_files import cli
 

@@ -256,17 +256,19 @@ def test_matplotlib_is_imported_by_the_figures_only_and_its_absence_is_explained
             for n in ast.walk(ast.parse(path.read_text("utf-8")))
             if isinstance(n, ast.Import | ast.ImportFrom)
         ]
-        assert any("matplotlib" in name for name in names) == (path.name == "figures.py"), path
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "import colora.report.sections, colora.report.markdown\n"
-        "from colora.errors import ColoraError\n"
-        "try: import colora.report.page\n"
-        "except ColoraError as error: print(error)\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "expected matplotlib for the figures" in found
-    assert 'pip install "colora[report]"' in found
+        draws = path.name in ("figures.py", "recovery_figures.py")
+        assert any("matplotlib" in name for name in names) == draws, path
+    for module in ("page", "recovery_figures"):
+        code = (
+            "import sys; sys.modules['matplotlib'] = None\n"
+            "import colora.report.sections, colora.report.markdown\n"
+            "from colora.errors import ColoraError\n"
+            f"try: import colora.report.{module}\n"
+            "except ColoraError as error: print(error)\n"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert "expected matplotlib for the figures" in found
+        assert 'pip install "colora[report]"' in found
 
 
 def test_many_tasks_have_a_map_and_one_has_none():

@@ -134,7 +134,7 @@ def recover(
         if len(summary.records) > len(summary.failed):
             print(table_markdown(summary.records), end="")
             if plan.figure is not None:
-                from colora.report.recovery import draw_recovery
+                from colora.report.recovery_figures import draw_recovery
 
                 place = figure or output / f"{plan.name}.svg"
                 draw_recovery(summary.records, plan.figure, place)
