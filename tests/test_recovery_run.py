@@ -122,6 +122,17 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
     assert (tmp_path / "f.svg").read_bytes() == (tmp_path / "out" / "small.svg").read_bytes()
 
 
+def test_a_change_that_leaves_nothing_to_draw_is_no_fault_unless_a_figure_was_asked_for(tmp_path):
+    plan = write_small(tmp_path / "e.yaml", figure="phase")
+    command = ["recover", str(plan), "seeds=1", "problem.samples=9", "--output", str(tmp_path), "--workers", "1"]
+    result = cli(*command)
+    assert result.exit_code == 0
+    assert "no figure: figure phase: expected several values of samples, found one" in result.stderr
+    assert cli(*command, "--figure", str(tmp_path / "f.svg")).exit_code == 2
+    one = cli("recover", str(plan), "seeds=1", "problem.users=2", "--output", str(tmp_path), "--workers", "1")
+    assert "written" in one.stderr
+
+
 def test_a_failed_cell_is_exit_code_1_and_a_faulty_file_2(tmp_path):
     impossible = write_small(tmp_path / "a.yaml", problem={"users": 50, "times_freedom": 0.01})
     failed = cli("recover", str(impossible), "--output", str(tmp_path), "--workers", "1")

@@ -122,6 +122,7 @@ def recover(
     with errors():
         import psutil
 
+        from colora.errors import ColoraError
         from colora.recovery.experiment import load_recovery
         from colora.recovery.run import run_recovery
         from colora.recovery.summary import table_markdown
@@ -137,8 +138,13 @@ def recover(
                 from colora.report.recovery_figures import draw_recovery
 
                 place = figure or output / f"{plan.name}.svg"
-                draw_recovery(summary.records, plan.figure, place)
-                say(f"written: {place}")
+                try:
+                    draw_recovery(summary.records, plan.figure, place)
+                    say(f"written: {place}")
+                except ColoraError as error:  # fields changed on the command line may leave nothing to draw
+                    if figure is not None:
+                        raise
+                    say(f"no figure: {error}")
         say(str(summary))
         if summary.failed:
             raise typer.Exit(1)

@@ -53,7 +53,7 @@ def draw_recovery(records: Sequence[RecoveryRecord], figure: FigureName, path: P
     if figure not in FIGURES:
         raise ColoraError(f"figure: expected one of {', '.join(FIGURES)}, found {figure!r}")
     found = rows(records)
-    needs = {"phase": ("users", "samples"), "noise": ("noise",), "similarity": ("angle",), "newcomer": ("newcomer",),
+    needs = {"phase": ("samples",), "noise": ("noise",), "similarity": ("angle",), "newcomer": ("newcomer",),
              "digits": ("samples",), "convergence": ()}[figure]  # fmt: skip
     missing = [name for name in needs if name not in found[0].values]
     if missing:
@@ -71,11 +71,12 @@ def draw_recovery(records: Sequence[RecoveryRecord], figure: FigureName, path: P
 
 def _phase(found: list[Row]) -> Figure:
     methods = _methods(found)
-    users, samples = (sorted({row.values[name] for row in found}) for name in ("users", "samples"))
+    users = sorted({_users(row) for row in found})
+    samples = sorted({row.values["samples"] for row in found})
     figure = Figure(figsize=(9.5, 1.1 + 2.1 * -(-len(methods) // 2)), layout="constrained")
     axes = _grid(figure, len(methods), 2)
-    at = {(row.method, row.values["users"], row.values["samples"]): row.recovered for row in found}
-    free = [next(row for row in found if row.values["users"] == K).freedom for K in users]
+    at = {(row.method, _users(row), row.values["samples"]): row.recovered for row in found}
+    free = [next(row for row in found if _users(row) == K).freedom for K in users]
     image = None
     for axis, method in zip(axes, methods, strict=False):
         shares = [[at.get((method, K, n), np.nan) for n in samples] for K in users]
@@ -90,6 +91,10 @@ def _phase(found: list[Row]) -> Figure:
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.6, label="share recovered exactly")
     return figure
+
+
+def _users(row: Row) -> int:
+    return row.record.cell.problem.users
 
 
 def _convergence(found: list[Row]) -> Figure:
