@@ -1,4 +1,4 @@
-"""The model as an estimator of scikit-learn: one file that imports it, for those who have flat arrays."""
+"""The model as an estimator of scikit-learn, for those who have flat arrays."""
 
 import warnings
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ def _phase(found: list[Row]) -> Figure:
     users = sorted({_users(row) for row in found})
     samples = sorted({row.values["samples"] for row in found})
     figure = Figure(figsize=(9.5, 1.1 + 2.1 * -(-len(methods) // 2)), layout="constrained")
-    axes = _grid(figure, len(methods), 2)
+    axes = [figure.add_subplot(-(-len(methods) // 2), 2, number + 1) for number in range(len(methods))]
     at = {(row.method, _users(row), row.values["samples"]): row.recovered for row in found}
     free = [next(row for row in found if _users(row) == K).freedom for K in users]
     image = None
@@ -234,10 +234,6 @@ def _look(method: str) -> dict[str, Any]:
         "color": [*COLOURS[:6], INK][number % 7], "marker": MARKERS[number % len(MARKERS)], "markersize": 4,
         "linestyle": DASHES[number % len(DASHES)],
     }  # fmt: skip
-
-
-def _grid(figure: Figure, count: int, columns: int) -> list[Axes]:
-    return [figure.add_subplot(-(-count // columns), columns, number + 1) for number in range(count)]
 
 
 def _plain(*axes: Axes) -> None:
