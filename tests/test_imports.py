@@ -16,13 +16,15 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "colora"
 MOST_LINES = 350
 
-_MODEL = {"errors", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
+_MODEL = {"errors", "specs", "dtypes", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
 _TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
 _STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "recovery", "report"}
 _RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "specs": set(),
+    "dtypes": set(),
+    "config": {"errors", "specs"},
     "files": {"errors"},
     "cells": {"errors", "files"},
     "algebra": set(),
@@ -38,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "baselines": _TRAINED | {"cells"},
     "groups": {"errors", "files", "tasks", "dates"},
     "compare": _TRAINED | {"cells", "baselines", "groups"},
-    "federated": _TRAINED,
+    "federated": _TRAINED | {"compare"},
     "regression": {"errors", "algebra"},
     "recovery": {"errors", "config", "files", "evaluation", "compare", "regression"},
     "report": {"errors", "files", "cells", "recovery"},
@@ -46,8 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "run": _RUN - {"run"},
     "generate": _MODEL | {"evaluation", "bank"},
     "check": _MODEL | {"bank", "runfolder", "run"},
+    "simulate": _RUN,
     "demo": _RUN,
-    "cli": _RUN | {"generate", "check", "demo"},
+    "cli": _RUN | {"generate", "check", "simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)

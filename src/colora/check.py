@@ -10,7 +10,8 @@ from peft import get_peft_model
 from colora.bank import TaskSize, task_sizes
 from colora.base import load_base
 from colora.config import RunConfig
-from colora.run import DTYPES, bank_config, encode_run, read_run_tasks
+from colora.dtypes import DTYPES
+from colora.run import bank_config, encode_run, read_run_tasks
 from colora.runfolder import task_manifest
 from colora.tasks.encode import EncodingReport
 

@@ -3,163 +3,38 @@
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from colora.errors import ConfigError
+from colora.specs import (
+    AdapterSpec,
+    EvaluationSpec,
+    FederationConfig,
+    FederationSpec,
+    RunConfig,
+    TaskSpec,
+    TrainingSpec,
+)
 
 __all__ = [
     "AdapterSpec",
     "EvaluationSpec",
+    "FederationConfig",
+    "FederationSpec",
     "RunConfig",
     "TaskSpec",
     "TrainingSpec",
     "field_rows",
     "load_config",
+    "load_federation",
     "near",
     "parse_config",
     "read_yaml",
     "tell_fault",
 ]
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _names(value: Any) -> Any:
-    # Of a union pydantic reports the faults of both sides; here there is one.
-    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-        return value
-    raise ValueError(f"expected a name, an expression or a list of names, found {value!r}")
-
-
-Names = Annotated[str | list[str], BeforeValidator(_names)]
-
-
-class _Spec(BaseModel):
-    # A misspelt key is a fault, not a default.
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class TaskSpec(_Spec):
-    """One task: where its examples are and how many to use."""
-
-    name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
-    path: str | None = Field(
-        None,
-        description="A .jsonl, .csv or .json file, a folder of train/val/test files, or one of `save_to_disk`; "
-        "relative to the YAML file.",
-    )
-    dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
-    subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
-    fields: dict[Literal["input", "output", "instruction"], str] = Field(
-        {}, description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'."
-    )
-    instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
-    train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
-    val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
-    test: int | None = Field(None, ge=0, description="Test examples to use; all, or 20 % where drawn, by default.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "TaskSpec":
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("expected exactly one of 'path' and 'dataset'")
-        return self
-
-
-class AdapterSpec(_Spec):
-    """The bank; see `CoLoRAConfig`."""
-
-    r: Count = Field(8, description="Rank of the shared factors; each task has r × r numbers per layer.")
-    lora_alpha: Rate = Field(8.0, description="Scale: updates are multiplied by lora_alpha / r.")
-    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead.")
-    lora_dropout: Share = Field(0.0, description="Dropout on the adapters' input while training.")
-    target_modules: Names = Field("all-linear", description="Layers to adapt, by name or expression.")
-    exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
-    layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
-    modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
-    init_weights: Literal["kaiming", "gaussian", "orthogonal"] = Field("kaiming", description="How A starts.")
-
-
-class TrainingSpec(_Spec):
-    """How long, how fast, in which order."""
-
-    steps: Count = Field(200, description="Optimiser steps.")
-    rows: Count = Field(12, description="Rows of an optimiser step, over all tasks, devices and accumulation.")
-    accumulation: Count = Field(1, description="Micro-batches per step; more need less memory.")
-    lr: Rate = Field(2e-3, description="Learning rate of the shared factors A and B.")
-    core_lr: Rate = Field(6e-2, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of A and B.")
-    core_weight_decay: float = Field(0.0, ge=0, description="The same for cores of tasks that are in the batch.")
-    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How both rates fall.")
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise from zero.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient to this norm; 0 does not clip.")
-    schedule: Literal["joint", "alternating"] = Field(
-        "joint", description="Cores and shared factors together, or in turns (the paper's alternating minimisation)."
-    )
-    turn: Count = Field(5, description="Steps of one turn, if alternating.")
-    mixing: Literal["uniform", "proportional", "temperature"] = Field(
-        "uniform", description="Share of each task in the batches: equal, by its examples, or n ** (1/temperature)."
-    )
-    temperature: Rate = Field(2.0, description="Of mixing by temperature.")
-    weighting: Literal["task", "token", "example"] = Field(
-        "task", description="The loss is the mean over the step's tasks of their mean token loss, over tokens, or rows."
-    )
-    max_length: Annotated[int, Field(ge=8)] = Field(
-        512, description="Tokens of prompt and output; longer inputs are cut from their beginning and reported."
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the computation (mixed precision).")
-    base_dtype: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="Of the frozen base weights.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
-    eval_every: int | None = Field(None, ge=1, description="Measure the validation loss every so many steps.")
-    patience: int | None = Field(
-        None, ge=1, description="Stop a task after so many measurements without improvement; needs eval_every."
-    )
-    save_every: Count = Field(50, description="Steps between checkpoints.")
-    keep: Count = Field(2, description="Checkpoints to keep.")
-    log_every: Count = Field(10, description="Steps between logged losses.")
-    tensorboard: bool = Field(False, description="Write TensorBoard events to OUTPUT/logs.")
-    device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TrainingSpec":
-        faults = []
-        if self.rows % self.accumulation:
-            faults.append(f"rows ({self.rows}) must be a multiple of accumulation ({self.accumulation})")
-        if self.patience is not None and self.eval_every is None:
-            faults.append("patience needs eval_every")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-
-class EvaluationSpec(_Spec):
-    """What is measured after training, and by `colora evaluate`."""
-
-    metrics: list[Literal["rougeL", "exact_match", "nll"]] = Field(
-        ["rougeL", "exact_match", "nll"], description="ROUGE-L and exact match of greedy outputs, token likelihood."
-    )
-    split: Literal["train", "val", "test"] = Field("test", description="The examples to measure on.")
-    limit: int | None = Field(None, ge=1, description="At most so many examples of each task.")
-    max_new_tokens: Count = Field(64, description="Longest output to generate.")
-    rows: Count = Field(16, description="Rows of a batch.")
-
-
-class RunConfig(_Spec):
-    """A run: a base model, tasks, and how to train them together."""
-
-    base: str = Field("smollm2", description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
-    chat_template: bool = Field(True, description="Prompt with the tokenizer's chat template, if it has one.")
-    output: str = Field(..., min_length=1, description="Folder of this run, relative to where you are.")
-    seed: int = Field(0, ge=0, description="Of everything drawn: splits, order of examples, initial weights.")
-    tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
-    adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")
-    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training.")
-    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="The evaluation.")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -211,6 +86,21 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any
     return value
 
 
+def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> FederationConfig:
+    """Read what a federation agrees on from a run file; its tasks, output and evaluation are not looked at.
+
+    Raises:
+        ConfigError: listing every fault with its place in the file.
+    """
+    value = read_yaml(Path(path), overrides, needs="'federation'")
+    value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
+    try:
+        return FederationConfig.model_validate(value)
+    except ValidationError as error:
+        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
+        raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+
+
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:
     """A checked config from what YAML gave; `place` names the file in errors. Raises ConfigError with all faults."""
     try:
@@ -228,6 +118,7 @@ def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[
             "adapter": AdapterSpec,
             "training": TrainingSpec,
             "evaluation": EvaluationSpec,
+            "federation": FederationSpec,
         }
         key = f"{prefix}{name}"
         if not prefix and name in inner:

@@ -7,6 +7,7 @@ __all__ = [
     "CheckpointError",
     "ColoraError",
     "ConfigError",
+    "FederationError",
     "InterruptedRunError",
     "TaskFileError",
     "TaskIdError",
@@ -61,3 +62,7 @@ class TrainingDivergedError(ColoraError):
 
 class InterruptedRunError(ColoraError):
     """A run that Ctrl-C stopped, after saving a checkpoint."""
+
+
+class FederationError(ColoraError):
+    """A federation that cannot go on, or a message of one that is not what it should be."""

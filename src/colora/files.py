@@ -13,7 +13,16 @@ from safetensors import SafetensorError
 
 from colora.errors import CheckpointError, ColoraError
 
-__all__ = ["NAME_RULE", "STAGING_PREFIX", "fits_name_rule", "read_lines", "staged_folder", "write_json", "write_text"]
+__all__ = [
+    "NAME_RULE",
+    "STAGING_PREFIX",
+    "fits_name_rule",
+    "read_lines",
+    "staged_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 T = TypeVar("T")
 STAGING_PREFIX = ".writing-"
@@ -58,10 +67,15 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, making its folder if need be. Raises CheckpointError if it cannot be written."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, making its folder if need be. Raises CheckpointError if it cannot be written."""
     temporary = path.with_name(STAGING_PREFIX + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         _fsync(temporary)
         os.replace(temporary, path)
     except OSError as error:

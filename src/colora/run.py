@@ -25,6 +25,7 @@ from colora.adapter.model import bank_tuner
 from colora.bank import BankInfo, attach_bank, find_bank, load_bank, save_bank
 from colora.base import configure_threads, load_base
 from colora.config import RunConfig, parse_config
+from colora.dtypes import DTYPES
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.records import Record, append_records, environment, read_records
@@ -37,17 +38,15 @@ from colora.tasks.schema import Task, TaskSource
 from colora.training.trainer import CoLoRATrainer
 
 __all__ = [
-    "DTYPES",
     "TrainResult",
     "bank_config",
     "encode_run",
     "evaluate_bank",
+    "measure",
     "read_run_tasks",
     "train",
     "train_and_evaluate",
 ]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 @dataclass
@@ -236,7 +235,7 @@ def train_and_evaluate(
         return result, None
     if result.reused and (records := _measured(config)):
         return result, Evaluation(records, [])
-    return result, _measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
+    return result, measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
 
 
 def evaluate_bank(
@@ -274,12 +273,13 @@ def evaluate_bank(
     dtype, device = DTYPES[config.training.base_dtype], _device(config)
     model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
     config.output = str(run)
-    return _measure(config, model, tokenizer, tasks, info.max_length, progress)
+    return measure(config, model, tokenizer, tasks, info.max_length, progress)
 
 
-def _measure(
+def measure(
     config: RunConfig, model: PeftModel, tokenizer: Any, tasks: list[Task], max_length: int, progress: bool = True
 ) -> Evaluation:
+    """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder."""
     run, spec = Path(config.output), config.evaluation
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     result = evaluate(

@@ -16,8 +16,8 @@ from colora.tasks.schema import SPLITS, Task
 __all__ = ["check_free", "check_same_tasks", "claim", "run_config", "task_manifest"]
 
 FREE = (
-    "output", "evaluation", "training.threads", "training.log_every", "training.save_every", "training.keep",
-    "training.tensorboard", "training.device",
+    "output", "evaluation", "training.threads", "training.log_every", "training.save_every",
+    "training.keep", "training.tensorboard", "training.device",
 )  # fmt: skip
 """Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
 paths of task files: `tasks.json` has digests of what is in them."""
@@ -63,8 +63,11 @@ def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
     write_json(output / "tasks.json", task_manifest(tasks))
 
 
-def check_free(output: Path, config: RunConfig, tasks: list[Task]) -> None:
+def check_free(output: Path, config: RunConfig, tasks: list[Task], federated: bool = False) -> None:
     """See that the output folder is this run's, or nobody's. What does not change the bank may differ.
+
+    Args:
+        federated: whether the run is a federation, of which the folder has a record of the rounds.
 
     Raises:
         ConfigError: if the folder holds another run, or anything else, or the examples have changed.
@@ -73,9 +76,17 @@ def check_free(output: Path, config: RunConfig, tasks: list[Task]) -> None:
         raise ConfigError(f"{output} is a file; choose another output")
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     file = output / "run.yaml"
-    now = _essence(config.model_dump(mode="json"))
+    now = config.model_dump(mode="json")
     if file.name in names:
-        before = _essence(run_config(output).model_dump(mode="json"))
+        before = run_config(output).model_dump(mode="json")
+        rounds = now.pop("federation"), before.pop("federation")
+        now, before = _essence(now), _essence(before)
+        if federated:
+            now |= _essence(rounds[0], "federation.")
+            before |= _essence(rounds[1], "federation.")
+        if federated != ("rounds.jsonl" in names) and names & {"checkpoints", "rounds.jsonl", "bank"}:
+            was = "a run of `colora train`" if federated else "a federation"
+            raise ConfigError(f"{output} holds {was}: choose another output, or remove that folder")
         if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
             raise ConfigError(
                 f"{output} holds another run: choose another output, or remove that folder. Different:",

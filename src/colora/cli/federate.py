@@ -1,0 +1,170 @@
+"""Commands for a federation: simulate one here, or start its server, its clients and its run over a network."""
+
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from colora.cli.console import app, errors, out, say
+from colora.cli.runs import Overrides, RunFile
+
+federate = typer.Typer(
+    no_args_is_help=True,
+    help="Train together without pooling: only the shared factors A and B travel; text and cores stay at home.\n\n"
+    "`simulate` runs all clients in this process. A real federation has one `server`, a `client` where each task's "
+    "text is, and a `run` that starts the training. `keys` makes certificates and keys to try it with.",
+)
+app.add_typer(federate, name="federate")
+
+Home = Annotated[Path, typer.Option(help="Folder for what Flower keeps.")]
+Certificate = Annotated[
+    Path | None, typer.Option("--ca", help="Certificate of the authority that signed the server's; none: no TLS.")
+]
+Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server is.")]
+CONNECTION = "colora"
+
+
+@federate.command()
+def simulate(run: RunFile, overrides: Overrides = None) -> None:
+    """Run all clients of a federation in this process: each task of the run file is a client.
+
+    The section `federation` says how; `colora schema` lists its fields. The same command again goes on after a crash.
+    """
+    with errors():
+        from colora.config import load_config
+        from colora.evaluation.table import records_table
+        from colora.simulate import simulate as run_simulation
+
+        config = load_config(run, overrides or [])
+        evaluation = run_simulation(config, log=say)
+        if evaluation.records:
+            out.print(records_table(evaluation.records))
+        say(f"bank: {Path(config.output) / 'bank'}")
+
+
+@federate.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; must not hold keys already.")],
+    clients: Annotated[list[str], typer.Argument(metavar="CLIENT...", help="Names of the clients.")],
+    host: Annotated[list[str] | None, typer.Option(help="Names or addresses of the server.")] = None,
+) -> None:
+    """Make a certificate authority, a server certificate and a key pair for each client, to TRY a federation with.
+
+    In production the certificate comes from your own authority, and each client makes its key where it stays.
+    """
+    with errors():
+        from colora.federated.keys import make_credentials
+
+        make_credentials(folder, clients, *([host] if host else []))
+        say(f"written: {folder}")
+
+
+@federate.command()
+def server(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    tls: Annotated[
+        Path | None,
+        typer.Option(help="Folder with ca.pem, server.pem and server.key; clients then need registered keys."),
+    ] = None,
+    home: Home = Path("federation-server"),
+) -> None:
+    """Start Flower's SuperLink, until it is stopped. It trains nothing before `colora federate run`."""
+    with errors():
+        from colora.errors import ConfigError
+        from colora.federated.launch import flower_environment, keep_running, server_command
+
+        if tls is None and host not in ("127.0.0.1", "localhost", "::1"):
+            raise ConfigError(f"without --tls anybody who reaches {host} could join: only loopback is allowed")
+        home.mkdir(parents=True, exist_ok=True)
+        command = server_command(host, port, home.absolute() / "superlink.db", tls)
+        raise typer.Exit(keep_running(command, flower_environment(home), retry=0))
+
+
+@federate.command()
+def register(
+    keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...", help="Public keys of clients.", exists=True)],
+    server: Server = "127.0.0.1:8000",
+    ca: Certificate = None,
+    home: Home = Path("federation-server"),
+) -> None:
+    """Let clients in: the server turns away whoever has none of the registered keys."""
+    with errors():
+        from colora.errors import FederationError
+        from colora.federated.launch import flower_environment, register_command, write_connection
+
+        write_connection(home, CONNECTION, server, ca)
+        for key in keys:
+            done = subprocess.run(register_command(key, CONNECTION), env=flower_environment(home), check=False)
+            if done.returncode:
+                raise FederationError(f"{key}: not registered; Flower says why above")
+
+
+@federate.command()
+def client(
+    task: Annotated[Path, typer.Option(help="Task file or folder. Stays here.", exists=True)],
+    state: Annotated[Path, typer.Option(help="Folder for the core and, in the end, the bank. Stays here.")],
+    server: Server = "127.0.0.1:8000",
+    ca: Certificate = None,
+    key: Annotated[Path | None, typer.Option(help="This client's private key.")] = None,
+    port: Annotated[int, typer.Option(help="A free port of this machine, for the client's own use.")] = 9094,
+    name: Annotated[str | None, typer.Option(help="What to be called in the server's records.")] = None,
+    base: Annotated[str | None, typer.Option(help="Another place of the same base model.")] = None,
+    share_loss: Annotated[bool, typer.Option(help="Whether the server may know the training loss.")] = True,
+    retry: Annotated[float, typer.Option(help="Seconds to go on trying where the server refuses.")] = 120.0,
+    home: Annotated[Path | None, typer.Option(help="Folder for what Flower keeps; by default in --state.")] = None,
+) -> None:
+    """Start a client, until it is stopped. It checks its task file first, and takes part in every run it is asked to.
+
+    After a crash the same command joins again; the server may refuse it for a minute, until its old place is free.
+    When a run has ended, STATE/FEDERATION/bank is this client's own bank: `colora generate`, `colora export`.
+    """
+    with errors():
+        from colora.federated.launch import client_command, flower_environment, keep_running
+        from colora.tasks.read import read_tasks
+        from colora.tasks.schema import TaskSource
+
+        read_tasks([TaskSource(path=str(task))])  # its faults are told here, not in the first round
+        home = home or state / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        flags: dict[str, str | int | float | bool] = {
+            "task": str(task.resolve()), "state": str(state.resolve()), "share-loss": share_loss,
+        }  # fmt: skip
+        flags |= {name: value for name, value in {"name": name, "base": base}.items() if value}
+        raise typer.Exit(keep_running(client_command(server, port, flags, ca, key), flower_environment(home), retry))
+
+
+@federate.command("run")
+def start(
+    run: RunFile,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The server's folder: checkpoint, records, A and B.")],
+    overrides: Overrides = None,
+    server: Server = "127.0.0.1:8000",
+    ca: Certificate = None,
+    home: Home = Path("federation-server"),
+) -> None:
+    """Train: give the server a run, and show its log until it ends. Of the run file no task is looked at.
+
+    The same command again after a crash goes on after the last whole round.
+    """
+    with errors():
+        from colora.config import load_federation
+        from colora.errors import FederationError
+        from colora.federated.launch import flower_environment, run_command, write_app, write_connection
+        from colora.federated.storage import load_server
+
+        config = load_federation(run, overrides or [])
+        write_connection(home, CONNECTION, server, ca)
+        environment = flower_environment(home)
+        app_folder = home / "app"
+        write_app(app_folder, {"colora": config.model_dump_json(), "folder": str(folder.resolve())})
+        subprocess.run(run_command(app_folder, CONNECTION), env=environment, check=False)
+        state = load_server(folder)
+        done = 0 if state is None else state.round
+        if done < config.federation.rounds:
+            raise FederationError(
+                f"the run ended after {done} of {config.federation.rounds} rounds; the log above says why. The same "
+                "command goes on from there"
+            )
+        say(f"A, B and records: {folder}")

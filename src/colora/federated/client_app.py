@@ -1,0 +1,71 @@
+"""Flower's ClientApp: what a client's owner said when starting it decides what is read and where the core is kept.
+
+Flower starts a process for each message. The flags of the SuperNode, in its `--node-config`:
+
+    task      the client's task file or folder (required)
+    state     folder for the core (required)
+    base      its place of the base model, if another than the federation's
+    name      what to be called in the server's records; by default its node's number
+    share-loss    false keeps the training loss to itself
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from colora.base import configure_threads
+from colora.config import FederationConfig
+from colora.errors import ConfigError
+from colora.federated.member import Member
+from colora.federated.wire import read_broadcast, reply_record
+from colora.tasks.schema import TaskSource
+
+__all__ = ["FLAGS", "app", "member"]
+
+FLAGS = ("task", "state", "base", "name", "share-loss")
+
+app = ClientApp()
+logger = logging.getLogger("flwr")
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round."""
+    client = member(str(context.run_config["colora"]), tuple(sorted(context.node_config.items())))
+    reply = client.take_part(read_broadcast(message.content))
+    return Message(reply_record(reply, str(context.node_config.get("name", ""))), reply_to=message)
+
+
+@app.train("finish")
+def finish(message: Message, context: Context) -> Message:
+    """The final factors."""
+    client = member(str(context.run_config["colora"]), tuple(sorted(context.node_config.items())))
+    broadcast = read_broadcast(message.content)
+    logger.info("bank: %s", client.complete(broadcast))
+    from colora.federated.state import Reply
+
+    done = Reply(client.data.name, broadcast.federation, broadcast.round, {}, len(client.data.rows))
+    return Message(reply_record(done), reply_to=message)
+
+
+@lru_cache(maxsize=1)
+def member(config: str, flags: tuple[tuple[str, Any], ...]) -> Member:
+    """The client that these flags describe; once a process, for reading model and task takes longest.
+
+    Raises:
+        ConfigError: a flag is missing.
+    """
+    given: Mapping[str, Any] = dict(flags)
+    if missing := [flag for flag in ("task", "state") if not given.get(flag)]:
+        raise ConfigError(f"started without {' and '.join(missing)}; see `colora federate client --help`")
+    agreed = FederationConfig.model_validate_json(config)
+    configure_threads(agreed.training.threads)
+    return Member(
+        agreed, TaskSource(name=str(given.get("task-name") or "") or None, path=str(given["task"])),
+        Path(str(given["state"])), str(given.get("base") or "") or None, given.get("share-loss", True) is not False,
+    )  # fmt: skip

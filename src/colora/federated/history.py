@@ -1,0 +1,67 @@
+"""What is seen of a federation: metric records of each round, in the form that evaluation has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from colora.evaluation.records import Record, append_records, read_records
+from colora.federated.protocol import RoundReport
+
+__all__ = ["RoundCost", "history_line", "round_records", "write_round"]
+
+METHOD = "colora-federated"
+ALL = "all clients"
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Bytes of tensors from all clients and to all clients, seconds, and the privacy spent so far, if any."""
+
+    up: int
+    down: int
+    seconds: float
+    epsilon: float | None = None
+
+
+def round_records(run: str, seed: int, report: RoundReport, cost: RoundCost) -> list[Record]:
+    """A round as records; `split` is "round N", and reasons of dropped replies are in the metric's name."""
+    found = {
+        "accepted": len(report.accepted),
+        "dropped": len(report.dropped),
+        "void": int(report.void),
+        "bytes_up": cost.up,
+        "bytes_down": cost.down,
+        "seconds": cost.seconds,
+    } | ({} if cost.epsilon is None else {"epsilon": cost.epsilon})
+
+    def record(task: str, metric: str, value: float) -> Record:
+        return Record(run, METHOD, task, f"round {report.round}", metric, value, 1, seed)
+
+    return [
+        *(record(ALL, metric, value) for metric, value in found.items()),
+        *(record(client, "train_nll", loss) for client, loss in report.losses.items()),
+        *(record(client, f"dropped: {why}", 1) for client, why in report.dropped.items()),
+    ]
+
+
+def write_round(file: Path, records: list[Record]) -> None:
+    """Append a round's records, in place of any that the file has of this and later rounds, which a crash undid."""
+    number = int(records[0].split.split()[1])
+    before = read_records(file) if file.is_file() else []
+    kept = [one for one in before if int(one.split.split()[1]) < number]
+    if len(kept) < len(before):
+        file.unlink()
+        append_records(file, kept)
+    append_records(file, records)
+
+
+def history_line(report: RoundReport, cost: RoundCost, rounds: int) -> str:
+    """A round in a line for people."""
+    losses = list(report.losses.values())
+    told = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
+    spent = "" if cost.epsilon is None else f", epsilon {cost.epsilon:.2f}"
+    line = (
+        f"round {report.round + 1} of {rounds}: {len(report.accepted)} clients{told}, {cost.up / 1e6:.2f} MB up, "
+        f"{cost.down / 1e6:.2f} MB down, {cost.seconds:.1f} s{spent}"
+    )
+    dropped = [f"{client}: {why}" for client, why in report.dropped.items()]
+    return "\n  dropped ".join([line + (", does not count" if report.void else ""), *dropped])

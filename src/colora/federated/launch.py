@@ -1,0 +1,360 @@
+"""Thin wrappers over Flower's own commands: their arguments, their settings, and how to wait for and end them."""
+
+import json
+import math
+import os
+import re
+import signal
+import ssl
+import sys
+import threading
+import time
+import tomllib
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from shutil import which
+from subprocess import Popen
+from typing import Any
+
+import psutil
+
+from colora.errors import ConfigError, FederationError
+from colora.files import write_text
+
+__all__ = [
+    "client_command",
+    "flower_environment",
+    "keep_running",
+    "register_command",
+    "run_command",
+    "server_command",
+    "status_command",
+    "stop",
+    "wait_until_ready",
+    "write_app",
+    "write_connection",
+]
+
+Scalar = str | int | float | bool
+
+NO_INSTALLS = "--disable-runtime-dependency-installation"
+APP = {"serverapp": "colora.federated.server_app:app", "clientapp": "colora.federated.client_app:app"}
+POLL_SECONDS = 0.1
+RETRY_PAUSE = 5.0
+KILLS = 10
+QUOTE = r"\u0022"
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """The environment for all of Flower's processes: they report nothing, fetch nothing, and keep to `home`."""
+    # Flower starts its other programs by their bare names; they must be those of this interpreter.
+    here = str(Path(sys.executable).parent)
+    return os.environ | {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_HOME": str(home.absolute()),
+        "PATH": os.pathsep.join([here, *filter(None, [os.environ.get("PATH")])]),
+    }
+
+
+def server_command(host: str, port: int, database: Path, tls: Path | None = None) -> list[str]:
+    """The SuperLink that serves at host:port and keeps its state in the file `database`.
+
+    Args:
+        host: an address of this machine.
+        port: a free port.
+        database: is made if need be; with it, a SuperLink that was ended goes on where it was.
+        tls: a folder of `make_credentials`. With it the connections are encrypted and only registered clients may
+            join; without it whoever reaches the port may do anything, so keep that to loopback.
+    """
+    command = [_flower("flower-superlink"), "--host", host, "--port", str(port), "--database", str(database)]
+    if tls is None:
+        return [*command, NO_INSTALLS, "--insecure"]
+    files = ["--ssl-ca-certfile", "ca.pem", "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key"]
+    files[1::2] = [str(tls / name) for name in files[1::2]]
+    return [*command, NO_INSTALLS, *files, "--enable-supernode-auth"]
+
+
+def client_command(
+    superlink: str,
+    port: int,
+    node_config: Mapping[str, Scalar],
+    root_certificates: Path | None = None,
+    key: Path | None = None,
+) -> list[str]:
+    """The SuperNode of one client.
+
+    Args:
+        superlink: host:port of the SuperLink.
+        port: a free port of this machine, for the SuperNode's own use on loopback.
+        node_config: what the ClientApp finds in `context.node_config`.
+        root_certificates: the certificate of the authority that signed the SuperLink's; without it the connection is
+            not encrypted.
+        key: the private key by which a SuperLink with TLS knows the client.
+
+    Raises:
+        ConfigError: if there is a key without TLS, or if a setting cannot be written down.
+    """
+    if key is not None and root_certificates is None:
+        raise ConfigError("expected the root certificate along with the client's key, found none")
+    command = [_flower("flower-supernode"), "--superlink", superlink, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--insecure"] if root_certificates is None else ["--root-certificates", str(root_certificates)]
+    command += [] if key is None else ["--auth-supernode-private-key", str(key)]
+    return [*command, "--node-config", _node_config(node_config)] if node_config else command
+
+
+def register_command(public_key: Path, connection: str) -> list[str]:
+    """Tells the SuperLink of the connection that the owner of this key may join."""
+    return [_flower("flwr"), "supernode", "register", str(public_key), connection]
+
+
+def run_command(app_folder: Path, connection: str, stream: bool = True) -> list[str]:
+    """Starts a run of an app that `write_app` wrote; with `stream` it shows the run's log until the run ends."""
+    return [_flower("flwr"), "run", str(app_folder), connection, *(["--stream"] if stream else [])]
+
+
+def status_command(connection: str, run_id: int) -> list[str]:
+    """Tells as JSON how a run fares: `runs[0]["status"]` ends in ":completed", ":failed" or ":stopped" in the end.
+
+    `flwr run --stream` does not: it ends with exit code 0 however the run ended.
+    """
+    return [_flower("flwr"), "list", connection, "--run-id", str(run_id), "--format", "json"]
+
+
+def write_connection(home: Path, name: str, address: str, root_certificates: Path | None = None) -> None:
+    """Tell Flower's commands the SuperLink `name` at host:port `address`; other connections stay as they are.
+
+    Args:
+        home: Flower's folder, the one of `flower_environment`.
+        name: how `register_command` and `run_command` call it.
+        address: host:port of the SuperLink.
+        root_certificates: the certificate of the authority that signed the SuperLink's; without it the connection is
+            not encrypted.
+
+    Raises:
+        ConfigError: if the name has other characters than letters, digits, _ and -, or if the file is not TOML.
+        CheckpointError: if the file cannot be written.
+    """
+    path = home / "config.toml"
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    connection: dict[str, Scalar] = {"address": address}
+    if root_certificates is None:
+        connection["insecure"] = True
+    else:
+        connection["root-certificates"] = str(root_certificates.absolute())
+    config["superlink"] = config.get("superlink", {}) | {_key(name): connection}
+    write_text(path, _toml(config))
+
+
+def write_app(folder: Path, config: Mapping[str, Scalar]) -> None:
+    """Write the Flower app that `flwr run` asks for: a pyproject.toml alone, as its code is the installed package's.
+
+    Args:
+        folder: the app's folder; its name does not matter, and nothing else should be in it.
+        config: what the apps find in `context.run_config`.
+
+    Raises:
+        ConfigError: if a setting cannot be written down.
+        CheckpointError: if the file cannot be written.
+    """
+    project = {
+        "name": "colora-federated",
+        "version": "1.0.0",
+        "description": "CoLoRA across clients: the apps of the installed package",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    app = {"publisher": "colora", "components": APP, "config": {_key(key): value for key, value in config.items()}}
+    write_text(folder / "pyproject.toml", _toml({"project": project, "tool": {"flwr": {"app": app}}}))
+
+
+def wait_until_ready(
+    url: str, seconds: float, root_certificates: Path | None = None, process: Popen[Any] | None = None
+) -> None:
+    """Return once the SuperLink answers.
+
+    Args:
+        url: of the SuperLink, such as http://127.0.0.1:8000, or https://... with TLS.
+        seconds: how long to wait at most.
+        root_certificates: the certificate of the authority that signed the SuperLink's.
+        process: the SuperLink, if it is ours; should it end there is nothing to wait for.
+
+    Raises:
+        FederationError: if it does not answer in time, or has ended.
+    """
+    secure = ssl.create_default_context(cafile=root_certificates) if url.startswith("https:") else None
+    # Proxies are for the world outside.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=secure)] if secure else [])
+    )
+    end, last = time.monotonic() + seconds, "nothing"
+    while time.monotonic() < end:
+        if process is not None and process.poll() is not None:
+            raise FederationError(f"the SuperLink for {url} has ended with exit code {process.returncode}; see its log")
+        try:
+            with opener.open(f"{url.rstrip('/')}/health", timeout=min(5.0, seconds)):
+                return
+        except (OSError, HTTPException) as error:
+            last = str(error)
+        time.sleep(POLL_SECONDS)
+    raise FederationError(f"{url} did not answer within {seconds:g} seconds; last found: {last}")
+
+
+def keep_running(command: list[str], environment: Mapping[str, str], retry: float) -> int:
+    """Run a program of Flower's until it ends or we are told to, and then end all that it has started.
+
+    Args:
+        retry: seconds in which a program that ends with an error is started again; counted from when it last ran for
+            longer. A client whose process was killed is refused until the server gives its place up.
+
+    Returns:
+        the exit code: 0 if SIGTERM or SIGINT ended it.
+    """
+    told = threading.Event()
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        end = time.monotonic() + retry
+        while True:
+            began = time.monotonic()
+            process = Popen(command, env=dict(environment), start_new_session=True)
+            try:
+                while process.poll() is None and not told.wait(POLL_SECONDS):
+                    pass
+            finally:
+                stop(process)
+            if told.is_set() or process.returncode == 0:
+                return 0
+            if time.monotonic() - began > max(retry, RETRY_PAUSE):
+                end = time.monotonic() + retry
+            if time.monotonic() > end or told.wait(RETRY_PAUSE):
+                return 0 if told.is_set() else process.returncode
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(process: Popen[Any], seconds: float = 10.0) -> None:
+    """End a process of Flower's that we started, and all that it started: asked first, killed after `seconds`.
+
+    Raises:
+        FederationError: if something is left even so.
+    """
+    family = _family(process)
+    if process.poll() is None:
+        process.terminate()
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        # What it starts while it winds up would be lost to us with it.
+        family |= _family(process)
+        time.sleep(POLL_SECONDS)
+    family |= _family(process)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    _signal(family, "terminate")
+    psutil.wait_procs(family, timeout=seconds)
+    for _ in range(KILLS):
+        alive = {one for one in family if _lives(one)}
+        if not alive:
+            return
+        family |= {child for one in alive for child in _children(one)}
+        _signal(family, "kill")
+        psutil.wait_procs(family, timeout=1.0)
+    raise FederationError(f"could not end the processes {sorted(one.pid for one in alive)} of process {process.pid}")
+
+
+def _family(process: Popen[Any]) -> set[psutil.Process]:
+    """What a process has started and what that has, itself not: also after its end."""
+    if process.poll() is None:
+        try:
+            return _children(psutil.Process(process.pid))
+        except psutil.NoSuchProcess:
+            return set()
+    if psutil.pid_exists(process.pid):
+        return set()  # its number is another's by now
+    # Flower tells its programs whose they are, so that they end of themselves; those that have not yet say so.
+    sign = ["--parent-pid", str(process.pid)]
+    found = set()
+    for one in psutil.process_iter(["cmdline"]):
+        words = one.info["cmdline"] or []
+        if any(words[place : place + 2] == sign for place in range(len(words))):
+            found |= {one, *_children(one)}
+    return found
+
+
+def _children(process: psutil.Process) -> set[psutil.Process]:
+    try:
+        return set(process.children(recursive=True))
+    except psutil.Error:
+        return set()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: set[psutil.Process], how: str) -> None:
+    for one in processes:
+        with suppress(psutil.Error):
+            getattr(one, how)()
+
+
+def _flower(name: str) -> str:
+    """One of Flower's programs, the one that lies beside this interpreter."""
+    path = which(name, path=str(Path(sys.executable).parent))
+    if path is None:
+        raise ConfigError(f'federations need Flower (no {name} found): pip install "colora[federated]"')
+    return path
+
+
+def _node_config(config: Mapping[str, Scalar]) -> str:
+    return " ".join(f"{_key(key)}={_scalar(value)}" for key, value in config.items())
+
+
+def _toml(table: Mapping[str, Any], path: str = "") -> str:
+    """A table as TOML, and each table within it under a heading."""
+    lines = [f"{_quoted(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    text = "\n".join([f"[{path}]", *lines, "", ""] if path else [*lines, ""] if lines else [])
+    inner = {f"{path}.{_quoted(key)}".lstrip("."): value for key, value in table.items() if isinstance(value, dict)}
+    return text + "".join(_toml(value, name) for name, value in inner.items())
+
+
+def _value(value: Any) -> str:
+    return f"[{', '.join(map(_value, value))}]" if isinstance(value, list) else _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """A string, number or truth value as TOML, on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
+        raise ConfigError(f"expected text, a whole number of 64 bits, a finite number, true or false, found {value!r}")
+    # JSON's strings are TOML's, if letters beyond ASCII stay what they are and DEL does not. Flower cuts the settings
+    # of a node at quotes, escaped or not, so within a string there must be none.
+    parts = (json.dumps(part, ensure_ascii=False)[1:-1] for part in value.split('"'))
+    return '"' + QUOTE.join(parts).replace("\x7f", r"\u007f") + '"'
+
+
+def _key(name: str) -> str:
+    if not BARE_KEY.fullmatch(name):
+        raise ConfigError(f"expected a name of letters, digits, _ and -, found {name!r}")
+    return name
+
+
+def _quoted(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _scalar(key)

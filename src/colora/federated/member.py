@@ -1,0 +1,119 @@
+"""A client with a disk: what it keeps between rounds, so that it can be killed, come back, or be asked twice."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colora.adapter.identity import check_base
+from colora.bank import BankInfo, save_bank
+from colora.base import load_base
+from colora.compare.claim import claimed
+from colora.config import FederationConfig
+from colora.dtypes import DTYPES
+from colora.errors import BaseMismatchError, ColoraError, FederationError
+from colora.federated.local import LocalData, LocalModel
+from colora.federated.protocol import client_update, finish
+from colora.federated.state import Broadcast, Reply
+from colora.federated.storage import client_folder, load_client, save_client
+from colora.tasks.encode import encode_tasks
+from colora.tasks.read import read_tasks
+from colora.tasks.schema import TaskSource
+
+__all__ = ["Member", "local_model"]
+
+
+def local_model(config: FederationConfig, base: str | None = None) -> tuple[LocalModel, Any]:
+    """The model that a client trains, or the server reads the shapes of, and its tokenizer.
+
+    Args:
+        base: another place of the same base model.
+    """
+    model, tokenizer = load_base(base or config.base, dtype=DTYPES[config.training.base_dtype])
+    if not config.chat_template:
+        tokenizer.chat_template = None
+    spec = config.training
+    local = LocalModel(
+        model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
+    )
+    return local, tokenizer
+
+
+@dataclass
+class Member:
+    """A client of a federation.
+
+    Args:
+        config: what the federation agrees on.
+        source: the client's task. Read here, and sent nowhere.
+        root: folder in which the client keeps its core.
+        base: its place of the base model, if another than the federation's.
+        tell_loss: whether the server may know the training loss.
+    """
+
+    config: FederationConfig
+    source: TaskSource
+    root: Path
+    base: str | None = None
+    tell_loss: bool = True
+
+    def __post_init__(self) -> None:
+        (self.task,) = read_tasks([self.source], self.config.seed)
+        self.local, self.tokenizer = local_model(self.config, self.base)
+        rows = encode_tasks(
+            [self.task], self.tokenizer, "train", self.config.training.max_length,
+            self.local.encoder_decoder, {self.task.name: 0},
+        )  # fmt: skip
+        if not len(rows):
+            raise FederationError(f"{self.source.origin}: no training examples")
+        self.data = LocalData(self.task.name, rows)
+
+    def take_part(self, message: Broadcast) -> Reply:
+        """Train for one round; the new core is on disk before the reply is given.
+
+        Raises:
+            BaseMismatchError: the federation is on another base model than this client has.
+            FederationError: another process works on the same core.
+        """
+        folder = self._enter(message)
+        with claimed(folder / "lock") as mine:
+            self._only(mine, folder)
+            state = load_client(folder, message.round) or self.local.newcomer()
+            spec, seed = self.config.federation, self.config.seed
+            reply, after = client_update(state, message, self.local, self.data, spec, seed, self.tell_loss)
+            if not reply.missing:
+                save_client(folder, after)
+        return reply
+
+    def complete(self, message: Broadcast) -> Path:
+        """Take the final factors, fit the core to them, and write the client's own bank.
+
+        Returns:
+            the bank's folder.
+        """
+        folder = self._enter(message)
+        with claimed(folder / "lock") as mine:
+            self._only(mine, folder)
+            state = load_client(folder, message.round) or self.local.newcomer()
+            spec, seed = self.config.federation, self.config.seed
+            state = finish(state, message, self.local, self.data, spec, seed)
+            save_client(folder, state)
+            info = BankInfo(
+                base=self.base or self.config.base, chat_template=self.config.chat_template,
+                max_length=self.config.training.max_length, examples={self.task.name: len(self.data.rows)},
+                seen={self.task.name: state.position * spec.rows},
+            )  # fmt: skip
+            save_bank(self.local.bank(state.shared, {self.task.name: state.cores}), folder / "bank", info)
+        return folder / "bank"
+
+    def _enter(self, message: Broadcast) -> Path:
+        folder = client_folder(self.root, message.federation)
+        try:
+            check_base(dict(message.base), self.local.peft.get_base_model(), self.base or self.config.base)
+        except ColoraError as error:
+            raise BaseMismatchError(f"the federation's base model is not this client's: {error}") from error
+        return folder
+
+    @staticmethod
+    def _only(mine: bool, folder: Path) -> None:
+        if not mine:
+            raise FederationError(f"{folder}: another process works on this client's core")

@@ -1,0 +1,24 @@
+"""Flower's ServerApp: reads its settings from the run, and serves. Started by Flower, not by hand."""
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from colora.base import configure_threads
+from colora.config import FederationConfig
+from colora.federated.server import serve
+
+__all__ = ["app"]
+
+app = ServerApp()
+logger = logging.getLogger("flwr")  # what `flwr run --stream` shows
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation with the settings that `colora federate run` put into the run."""
+    config = FederationConfig.model_validate_json(str(context.run_config["colora"]))
+    configure_threads(config.training.threads)
+    serve(grid, config, Path(str(context.run_config["folder"])), logger.info)

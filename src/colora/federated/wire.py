@@ -1,0 +1,85 @@
+"""Messages of the protocol as Flower's records, and back. What comes over the network is believed in nothing.
+
+to a client     factors: ArrayRecord     round: ConfigRecord
+to the server   payload: ArrayRecord     metrics: MetricRecord     reply: ConfigRecord
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from colora.errors import FederationError
+from colora.federated.state import Broadcast, Reply, Tensors
+
+__all__ = ["broadcast_record", "read_broadcast", "read_reply", "reply_record"]
+
+
+def broadcast_record(message: Broadcast) -> RecordDict:
+    """What the server sends."""
+    about = ConfigRecord(
+        {
+            "federation": message.federation,
+            "round": message.round,
+            "base": json.dumps(message.base),
+            "digest-A": message.digests["A"],
+            "digest-B": message.digests["B"],
+        }
+    )
+    return RecordDict({"factors": _arrays(message.factors), "round": about})
+
+
+def read_broadcast(record: RecordDict) -> Broadcast:
+    """What a client received. Raises FederationError if it is not what a server sends."""
+    try:
+        about = record.config_records["round"]
+        return Broadcast(
+            str(about["federation"]), _whole(about, "round"), json.loads(str(about["base"])),
+            {which: str(about[f"digest-{which}"]) for which in "AB"}, _tensors(record.array_records["factors"]),
+        )  # fmt: skip
+    except (KeyError, ValueError, TypeError) as error:
+        raise FederationError(f"not a message of a CoLoRA server: {error!r}") from error
+
+
+def reply_record(reply: Reply, name: str = "") -> RecordDict:
+    """What a client sends; `name` is what it wants to be called, if anything."""
+    metrics = MetricRecord({"num-examples": reply.examples, "missing": int(reply.missing)})
+    if reply.loss is not None:
+        metrics["loss"] = reply.loss
+    about = ConfigRecord({"federation": reply.federation, "round": reply.round, "name": name})
+    return RecordDict({"payload": _arrays(reply.payload), "metrics": metrics, "reply": about})
+
+
+def read_reply(record: RecordDict, client: str) -> Reply:
+    """What the server received from the node `client`. Raises FederationError if it is not what a client sends."""
+    try:
+        metrics, about = record.metric_records["metrics"], record.config_records["reply"]
+        loss = metrics.get("loss")
+        return Reply(
+            client, str(about["federation"]), _whole(about, "round"), _tensors(record.array_records["payload"]),
+            _whole(metrics, "num-examples"), None if loss is None else float(loss), bool(metrics["missing"]),  # type: ignore[arg-type]
+        )  # fmt: skip
+    except FederationError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
+        raise FederationError(f"not a message of a CoLoRA client: {error!r}") from error
+
+
+def _whole(record: Mapping[str, Any], key: str) -> int:
+    value = record[key]
+    if not isinstance(value, int):
+        raise FederationError(f"{key}: expected a whole number, found {value!r}")
+    return value
+
+
+def _arrays(tensors: Tensors) -> ArrayRecord:
+    return ArrayRecord(OrderedDict((name, tensor.contiguous()) for name, tensor in tensors.items()))
+
+
+def _tensors(record: ArrayRecord) -> Tensors:
+    # By hand: ArrayRecord's own conversion takes any type that numpy can load.
+    if any(array.stype != "numpy.ndarray" for array in record.values()):
+        raise FederationError("expected numpy arrays")
+    return dict(record.to_torch_state_dict())
