@@ -1,0 +1,108 @@
+"""Federated CoLoRA against training in one place and against FedIT, on the demo's tasks at equal local steps.
+
+    python -m benchmarks.federation [--seeds 0 1 2] [--only NAME] [--output runs/federation] [--threads 1]
+    python -m benchmarks.federation --table
+
+Every client makes as many local steps as the demo's bank, each with as many rows of its task. A finished run is never
+run again, and one that was stopped goes on. The records go to benchmarks/records/federation.jsonl; the rows "in one
+place" and "alone" are those of benchmarks/records/demo.jsonl, by `python -m benchmarks.demo`.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from colora.base import DEFAULT_BASE
+from colora.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.demo import METRICS, RANK, RATES, write_tasks
+from colora.evaluation.records import Record, append_records, environment, read_records
+from colora.files import write_json
+from colora.simulate import simulate
+
+HERE = Path(__file__).parent
+RECORD = HERE / "records" / "federation.jsonl"
+STEPS, ROWS = 90, 2
+LOCAL = 2
+COMMON = {"rounds": STEPS // LOCAL, "order": "together", "core_steps": 1, "local_steps": LOCAL - 1, "rows": ROWS}
+METHODS: dict[str, dict[str, object]] = {
+    "alternating": COMMON,
+    "simultaneous": COMMON | {"schedule": "simultaneous"},
+    "alternating, 8 bits": COMMON | {"compression": "int8"},
+    "FedIT": COMMON | {"schedule": "simultaneous", "core_steps": 0, "local_steps": LOCAL, "finish_steps": 0},
+}
+ELSEWHERE = {"together": "in one place (no federation)", "alone": "a LoRA for each client"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=METHODS, action="append")
+    parser.add_argument("--output", type=Path, default=Path("runs/federation"))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        for seed in args.seeds:
+            folders = write_tasks(args.output / "tasks" / f"seed-{seed}", seed)
+            for method in args.only or METHODS:
+                measure(method, seed, folders, args)
+    print(table(read_records(args.record)))
+
+
+def measure(method: str, seed: int, folders: dict[str, Path], args: argparse.Namespace) -> None:
+    """Run one federation, unless its records are there."""
+    known = read_records(args.record) if args.record.is_file() else []
+    if any((one.method, one.seed) == (method, seed) for one in known):
+        print(f"{method}, seed {seed}: measured before, reused")
+        return
+    output = args.output / f"{method.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
+    config = RunConfig(
+        base=DEFAULT_BASE, chat_template=False, output=str(output), seed=seed,
+        tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
+        adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+        training=TrainingSpec(steps=STEPS, max_length=64, threads=args.threads, **RATES["together"]),
+        evaluation=EvaluationSpec(max_new_tokens=32, rows=48),
+        federation=FederationSpec.model_validate(METHODS[method]),
+    )  # fmt: skip
+    evaluation = simulate(config, log=print)
+    rounds = [one for one in read_records(output / "rounds.jsonl") if one.metric.startswith("bytes")]
+    found = [replace(one, run="federation", method=method) for one in (*evaluation.records, *rounds)]
+    append_records(args.record, found)
+    write_json(args.record.with_suffix(".environment.json"), environment())
+
+
+def table(records: list[Record]) -> str:
+    """Markdown: a row for each method, mean over tasks and mean ± standard deviation over seeds."""
+    names = " | ".join(METRICS.values())
+    lines = [f"| method | {names} | kB a client and round, up | down |", "|---|---:|---:|---:|---:|---:|"]
+    central = [one for one in read_records(HERE / "records" / "demo.jsonl") if one.method in ELSEWHERE]
+    for method, title in ELSEWHERE.items():
+        lines.append(f"| {title} | {_quality([one for one in central if one.method == method])} | – | – |")
+    for method in METHODS:
+        own = [one for one in records if one.method == method]
+        if own:
+            lines.append(f"| {method} | {_quality(own)} | {_bytes(own, 'bytes_up')} | {_bytes(own, 'bytes_down')} |")
+    return "\n".join(lines)
+
+
+def _quality(records: list[Record]) -> str:
+    cells = []
+    for metric in METRICS:
+        seeds = sorted({one.seed for one in records})
+        means = [fmean(one.value for one in records if (one.metric, one.seed) == (metric, seed)) for seed in seeds]
+        digits = 3 if metric == "token_nll" else 1
+        spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
+        cells.append(f"{fmean(means):.{digits}f}{spread}")
+    return " | ".join(cells)
+
+
+def _bytes(records: list[Record], metric: str) -> str:
+    """kB a client and round: the median over rounds."""
+    clients = len({one.task for one in records if one.metric == "rougeL"})
+    return f"{median(one.value for one in records if one.metric == metric) / clients / 1000:,.0f}"
+
+
+if __name__ == "__main__":
+    main()
