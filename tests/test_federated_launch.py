@@ -24,6 +24,7 @@ from flwr.common.config import parse_config_args
 from colora.errors import ConfigError, FederationError
 from colora.federated import launch
 from colora.federated.keys import client_key, make_credentials
+from colora.federated.processes import stop
 
 HARD = [
     "plain",
@@ -231,7 +232,7 @@ def test_nothing_is_left_of_a_process_that_will_not_listen():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         assert psutil.pid_exists(child)
-        launch.stop(process, seconds=0.3)
+        stop(process, seconds=0.3)
     assert process.returncode is not None
     assert gone(child)
 
@@ -241,7 +242,7 @@ def test_nothing_is_left_of_a_process_that_died_before():
     process.wait()
     orphan = subprocess.Popen([sys.executable, "-c", DEAF, "--parent-pid", str(process.pid)], stdout=subprocess.PIPE)
     orphan.stdout.readline()
-    launch.stop(process, seconds=0.2)
+    stop(process, seconds=0.2)
     assert gone(orphan.pid)
     orphan.communicate()
 

@@ -73,7 +73,8 @@ def server(
     """Start Flower's SuperLink, until it is stopped. It trains nothing before `colora federate run`."""
     with errors():
         from colora.errors import ConfigError
-        from colora.federated.launch import flower_environment, keep_running, server_command
+        from colora.federated.launch import flower_environment, server_command
+        from colora.federated.processes import keep_running
 
         if tls is None and host not in ("127.0.0.1", "localhost", "::1"):
             raise ConfigError(f"without --tls anybody who reaches {host} could join: only loopback is allowed")
@@ -121,7 +122,8 @@ def client(
     When a run has ended, STATE/FEDERATION/bank is this client's own bank: `colora generate`, `colora export`.
     """
     with errors():
-        from colora.federated.launch import client_command, flower_environment, keep_running
+        from colora.federated.launch import client_command, flower_environment
+        from colora.federated.processes import keep_running
         from colora.tasks.read import read_tasks
         from colora.tasks.schema import TaskSource
 

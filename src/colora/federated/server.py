@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from colora.federated.privacy import PrivateMean
 from colora.federated.protocol import RoundReport, aggregate, broadcast, init, sample
 from colora.federated.state import Reply, ServerState, digest
 from colora.federated.storage import load_server, message_bytes, save_server
-from colora.federated.wire import broadcast_record, read_reply
+from colora.federated.wire import broadcast_record, read_name, read_reply
 from colora.files import write_json
 
 __all__ = ["FINISH", "TRAIN", "serve"]
@@ -61,6 +61,7 @@ def _serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[st
         log(f"going on after round {state.round} of {spec.rounds}")
     write_json(folder / "environment.json", environment())
     private = None if spec.clip is None else PrivateMean(spec, folder / "privacy.json")
+    names: dict[str, str] = {}
     void = 0
     while state.round < spec.rounds:
         began = time.monotonic()
@@ -72,7 +73,9 @@ def _serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[st
             Message(broadcast_record(message), dst_node_id=int(client), message_type=TRAIN, ttl=spec.deadline)
             for client, message in messages.items()
         ]
-        replies, refused = _receive(grid.send_and_receive(sent, timeout=spec.deadline))
+        received = list(grid.send_and_receive(sent, timeout=spec.deadline))
+        replies, refused = _receive(received, chosen)
+        _learn_names(names, received)
         silent = dict.fromkeys(chosen, "no reply by the deadline") | refused
         up = sum(message_bytes(reply.payload) for reply in replies)
         state, report = aggregate(state, replies, spec, private)
@@ -82,6 +85,7 @@ def _serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[st
         state = replace(state, holders={client: held for client, held in state.holders.items() if client not in late})
         report = replace(report, dropped=report.dropped | late)
         save_server(folder, state)
+        report = _named(report, names)
         cost = RoundCost(up, down, time.monotonic() - began, None if private is None else private.epsilon)
         write_round(folder / "rounds.jsonl", round_records(folder.resolve().name, seed, report, cost))
         log(history_line(report, cost, spec.rounds))
@@ -126,14 +130,16 @@ def _present(grid: Grid, least: int, seconds: float, log: Callable[[str], None])
     return nodes
 
 
-def _receive(messages: Iterable[Message]) -> tuple[list[Reply], dict[str, str]]:
+def _receive(messages: Iterable[Message], clients: Collection[str]) -> tuple[list[Reply], dict[str, str]]:
     """The replies that can be read, by whom they came from; and why the others cannot."""
     replies: dict[str, Reply] = {}
     refused = {}
     for message in messages:
         client = str(message.metadata.src_node_id)
+        if client not in clients:
+            continue  # of a client that is gone or late Flower tells by itself, as node 1
         if message.has_error():
-            refused[client] = f"failed: {_first_line(message.error.reason)}"
+            refused[client] = f"failed: {_short(message.error.reason)}"
             continue
         try:
             replies[client] = read_reply(message.content, client)
@@ -142,9 +148,25 @@ def _receive(messages: Iterable[Message]) -> tuple[list[Reply], dict[str, str]]:
     return list(replies.values()), refused
 
 
-def _first_line(text: Any) -> str:
-    lines = [line for line in str(text).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no reason given"
+def _learn_names(names: dict[str, str], messages: Iterable[Message]) -> None:
+    """What clients want to be called in records; a name that another has is not taken over."""
+    for message in messages:
+        name = None if message.has_error() else read_name(message.content)
+        if name is not None and name not in names.values():
+            names[str(message.metadata.src_node_id)] = name
+
+
+def _named(report: RoundReport, names: Mapping[str, str]) -> RoundReport:
+    return replace(
+        report,
+        accepted=[names.get(client, client) for client in report.accepted],
+        dropped={names.get(client, client): why for client, why in report.dropped.items()},
+        losses={names.get(client, client): loss for client, loss in report.losses.items()},
+    )
+
+
+def _short(text: Any) -> str:
+    return " ".join(str(text).split())[:300] or "no reason given"
 
 
 def _why(report: RoundReport) -> str:

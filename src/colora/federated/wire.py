@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from colora.errors import FederationError
 from colora.federated.state import Broadcast, Reply, Tensors
+from colora.files import fits_name_rule
 
-__all__ = ["broadcast_record", "read_broadcast", "read_reply", "reply_record"]
+__all__ = ["broadcast_record", "read_broadcast", "read_name", "read_reply", "reply_record"]
 
 
 def broadcast_record(message: Broadcast) -> RecordDict:
@@ -65,6 +66,13 @@ def read_reply(record: RecordDict, client: str) -> Reply:
         raise
     except (KeyError, ValueError, TypeError) as error:
         raise FederationError(f"not a message of a CoLoRA client: {error!r}") from error
+
+
+def read_name(record: RecordDict) -> str | None:
+    """What a client wants to be called, if it says something that can be shown."""
+    about = record.config_records.get("reply")
+    name = "" if about is None else str(about.get("name", ""))
+    return name if fits_name_rule(name) else None
 
 
 def _whole(record: Mapping[str, Any], key: str) -> int:

@@ -1,4 +1,4 @@
-"""A real federation on loopback: Flower's server and clients as processes of their own, on the tiny model."""
+"""A real federation on loopback: Flower's server and clients as processes of their own, started as a user does."""
 
 import os
 import socket
@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from benchmarks.capture import Listener
 from colora.federated.keys import client_key, make_credentials
 from colora.federated.launch import stop, wait_until_ready
 
@@ -25,15 +28,23 @@ def free_port() -> int:
 
 
 class Federation:
-    """A server and its clients; all of them by `colora federate`, as a user starts them."""
+    """A server and its clients, all of them by `colora federate`.
 
-    def __init__(self, folder: Path, tasks: dict[str, Path], tls: bool = True) -> None:
+    Args:
+        folder: for everything.
+        tasks: each client's task file or folder.
+        tls: encrypted, with a key for each client.
+        listen: with a listener between clients and server, see `captured`.
+    """
+
+    def __init__(self, folder: Path, tasks: dict[str, Path], tls: bool = True, listen: bool = False) -> None:
         self.folder, self.tasks, self.tls = folder, tasks, tls
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[Any]] = {}
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if tls:
             make_credentials(folder / "keys", list(tasks))
+        self.listener = Listener(self.port, folder / "keys" if tls else None) if listen else None
         self.ca = ["--ca", str(folder / "keys" / "ca.pem")] if tls else []
 
     def _start(self, name: str, *arguments: str, **extra: str) -> None:
@@ -54,8 +65,9 @@ class Federation:
         """Start a client; `extra` goes into its environment."""
         key = ["--key", str(client_key(self.folder / "keys", name))] if self.tls else []
         self._start(
-            name, "client", "--task", str(self.tasks[name]), "--state", str(self.folder / "state" / name), "--server",
-            f"127.0.0.1:{self.port}", "--port", str(free_port()), "--name", name, *key, *self.ca, **extra,
+            name, "client", "--task", str(self.tasks[name]), "--state", str(self.folder / "state" / name),
+            "--server", f"127.0.0.1:{self.listener.port if self.listener else self.port}",
+            "--port", str(free_port()), "--name", name, *key, *self.ca, **extra,
         )  # fmt: skip
 
     def register(self) -> None:
@@ -87,8 +99,6 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """kill -9, of a process and all that it has started."""
-        import psutil
-
         one = psutil.Process(self.processes[name].pid)
         for process in [*one.children(recursive=True), one]:
             process.kill()
@@ -100,11 +110,13 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, tasks: dict[str, Path], tls: bool = True) -> Iterator[Federation]:
+def federation(folder: Path, tasks: dict[str, Path], tls: bool = True, listen: bool = False) -> Iterator[Federation]:
     """A federation whose processes end with the block."""
-    one = Federation(folder, tasks, tls)
+    one = Federation(folder, tasks, tls, listen)
     try:
         yield one
     finally:
         for process in list(one.processes.values()):
             stop(process, 5)
+        if one.listener:
+            one.listener.close()

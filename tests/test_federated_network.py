@@ -1,0 +1,66 @@
+"""One real federation on loopback: processes, sockets, TLS, keys. It equals the protocol in one process, and leaks
+nothing."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from benchmarks.leaks import core_slices, factor_slices, found_in, texts
+from benchmarks.loopback import federation
+from colora.bank import bank_overview
+from colora.config import load_config
+from colora.evaluation.records import read_records
+from colora.simulate import simulate
+from run_files import run_file, save_base
+
+NAMES = ("red", "blue")
+
+
+@pytest.mark.slow
+def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_personal_leaves_home(tmp_path: Path):
+    path = run_file(tmp_path, save_base(tmp_path / "base"), NAMES)
+    run = yaml.safe_load(path.read_text())
+    run["federation"] = {"rounds": 2, "rows": 2, "clients": 2, "wait": 60, "deadline": 60}
+    path.write_text(yaml.safe_dump(run))
+    before = set(psutil.pids())
+    with federation(tmp_path / "net", {name: tmp_path / f"{name}.jsonl" for name in NAMES}, listen=True) as net:
+        net.start()
+        done = net.run(path, seconds=100)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{net.logs()}"
+        processes = [psutil.Process(one.pid) for one in net.processes.values()]
+        mine = [child for one in processes for child in (one, *one.children(recursive=True))]
+    assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    left = [psutil.Process(pid) for pid in set(psutil.pids()) - before if psutil.pid_exists(pid)]
+    assert not [one for one in left if "flower" in " ".join(one.cmdline()) and str(tmp_path) in " ".join(one.cmdline())]
+
+    simulate(load_config(path))
+    alone = load_file(tmp_path / "out" / "bank" / "adapter_model.safetensors")
+    for place, name in enumerate(NAMES):
+        (bank,) = (tmp_path / "net" / "state" / name).glob("*/bank")
+        assert bank_overview(bank).tasks == [name]
+        networked = load_file(bank / "adapter_model.safetensors")
+        assert networked.keys() == alone.keys()
+        for key, tensor in networked.items():
+            expected = alone[key][place : place + 1] if "core" in key else alone[key]
+            torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+    told = read_records(tmp_path / "net" / "server" / "rounds.jsonl")
+    assert {one.task for one in told if one.metric == "train_nll"} == set(NAMES)
+    assert [one.value for one in told if one.metric == "accepted"] == [2, 2]
+
+    assert net.listener is not None
+    database = b"".join(file.read_bytes() for file in (tmp_path / "net" / "server-home").rglob("*") if file.is_file())
+    line = bytes(net.listener.seen)
+    for name in NAMES:
+        states = sorted((tmp_path / "net" / "state" / name).glob("*/before-round-*.safetensors"))
+        for seen in (line, database):
+            for state in states:
+                hits, looked = found_in(seen, core_slices(state))
+                assert (hits, looked > 20) == (0, True)
+            hits, looked = found_in(seen, texts(tmp_path / f"{name}.jsonl"))
+            assert (hits, looked > 5) == (0, True)
+        hits, looked = found_in(line, factor_slices(states[-1], "A"))
+        assert hits == looked > 0, "the search would not find anything"
