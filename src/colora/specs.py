@@ -142,15 +142,15 @@ class EvaluationSpec(_Spec):
 class FederationSpec(_Spec):
     """How clients train together without their text or cores leaving home. Learning rates are those of `training`."""
 
-    rounds: Count = Field(20, description="Rounds.")
-    schedule: Literal["alternating", "simultaneous"] = Field(
-        "alternating", description="One shared factor a round, B and A in turns, or both in every round."
+    rounds: Count = Field(30, description="Rounds.")
+    schedule: Literal["simultaneous", "alternating"] = Field(
+        "simultaneous", description="Both shared factors in every round, or one a round, B and A in turns."
     )
-    order: Literal["core_first", "together"] = Field(
-        "core_first", description="Within a round the core moves first, then the factor; or both in every local step."
+    order: Literal["together", "core_first"] = Field(
+        "together", description="Core and factors move in all local steps of a round; or the core first, then these."
     )
-    core_steps: int = Field(2, ge=0, description="Local steps of the core a round; 0 leaves cores at the identity.")
-    local_steps: Count = Field(3, description="Local steps of the shared factor a round.")
+    core_steps: int = Field(1, ge=0, description="Local steps of the core a round; 0 leaves cores at the identity.")
+    local_steps: Count = Field(2, description="Local steps of the factors; 'together' makes core_steps + local_steps.")
     rows: Count = Field(4, description="Rows of a local step.")
     onboard_steps: int = Field(20, ge=0, description="Further core steps of a client that joins late.")
     finish_steps: int = Field(5, ge=0, description="Core steps on the final A and B, after the last round.")
@@ -162,6 +162,7 @@ class FederationSpec(_Spec):
     server_lr: Rate = Field(1.0, description="Its learning rate; 1 suits 'average', 0.01 suits 'adam'.")
     server_momentum: Share = Field(0.9, description="Its momentum.")
     compression: Literal["none", "int8", "topk"] = Field("none", description="Of uploads, with error feedback.")
+    download: Literal["fp32", "fp16"] = Field("fp32", description="Numbers of A and B, as the server holds and sends.")
     keep: float = Field(0.1, gt=0, le=1, description="Share of the numbers that 'topk' sends.")
     max_norm: float | None = Field(None, gt=0, description="Drop updates of a larger norm than this.")
     norm_ratio: float = Field(10.0, gt=1, description="Drop updates so many times larger than the round's median.")

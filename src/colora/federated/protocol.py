@@ -1,14 +1,15 @@
 """Federated CoLoRA as pure functions: `init`, `broadcast`, `client_update`, `aggregate`, `finish`.
 
 Client k's weights are W0 + s · B Λ_k A (arXiv:2602.07218). A and B travel; Λ_k and the text never do. In a round
-client k fits Λ_k to the factors it got, then moves the factor whose turn it is, and sends by how much:
+client k moves Λ_k and the factors whose turn it is by a few local steps, and sends by how much these moved:
 
-    alternating    round 0, 2, ...: B with A resting; round 1, 3, ...: A with B resting
     simultaneous   A and B in every round
+    alternating    round 0, 2, ...: B with A resting; round 1, 3, ...: A with B resting
 
 With one factor resting every client's weight is linear in what is averaged, so the mean of the factors is the mean of
-the updates; averaging both at once adds cross terms. The first turn is B's, for B starts at zero, where A has no
-gradient. A client is sent only the factors it does not have, so in alternating rounds one of the two goes each way.
+the updates; averaging both at once adds cross terms. In the measurements both at once learn more all the same
+(docs/decisions.md). The first turn is B's, for B starts at zero, where A has no gradient. A client is sent only the
+factors it does not have, so in alternating rounds one of the two goes each way.
 
 Nothing here knows of Flower, of files or of clocks; `federate` is the whole algorithm in one process.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from colora.errors import FederationError
 from colora.federated.combine import combine
@@ -78,7 +80,7 @@ def turn(spec: FederationSpec, round_number: int) -> str:
     """ "A", "B" or "AB": the factors that move in a round, from 0.
 
     Example:
-        >>> [turn(FederationSpec(), number) for number in range(4)]
+        >>> [turn(FederationSpec(schedule="alternating"), number) for number in range(4)]
         ['B', 'A', 'B', 'A']
     """
     return "AB" if spec.schedule == "simultaneous" else "BA"[round_number % 2]
@@ -95,20 +97,21 @@ def broadcast(state: ServerState, client: str, start: Mapping[str, str]) -> Broa
     now = {which: digest(state.shared, which) for which in "AB"}
     held = state.holders.get(client, start)
     lacking = "".join(which for which in "AB" if held.get(which) != now[which])
-    return Broadcast(state.federation, state.round, state.base, now, moving(state.shared, lacking))
+    factors = {name: _shortest(tensor) for name, tensor in moving(state.shared, lacking).items()}
+    return Broadcast(state.federation, state.round, state.base, now, factors)
 
 
 def client_update(
     state: ClientState, message: Broadcast, local: LocalModel, data: LocalData, spec: FederationSpec, seed: int,
     tell_loss: bool = True,
 ) -> tuple[Reply, ClientState]:  # fmt: skip
-    """One client's part in a round: its core first, then the factor whose turn it is.
+    """One client's part in a round: it trains its core and the factors whose turn it is.
 
     Returns:
         what is sent, and the client's new state. If a factor is lacking that the server took it to have, the reply
         says so, and the state stays.
     """
-    state = replace(state, shared=state.shared | message.factors)
+    state = _informed(state, message)
     reply = Reply(data.name, message.federation, message.round, {}, len(data.rows))
     if any(digest(state.shared, which) != message.digests[which] for which in "AB"):
         return replace(reply, missing=True), state
@@ -133,7 +136,7 @@ def finish(
     Raises:
         FederationError: if a factor is lacking.
     """
-    state = replace(state, shared=state.shared | message.factors)
+    state = _informed(state, message)
     if any(digest(state.shared, which) != message.digests[which] for which in "AB"):
         raise FederationError("the final factors are not those that the server names")
     late = spec.onboard_steps if state.steps == 0 and spec.core_steps else 0
@@ -186,6 +189,8 @@ def aggregate(
     shared, moments = server_step(
         state.shared, combined, state.moments, spec.server, spec.server_lr, spec.server_momentum
     )
+    if spec.download == "fp16":  # rounded here, so that what clients get is what the server has, to the bit
+        shared |= {name: shared[name].half().float() for name in combined}
     return replace(state, round=state.round + 1, shared=shared, moments=moments, holders=holders), report
 
 
@@ -221,6 +226,16 @@ def federate(
 def update_norm(update: Tensors) -> float:
     """Euclidean norm of an update over all its tensors."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in update.values()))
+
+
+def _informed(state: ClientState, message: Broadcast) -> ClientState:
+    return replace(state, shared=state.shared | {name: tensor.float() for name, tensor in message.factors.items()})
+
+
+def _shortest(tensor: Tensor) -> Tensor:
+    """In 16 bits if nothing is lost by it."""
+    half = tensor.half()
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def _phases(spec: FederationSpec, round_number: int, factors: str, late: int) -> list[Phase]:
