@@ -60,11 +60,12 @@ def measure(method: str, seed: int, folders: dict[str, Path], args: argparse.Nam
         print(f"{method}, seed {seed}: measured before, reused")
         return
     output = args.output / f"{method.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
+    rates = RATES_OF.get(method, RATES["together"])
     config = RunConfig(
         base=DEFAULT_BASE, chat_template=False, output=str(output), seed=seed,
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
         adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
-        training=TrainingSpec(steps=STEPS, max_length=64, threads=args.threads, **RATES_OF.get(method, RATES["together"])),
+        training=TrainingSpec(steps=STEPS, max_length=64, threads=args.threads, **rates),
         evaluation=EvaluationSpec(max_new_tokens=32, rows=48),
         federation=FederationSpec.model_validate(METHODS[method]),
     )  # fmt: skip

@@ -13,7 +13,8 @@ import psutil
 
 from benchmarks.capture import Listener
 from colora.federated.keys import client_key, make_credentials
-from colora.federated.launch import stop, wait_until_ready
+from colora.federated.launch import wait_until_ready
+from colora.federated.processes import stop
 
 __all__ = ["Federation", "federation"]
 
