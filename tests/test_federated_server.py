@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -73,8 +75,9 @@ def changed(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     """A client whose payload is changed."""
 
     def fault(message: Message, reply: Message) -> Message:
-        payload = reply.content.array_records["payload"].to_torch_state_dict()
-        reply.content["payload"] = ArrayRecord(change(payload))
+        content = reply.content.array_records["payload"]["safetensors"].numpy().tobytes()
+        changed_content = safetensors.torch.save(change(safetensors.torch.load(content)))
+        reply.content["payload"] = ArrayRecord({"safetensors": Array(np.frombuffer(changed_content, np.uint8))})
         return reply
 
     return fault
