@@ -58,8 +58,8 @@ def found_in(seen: bytes, wanted: Iterable[bytes]) -> tuple[int, int]:
 def _present_starts(seen: bytes, starts: set[bytes]) -> set[bytes]:
     keys = np.array(sorted(int.from_bytes(start, "little") for start in starts), dtype=np.uint64)
     found: set[int] = set()
-    for offset in range(KEY if len(keys) else 0):
-        words = np.frombuffer(seen, "<u8", count=max(0, len(seen) - offset) // KEY, offset=offset)
+    for offset in range(min(KEY, len(seen) - KEY + 1) if len(keys) else 0):
+        words = np.frombuffer(seen, "<u8", count=(len(seen) - offset) // KEY, offset=offset)
         for begin in range(0, len(words), CHUNK):
             chunk = words[begin : begin + CHUNK]
             places = np.searchsorted(keys, chunk).clip(max=len(keys) - 1)
