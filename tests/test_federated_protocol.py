@@ -54,7 +54,8 @@ def local():
 
 
 def spec_of(**changes):
-    return FederationSpec(**({"rounds": 2, "core_steps": 2, "local_steps": 3, "rows": 2, "finish_steps": 2} | changes))
+    start = {"schedule": "alternating", "order": "core_first", "rounds": 2, "core_steps": 2, "local_steps": 3}
+    return FederationSpec(**(start | {"rows": 2, "finish_steps": 2} | changes))
 
 
 def start_of(local):

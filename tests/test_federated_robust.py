@@ -24,6 +24,11 @@ STATE = ServerState(
 )  # fmt: skip
 
 
+def spec_of(**changes):
+    """Alternating rounds, in the first of which B moves alone."""
+    return FederationSpec(**{"schedule": "alternating"} | changes)
+
+
 def update_of(number, size=1.0):
     """An update of B, of norm `size`."""
     generator = torch.Generator().manual_seed(number)
@@ -76,7 +81,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_is_as_without_it(name):
     changes, why = BAD[name]
-    spec = FederationSpec()
+    spec = spec_of()
     expected, _ = aggregate(STATE, GOOD, spec)
     found, report = aggregate(STATE, [*GOOD, reply(9, **changes)], spec)
     assert report.accepted == ["c0", "c1", "c2"]
@@ -91,12 +96,12 @@ def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_is_as_without_it(nam
 @pytest.mark.parametrize("others", [1, 3])
 @pytest.mark.parametrize("size", [1000.0, 1e18])
 def test_an_update_far_larger_than_the_others_is_dropped(others, size):
-    found, report = aggregate(STATE, [*GOOD[:others], reply(9, size)], FederationSpec())
-    expected, _ = aggregate(STATE, GOOD[:others], FederationSpec())
+    found, report = aggregate(STATE, [*GOOD[:others], reply(9, size)], spec_of())
+    expected, _ = aggregate(STATE, GOOD[:others], spec_of())
     assert "times the round's median" in report.dropped["c9"]
     assert same(found.shared, expected.shared)
     assert len(report.accepted) == others
-    found, report = aggregate(STATE, [*GOOD, reply(9, 9.5)], FederationSpec())
+    found, report = aggregate(STATE, [*GOOD, reply(9, 9.5)], spec_of())
     assert not report.dropped
 
 
@@ -104,16 +109,16 @@ def test_an_update_far_larger_than_the_others_is_dropped(others, size):
 def test_clients_that_send_zeros_cannot_end_the_round(count):
     zeros = {name: torch.zeros_like(tensor) for name, tensor in update_of(0).items()}
     replies = [*(reply(number, payload=zeros) for number in range(count - 1)), reply(9)]
-    _, report = aggregate(STATE, replies, FederationSpec())
+    _, report = aggregate(STATE, replies, spec_of())
     assert set(report.accepted) | set(report.dropped) == {one.client for one in replies}
-    _, report = aggregate(STATE, replies[:-1], FederationSpec())
+    _, report = aggregate(STATE, replies[:-1], spec_of())
     assert len(report.accepted) == count - 1
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_does_not_end_the_server(loss):
     cost = RoundCost(1, 1, 1.0)
-    _, report = aggregate(STATE, [*GOOD, reply(9, loss=loss)], FederationSpec())
+    _, report = aggregate(STATE, [*GOOD, reply(9, loss=loss)], spec_of())
     records = round_records("run", 0, report, cost)
     assert {one.task for one in records if one.metric == "train_nll"} >= {"c0", "c1", "c2"}
     assert "nan" not in history_line(report, cost, 1)
@@ -121,20 +126,20 @@ def test_a_loss_that_is_no_number_does_not_end_the_server(loss):
 
 
 def test_updates_above_max_norm_are_dropped():
-    spec = FederationSpec(max_norm=1.5)
+    spec = spec_of(max_norm=1.5)
     _, report = aggregate(STATE, [*GOOD, reply(9, 1.6)], spec)
     assert report.dropped == {"c9": "norm 1.6, expected at most 1.5 (max_norm)"}
 
 
 def test_with_privacy_updates_above_clip_are_dropped():
-    spec = FederationSpec(clip=1.0, weights="uniform")
+    spec = spec_of(clip=1.0, weights="uniform")
     _, report = aggregate(STATE, [*GOOD, reply(9, 1.01)], spec)
     assert report.dropped == {"c9": "norm 1.01, expected at most 1 (clip)"}
 
 
 def test_with_privacy_one_client_more_changes_the_sum_by_at_most_clip():
     """The noise is for a sum that one client can change by `clip`; so no client may decide who else counts."""
-    spec = FederationSpec(clip=1.0, weights="uniform")
+    spec = spec_of(clip=1.0, weights="uniform")
 
     def total(sizes):
         sums = []
@@ -151,7 +156,7 @@ def test_with_privacy_one_client_more_changes_the_sum_by_at_most_clip():
 
 @pytest.mark.parametrize("server", ["average", "momentum", "adam"])
 def test_when_all_are_bad_the_round_is_void_and_nothing_moves(server):
-    spec = FederationSpec(server=server)
+    spec = spec_of(server=server)
     state, _ = aggregate(STATE, GOOD, spec)
     state = replace(state, round=0)
     replies = [reply(number, **changes) for number, (changes, _) in enumerate(BAD.values())]
@@ -169,10 +174,10 @@ def test_when_all_are_bad_the_round_is_void_and_nothing_moves(server):
 
 def test_fewer_good_replies_than_asked_for_make_the_round_void():
     bad = reply(9, payload={})
-    found, report = aggregate(STATE, [*GOOD[:2], bad], FederationSpec(replies=3, clients=3))
+    found, report = aggregate(STATE, [*GOOD[:2], bad], spec_of(replies=3, clients=3))
     assert (report.void, report.accepted) == (True, ["c0", "c1"])
     assert same(found.shared, STATE.shared)
-    _, report = aggregate(STATE, [*GOOD, bad], FederationSpec(replies=3, clients=3))
+    _, report = aggregate(STATE, [*GOOD, bad], spec_of(replies=3, clients=3))
     assert not report.void
 
 
@@ -220,10 +225,10 @@ def test_one_wild_client_of_four_moves_median_and_trimmed_mean_no_further_than_t
 
 
 def test_a_wild_client_within_the_norm_limit_moves_a_robust_round_little():
-    state, _ = aggregate(STATE, GOOD, FederationSpec(rule="trimmed"))
+    state, _ = aggregate(STATE, GOOD, spec_of(rule="trimmed"))
     replies = [*GOOD, reply(9, 9.9)]
     for rule, least, most in (("mean", 2.0, 10.0), ("median", 0.0, 1.0), ("trimmed", 0.0, 1.0)):
-        found, report = aggregate(STATE, replies, FederationSpec(rule=rule))
+        found, report = aggregate(STATE, replies, spec_of(rule=rule))
         assert len(report.accepted) == 4
         assert least < update_norm({name: found.shared[name] - state.shared[name] for name in state.shared}) < most
 
@@ -259,7 +264,7 @@ def test_the_server_step_is_the_formula_over_rounds_of_turns(rule):
 
 
 def test_the_round_uses_the_server_settings():
-    spec = FederationSpec(server="momentum", server_lr=0.5, server_momentum=0.25)
+    spec = spec_of(server="momentum", server_lr=0.5, server_momentum=0.25)
     state, _ = aggregate(STATE, [GOOD[0]], spec)
     state, _ = aggregate(replace(state, round=0), [GOOD[1]], spec)
     for name, first in update_of(0).items():

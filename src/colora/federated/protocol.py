@@ -167,15 +167,16 @@ def aggregate(
             lost |= {reply.client} if reply.missing else set()
         else:
             good.append((reply, update, update_norm(update)))
-    if len(good) > 1:
-        middle = sorted(norm for *_, norm in good)[(len(good) - 1) // 2]  # the lower of two
+    norms = sorted(norm for *_, norm in good if norm > 0)
+    if norms and spec.clip is None:  # with privacy one client must not decide whether another counts
+        middle = norms[(len(norms) - 1) // 2]  # the lower of two
         limit = spec.norm_ratio * middle
         dropped |= {one.client: f"norm {norm:.3g}, {norm / middle:.3g} times the round's median" for one, _, norm in
                     good if norm > limit}  # fmt: skip
         good = [one for one in good if one[2] <= limit]
     report = RoundReport(
         state.round, [one.client for one, *_ in good], dropped,
-        {one.client: one.loss for one, *_ in good if one.loss is not None},
+        {one.client: one.loss for one, *_ in good if one.loss is not None and math.isfinite(one.loss)},
     )  # fmt: skip
     combined: Tensors | None = None
     if len(good) >= spec.replies:
