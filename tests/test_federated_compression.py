@@ -195,7 +195,16 @@ def test_federating_with_compression_ends_near_the_result_without():
             told.append(sum(report.losses.values()) / 3)
             assert not report.dropped
 
-        spec = FederationSpec(rounds=12, core_steps=2, local_steps=3, rows=2, compression=kind, keep=0.25)
+        spec = FederationSpec(
+            schedule="alternating",
+            rounds=12,
+            order="core_first",
+            core_steps=2,
+            local_steps=3,
+            rows=2,
+            compression=kind,
+            keep=0.25,
+        )
         clients = {name: local.newcomer() for name in data}
         ends[kind] = federate(init(FEDERATION, local), clients, data, local, spec, 0, look).shared
         losses[kind], up[kind] = told, sum(sizes)

@@ -15,14 +15,15 @@ from colora.bank import bank_overview
 from colora.config import load_config
 from colora.evaluation.records import read_records
 from colora.simulate import simulate
-from run_files import run_file, save_base
+from run_files import run_file, save_base, write_task
 
 NAMES = ("red", "blue")
 
 
 @pytest.mark.slow
 def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_personal_leaves_home(tmp_path: Path):
-    path = run_file(tmp_path, save_base(tmp_path / "base"), NAMES)
+    tasks = [{"path": write_task(tmp_path, name), "val": 0, "test": 0} for name in NAMES]
+    path = run_file(tmp_path, save_base(tmp_path / "base"), tasks, evaluation={"split": "train"})
     run = yaml.safe_load(path.read_text())
     run["federation"] = {"rounds": 2, "rows": 2, "clients": 2, "wait": 60, "deadline": 60}
     path.write_text(yaml.safe_dump(run))

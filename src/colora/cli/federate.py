@@ -104,7 +104,9 @@ def register(
 
 @federate.command()
 def client(
-    task: Annotated[Path, typer.Option(help="Task file or folder. Stays here.", exists=True)],
+    task: Annotated[
+        Path, typer.Option(help="Task file, all of it trained on, or folder with train.*. Stays here.", exists=True)
+    ],
     state: Annotated[Path, typer.Option(help="Folder for the core and, in the end, the bank. Stays here.")],
     server: Server = "127.0.0.1:8000",
     ca: Certificate = None,
@@ -127,7 +129,7 @@ def client(
         from colora.tasks.read import read_tasks
         from colora.tasks.schema import TaskSource
 
-        read_tasks([TaskSource(path=str(task))])  # its faults are told here, not in the first round
+        read_tasks([TaskSource(path=str(task), val=0, test=0)])  # its faults are told here, not in the first round
         home = home or state / "flower"
         home.mkdir(parents=True, exist_ok=True)
         flags: dict[str, str | int | float | bool] = {

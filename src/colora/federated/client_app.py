@@ -2,7 +2,7 @@
 
 Flower starts a process for each message. The flags of the SuperNode, in its `--node-config`:
 
-    task      the client's task file or folder (required)
+    task      the client's task file, all of whose examples it trains on, or a folder with train.* (required)
     state     folder for the core (required)
     base      its place of the base model, if another than the federation's
     name      what to be called in the server's records; by default its node's number
@@ -66,6 +66,6 @@ def member(config: str, flags: tuple[tuple[str, Any], ...]) -> Member:
     agreed = FederationConfig.model_validate_json(config)
     configure_threads(agreed.training.threads)
     return Member(
-        agreed, TaskSource(name=str(given.get("task-name") or "") or None, path=str(given["task"])),
+        agreed, TaskSource(path=str(given["task"]), val=0, test=0),
         Path(str(given["state"])), str(given.get("base") or "") or None, given.get("share-loss", True) is not False,
     )  # fmt: skip
