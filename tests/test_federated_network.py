@@ -30,7 +30,7 @@ def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_person
     before = set(psutil.pids())
     with federation(tmp_path / "net", {name: tmp_path / f"{name}.jsonl" for name in NAMES}, listen=True) as net:
         net.start()
-        done = net.run(path, seconds=100)
+        done = net.run(path, seconds=200)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{net.logs()}"
         processes = [psutil.Process(one.pid) for one in net.processes.values()]
         mine = [child for one in processes for child in (one, *one.children(recursive=True))]
