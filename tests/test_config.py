@@ -7,7 +7,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec, field_rows, load_config
+from colora.config import (
+    AdapterSpec,
+    EvaluationSpec,
+    FederationSpec,
+    RunConfig,
+    TaskSpec,
+    TrainingSpec,
+    field_rows,
+    load_config,
+)
 from colora.errors import ConfigError
 from run_files import cli
 
@@ -220,6 +229,7 @@ def leaves(spec: type[BaseModel], prefix: str = "") -> dict[str, str]:
     found = {}
     for name, info in spec.model_fields.items():
         inner = {"tasks": TaskSpec, "adapter": AdapterSpec, "training": TrainingSpec, "evaluation": EvaluationSpec}
+        inner["federation"] = FederationSpec
         if spec is RunConfig and name in inner:
             found |= leaves(inner[name], f"{name}.N." if name == "tasks" else f"{name}.")
         else:
