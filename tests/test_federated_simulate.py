@@ -8,8 +8,10 @@ import torch
 import colora.simulate
 from colora.config import load_config
 from colora.evaluation.records import read_records
+from colora.federated.history import RoundCost, round_records, write_round
+from colora.federated.protocol import RoundReport
 from colora.simulate import simulate
-from run_files import bank_tensors, cli, refusal, run_file, save_base
+from run_files import bank_tensors, cli, refusal, run_file, save_base, write_task
 
 FIELDS = ("federation.rounds=3", "federation.rows=2", "federation.finish_steps=1")
 
@@ -77,3 +79,70 @@ def test_private_rounds_tell_a_growing_epsilon_and_their_noise_is_not_of_the_see
     assert 0 < spent[0] < spent[1] < spent[2]
     assert (tmp_path / "first" / "privacy.json").is_file()
     assert any(not torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
+
+
+def test_rounds_that_a_crash_undid_are_written_over(tmp_path: Path):
+    file = tmp_path / "rounds.jsonl"
+
+    def write(number: int, up: int) -> None:
+        report = RoundReport(number, ["a"], {"b": "late"}, {"a": 1.0})
+        write_round(file, round_records("run", 0, report, RoundCost(up, 0, 1.0)))
+
+    for number, up in ((0, 1), (1, 2), (2, 3), (1, 20), (2, 30)):
+        write(number, up)
+    records = read_records(file)
+    assert [one.value for one in records if one.metric == "bytes_up"] == [1, 20, 30]
+    assert [one.split for one in records if one.metric == "dropped: late"] == [f"round {number}" for number in range(3)]
+    write(0, 5)
+    assert {one.split for one in read_records(file)} == {"round 0"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["federation.clip=1", "federation.rule=median"], "clip needs rule: mean, compression: none and weights"),
+        (["federation.clip=1", "federation.weights=uniform", "federation.compression=int8"], "clip needs rule: mean"),
+        (["federation.replies=3"], "replies (3) cannot be more than clients (2)"),
+        (["federation.fraction=0"], "federation.fraction: expected greater than 0, found 0"),
+        (["federation.trim=0.5"], "federation.trim: expected less than 0.5"),
+        (["adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save cannot be used"),
+        (["adapter.lora_dropout=0.1"], "adapter.lora_dropout and"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path: Path, path: Path, fields, said):
+    assert said in refusal("federate", "simulate", path, *fields)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_training_examples_is_refused(tmp_path: Path):
+    task = {"path": write_task(tmp_path, "blue"), "test": 10, "val": 0}
+    said = refusal("federate", "simulate", run_file(tmp_path, save_base(tmp_path / "base"), ["red", task]))
+    assert "blue.jsonl: expected 1 examples for the train split" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_some_clients_a_round_also_resumes_to_the_same_bits(tmp_path: Path, monkeypatch):
+    """Clients that were away have older factors than the server when it goes on, and newcomers have none."""
+    path = run_file(tmp_path, save_base(tmp_path / "base"), ("red", "blue", "green", "grey"))
+    fields = (
+        "federation.rounds=4", "federation.fraction=0.5", "federation.rows=2", "federation.schedule=alternating",
+        "federation.compression=int8", "federation.server=momentum", "federation.server_lr=0.5",
+    )  # fmt: skip
+    simulate(load_config(path, [*fields, f"output={tmp_path / 'whole'}"]))
+    monkeypatch.setattr(colora.simulate, "SAVE_SECONDS", -1.0)
+    save = colora.simulate._save
+    for stop in (1, 2, 3):
+
+        def killed(folder, state, clients, stop=stop):
+            save(folder, state, clients)
+            if state.round == stop:
+                raise SystemExit
+
+        monkeypatch.setattr(colora.simulate, "_save", killed)
+        with pytest.raises(SystemExit):
+            simulate(load_config(path, fields))
+    monkeypatch.setattr(colora.simulate, "_save", save)
+    simulate(load_config(path, fields))
+    expected, found = bank_tensors(tmp_path / "whole"), bank_tensors(tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -52,7 +52,7 @@ class PrivateMean:
         if ledger is not None and ledger.is_file():
             try:
                 self._accountant.load_state_dict(json.loads(ledger.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
                 raise CheckpointError(f"{ledger}: damaged, or of other privacy settings: {error}") from error
         # From the system's entropy: a seed that others know would let them take the noise off again.
         self._generator = torch.Generator().manual_seed(secrets.randbits(63))

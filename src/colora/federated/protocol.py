@@ -191,7 +191,7 @@ def aggregate(
         state.shared, combined, state.moments, spec.server, spec.server_lr, spec.server_momentum
     )
     if spec.download == "fp16":  # rounded here, so that what clients get is what the server has, to the bit
-        shared |= {name: shared[name].half().float() for name in combined}
+        shared |= {name: shared[name].clamp(-65504, 65504).half().float() for name in combined}
     return replace(state, round=state.round + 1, shared=shared, moments=moments, holders=holders), report
 
 
