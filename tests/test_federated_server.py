@@ -5,6 +5,7 @@ The clients are the real ClientApp with folders of their own; what they do wrong
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from colora.compare.claim import claimed
 from colora.config import FederationConfig
-from colora.errors import FederationError
+from colora.errors import ConfigError, FederationError
 from colora.evaluation.records import read_records
 from colora.federated import client_app
 from colora.federated.client_app import app, member
+from colora.federated.member import Member
+from colora.federated.protocol import broadcast, init
 from colora.federated.server import serve
+from colora.federated.state import digests
 from colora.federated.storage import load_server
+from colora.tasks.schema import TaskSource
 from run_files import save_base, write_task
 
 Fault = Callable[[Message, Message], Message | None]
@@ -236,3 +241,51 @@ def test_every_client_ends_with_a_bank_of_its_own_and_nothing_of_another_task(tm
     for name in NAMES:
         (bank,) = (tmp_path / "state" / name).glob("*/bank")
         assert json.loads((bank / "adapter_config.json").read_text())["tasks"] == [name]
+
+
+@pytest.mark.parametrize("name", ["11", "all clients", "a\nb"])
+def test_no_client_takes_the_name_of_a_node_or_of_all(tmp_path: Path, config: FederationConfig, name: str):
+    def renamed(message: Message, reply: Message) -> Message:
+        reply.content.config_records["reply"]["name"] = name
+        return reply
+
+    grid = LocalGrid(config, tmp_path, {"red": renamed})
+    serve(grid, config, tmp_path / "out", quiet)
+    told = [one.task for one in read_records(tmp_path / "out" / "rounds.jsonl") if one.metric == "train_nll"]
+    (node,) = (str(number) for number, known in grid.nodes.items() if known == "red")
+    assert sorted(told) == sorted(2 * [node, "blue", "green", "grey"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("precision", "bf16"), ("weight_decay", 0.1), ("warmup_steps", 5)])
+def test_fields_that_clients_do_not_know_are_refused_not_passed_over(
+    tmp_path: Path, config: FederationConfig, field: str, value: Any
+):
+    training = config.training.model_copy(update={field: value})
+    with pytest.raises(ConfigError, match=rf"training\.{field} cannot be used"):
+        serve(LocalGrid(config, tmp_path), config.model_copy(update={"training": training}), tmp_path / "out", quiet)
+
+
+@pytest.mark.parametrize("name", ["A/evil", None])
+def test_a_client_takes_no_factor_that_its_model_does_not_have(tmp_path: Path, config: FederationConfig, name: str):
+    source = TaskSource(path=str(tmp_path / "red.jsonl"), val=0, test=0)
+    client = Member(config, source, tmp_path / "state")
+    state = init("0" * 32, client.local)
+    known = next(iter(state.shared))
+    bad = replace(broadcast(state, "red", digests(client.local.start)), factors={name or known: torch.zeros(3, 3)})
+    with pytest.raises(FederationError, match="expected"):
+        client.take_part(bad)
+    assert not list((tmp_path / "state").rglob("before-round-*"))
+
+
+def test_a_core_is_not_lost_to_a_server_restored_from_long_before(tmp_path: Path, config: FederationConfig):
+    source = TaskSource(path=str(tmp_path / "red.jsonl"), val=0, test=0)
+    client = Member(config, source, tmp_path / "state")
+    state = init("0" * 32, client.local)
+    start = digests(client.local.start)
+    for number in range(4):
+        client.take_part(broadcast(replace(state, round=number), "red", start))
+    kept = {path.name for path in (tmp_path / "state").rglob("before-round-*")}
+    assert kept == {"before-round-3.safetensors", "before-round-4.safetensors"}
+    with pytest.raises(FederationError, match="has the core before round 3 and later, but the server asks for round 1"):
+        client.take_part(broadcast(replace(state, round=1), "red", start))
+    assert {path.name for path in (tmp_path / "state").rglob("before-round-*")} == kept

@@ -92,7 +92,8 @@ def test_the_latest_state_of_no_later_round_is_taken_and_two_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "before-round-11.safetensors", "before-round-5.safetensors"
     ]  # fmt: skip
-    assert load_client(tmp_path, 4) is None
+    with pytest.raises(FederationError, match="has the core before round 5 and later"):
+        load_client(tmp_path, 4)  # a newcomer's state in its place would end in the loss of these
     assert [load_client(tmp_path, asked).round for asked in (5, 10, 11, 99)] == [5, 5, 11, 11]
     assert same(load_client(tmp_path, 10), client_state(5, seed=5))
 

@@ -16,20 +16,33 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "colora"
 MOST_LINES = 350
 
-_MODEL = {"errors", "specs", "dtypes", "config", "files", "algebra", "likelihood", "adapter", "tasks", "base"}
+_MODEL = {
+    "errors",
+    "specs",
+    "placement",
+    "config",
+    "files",
+    "algebra",
+    "likelihood",
+    "adapter",
+    "bankconfig",
+    "tasks",
+    "base",
+}
 _TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
 _STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "recovery", "report"}
 _RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "specs": set(),
-    "dtypes": set(),
+    "placement": set(),
     "config": {"errors", "specs"},
     "files": {"errors"},
     "cells": {"errors", "files"},
     "algebra": set(),
     "likelihood": {"errors"},
     "adapter": {"errors", "config", "files", "algebra"},
+    "bankconfig": {"specs", "adapter"},
     "tasks": {"errors", "files"},
     "dates": {"errors", "files", "tasks"},
     "base": {"errors", "files"},

@@ -8,10 +8,11 @@ from accelerate import init_empty_weights
 from peft import get_peft_model
 
 from colora.bank import TaskSize, task_sizes
+from colora.bankconfig import bank_config
 from colora.base import load_base
 from colora.config import RunConfig
-from colora.dtypes import DTYPES
-from colora.run import bank_config, encode_run, read_run_tasks
+from colora.placement import DTYPES
+from colora.run import encode_run, read_run_tasks
 from colora.runfolder import task_manifest
 from colora.tasks.encode import EncodingReport
 
@@ -54,7 +55,7 @@ def check_run(config: RunConfig) -> RunPlan:
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
-        bank = get_peft_model(model, bank_config(config, [task.name for task in tasks], model))
+        bank = get_peft_model(model, bank_config(config.adapter, [task.name for task in tasks], model))
         if model.dtype == torch.float64:
             bank.double()  # PEFT does that where the weights are real
     per_task, shared = task_sizes(bank)

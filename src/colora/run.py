@@ -20,16 +20,16 @@ from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_tuner
 from colora.bank import BankInfo, attach_bank, find_bank, load_bank, save_bank
+from colora.bankconfig import bank_config
 from colora.base import configure_threads, load_base
 from colora.config import RunConfig, parse_config
-from colora.dtypes import DTYPES
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.records import Record, append_records, environment, read_records
 from colora.files import write_json
+from colora.placement import DTYPES, training_device
 from colora.runfolder import check_free, check_same_tasks, claim, run_config, task_manifest
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture
@@ -39,7 +39,6 @@ from colora.training.trainer import CoLoRATrainer
 
 __all__ = [
     "TrainResult",
-    "bank_config",
     "encode_run",
     "evaluate_bank",
     "measure",
@@ -109,13 +108,13 @@ def train(
         tokenizer.chat_template = None
     if (output / "bank" / "adapter_config.json").is_file():
         log(f"{output} has ended before; nothing to train")
-        device = _device(config)
+        device = training_device(config.training.device)
         loaded = attach_bank(model if device is None else model.to(device), output / "bank", device)
         return TrainResult(output / "bank", loaded, tokenizer, tasks, config.training.steps, reused=True)
 
     train_data, eval_data = encode_run(config, tasks, tokenizer, model)
     set_seed(config.seed)
-    bank = make_model(model, names) if make_model else get_peft_model(model, bank_config(config, names, model))
+    bank = make_model(model, names) if make_model else get_peft_model(model, bank_config(config.adapter, names, model))
     mixture = TaskMixture(
         train_data.sizes, batch_size=config.training.rows, steps=config.training.steps,
         policy=config.training.mixing, temperature=config.training.temperature, seed=config.seed,
@@ -169,14 +168,6 @@ def device_rows(config: RunConfig) -> int:
             f"({spec.accumulation} × {world})"
         )
     return spec.rows // (spec.accumulation * world)
-
-
-def bank_config(config: RunConfig, names: list[str], model: Any) -> CoLoRAConfig:
-    """The `CoLoRAConfig` of a run's bank."""
-    spec = config.adapter.model_dump()
-    spec["init_weights"] = {"kaiming": True}.get(spec["init_weights"], spec["init_weights"])
-    task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    return CoLoRAConfig(tasks=names, task_type=task_type, **spec)
 
 
 def make_trainer(
@@ -270,7 +261,7 @@ def evaluate_bank(
         tasks = read_run_tasks(config)
         check_same_tasks(run, tasks)
     configure_threads(config.training.threads)
-    dtype, device = DTYPES[config.training.base_dtype], _device(config)
+    dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
     model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
     config.output = str(run)
     return measure(config, model, tokenizer, tasks, info.max_length, progress)
@@ -290,10 +281,6 @@ def measure(
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
     return result
-
-
-def _device(config: RunConfig) -> torch.device | None:
-    return None if config.training.device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
 
 
 def _method(config: RunConfig) -> str:

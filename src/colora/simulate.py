@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,14 +23,13 @@ from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation
 from colora.federated.history import RoundCost, history_line, round_records, write_round
 from colora.federated.local import LocalData, LocalModel
-from colora.federated.member import local_model
+from colora.federated.member import local_data, local_model
 from colora.federated.protocol import Private, RoundReport, federate, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, message_bytes, save_client, save_server
 from colora.files import staged_folder
 from colora.run import evaluate_bank, measure, read_run_tasks
 from colora.runfolder import check_free, claim
-from colora.tasks.encode import encode_tasks
 from colora.tasks.schema import Task
 
 __all__ = ["simulate"]
@@ -69,9 +67,7 @@ def _simulate(config: RunConfig, output: Path, tasks: list[Task], log: Callable[
     agreed = FederationConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
     local, tokenizer = local_model(agreed)
     spec, seed = config.federation, config.seed
-    data = {task.name: _data(task, tokenizer, local, config.training.max_length) for task in tasks}
-    if empty := [name for name, own in data.items() if not len(own.rows)]:
-        raise ConfigError(f"no training examples for {', '.join(empty)}")
+    data = {task.name: local_data(task, tokenizer, local, config.training.max_length) for task in tasks}
     private = _private(config, output / "privacy.json")
     claim(output, config, tasks)
     state, clients = _resume(output / "checkpoint", local, data)
@@ -106,11 +102,6 @@ def _simulate(config: RunConfig, output: Path, tasks: list[Task], log: Callable[
     )  # fmt: skip
     save_bank(bank, output / "bank", info)
     return measure(config, bank, tokenizer, tasks, config.training.max_length)
-
-
-def _data(task: Task, tokenizer: Any, local: LocalModel, max_length: int) -> LocalData:
-    rows = encode_tasks([task], tokenizer, "train", max_length, local.encoder_decoder, {task.name: 0})
-    return LocalData(task.name, rows)
 
 
 def _private(config: RunConfig, ledger: Path) -> Private | None:

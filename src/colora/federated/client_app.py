@@ -22,12 +22,11 @@ from colora.base import configure_threads
 from colora.config import FederationConfig
 from colora.errors import ConfigError
 from colora.federated.member import Member
+from colora.federated.state import Reply
 from colora.federated.wire import read_broadcast, reply_record
 from colora.tasks.schema import TaskSource
 
-__all__ = ["FLAGS", "app", "member"]
-
-FLAGS = ("task", "state", "base", "name", "share-loss")
+__all__ = ["app", "member"]
 
 app = ClientApp()
 logger = logging.getLogger("flwr")
@@ -36,7 +35,7 @@ logger = logging.getLogger("flwr")
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round."""
-    client = member(str(context.run_config["colora"]), tuple(sorted(context.node_config.items())))
+    client = _member(context)
     reply = client.take_part(read_broadcast(message.content))
     return Message(reply_record(reply, str(context.node_config.get("name", ""))), reply_to=message)
 
@@ -44,13 +43,15 @@ def train(message: Message, context: Context) -> Message:
 @app.train("finish")
 def finish(message: Message, context: Context) -> Message:
     """The final factors."""
-    client = member(str(context.run_config["colora"]), tuple(sorted(context.node_config.items())))
+    client = _member(context)
     broadcast = read_broadcast(message.content)
     logger.info("bank: %s", client.complete(broadcast))
-    from colora.federated.state import Reply
-
     done = Reply(client.data.name, broadcast.federation, broadcast.round, {}, len(client.data.rows))
     return Message(reply_record(done), reply_to=message)
+
+
+def _member(context: Context) -> Member:
+    return member(str(context.run_config["colora"]), tuple(sorted(context.node_config.items())))
 
 
 @lru_cache(maxsize=1)

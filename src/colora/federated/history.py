@@ -1,12 +1,13 @@
 """What is seen of a federation: metric records of each round, in the form that evaluation has."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from colora.evaluation.records import Record, append_records, read_records
 from colora.federated.protocol import RoundReport
 
-__all__ = ["RoundCost", "history_line", "round_records", "write_round"]
+__all__ = ["ALL", "RoundCost", "history_line", "round_records", "write_round"]
 
 METHOD = "colora-federated"
 ALL = "all clients"
@@ -48,10 +49,13 @@ def write_round(file: Path, records: list[Record]) -> None:
     number = int(records[0].split.split()[1])
     before = read_records(file) if file.is_file() else []
     kept = [one for one in before if int(one.split.split()[1]) < number]
-    if len(kept) < len(before):
-        file.unlink()
-        append_records(file, kept)
-    append_records(file, records)
+    if len(kept) == len(before):
+        append_records(file, records)
+        return
+    beside = file.with_name(f".{file.name}.new")
+    beside.unlink(missing_ok=True)
+    append_records(beside, [*kept, *records])
+    os.replace(beside, file)
 
 
 def history_line(report: RoundReport, cost: RoundCost, rounds: int) -> str:

@@ -12,9 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import set_seed
 
-from colora.adapter.config import CoLoRAConfig
 from colora.adapter.identity import base_identity
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.bankconfig import bank_config
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
@@ -79,10 +79,7 @@ class LocalModel:
         if adapter.lora_dropout or adapter.modules_to_save:
             raise ConfigError("in a federation adapter.lora_dropout and adapter.modules_to_save cannot be used")
         set_seed(seed)
-        fields = adapter.model_dump()
-        fields["init_weights"] = {"kaiming": True}.get(adapter.init_weights, adapter.init_weights)
-        kind = "SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "CAUSAL_LM"
-        self.peft: PeftModel = get_peft_model(model, CoLoRAConfig(tasks=["client"], task_type=kind, **fields))
+        self.peft: PeftModel = get_peft_model(model, bank_config(adapter, ["client"], model))
         self.encoder_decoder = is_encoder_decoder(self.peft)
         self.collate = TaskCollator(pad_token_id)
         layers = bank_layers(self.peft, BANK)

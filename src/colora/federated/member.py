@@ -9,17 +9,21 @@ from colora.bank import BankInfo, save_bank
 from colora.base import load_base
 from colora.compare.claim import claimed
 from colora.config import FederationConfig
-from colora.dtypes import DTYPES
-from colora.errors import BaseMismatchError, ColoraError, FederationError
+from colora.errors import BaseMismatchError, ColoraError, ConfigError, FederationError
 from colora.federated.local import LocalData, LocalModel
 from colora.federated.protocol import client_update, finish
 from colora.federated.state import Broadcast, Reply
 from colora.federated.storage import client_folder, load_client, save_client
+from colora.placement import DTYPES, training_device
 from colora.tasks.encode import encode_tasks
 from colora.tasks.read import read_tasks
-from colora.tasks.schema import TaskSource
+from colora.tasks.schema import Task, TaskSource
 
-__all__ = ["Member", "local_model"]
+__all__ = ["Member", "local_data", "local_model"]
+
+
+UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "gradient_checkpointing")
+"""Fields of `training` that would change what is trained and that clients do not know: refused, not passed over."""
 
 
 def local_model(config: FederationConfig, base: str | None = None) -> tuple[LocalModel, Any]:
@@ -27,15 +31,34 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
 
     Args:
         base: another place of the same base model.
+
+    Raises:
+        ConfigError: if `training` says something that a federation cannot do.
     """
-    model, tokenizer = load_base(base or config.base, dtype=DTYPES[config.training.base_dtype])
+    spec = config.training
+    fields = type(spec).model_fields
+    if odd := [f"training.{name}" for name in UNUSED if getattr(spec, name) != fields[name].default]:
+        raise ConfigError(f"in a federation {', '.join(odd)} cannot be used: leave the default")
+    model, tokenizer = load_base(base or config.base, DTYPES[spec.base_dtype], training_device(spec.device))
     if not config.chat_template:
         tokenizer.chat_template = None
-    spec = config.training
     local = LocalModel(
         model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
     )
     return local, tokenizer
+
+
+def local_data(task: Task, tokenizer: Any, local: LocalModel, max_length: int) -> LocalData:
+    """A client's training examples in tokens.
+
+    Raises:
+        TaskFileError: listing every example that is too long.
+        ConfigError: if there are none.
+    """
+    rows = encode_tasks([task], tokenizer, "train", max_length, local.encoder_decoder, {task.name: 0})
+    if not len(rows):
+        raise ConfigError(f"{task.source}: no training examples for {task.name!r}")
+    return LocalData(task.name, rows)
 
 
 @dataclass
@@ -59,13 +82,7 @@ class Member:
     def __post_init__(self) -> None:
         (self.task,) = read_tasks([self.source], self.config.seed)
         self.local, self.tokenizer = local_model(self.config, self.base)
-        rows = encode_tasks(
-            [self.task], self.tokenizer, "train", self.config.training.max_length,
-            self.local.encoder_decoder, {self.task.name: 0},
-        )  # fmt: skip
-        if not len(rows):
-            raise FederationError(f"{self.source.origin}: no training examples")
-        self.data = LocalData(self.task.name, rows)
+        self.data = local_data(self.task, self.tokenizer, self.local, self.config.training.max_length)
 
     def take_part(self, message: Broadcast) -> Reply:
         """Train for one round; the new core is on disk before the reply is given.

@@ -28,7 +28,7 @@ from colora.federated.combine import combine
 from colora.federated.compression import compress, decompress
 from colora.federated.local import LocalData, LocalModel, Phase
 from colora.federated.optimizer import server_step
-from colora.federated.state import Broadcast, ClientState, Reply, ServerState, Tensors, digest, moving
+from colora.federated.state import Broadcast, ClientState, Reply, ServerState, Tensors, digests, moving
 from colora.specs import FederationSpec
 
 __all__ = [
@@ -94,7 +94,7 @@ def sample(clients: Iterable[str], spec: FederationSpec, round_number: int, seed
 
 def broadcast(state: ServerState, client: str, start: Mapping[str, str]) -> Broadcast:
     """What a client is sent at the start of the coming round; `start` are the digests of what each starts with."""
-    now = {which: digest(state.shared, which) for which in "AB"}
+    now = digests(state.shared)
     held = state.holders.get(client, start)
     lacking = "".join(which for which in "AB" if held.get(which) != now[which])
     factors = {name: _shortest(tensor) for name, tensor in moving(state.shared, lacking).items()}
@@ -109,11 +109,15 @@ def client_update(
 
     Returns:
         what is sent, and the client's new state. If a factor is lacking that the server took it to have, the reply
-        says so, and the state stays.
+        says so, and the core stays.
+
+    Raises:
+        FederationError: the server sent something that is no factor of this model.
+        TrainingDivergedError: a loss is NaN or infinite.
     """
     state = _informed(state, message)
     reply = Reply(data.name, message.federation, message.round, {}, len(data.rows))
-    if any(digest(state.shared, which) != message.digests[which] for which in "AB"):
+    if digests(state.shared) != message.digests:
         return replace(reply, missing=True), state
     factors = turn(spec, message.round)
     late = spec.onboard_steps if state.steps == 0 and message.round > 0 and spec.core_steps else 0
@@ -134,10 +138,10 @@ def finish(
     """A client after the last round: it takes the final factors and fits its core to them once more.
 
     Raises:
-        FederationError: if a factor is lacking.
+        FederationError: if a factor is lacking, or the server sent something that is no factor of this model.
     """
     state = _informed(state, message)
-    if any(digest(state.shared, which) != message.digests[which] for which in "AB"):
+    if digests(state.shared) != message.digests:
         raise FederationError("the final factors are not those that the server names")
     late = spec.onboard_steps if state.steps == 0 and spec.core_steps else 0
     steps = late + (spec.finish_steps if spec.core_steps else 0)
@@ -183,7 +187,7 @@ def aggregate(
         updates = [update for _, update, _ in good]
         weights = [one.examples if spec.weights == "examples" else 1 for one, *_ in good]
         combined = private(updates) if private is not None else combine(updates, weights, spec.rule, spec.trim)
-    now = {which: digest(state.shared, which) for which in "AB"}
+    now = digests(state.shared)
     holders = dict(state.holders) | dict.fromkeys(report.accepted, now) | {client: {} for client in lost}
     if combined is None:
         return replace(state, round=state.round + 1, holders=holders), replace(report, void=True)
@@ -209,7 +213,7 @@ def federate(
         after_round: called after each round.
         private: makes the mean private.
     """
-    start = {which: digest(local.start, which) for which in "AB"}
+    start = digests(local.start)
     while state.round < spec.rounds:
         messages, replies = [], []
         for client in sample(clients, spec, state.round, seed):
@@ -230,6 +234,11 @@ def update_norm(update: Tensors) -> float:
 
 
 def _informed(state: ClientState, message: Broadcast) -> ClientState:
+    """The client with the factors it was sent. Raises FederationError if these are not factors of this model."""
+    for name, tensor in message.factors.items():
+        expected = tuple(state.shared[name].shape) if name in state.shared else "no such factor"
+        if tuple(tensor.shape) != expected:
+            raise FederationError(f"{name}: expected {expected}, found {tuple(tensor.shape)}")
     return replace(state, shared=state.shared | {name: tensor.float() for name, tensor in message.factors.items()})
 
 

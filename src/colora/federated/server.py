@@ -19,7 +19,7 @@ from colora.federated.history import RoundCost, history_line, round_records, wri
 from colora.federated.member import local_model
 from colora.federated.privacy import PrivateMean
 from colora.federated.protocol import RoundReport, aggregate, broadcast, init, sample
-from colora.federated.state import Reply, ServerState, digest
+from colora.federated.state import Reply, ServerState, digests
 from colora.federated.storage import load_server, message_bytes, save_server
 from colora.federated.wire import broadcast_record, read_name, read_reply
 from colora.files import write_json
@@ -51,7 +51,7 @@ def serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[str
 def _serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[str], None]) -> ServerState:
     spec, seed = config.federation, config.seed
     local, _ = local_model(config)
-    start = {which: digest(local.start, which) for which in "AB"}
+    start = digests(local.start)
     state = load_server(folder)
     if state is None:
         state = init(uuid.uuid4().hex, local)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Broadcast", "ClientState", "Reply", "ServerState", "Tensors", "digest", "moving", "part"]
+__all__ = ["Broadcast", "ClientState", "Reply", "ServerState", "Tensors", "digest", "digests", "moving", "part"]
 
 Tensors = dict[str, Tensor]
 
@@ -115,3 +115,8 @@ def digest(shared: Tensors, which: str) -> str:
         found.update(f"{name}{tuple(tensor.shape)}".encode())
         found.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+def digests(shared: Tensors) -> dict[str, str]:
+    """The digest of A and of B."""
+    return {which: digest(shared, which) for which in "AB"}

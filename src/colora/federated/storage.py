@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from colora.errors import CheckpointError, FederationError
-from colora.federated.state import ClientState, ServerState, Tensors, digest
+from colora.federated.state import ClientState, ServerState, Tensors, digests
 from colora.files import write_bytes
 
 __all__ = ["client_folder", "load_client", "load_server", "message_bytes", "save_client", "save_server"]
@@ -72,7 +72,7 @@ def save_client(folder: Path, state: ClientState, with_shared: bool = True) -> N
         CheckpointError: if that fails; the states before are still there.
     """
     header: dict[str, Any] = {"round": state.round, "position": state.position, "steps": state.steps}
-    header |= {f"digest {which}": digest(state.shared, which) for which in "AB"}
+    header["digests"] = digests(state.shared)
     parts = {"cores": state.cores, "moments": state.moments, "residual": state.residual}
     _write(_client_file(folder, state.round), parts | ({"shared": state.shared} if with_shared else {}), header)
     rounds = _rounds(folder)
@@ -90,10 +90,18 @@ def load_client(folder: Path, round_number: int, shared: Tensors | None = None) 
 
     Raises:
         CheckpointError: if the file is damaged.
+        FederationError: if all that is there is later: a new core would end in the loss of this one.
     """
-    numbers = [number for number in _rounds(folder) if number <= round_number]
+    known = _rounds(folder)
+    numbers = [number for number in known if number <= round_number]
     if not numbers:
-        return None
+        first = len(known) == 1 or known[:1] == [1]  # of its first round a client has the state after it only
+        if not known or (first and known[0] == round_number + 1):
+            return None
+        raise FederationError(
+            f"{folder}: has the core before round {known[0]} and later, but the server asks for round {round_number}; "
+            "it was restored from long before. Move this folder away to begin with a new core"
+        )
     parts, header = _read(_client_file(folder, numbers[-1]))
     state = ClientState(
         header["round"], parts.get("cores", {}), parts.get("shared", {}), header["position"],

@@ -13,6 +13,7 @@ import safetensors.torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from colora.errors import FederationError
+from colora.federated.history import ALL
 from colora.federated.state import Broadcast, Reply, Tensors
 from colora.files import fits_name_rule
 
@@ -75,10 +76,10 @@ def read_reply(record: RecordDict, client: str) -> Reply:
 
 
 def read_name(record: RecordDict) -> str | None:
-    """What a client wants to be called, if it says something that can be shown."""
+    """What a client wants to be called, if it can be shown and taken for nobody else: no node's number, not all."""
     about = record.config_records.get("reply")
     name = "" if about is None else str(about.get("name", ""))
-    return name if fits_name_rule(name) else None
+    return name if fits_name_rule(name) and not name.isdecimal() and name != ALL else None
 
 
 def _whole(record: Mapping[str, Any], key: str) -> int:
