@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from benchmarks.federation import RECORD as FEDERATION
+from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
 from benchmarks.steadiness import RECORD as STEADINESS
 from benchmarks.steadiness import read as read_steadiness
@@ -17,7 +17,6 @@ from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdo
 from colora.cells import read_cell_records
 from colora.compare.experiment import load_experiment
 from colora.compare.run import chosen_cells
-from colora.evaluation.records import read_records
 from tiny import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +45,9 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     [
         (README, "main", main_markdown),
         (README, "groups", groups_markdown),
-        (README, "federation", lambda: federation_markdown(read_records(FEDERATION))),
-        (FEDERATED, "federation", lambda: federation_markdown(read_records(FEDERATION))),
+        (README, "federation", federation_markdown),
+        (FEDERATED, "federation", federation_markdown),
+        (DECISIONS, "federation choices", choices_table),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
