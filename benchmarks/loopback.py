@@ -35,7 +35,7 @@ class Federation:
         folder: for everything.
         tasks: each client's task file or folder.
         tls: encrypted, with a key for each client.
-        listen: with a listener between clients and server, see `captured`.
+        listen: with a `Listener` between clients and server, which keeps what it sees.
     """
 
     def __init__(self, folder: Path, tasks: dict[str, Path], tls: bool = True, listen: bool = False) -> None:

@@ -22,7 +22,7 @@ from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 
 from colora.errors import ConfigError, FederationError
-from colora.federated import launch
+from colora.federated import launch, processes
 from colora.federated.keys import client_key, make_credentials
 from colora.federated.processes import stop
 
@@ -257,3 +257,32 @@ def gone(pid):
             return True
         time.sleep(0.02)
     return False
+
+
+def test_a_program_that_is_refused_is_started_again_until_it_is_let_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "RETRY_PAUSE", 0.01)
+    tried = tmp_path / "tried"
+    code = f"import sys; f = open({str(tried)!r}, 'a+'); f.write('x'); f.seek(0); sys.exit(len(f.read()) < 3)"
+    assert processes.keep_running([sys.executable, "-c", code], dict(os.environ), retry=30) == 0
+    assert tried.read_text() == "xxx"
+
+
+def test_a_program_that_stays_refused_ends_with_its_own_code(monkeypatch):
+    monkeypatch.setattr(processes, "RETRY_PAUSE", 0.01)
+    assert processes.keep_running([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ), retry=0) == 7
+
+
+def test_told_to_end_it_ends_what_it_started(tmp_path):
+    started = tmp_path / "pid"
+    inner = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = (
+        "import os, sys\nfrom colora.federated.processes import keep_running\n"
+        f"sys.exit(keep_running([sys.executable, '-c', {inner!r}], dict(os.environ), retry=60))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", outer])
+    while not (started.is_file() and started.read_text()):
+        time.sleep(0.05)
+    pid = int(started.read_text())
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+    assert not psutil.pid_exists(pid)
