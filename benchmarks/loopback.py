@@ -117,7 +117,9 @@ def federation(folder: Path, tasks: dict[str, Path], tls: bool = True, listen: b
     try:
         yield one
     finally:
-        for process in list(one.processes.values()):
-            stop(process, 5)
+        for process in one.processes.values():
+            process.terminate()  # all at once, for each takes seconds to wind up
+        for process in one.processes.values():
+            stop(process, 15)
         if one.listener:
             one.listener.close()
