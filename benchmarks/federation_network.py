@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from colora.simulate import simulate
 HERE = Path(__file__).parent
 TASKS = ("date-es", "date-pt", "date-it")
 ROUNDS = 4
+SNAPSHOT_SECONDS = 4.0
 
 
 def main() -> None:
@@ -63,7 +66,8 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     with federation(folder, tasks, listen=True) as net:
         net.start()
         ready = time.monotonic()
-        done = net.run(run, seconds=900)
+        with _snapshots(folder / "server-home") as snapshots:
+            done = net.run(run, seconds=900)
         ended = time.monotonic()
         if done.returncode:
             raise SystemExit(f"{done.stdout}\n{done.stderr}\n{net.logs()}")
@@ -74,7 +78,7 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     found |= _differences(folder, Path(config.output))
     assert net.listener is not None
     line = bytes(net.listener.seen)
-    database = b"".join(file.read_bytes() for file in (folder / "server-home").rglob("*") if file.is_file())
+    database = b"".join(snapshots)
     found["bytes on the line"], found["bytes of the server's files"] = len(line), len(database)
     for where, seen in (("on the line", line), ("in the server's files", database)):
         for what in ("cores", "texts", "A"):
@@ -128,6 +132,28 @@ def killed(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     ]
     found["banks"] = len(list((folder / "state").glob("*/*/bank")))
     return found
+
+
+@contextmanager
+def _snapshots(folder: Path) -> Iterator[list[bytes]]:
+    """All files of a folder every few seconds and at the end: Flower removes what has been delivered."""
+    found: list[bytes] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(SNAPSHOT_SECONDS):
+            for file in sorted(folder.rglob("*")):
+                with suppress(OSError):  # gone meanwhile
+                    found.append(file.read_bytes() if file.is_file() else b"")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        time.sleep(SNAPSHOT_SECONDS)
+        over.set()
+        thread.join()
 
 
 class _Running:
