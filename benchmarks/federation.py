@@ -38,6 +38,7 @@ TWICE = {"lr": 4e-3, "core_lr": 6e-2}
 METHODS: dict[str, dict[str, object]] = {
     "simultaneous": COMMON,
     "simultaneous, 8 bits up, 16 down": COMMON | SHORT,
+    "simultaneous, 8 bits up, 16 down, four rows": COMMON | SHORT | {"rows": 4},
     "alternating": COMMON | TURNS,
     "FedIT": COMMON | {"core_steps": 0, "local_steps": LOCAL, "finish_steps": 0},
 }
