@@ -23,6 +23,7 @@ from colora.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig
 from colora.demo import METRICS, RANK, RATES, write_tasks
 from colora.evaluation.records import Record, append_records, environment, read_records
 from colora.files import write_json
+from colora.run import train_and_evaluate
 from colora.simulate import simulate
 
 HERE = Path(__file__).parent
@@ -35,7 +36,9 @@ TURNS: dict[str, object] = {"schedule": "alternating"}
 MOMENTUM = {"server": "momentum", "server_lr": 0.3, "server_momentum": 0.8}
 BRIEF = {"rounds": 45, "core_steps": 1, "local_steps": 1}  # two local steps a round
 TWICE = {"lr": 4e-3, "core_lr": 6e-2}
+BANK = "in one place, four rows"  # no federation: what more rows a step are worth there
 METHODS: dict[str, dict[str, object]] = {
+    BANK: {"rows": 4},
     "simultaneous": COMMON,
     "simultaneous, 8 bits up, 16 down": COMMON | SHORT,
     "simultaneous, 8 bits up, 16 down, four rows": COMMON | SHORT | {"rows": 4},
@@ -85,24 +88,29 @@ def main() -> None:
 def measure(
     method: str, spec: dict[str, object], seed: int, folders: dict[str, Path], record: Path, args: argparse.Namespace
 ) -> None:
-    """Run one federation, unless its records are there."""
+    """Run one federation, or train one bank, unless its records are there."""
     known = read_records(record) if record.is_file() else []
     if any((one.method, one.seed) == (method, seed) for one in known):
         print(f"{method}, seed {seed}: measured before, reused")
         return
     output = args.output / f"{re.sub(r'[^A-Za-z0-9.]+', '-', method)}-seed-{seed}"
     rates = RATES_OF.get(method, RATES["together"])
+    federation = FederationSpec.model_validate(spec)
     config = RunConfig(
         base=DEFAULT_BASE, chat_template=False, output=str(output), seed=seed,
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
         adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
-        training=TrainingSpec(steps=STEPS, max_length=64, threads=args.threads, **rates),
+        training=TrainingSpec(
+            steps=STEPS, rows=federation.rows * len(folders), max_length=64, threads=args.threads, **rates
+        ),
         evaluation=EvaluationSpec(max_new_tokens=32, rows=48),
-        federation=FederationSpec.model_validate(spec),
+        federation=federation,
     )  # fmt: skip
-    evaluation = simulate(config, log=print)
-    rounds = [one for one in read_records(output / "rounds.jsonl") if one.metric.startswith("bytes")]
-    found = [replace(one, run="federation", method=method) for one in (*evaluation.records, *rounds)]
+    evaluation = train_and_evaluate(config, log=print)[1] if method == BANK else simulate(config, log=print)
+    assert evaluation is not None  # one process, which measures
+    rounds = output / "rounds.jsonl"
+    sent = [one for one in read_records(rounds) if one.metric.startswith("bytes")] if rounds.is_file() else []
+    found = [replace(one, run="federation", method=method) for one in (*evaluation.records, *sent)]
     with waiting_claim(record.with_suffix(".lock")):
         append_records(record, found)
         write_json(record.with_suffix(".environment.json"), environment())
@@ -143,9 +151,10 @@ def _quality(records: list[Record]) -> str:
 
 
 def _bytes(records: list[Record], metric: str) -> str:
-    """kB a client and round: the median over rounds."""
+    """kB a client and round: the median over rounds, or a dash where nothing was sent."""
     clients = len({one.task for one in records if one.metric == "rougeL"})
-    return f"{median(one.value for one in records if one.metric == metric) / clients / 1000:,.0f}"
+    sent = [one.value for one in records if one.metric == metric]
+    return f"{median(sent) / clients / 1000:,.0f}" if sent else "–"
 
 
 if __name__ == "__main__":

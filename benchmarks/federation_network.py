@@ -39,7 +39,8 @@ from colora.simulate import simulate
 HERE = Path(__file__).parent
 TASKS = ("date-es", "date-pt", "date-it")
 ROUNDS = 4
-SNAPSHOT_SECONDS = 4.0
+LOOK_SECONDS = 0.2  # Flower removes a message once it is fetched, and SQLite then writes zeros over it
+PAGE, FRAME = 4096, 24  # SQLite's pages, and what stands before each of them in the write-ahead log
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     with federation(folder, tasks, listen=True) as net:
         net.start()
         ready = time.monotonic()
-        with _snapshots(folder / "server-home") as snapshots:
+        with _pages(folder / "server-home") as pages:
             done = net.run(run, seconds=900)
         ended = time.monotonic()
         if done.returncode:
@@ -78,8 +79,8 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     found |= _differences(folder, Path(config.output))
     assert net.listener is not None
     line = bytes(net.listener.seen)
-    database = b"".join(snapshots)
-    found["bytes on the line"], found["bytes of the server's files"] = len(line), len(database)
+    database = b"".join(pages)
+    found["bytes on the line"], found["different bytes of the server's files"] = len(line), len(database)
     for where, seen in (("on the line", line), ("in the server's files", database)):
         for what in ("cores", "texts", "A"):
             hits = looked = 0
@@ -88,7 +89,7 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
                 slices = {
                     "cores": lambda s=states: (piece for state in s for piece in core_slices(state)),
                     "texts": lambda t=task: texts(t),
-                    "A": lambda s=states: factor_slices(s[-1], "A"),
+                    "A": lambda s=states: (piece for state in s for piece in factor_slices(state, "A")),
                 }[what]()
                 one, of = found_in(seen, slices)
                 hits, looked = hits + one, looked + of
@@ -135,23 +136,29 @@ def killed(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
 
 
 @contextmanager
-def _snapshots(folder: Path) -> Iterator[list[bytes]]:
-    """All files of a folder every few seconds and at the end: Flower removes what has been delivered."""
-    found: list[bytes] = []
+def _pages(folder: Path) -> Iterator[set[bytes]]:
+    """All pages that the files of a folder have had, as often as one can look.
+
+    What a page of a database says is whole within the page, and a piece of 24 bytes seldom crosses its end.
+    """
+    found: set[bytes] = set()
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(SNAPSHOT_SECONDS):
+        while not over.wait(LOOK_SECONDS):
             for file in sorted(folder.rglob("*")):
                 with suppress(OSError):  # gone meanwhile
-                    found.append(file.read_bytes() if file.is_file() else b"")
+                    log = file.name.endswith("-wal")
+                    content = file.read_bytes() if file.is_file() else b""
+                    step, head = (FRAME + PAGE, FRAME) if log else (PAGE, 0)
+                    begin = 32 if log else 0
+                    found.update(content[place + head : place + step] for place in range(begin, len(content), step))
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
         yield found
     finally:
-        time.sleep(SNAPSHOT_SECONDS)
         over.set()
         thread.join()
 
