@@ -32,6 +32,7 @@ STEPS, ROWS = 90, 2
 LOCAL = 3
 COMMON = {"rounds": STEPS // LOCAL, "core_steps": 1, "local_steps": LOCAL - 1, "rows": ROWS}
 SHORT = {"compression": "int8", "download": "fp16"}
+KEPT: dict[str, object] = {"factor_moments": "kept"}
 TURNS: dict[str, object] = {"schedule": "alternating"}
 MOMENTUM = {"server": "momentum", "server_lr": 0.3, "server_momentum": 0.8}
 BRIEF = {"rounds": 45, "core_steps": 1, "local_steps": 1}  # two local steps a round
@@ -48,7 +49,9 @@ METHODS: dict[str, dict[str, object]] = {
 CHOICES: dict[str, dict[str, object]] = {
     "30 × 3, both": COMMON,
     "30 × 3, both, core rate 0.12": COMMON,
+    "30 × 3, both, moments kept": COMMON | KEPT,
     "30 × 3, both, four rows": COMMON | {"rows": 4},
+    "30 × 3, both, four rows, moments kept": COMMON | {"rows": 4} | KEPT,
     "45 × 2, both, momentum": COMMON | BRIEF | MOMENTUM,
     "30 × 3, in turns": COMMON | TURNS,
     "45 × 2, in turns, momentum": COMMON | BRIEF | TURNS | MOMENTUM,

@@ -1,6 +1,5 @@
-"""The protocol against a plain twin: loops over clients, dense weights W0 + s · B Λ A, and Adam written out."""
+"""What the protocol promises: whose turn it is, what rests, what is sent, who counts how much."""
 
-import math
 from copy import deepcopy
 from dataclasses import fields, replace
 from itertools import permutations
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.supercore.differential_privacy import compute_clip_model_update
-from torch.func import functional_call
 
 from colora.errors import ConfigError, FederationError
-from colora.federated.local import LocalData, LocalModel
+from colora.federated.local import LocalModel
 from colora.federated.protocol import (
     aggregate,
     broadcast,
@@ -25,37 +23,14 @@ from colora.federated.protocol import (
     update_norm,
 )
 from colora.federated.state import digest, moving
-from colora.specs import AdapterSpec, FederationSpec
-from colora.tasks.encode import EncodedTasks
-from twins import Adam, exact_llama
-
-LR, CORE_LR, SEED = 0.01, 0.05, 3
-FEDERATION = "0123456789abcdef" * 2
-SIZES = {"ann": 5, "bob": 3, "cy": 4}
-ADAPTER = AdapterSpec(r=2, lora_alpha=3.0)
-
-
-def client_rows(name, size):
-    generator = torch.Generator().manual_seed(size)
-    items = []
-    for _ in range(size):
-        length, prompt = (int(torch.randint(low, high, (), generator=generator)) for low, high in [(5, 9), (2, 4)])
-        ids = torch.randint(6, 200, (length,), generator=generator).tolist()
-        items.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:], "task_ids": 0})
-    return LocalData(name, EncodedTasks(items, [size], []))
-
-
-DATA = {name: client_rows(name, size) for name, size in SIZES.items()}
+from colora.specs import AdapterSpec
+from federation_clients import ADAPTER, CORE_LR, DATA, FEDERATION, LR, SEED, SIZES, spec_of
+from twins import exact_llama
 
 
 @pytest.fixture(scope="module")
 def local():
     return LocalModel(exact_llama(), ADAPTER, 0, SEED, LR, CORE_LR)
-
-
-def spec_of(**changes):
-    start = {"schedule": "alternating", "order": "core_first", "rounds": 2, "core_steps": 2, "local_steps": 3}
-    return FederationSpec(**(start | {"rows": 2, "finish_steps": 2} | changes))
 
 
 def start_of(local):
@@ -84,98 +59,6 @@ def same_state(one, other):
     return all(
         same(a, b) if field.name in tensors else a == b for field, (a, b) in zip(fields(one), found, strict=True)
     )
-
-
-# ---- the twin ----------------------------------------------------------------------------------------------------
-
-
-class Twin:
-    """A federation in float64, with every client's weight dense and every row by itself."""
-
-    def __init__(self, local, spec, max_grad_norm):
-        self.model, self.spec, self.limit = exact_llama().requires_grad_(False), spec, max_grad_norm
-        self.layers = [name.removeprefix("A/") for name in local.start if name.startswith("A/")]
-        self.shared = {name: tensor.double() for name, tensor in local.start.items()}
-        self.cores = {k: {layer: torch.eye(2, dtype=torch.float64) for layer in self.layers} for k in SIZES}
-        self.core_adam = {k: Adam() for k in SIZES}
-        self.drawn = dict.fromkeys(SIZES, 0)
-
-    def loss(self, rows, values):
-        weights = {}
-        for layer in self.layers:
-            change = 1.5 * values["B/" + layer] @ values[layer] @ values["A/" + layer]
-            weights[f"{layer}.weight"] = self.model.get_submodule(layer).weight + change
-        nats, tokens = 0.0, 0
-        for row in rows:
-            logits = functional_call(self.model, weights, (torch.tensor([row["input_ids"]]),)).logits[0]
-            for place, label in enumerate(row["labels"]):
-                if label != -100:
-                    nats, tokens = nats - logits[place - 1].log_softmax(-1)[label], tokens + 1
-        return nats / tokens
-
-    def step(self, k, values, names, adam, share):
-        """One local step of the values in `names`."""
-        rows = DATA[k].batches(self.drawn[k], 1, self.spec.rows, SEED)[0]
-        self.drawn[k] += 1
-        leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-        gradients = torch.autograd.grad(self.loss(rows, leaves), [leaves[name] for name in names])
-        norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
-        shrink = min(1.0, self.limit / (norm + 1e-6)) if self.limit else 1.0
-        for name, gradient in zip(names, gradients, strict=True):
-            core = name in self.layers
-            rate = share * (CORE_LR if core else LR)
-            values[name] = (self.core_adam[k] if core else adam).move(name, values[name], shrink * gradient, rate)
-
-    def round(self, number):
-        factors = {"alternating": ["B", "A"][number % 2], "simultaneous": "AB"}[self.spec.schedule]
-        moves = [name for name in self.shared if name[0] in factors]
-        share = 0.1 + 0.9 * (1 + math.cos(math.pi * number / (self.spec.rounds - 1))) / 2
-        total = dict.fromkeys(moves, 0.0)
-        for k, size in SIZES.items():
-            values, adam = self.shared | self.cores[k], Adam()
-            if self.spec.order == "core_first":
-                for _ in range(self.spec.core_steps):
-                    self.step(k, values, self.layers, adam, share)
-                for _ in range(self.spec.local_steps):
-                    self.step(k, values, moves, adam, share)
-            else:
-                for _ in range(self.spec.core_steps + self.spec.local_steps):
-                    self.step(k, values, [*self.layers, *moves], adam, share)
-            self.cores[k] = {layer: values[layer] for layer in self.layers}
-            for name in moves:
-                total[name] = total[name] + size / sum(SIZES.values()) * (values[name] - self.shared[name])
-        self.shared |= {name: self.shared[name] + change for name, change in total.items()}
-
-    def end(self):
-        for k in SIZES:
-            values = self.shared | self.cores[k]
-            for _ in range(self.spec.finish_steps):
-                self.step(k, values, self.layers, Adam(), 0.1)
-            self.cores[k] = {layer: values[layer] for layer in self.layers}
-
-
-@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
-@pytest.mark.parametrize("order", ["core_first", "together"])
-@pytest.mark.parametrize("schedule", ["alternating", "simultaneous"])
-def test_two_rounds_and_the_end_equal_the_twin(schedule, order, max_grad_norm):
-    local = LocalModel(exact_llama(), ADAPTER, 0, SEED, LR, CORE_LR, max_grad_norm)
-    spec = spec_of(schedule=schedule, order=order)
-    clients = {name: local.newcomer() for name in SIZES}
-    state = federate(init(FEDERATION, local), clients, DATA, local, spec, SEED)
-    twin = Twin(local, spec, max_grad_norm)
-    for number in range(2):
-        twin.round(number)
-    twin.end()
-    # States are float32 between rounds; within a round both compute in float64.
-    for name, tensor in state.shared.items():
-        torch.testing.assert_close(tensor, twin.shared[name].float(), rtol=1e-5, atol=1e-6)
-        moved = (tensor - local.start[name]).abs().max()
-        assert moved > 1e-3, name
-    for name in SIZES:
-        assert clients[name].position == twin.drawn[name]
-        for layer, core in clients[name].cores.items():
-            torch.testing.assert_close(core, twin.cores[name][layer].float(), rtol=1e-5, atol=1e-6)
-            assert (core - torch.eye(2)).abs().max() > 1e-3
 
 
 # ---- turns and rest ----------------------------------------------------------------------------------------------

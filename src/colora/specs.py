@@ -152,6 +152,9 @@ class FederationSpec(_Spec):
     core_steps: int = Field(1, ge=0, description="Local steps of the core a round; 0 leaves cores at the identity.")
     local_steps: Count = Field(2, description="Local steps of the factors; 'together' makes core_steps + local_steps.")
     rows: Count = Field(4, description="Rows of a local step.")
+    factor_moments: Literal["fresh", "kept"] = Field(
+        "fresh", description="Whether a client's Adam of the factors begins anew each round, or goes on (kept at home)."
+    )
     onboard_steps: int = Field(20, ge=0, description="Further core steps of a client that joins late.")
     finish_steps: int = Field(5, ge=0, description="Core steps on the final A and B, after the last round.")
     weights: Literal["examples", "uniform"] = Field("examples", description="Of the clients in the mean.")

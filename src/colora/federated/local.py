@@ -86,9 +86,9 @@ class LocalModel:
         self.identity: dict[str, Any] = base_identity(
             {name: layer.base_layer for name, layer in layers.items()}, getattr(model.config, "model_type", None)
         )
-        self._factors = {f"A/{name}": layer.colora_A[BANK] for name, layer in layers.items()}
+        self._factors: Tensors = {f"A/{name}": layer.colora_A[BANK] for name, layer in layers.items()}
         self._factors |= {f"B/{name}": layer.colora_B[BANK] for name, layer in layers.items()}
-        self._cores = {name: layer.colora_core[BANK] for name, layer in layers.items()}
+        self._cores: Tensors = {name: layer.colora_core[BANK] for name, layer in layers.items()}
         self.start = {name: _copy(tensor) for name, tensor in self._factors.items()}
         """The A and B that every client with this seed starts from."""
 
@@ -120,9 +120,13 @@ class LocalModel:
         return self.peft
 
     def train(
-        self, state: ClientState, data: LocalData, phases: Sequence[Phase], rows: int, seed: int
-    ) -> tuple[ClientState, Tensors, list[float]]:
+        self, state: ClientState, data: LocalData, phases: Sequence[Phase], rows: int, seed: int,
+        keep_moments: bool = False,
+    ) -> tuple[ClientState, Tensors, list[float]]:  # fmt: skip
         """Train from a client's state.
+
+        Args:
+            keep_moments: of the factors too; otherwise their Adam begins anew each time.
 
         Returns:
             the state with its core moved on and its known factors as they were; the factors as they are now; the loss
@@ -134,15 +138,8 @@ class LocalModel:
         self.put(state.shared, state.cores)
         count = sum(len(phase.rates) for phase in phases)
         batches = iter(data.batches(state.position, count, rows, seed))
-        cores = torch.optim.Adam(self._cores.values(), lr=self.core_lr, betas=BETAS)
-        factors = torch.optim.Adam(self._factors.values(), lr=self.lr, betas=BETAS)
-        for name, parameter in self._cores.items():
-            if state.steps:
-                cores.state[parameter] = {
-                    "step": torch.tensor(float(state.steps)),
-                    "exp_avg": state.moments[f"m/{name}"].to(parameter)[None].clone(),
-                    "exp_avg_sq": state.moments[f"v/{name}"].to(parameter)[None].clone(),
-                }
+        cores = _adam(self._cores, self.core_lr, state.moments)
+        factors = _adam(self._factors, self.lr, state.moments)
         losses: list[float] = []
         steps = state.steps
         self.peft.train()
@@ -151,16 +148,15 @@ class LocalModel:
             for share in phase.rates:
                 losses.append(self._step(next(batches), [(factors, self.lr * share), (cores, self.core_lr * share)]))
             steps += len(phase.rates) if phase.cores else 0
-        moments = {}
-        for name, parameter in self._cores.items():
-            if found := cores.state.get(parameter):
-                moments[f"m/{name}"], moments[f"v/{name}"] = _copy(found["exp_avg"][0]), _copy(found["exp_avg_sq"][0])
+        moments = _moments(self._cores, cores)
+        if keep_moments:
+            moments |= _moments(self._factors, factors)
         after = replace(
             state,
             cores={name: _copy(parameter[0]) for name, parameter in self._cores.items()},
             position=state.position + count,
             moments=moments,
-            steps=steps if moments else 0,
+            steps=steps,
         )
         return after, {name: _copy(parameter) for name, parameter in self._factors.items()}, losses
 
@@ -189,6 +185,26 @@ class LocalModel:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return value
+
+
+def _adam(parameters: Tensors, lr: float, moments: Tensors) -> torch.optim.Adam:
+    """Adam as it was when `moments` were taken, or at its start."""
+    made = torch.optim.Adam(parameters.values(), lr=lr, betas=BETAS)
+    for name, parameter in parameters.items():
+        if f"m/{name}" in moments:
+            mean, square = (moments[f"{which}/{name}"].to(parameter).view_as(parameter).clone() for which in "mv")
+            made.state[parameter] = {"step": moments[f"t/{name}"].clone(), "exp_avg": mean, "exp_avg_sq": square}
+    return made
+
+
+def _moments(parameters: Tensors, adam: torch.optim.Adam) -> Tensors:
+    found = {"t": "step", "m": "exp_avg", "v": "exp_avg_sq"}
+    return {
+        f"{short}/{name}": _copy(adam.state[parameter][long])
+        for name, parameter in parameters.items()
+        if parameter in adam.state
+        for short, long in found.items()
+    }
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ def client_update(
         return replace(reply, missing=True), state
     factors = turn(spec, message.round)
     late = spec.onboard_steps if state.steps == 0 and message.round > 0 and spec.core_steps else 0
-    after, trained, losses = local.train(state, data, _phases(spec, message.round, factors, late), spec.rows, seed)
+    phases = _phases(spec, message.round, factors, late)
+    after, trained, losses = local.train(state, data, phases, spec.rows, seed, spec.factor_moments == "kept")
     update = {name: trained[name] - before for name, before in moving(state.shared, factors).items()}
     if spec.clip is not None:
         shrink = min(1.0, spec.clip / max(update_norm(update), 1e-12))

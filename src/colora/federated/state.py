@@ -46,7 +46,7 @@ class ClientState:
         cores: its Λ of each layer.
         shared: the A and B it knows.
         position: local batches drawn so far, so that examples come in whole passes.
-        moments: Adam's, of the cores: "m/LAYER", "v/LAYER".
+        moments: Adam's, of the cores: "m/LAYER", "v/LAYER" and, steps made, "t/LAYER"; of the factors if they are kept.
         steps: Adam steps that the cores have made.
         residual: what compression left out of earlier updates.
     """
