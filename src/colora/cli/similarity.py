@@ -1,0 +1,110 @@
+"""Commands for who helps whom and for newcomers: similarity, onboard."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from colora.cli.console import app, columns, errors, out, say
+
+SHOWN = 12  # tasks whose cosines fit a terminal
+
+
+@app.command()
+def similarity(
+    path: Annotated[
+        Path, typer.Argument(metavar="BANK|RUN.yaml", help="A trained bank or its run's folder; or a run file.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With a run file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers, layer by layer, here.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw dendrogram and heat map: a .svg, .png or .pdf.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Examples of each task, with a run file.")] = 16,
+    groups: Annotated[int | None, typer.Option(min=1, help="Into how many groups; by the widest gap else.")] = None,
+) -> None:
+    """Say which tasks belong together: after training by their cores, before it by their gradients.
+
+    With a BANK: exact cosines of the full updates B Λ_k A, from the cores alone; takes a second.
+
+    With a RUN.yaml: nothing is trained. One forward and backward pass over a few examples of each task on the base
+    model says what the task would change first; takes about a minute for ten tasks on two cores.
+    """
+    with errors():
+        from colora.errors import ConfigError
+        from colora.files import write_json
+        from colora.similarity.clusters import cluster_tree
+        from colora.similarity.measure import bank_similarity
+
+        if path.suffix in (".yaml", ".yml"):
+            from colora.config import load_config
+            from colora.forecast import run_similarity
+
+            found = run_similarity(load_config(path, overrides or []), rows)
+        elif overrides:
+            raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
+        else:
+            found = bank_similarity(path)
+        tree = cluster_tree(found)
+        together = tree.groups(count=groups)
+        _print_cosines(found, tree.leaves)
+        for number, names in enumerate(together, start=1):
+            out.print(f"group {number}: {escape(', '.join(names))}", highlight=False)
+        if json_file is not None:
+            write_json(json_file, found.as_json() | {"groups": together})
+            say(f"written: {json_file}")
+        if figure is not None:
+            from colora.report.similarity import draw_similarity
+
+            draw_similarity(found, tree, figure)
+            say(f"written: {figure}")
+
+
+@app.command()
+def onboard(
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
+    examples: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The newcomer's task file or folder.")],
+    name: Annotated[str | None, typer.Option(help="Its name; the file's by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 40,
+    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Learning rate of the core.")] = 0.03,
+    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B for it.")] = 0,
+    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
+) -> None:
+    """Add a task to a trained bank: r × r numbers a layer are trained, every other task stays as it is to the bit.
+
+    Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
+    """
+    with errors():
+        from colora.newcomers.onboard import Settings
+        from colora.newcomers.onboard import onboard as add
+
+        settings = Settings(steps, rows, lr, extend, seed)
+        found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
+        table = Table(title=escape(f"{found.task}, nats per token"))
+        columns(table, "without adapter", f"from {found.start.name}", "trained", "on its val", "seconds")
+        late = "-" if found.validation is None else f"{found.validation:.3f}"
+        first = found.start.nll[found.start.name]
+        table.add_row(f"{found.before:.3f}", f"{first:.3f}", f"{found.after:.3f}", late, f"{found.seconds:.0f}")
+        out.print(table)
+        say(found.advice)
+        say(f"bank: {found.bank}")
+
+
+def _print_cosines(found: Any, order: list[str]) -> None:
+    what = "updates" if found.kind == "cores" else "gradients"
+    places = [found.names.index(name) for name in order]
+    cosines = found.overall().tolist()
+    table = Table(title=f"cosines of the tasks' {what}, all layers together")
+    if len(order) <= SHOWN:
+        columns(table, "task", *[str(number) for number in range(1, len(order) + 1)])
+        for number, row in enumerate(places, start=1):
+            table.add_row(f"{number} {found.names[row]}", *[f"{cosines[row][column]:.2f}" for column in places])
+    else:
+        columns(table, "task", "nearest", "cosine", "next", "cosine")
+        for name in order:
+            (one, first), (two, second) = found.nearest(name)[:2]
+            table.add_row(name, one, f"{first:.2f}", two, f"{second:.2f}")
+    out.print(table)
