@@ -22,6 +22,7 @@ COMMANDS = (
     "generate",
     "export",
     "tasks",
+    "import",
     "compare",
     "report",
     "recover",
@@ -62,6 +63,7 @@ def table(text):
         (["generate"], ["BANK", "--task", "--file", "--instruction", "--max-new-tokens", "JSONL"]),
         (["export"], ["BANK", "OUT", "--task", "--merged", "vLLM"]),
         (["tasks"], ["BANK", "parameters and bytes"]),
+        (["import"], ["LORA...", "--output", "--rank", "--base", "--name", "plain LoRAs"]),
         (
             ["compare"],
             ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],

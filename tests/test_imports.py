@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": _MODEL,
     "bank": {"errors", "files", "adapter", "base"},
     "export": {"errors", "config", "files", "algebra", "adapter", "base"},
+    "loras": {"errors", "algebra", "adapter", "base", "bank"},
     "baselines": _TRAINED | {"cells"},
     "groups": {"errors", "files", "tasks", "dates"},
     "compare": _TRAINED | {"cells", "baselines", "groups"},
@@ -63,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "check": _MODEL | {"bank", "runfolder", "run"},
     "simulate": _RUN,
     "demo": _RUN,
-    "cli": _RUN | {"generate", "check", "simulate", "demo"},
+    "cli": _RUN | {"loras", "generate", "check", "simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)
