@@ -23,6 +23,8 @@ COMMANDS = (
     "export",
     "tasks",
     "import",
+    "merge",
+    "forget",
     "compare",
     "report",
     "recover",
@@ -64,6 +66,8 @@ def table(text):
         (["export"], ["BANK", "OUT", "--task", "--merged", "vLLM"]),
         (["tasks"], ["BANK", "parameters and bytes"]),
         (["import"], ["LORA...", "--output", "--rank", "--base", "--name", "plain LoRAs"]),
+        (["merge"], ["BANK", "NEW", "TASK=WEIGHT...", "--output", "legal=0.5"]),
+        (["forget"], ["BANK", "TASK...", "--purge", "A and B"]),
         (
             ["compare"],
             ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],

@@ -51,6 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "bank": {"errors", "files", "adapter", "base"},
     "export": {"errors", "config", "files", "algebra", "adapter", "base"},
     "loras": {"errors", "algebra", "adapter", "base", "bank"},
+    "bankfiles": {"errors", "files", "adapter", "bank"},
+    "editing": {"errors", "adapter", "bank", "bankfiles"},
     "baselines": _TRAINED | {"cells"},
     "groups": {"errors", "files", "tasks", "dates"},
     "compare": _TRAINED | {"cells", "baselines", "groups"},
@@ -64,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "check": _MODEL | {"bank", "runfolder", "run"},
     "simulate": _RUN,
     "demo": _RUN,
-    "cli": _RUN | {"loras", "generate", "check", "simulate", "demo"},
+    "cli": _RUN | {"loras", "editing", "generate", "check", "simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)
