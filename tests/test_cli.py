@@ -59,7 +59,7 @@ def table(text):
     ("arguments", "taught"),
     [
         ([], [*COMMANDS, "many tasks, one model", "colora schema"]),
-        (["train"], ["RUN.yaml", "KEY=VALUE", "training.lr=1e-3", "goes on after a crash", "torchrun"]),
+        (["train"], ["RUN.yaml", "KEY=VALUE", "--from", "training.lr=1e-3", "goes on after a crash", "torchrun"]),
         (["check"], ["RUN.yaml", "KEY=VALUE", "Trains nothing"]),
         (["evaluate"], ["BANK", "--split", "--limit", "--base", "--predictions", "records.jsonl"]),
         (["generate"], ["BANK", "--task", "--file", "--instruction", "--max-new-tokens", "JSONL"]),
