@@ -4,8 +4,8 @@
 
 The base is a random model of that width with few layers; stock PEFT writes the LoRAs. Their factors are drawn so that
 all tasks share a space of `--common` dimensions, with some of their own added (`--own`, relative in norm). Each import
-runs in a process of its own, whose peak of resident memory is measured above what it has once the base model is loaded;
-with twice the layers that peak may grow by what the bank grows.
+runs in a process of its own, whose peak of private memory is measured above what it has once the base model is loaded;
+with more layers it grows by what the bank grows, and not by what layers of all LoRAs take.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WEIGHTS = "adapter_model.safetensors"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--loras", type=int, default=32)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--common", type=int, default=16)
@@ -112,7 +112,7 @@ def tokenizer() -> Any:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Import, and tell how far resident memory rose after the base model had been loaded."""
+    """Import, and tell how far private memory rose after the base model had been loaded."""
     logging.disable_progress_bar()
     watch = Watch()
     real = bank.load_base
@@ -139,18 +139,25 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 class Watch:
-    """The largest resident memory of this process since `start`, above what it was then; looked at every 2 ms."""
+    """The largest private memory of this process since `start`, above what it was then; looked at every 2 ms.
+
+    Private: without pages of mapped files, such as the base model's, which the system drops when it needs the room.
+    """
 
     def start(self) -> None:
         self.process = psutil.Process()
-        self.first = self.most = self.process.memory_info().rss
+        self.first = self.most = self._private()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
 
+    def _private(self) -> int:
+        now = self.process.memory_info()
+        return int(now.rss - getattr(now, "shared", 0))
+
     def _look(self) -> None:
         while not self.ended.wait(0.002):
-            self.most = max(self.most, self.process.memory_info().rss)
+            self.most = max(self.most, self._private())
 
     def stop(self) -> int:
         self.ended.set()

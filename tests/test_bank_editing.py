@@ -266,6 +266,25 @@ def test_forgetting_tells_what_the_run_still_holds(run):
     assert read_bank_info(run / "bank").examples.keys() == {"blue", "green"}
 
 
+def test_a_run_is_measured_without_what_it_has_forgotten(run):
+    forget_tasks(run, ["red"])
+    result = cli("evaluate", run)
+    assert result.exit_code == 0, result.stderr
+    assert "not measured: red: not in the bank (any more)" in result.stderr
+    assert [word for word in ("red", "blue", "green") if word in result.stdout] == ["blue", "green"]
+    assert "has ended before" in cli("train", run.parent / "run.yaml").stderr
+
+
+def test_a_link_to_a_bank_and_the_current_folder(bank, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(bank)
+    forget_tasks(tmp_path / "link", ["legal"])
+    assert (tmp_path / "link").is_symlink()
+    assert read_bank_files(bank).tasks == ["billing", "sales"]
+    monkeypatch.chdir(bank)
+    merge_tasks(".", "both", {"sales": 1})
+    assert read_bank_files(bank).tasks == ["billing", "sales", "both"]
+
+
 def test_purging_removes_the_checkpoints(run):
     result = cli("forget", run / "bank", "red", "blue", "--purge")
     assert result.exit_code == 0, result.stderr

@@ -15,6 +15,8 @@ from colora.base import load_base
 from colora.check import check_run
 from colora.config import load_config, load_federation
 from colora.errors import BankFileError, BaseMismatchError, ConfigError, InterruptedRunError
+from colora.evaluation.evaluate import evaluate
+from colora.loras.bank import import_loras
 from colora.run import train
 from colora.simulate import simulate
 from colora.starting import resolve_start, start_bank
@@ -124,6 +126,25 @@ def test_a_bank_of_everything_says_all_linear(base, tmp_path, bank):
         tmp_path, base, bank, adapter={"target_modules": "all-linear", "r": 4, "init_weights": "gaussian"}
     )
     assert len(started(config, TASKS).core("red")) == 14
+
+
+def test_imported_loras_train_on(base, tmp_path):
+    loras = [
+        save_lora(tmp_path / name, base, seed, torch.float32, r=3, lora_alpha=0.1)
+        for seed, name in enumerate(("red", "blue"))
+    ]
+    import_loras(loras, tmp_path / "start", rank=4)
+    training = {"steps": 30, "rows": 8, "lr": 0.002, "log_every": 30}
+    config = from_bank(tmp_path, base, tmp_path / "start", training=training)
+    before = load_bank(tmp_path / "start")[0]
+    result = train(config)
+    assert train_nll(result.model, result) < 0.9 * train_nll(before, result)
+
+
+def train_nll(model, result):
+    done = evaluate(model, result.tokenizer, result.tasks, split="train", task_index={"red": 0, "blue": 1},
+                    metrics=("nll",), max_length=96, progress=False)  # fmt: skip
+    return sum(one.value for one in done.records) / len(done.records)
 
 
 # ---- paths ----------------------------------------------------------------------------------------------------------

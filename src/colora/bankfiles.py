@@ -74,7 +74,8 @@ def read_bank_files(path: str | Path) -> BankFiles:
     Raises:
         BankFileError: a file is missing, truncated, of a newer version, or the tensors are not those of the config.
     """
-    folder = find_bank(path)
+    # Links followed: where the bank is replaced, the old one must go and not a link to it.
+    folder = find_bank(path).resolve()
     checked = read_bank_config(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -108,7 +109,7 @@ def write_bank_files(bank: BankFiles, folder: Path) -> None:
     """
     if bank.config.get("weights_sha256"):
         bank.config["weights_sha256"] = _digest(bank.tensors)
-    with staged_folder(folder) as staging:
+    with staged_folder(folder.resolve()) as staging:
         ours = {CONFIG, WEIGHTS, INFO_FILE}
         shutil.copytree(
             bank.folder, staging, dirs_exist_ok=True,

@@ -105,7 +105,7 @@ def import_loras(
         BaseModelError: the base cannot be loaded.
         CheckpointError: the bank cannot be written.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is there already; choose another output, or remove it")
     loras = read_loras([Path(folder) for folder in folders], names)
