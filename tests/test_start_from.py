@@ -138,7 +138,7 @@ def test_imported_loras_train_on(base, tmp_path):
     config = from_bank(tmp_path, base, tmp_path / "start", training=training)
     before = load_bank(tmp_path / "start")[0]
     result = train(config)
-    assert train_nll(result.model, result) < 0.9 * train_nll(before, result)
+    assert train_nll(result.model, result) < train_nll(before, result) - 0.2  # as much as from a fresh start
 
 
 def train_nll(model, result):
