@@ -1,6 +1,8 @@
 """Importing plain LoRAs: the bank gives each LoRA's logits, errors are those of a dense computation, bad input."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from lora_folders import change_config, change_tensors, dense_updates, save_lora
 from run_files import cli, content, refusal, save_base
 from tiny import VOCAB, tiny_gpt2, tiny_llama
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 IDS = torch.randint(6, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -235,6 +238,16 @@ def test_nothing_of_the_size_of_a_weight_is_formed():
         with Largest() as largest:
             share_layer(B, A, rank)
         assert largest.most <= 900 * max(rank, 6)
+
+
+def test_the_record_of_large_layers():
+    """Of 32 LoRAs at d = 4096: less memory than one dense update, and no more with more layers."""
+    record = json.loads((ROOT / "benchmarks" / "records" / "import_large.json").read_text(encoding="utf-8"))
+    assert (record["setting"]["width"], record["setting"]["loras"]) == (4096, 32)
+    rows = record["imports"]
+    assert all(row["bytes_above_base"] < record["dense_bytes_of_one_update"] for row in rows)
+    assert rows[-1]["bytes_above_base"] - rows[0]["bytes_above_base"] < rows[-1]["bytes_before"] / 2
+    assert all(row["ratio"] > 10 for row in rows)
 
 
 def test_a_layer_without_any_update_is_as_before_training():
