@@ -296,6 +296,7 @@ def test_purging_removes_the_checkpoints(run):
 
 def test_a_bank_that_is_none_of_a_run_has_nothing_beside_it(bank):
     (bank.parent / "checkpoints").mkdir()
+    bank = bank.rename(bank.parent / "bank")
     done = forget_tasks(bank, ["legal"], purge=True)
     assert (done.purged, done.cores_left, done.names_left) == ([], [], [])
     assert (bank.parent / "checkpoints").is_dir()

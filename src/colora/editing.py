@@ -83,7 +83,7 @@ def merge_tasks(
         bank.tensors[key] = torch.cat([cores, new[None].to(cores.dtype)])
     bank.config["tasks"] = [*bank.tasks, name]
     if bank.info is not None:
-        # Forgetting one of them must not leave it behind in a sum.
+        # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
         bank.info.sources[name] = {"merged": dict(weights)}
     write_bank_files(bank, target)
     return target
@@ -157,8 +157,8 @@ def _mixtures(bank: BankFiles, gone: set[str]) -> dict[str, list[str]]:
 def _beside(bank: BankFiles, gone: set[str], purge: bool) -> Forgotten:
     run = bank.folder.parent
     result = Forgotten(bank.folder, bank.tasks)
-    if bank.folder.name != "bank":  # not the bank of a run: what lies beside it is none of its business
-        return result
+    if bank.folder.name != "bank" or not (run / "run.yaml").is_file():
+        return result  # not the bank of a run: what lies beside it is not its own
     for folder in filter(Path.is_dir, (run / name for name in HOLD_CORES)):
         if purge:
             try:
