@@ -14,6 +14,7 @@ from colora.config import RunConfig
 from colora.placement import DTYPES
 from colora.run import encode_run, read_run_tasks
 from colora.runfolder import task_manifest
+from colora.starting import check_start, resolve_start
 from colora.tasks.encode import EncodingReport
 
 __all__ = ["RunPlan", "check_run"]
@@ -46,9 +47,12 @@ def check_run(config: RunConfig) -> RunPlan:
     Raises:
         TaskFileError: listing all faults of all task files.
         ConfigError: a rank that is too large, a target that matches nothing, ...
+        BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
     """
+    config = resolve_start(config)
     tasks = read_run_tasks(config)
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
+    check_start(config, model)
     if not config.chat_template:
         tokenizer.chat_template = None
     data, _ = encode_run(config, tasks, tokenizer, model)

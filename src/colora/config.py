@@ -41,7 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a run file.
 
     Args:
-        path: the YAML file; paths of tasks in it are relative to its folder.
+        path: the YAML file; paths of tasks and `start_from` in it are relative to its folder.
         overrides: "key=value" with a dotted key ("training.lr=1e-3", "tasks.0.train=16"); values are YAML.
 
     Raises:
@@ -52,6 +52,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = parse_config(value, str(path))
     if config.base != "smollm2" and Path(config.base).expanduser().exists():
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
+    if config.start_from is not None:
+        config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
     for task in config.tasks:
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())
@@ -93,6 +95,8 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
         ConfigError: listing every fault with its place in the file.
     """
     value = read_yaml(Path(path), overrides, needs="'federation'")
+    if value.pop("start_from", None) is not None:
+        raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
     value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
     try:
         return FederationConfig.model_validate(value)

@@ -31,6 +31,7 @@ from colora.evaluation.records import Record, append_records, environment, read_
 from colora.files import write_json
 from colora.placement import DTYPES, training_device
 from colora.runfolder import check_free, check_same_tasks, claim, run_config, task_manifest
+from colora.starting import resolve_start, start_bank
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.read import read_tasks
@@ -92,11 +93,13 @@ def train(
     Raises:
         ConfigError: the output folder holds another run, or the tasks have no training examples.
         TaskFileError: listing all faults of the task files; nothing is trained.
+        BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
         TrainingDivergedError, CheckpointError: see `CoLoRATrainer`.
     """
     configure_threads(config.training.threads)
     device_rows(config)
+    config = resolve_start(config)
     tasks = read_run_tasks(config) if tasks is None else tasks
     output = Path(config.output)
     rank = int(os.environ.get("RANK", "0"))
@@ -114,7 +117,12 @@ def train(
 
     train_data, eval_data = encode_run(config, tasks, tokenizer, model)
     set_seed(config.seed)
-    bank = make_model(model, names) if make_model else get_peft_model(model, bank_config(config.adapter, names, model))
+    if make_model:
+        bank = make_model(model, names)
+    elif config.start_from is not None:  # also where a checkpoint is about to replace its tensors
+        bank = start_bank(config, names, model, log if rank == 0 else lambda line: None)
+    else:
+        bank = get_peft_model(model, bank_config(config.adapter, names, model))
     mixture = TaskMixture(
         train_data.sizes, batch_size=config.training.rows, steps=config.training.steps,
         policy=config.training.mixing, temperature=config.training.temperature, seed=config.seed,
@@ -273,11 +281,13 @@ def measure(
     """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder."""
     run, spec = Path(config.output), config.evaluation
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
+    kept = [task for task in tasks if task.name in index] or tasks  # of none at all, evaluate tells what is wrong
     result = evaluate(
-        model, tokenizer, tasks, split=spec.split, task_index=index, metrics=tuple(spec.metrics),
+        model, tokenizer, kept, split=spec.split, task_index=index, metrics=tuple(spec.metrics),
         max_length=max_length, max_new_tokens=spec.max_new_tokens, batch_rows=spec.rows, limit=spec.limit,
         run=run.resolve().name, method=_method(config), seed=config.seed, progress=progress,
     )  # fmt: skip
+    result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
     return result

@@ -42,11 +42,13 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
     """Run a federation of all tasks of a run in this process, or go on with it, and measure every client's model.
 
     Raises:
-        ConfigError: the output folder holds another run, or a task has no training examples.
+        ConfigError: the output folder holds another run, a task has no training examples, or `start_from` is set.
         TaskFileError: listing all faults of the task files.
         InterruptedRunError: after Ctrl-C; the same command goes on.
         TrainingDivergedError, CheckpointError: as in training.
     """
+    if config.start_from is not None:
+        raise ConfigError("start_from: a federation starts from fresh factors; remove this field from the run file")
     configure_threads(config.training.threads)
     output = Path(config.output)
     with claimed(output.with_name(f".{output.name}.lock")) as mine:

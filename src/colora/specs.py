@@ -197,6 +197,11 @@ class RunConfig(_Spec):
     chat_template: bool = Field(True, description="Prompt with the tokenizer's chat template, if it has one.")
     output: str = Field(..., min_length=1, description="Folder of this run, relative to where you are.")
     seed: int = Field(0, ge=0, description="Of everything drawn: splits, order of examples, initial weights.")
+    start_from: str | None = Field(
+        None,
+        description="A bank, or its run, to start from: its A, B and cores by task; new tasks start at the mean core. "
+        "Its adapter settings hold. Relative to the YAML file.",
+    )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
     adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training.")

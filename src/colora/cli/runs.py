@@ -19,12 +19,19 @@ Base = Annotated[str | None, typer.Option("--base", help="Another place of the s
 
 
 @app.command()
-def train(run: RunFile, overrides: Overrides = None) -> None:
+def train(
+    run: RunFile,
+    overrides: Overrides = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="BANK", help="Start from this bank; the run file's `start_from`.")
+    ] = None,
+) -> None:
     """Train the bank of a run, evaluate it, and print the table.
 
     KEY=VALUE changes a field of the file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
 
     The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
+    With `--from BANK` tasks that the bank knows go on from their cores, new ones from the mean core.
     With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
     """
     with errors():
@@ -32,6 +39,8 @@ def train(run: RunFile, overrides: Overrides = None) -> None:
         from colora.run import train_and_evaluate
 
         config = load_config(run, overrides or [])
+        if start is not None:
+            config.start_from = str(start.resolve())
         result, evaluation = train_and_evaluate(config, log=say)
         if evaluation is not None:
             _print_evaluation(evaluation)

@@ -1,0 +1,106 @@
+"""Commands for banks as files: import plain LoRAs, merge tasks, forget tasks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from colora.cli.console import app, columns, errors, out, readable_bytes, say
+from colora.cli.runs import Bank
+
+OutputBank = Annotated[Path, typer.Option("--output", metavar="BANK", help="Folder of the bank to write.")]
+
+
+@app.command("import")
+def import_(
+    folders: Annotated[list[Path], typer.Argument(metavar="LORA...", help="Folders of LoRAs, as PEFT saves them.")],
+    output: OutputBank,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="r of the bank; by default twice the largest rank of the LoRAs, at most.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the LoRAs name.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of a task; once for each LoRA. By default the folders' names.")
+    ] = None,
+) -> None:
+    """Turn plain LoRAs on one base model into one bank: shared factors, and a small core for each.
+
+    Their ranks, scales and layers may differ. The table says how far each task's weights are from those of its LoRA,
+    relative to the LoRA's own update; a larger --rank brings them closer, down to rounding.
+    """
+    with errors():
+        from colora.loras.bank import import_loras
+
+        report = import_loras(folders, output, rank, base, name or None, log=say, progress=True)
+        table = Table(title=f"{len(report.tasks)} LoRAs as one bank, r = {report.rank}")
+        columns(table, "task", "rank", "relative error")
+        table.add_column("worst layer", overflow="fold")
+        columns(table, "its error")
+        for task in report.tasks:
+            table.add_row(task.name, str(task.rank), f"{task.error:.2g}", task.worst_layer, f"{task.worst_error:.2g}")
+        out.print(table)
+        out.print(
+            f"before: {readable_bytes(report.bytes_before)}, after: {readable_bytes(report.bytes_after)}, "
+            f"{report.ratio:.3g} times less",
+            highlight=False,
+        )
+        say(f"bank: {report.bank}")
+
+
+@app.command()
+def merge(
+    bank: Bank,
+    name: Annotated[str, typer.Argument(metavar="NEW", help="Name of the new task.")],
+    parts: Annotated[list[str], typer.Argument(metavar="TASK=WEIGHT...", help="Tasks and weights, such as legal=0.5.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="BANK", help="Folder of a new bank; by default the bank itself is changed.")
+    ] = None,
+) -> None:
+    """Add a task whose update is a weighted sum of those of others. The base model is not needed.
+
+    Weights may be negative and need not add to one: `half legal=0.5 billing=0.5`, `accent british=1 plain=-1`.
+    """
+    with errors():
+        from colora.editing import merge_tasks
+        from colora.errors import ConfigError
+
+        weights: dict[str, float] = {}
+        for part in parts:
+            task, found, text = part.rpartition("=")
+            try:
+                weight = float(text)
+            except ValueError:
+                found = ""
+            if not found or not task:
+                raise ConfigError(f"expected TASK=WEIGHT, such as legal=0.5, found {part!r}")
+            if task in weights:
+                raise ConfigError(f"{task!r} stands twice; give it one weight")
+            weights[task] = weight
+        folder = merge_tasks(bank, name, weights, output)
+        say(f"written: {folder}")
+
+
+@app.command()
+def forget(
+    bank: Bank,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks to remove.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also remove the run's checkpoints, which hold the cores too.")
+    ] = False,
+) -> None:
+    """Remove tasks from a bank: its files are then those of a bank of the other tasks alone.
+
+    The shared A and B were trained with these tasks too and stay as they are; copies elsewhere are not looked for.
+    """
+    with errors():
+        from colora.editing import forget_tasks
+
+        done = forget_tasks(bank, tasks, purge)
+        say(f"forgotten: {', '.join(tasks)}; {len(done.tasks)} tasks are left in {done.bank}")
+        for folder in done.purged:
+            say(f"removed: {folder}")
+        for folder in done.cores_left:
+            say(f"warning: {folder} still holds the cores; remove it with --purge, if no run is to go on from it")
+        for file in done.names_left:
+            say(f"warning: {file} still names them")
