@@ -20,7 +20,7 @@ from colora.bank import INFO_FILE, NEEDED, BankInfo, find_bank, read_bank_info
 from colora.errors import BankFileError
 from colora.files import staged_folder, write_json
 
-__all__ = ["BankFiles", "read_bank_config", "read_bank_files", "write_bank_files"]
+__all__ = ["CORE", "BankFiles", "read_bank_config", "read_bank_files", "write_bank_files"]
 
 CONFIG, WEIGHTS = NEEDED
 CORE = f".{CoLoRAModel.prefix}core"

@@ -1,15 +1,10 @@
-"""The tensors of a saved bank, layer by layer, read off its file."""
+"""The tensors of a saved bank, layer by layer, read off its files."""
 
 from pathlib import Path
 
-from peft import PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from colora.adapter.config import CoLoRAConfig
-from colora.bank import find_bank
-from colora.errors import BankFileError, ColoraError
+from colora.bankfiles import CORE, read_bank_config, read_bank_files
 
 __all__ = ["bank_tensors"]
 
@@ -22,24 +17,12 @@ def bank_tensors(path: str | Path) -> tuple[list[str], float, dict[str, tuple[Te
     Raises:
         BankFileError: a file is missing or damaged, or it is another adapter.
     """
-    folder = find_bank(path)
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except ColoraError as error:
-        raise BankFileError(f"{folder}: {error}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise BankFileError(f"{folder}: truncated or damaged: {error}") from error
-    if not isinstance(config, CoLoRAConfig):
-        raise BankFileError(f"{folder}: expected a bank, found an adapter of type {config.peft_type}")
-    layers = {}
-    for key in sorted(tensors):
-        if key.endswith(".colora_A"):
-            name = key.removesuffix(".colora_A")
-            parts = [tensors.get(f"{name}.colora_{which}") for which in ("A", "B", "core")]
-            if any(part is None for part in parts):
-                raise BankFileError(f"{folder}: layer {name.removeprefix(PREFIX)} lacks A, B or its cores")
-            layers[name.removeprefix(PREFIX)] = (parts[0], parts[1], parts[2])
-    if not layers or any(len(cores) != len(config.tasks) for _, _, cores in layers.values()):
-        raise BankFileError(f"{folder}: the cores are not those of its {len(config.tasks)} tasks")
-    return list(config.tasks), config.scaling, layers
+    bank = read_bank_files(path)
+    names = sorted(key.removesuffix(CORE) for key in bank.cores)
+    layers = {
+        name.removeprefix(PREFIX): (
+            bank.tensors[f"{name}.colora_A"], bank.tensors[f"{name}.colora_B"], bank.tensors[f"{name}{CORE}"]
+        )
+        for name in names
+    }  # fmt: skip
+    return bank.tasks, read_bank_config(path).scaling, layers
