@@ -1,0 +1,192 @@
+"""Does similarity say who helps whom? Cosines of twelve real tasks against what training in pairs gave.
+
+    python -m benchmarks.transfer [--share 1/2] [--threads 1]     # 12 trainings alone, 66 in pairs, and one of all
+    python -m benchmarks.transfer --table
+
+Every training has 40 steps with four rows of each of its tasks, so that a task sees the same rows in all of them. How
+much j helps i is log(nats of i alone / nats of i with j) on test examples. A finished training is never run again;
+several processes may share the work by --share. The records go to benchmarks/records/transfer.jsonl, the cosines to
+transfer_gradients.json (before training) and transfer_cores.json (of the bank of all tasks).
+"""
+
+import argparse
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model
+from scipy.stats import spearmanr
+from transformers import get_cosine_schedule_with_warmup, set_seed
+
+from colora.adapter.model import bank_tuner
+from colora.bank import BankInfo, save_bank
+from colora.bankconfig import bank_config
+from colora.base import DEFAULT_BASE, configure_threads, load_base
+from colora.compare.claim import waiting_claim
+from colora.evaluation.records import Record, append_records, environment, read_records
+from colora.files import write_json
+from colora.groups.make import make_tasks
+from colora.likelihood import label_tokens, row_nll
+from colora.newcomers.start import mean_nll
+from colora.similarity.clusters import cluster_tree
+from colora.similarity.gradients import task_gradients
+from colora.similarity.measure import Similarity, bank_similarity, gradient_similarity
+from colora.specs import AdapterSpec
+from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import EncodedTasks, encode_tasks
+from colora.tasks.mixing import TaskMixture
+from colora.tasks.schema import Task
+from colora.training.loss import row_weights
+from colora.training.optimizer import TaskAdamW, parameter_groups
+
+RECORDS = Path(__file__).parent / "records"
+RECORD = RECORDS / "transfer.jsonl"
+FAMILIES = {
+    "dates": ("date-es", "date-pt", "date-it", "date-ca"),
+    "odd one out": ("odd-man-out-141", "odd-man-out-142", "odd-man-out-143"),
+    "stances": ("tweet-stance_abortion", "tweet-stance_atheism", "tweet-stance_climate"),
+    "commands to actions": ("scan-126", "scan-128"),
+}
+TASKS = [name for names in FAMILIES.values() for name in names]
+EXAMPLES, TEST, SEED = 16, 24, 0
+STEPS, ROWS, WARMUP, LR, CORE_LR = 40, 4, 5, 2e-3, 6e-2
+MAX_LENGTH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--share", default="1/1", help="of the trainings: 1/2 and 2/2 for two processes")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--output", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        run(args)
+    print(table())
+
+
+def run(args: argparse.Namespace) -> None:
+    configure_threads(args.threads)
+    part, parts = (int(number) for number in args.share.split("/"))
+    tasks = {
+        task.name: task for task in make_tasks(TASKS, examples=EXAMPLES, val=0, test=TEST, seed=SEED, regime="implicit")
+    }
+    base, tokenizer = load_base(DEFAULT_BASE)
+    tokenizer.chat_template = None
+    if part == 1 and not (RECORDS / "transfer_gradients.json").is_file():
+        model = bank_of(base, TASKS)
+        data = encode_tasks(list(tasks.values()), tokenizer, "train", MAX_LENGTH)
+        gradients = task_gradients(model, data, TASKS, tokenizer.pad_token_id)
+        write_json(RECORDS / "transfer_gradients.json", gradient_similarity(gradients).as_json())
+        base = bank_tuner(model).unload()
+    companies = [(name,) for name in TASKS] + list(combinations(TASKS, 2)) + [tuple(TASKS)]
+    for number, company in enumerate(companies):
+        known = {one.method for one in read_records(RECORD)} if RECORD.is_file() else set()
+        method = " + ".join(company) if len(company) < len(TASKS) else "all"
+        if number % parts != part - 1 or method in known:
+            continue
+        model, values = trained([tasks[name] for name in company], base, tokenizer)
+        found = [
+            Record("transfer", method, name, "test", "token_nll", value, TEST, SEED) for name, value in values.items()
+        ]
+        if method == "all":
+            save_bank(model, args.output / "bank", BankInfo(DEFAULT_BASE, False, MAX_LENGTH))
+            write_json(RECORDS / "transfer_cores.json", bank_similarity(args.output / "bank").as_json())
+        with waiting_claim(RECORD.with_suffix(".lock")):
+            append_records(RECORD, found)
+            write_json(RECORD.with_suffix(".environment.json"), environment())
+        print(method, {name: round(value, 3) for name, value in values.items()}, flush=True)
+        base = bank_tuner(model).unload()
+
+
+def bank_of(base: Any, names: list[str]) -> PeftModel:
+    set_seed(SEED)
+    return get_peft_model(base, bank_config(AdapterSpec(), names, base))
+
+
+def trained(tasks: list[Task], base: Any, tokenizer: Any) -> tuple[PeftModel, dict[str, float]]:
+    """A bank of these tasks, and each one's nats per token on its test examples."""
+    names = [task.name for task in tasks]
+    model = bank_of(base, names)
+    data = encode_tasks(tasks, tokenizer, "train", MAX_LENGTH)
+    collate = TaskCollator(tokenizer.pad_token_id)
+    optimizer = TaskAdamW(parameter_groups(model, LR, CORE_LR), betas=(0.9, 0.95))
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
+    order = iter(TaskMixture(data.sizes, batch_size=ROWS * len(tasks), steps=STEPS, seed=SEED))
+    model.train()
+    for _ in range(STEPS):
+        batch = collate([data[next(order)] for _ in range(ROWS * len(tasks))])
+        labels, ids = batch.pop("labels"), batch["task_ids"]
+        tokens = label_tokens(labels, False)
+        total = torch.zeros(2, len(tasks)).index_add_(1, ids, torch.stack([tokens.float(), torch.ones(len(ids))]))
+        weights = row_weights(ids, tokens, total[0], total[1], torch.ones(len(tasks), dtype=torch.bool))
+        (row_nll(model, batch, labels) * weights).sum().backward()
+        torch.nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()
+    held_out = encode_tasks(tasks, tokenizer, "test", MAX_LENGTH)
+    return model, {name: mean_nll(model, batches(held_out, collate, place), place) for place, name in enumerate(names)}
+
+
+def batches(data: EncodedTasks, collate: TaskCollator, place: int) -> list[dict[str, torch.Tensor]]:
+    items = [data[data.offsets[place] + row] for row in range(data.sizes[place])]
+    return [collate(items[at : at + 12]) for at in range(0, len(items), 12)]
+
+
+def gains() -> np.ndarray:
+    """[i, j]: log(nats of i alone / nats of i with j) on test examples; 0 on the diagonal."""
+    nats = {(one.method, one.task): one.value for one in read_records(RECORD)}
+    found = np.zeros((len(TASKS), len(TASKS)))
+    for i, j in combinations(range(len(TASKS)), 2):
+        for own, other in ((i, j), (j, i)):
+            pair = nats[f"{TASKS[i]} + {TASKS[j]}", TASKS[own]]
+            found[own, other] = np.log(nats[TASKS[own], TASKS[own]] / pair)
+    return found
+
+
+def cosines(kind: str) -> Similarity:
+    """The recorded cosines, as if of one layer."""
+    value = json.loads((RECORDS / f"transfer_{kind}.json").read_text())
+    return Similarity(value["tasks"], value["kind"], {"all": torch.tensor(value["cosine"], dtype=torch.float64)}, {})
+
+
+def table() -> str:
+    """Markdown: what the cosines say of the families and of the measured gains."""
+    gain = gains()
+    several = np.array([[i != j for j in range(len(TASKS))] for i in range(len(TASKS))])
+    family = {name: label for label, names in FAMILIES.items() for name in names}
+    within = np.array([[family[one] == family[two] for two in TASKS] for one in TASKS]) & several
+    mean = (gain + gain.T) / 2
+    upper = np.triu(several)
+    lines = [
+        "| by | families found | cosine within, across | rank correlation with gains: pairs | for each task, mean |"
+    ]
+    lines.append("|---|---|---:|---:|---:|")
+    for kind, title in (("gradients", "gradients, before training"), ("cores", "cores, after training")):
+        own = cosines(kind)
+        matrix = own.overall().numpy()
+        groups = {tuple(one) for one in cluster_tree(own).groups(count=len(FAMILIES))}
+        right = len(groups & set(FAMILIES.values()))
+        rows = [spearmanr(matrix[i][several[i]], gain[i][several[i]]).statistic for i in range(len(TASKS))]
+        found = spearmanr(matrix[upper], mean[upper])
+        lines.append(
+            f"| {title} | {right} of {len(FAMILIES)} | {matrix[within].mean():.2f}, {matrix[several & ~within].mean():.2f} "
+            f"| {found.statistic:.2f} (p = {found.pvalue:.1g}) | {np.mean(rows):.2f} |"
+        )
+    helped = [int((gain[where] > 0).sum()) for where in (within, several & ~within)]
+    lines += [
+        "",
+        f"Median gain in nats per token with a task of the same family {100 * (np.exp(np.median(gain[within])) - 1):+.0f} % "
+        f"({helped[0]} of {int(within.sum())} helped), of another {100 * (np.exp(np.median(gain[several & ~within])) - 1):+.0f} % "
+        f"({helped[1]} of {int((several & ~within).sum())} helped).",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
