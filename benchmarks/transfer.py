@@ -163,10 +163,8 @@ def table() -> str:
     within = np.array([[family[one] == family[two] for two in TASKS] for one in TASKS]) & several
     mean = (gain + gain.T) / 2
     upper = np.triu(several)
-    lines = [
-        "| by | families found | cosine within, across | rank correlation with gains: pairs | for each task, mean |"
-    ]
-    lines.append("|---|---|---:|---:|---:|")
+    head = ("by", "families found", "cosine within", "across", "rank correlation with gains of pairs", "of a task's")
+    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|"]
     for kind, title in (("gradients", "gradients, before training"), ("cores", "cores, after training")):
         own = cosines(kind)
         matrix = own.overall().numpy()
@@ -174,17 +172,17 @@ def table() -> str:
         right = len(groups & set(FAMILIES.values()))
         rows = [spearmanr(matrix[i][several[i]], gain[i][several[i]]).statistic for i in range(len(TASKS))]
         found = spearmanr(matrix[upper], mean[upper])
-        lines.append(
-            f"| {title} | {right} of {len(FAMILIES)} | {matrix[within].mean():.2f}, {matrix[several & ~within].mean():.2f} "
-            f"| {found.statistic:.2f} (p = {found.pvalue:.1g}) | {np.mean(rows):.2f} |"
-        )
-    helped = [int((gain[where] > 0).sum()) for where in (within, several & ~within)]
-    lines += [
-        "",
-        f"Median gain in nats per token with a task of the same family {100 * (np.exp(np.median(gain[within])) - 1):+.0f} % "
-        f"({helped[0]} of {int(within.sum())} helped), of another {100 * (np.exp(np.median(gain[several & ~within])) - 1):+.0f} % "
-        f"({helped[1]} of {int((several & ~within).sum())} helped).",
-    ]
+        cells = (
+            title, f"{right} of {len(FAMILIES)}", f"{matrix[within].mean():.2f}",
+            f"{matrix[several & ~within].mean():.2f}", f"{found.statistic:.2f} (p = {found.pvalue:.1g})",
+            f"{np.mean(rows):.2f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for where, who in ((within, "the same family"), (several & ~within, "another family")):
+        nats = 100 * (np.exp(-np.median(gain[where])) - 1)
+        helped = f"{int((gain[where] > 0).sum())} of {int(where.sum())} helped"
+        lines.append(f"With a task of {who}: {nats:+.0f} % nats per token at the median, {helped}.")
     return "\n".join(lines)
 
 
