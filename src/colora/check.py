@@ -14,6 +14,7 @@ from colora.config import RunConfig
 from colora.placement import DTYPES
 from colora.run import encode_run, read_run_tasks
 from colora.runfolder import task_manifest
+from colora.spectral import check_spectral, start_cost
 from colora.starting import check_start, resolve_start
 from colora.tasks.encode import EncodingReport
 
@@ -29,6 +30,7 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
+        start: what the start costs before the first step; empty if nothing.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -39,6 +41,7 @@ class RunPlan:
     per_task: TaskSize
     tokens_per_step: float
     memory_bytes: int
+    start: str = ""
 
 
 def check_run(config: RunConfig) -> RunPlan:
@@ -49,6 +52,7 @@ def check_run(config: RunConfig) -> RunPlan:
         ConfigError: a rank that is too large, a target that matches nothing, ...
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
     """
+    check_spectral(config)
     config = resolve_start(config)
     tasks = read_run_tasks(config)
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
@@ -70,6 +74,7 @@ def check_run(config: RunConfig) -> RunPlan:
     return RunPlan(
         data.report, task_manifest(tasks), base_parameters, shared, per_task, tokens * config.training.rows,
         base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+        start_cost(config, len(tasks)),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from colora.errors import ConfigError
 from colora.specs import (
+    SPECTRAL,
     AdapterSpec,
     EvaluationSpec,
     FederationConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "RunConfig",
     "TaskSpec",
     "TrainingSpec",
+    "check_federated_start",
     "field_rows",
     "load_config",
     "load_federation",
@@ -99,10 +101,21 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
         raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
     value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
     try:
-        return FederationConfig.model_validate(value)
+        config = FederationConfig.model_validate(value)
     except ValidationError as error:
         faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+    check_federated_start(config.adapter, f"{path}: ")
+    return config
+
+
+def check_federated_start(adapter: AdapterSpec, place: str = "") -> None:
+    """Raises ConfigError if a federation is to begin with its clients' gradients."""
+    if adapter.init_weights in SPECTRAL:
+        raise ConfigError(
+            f"{place}adapter.init_weights: {adapter.init_weights} needs the gradients of all tasks in one place, and a "
+            "federation's clients keep theirs; choose kaiming, gaussian or orthogonal"
+        )
 
 
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
+    "SPECTRAL",
     "AdapterSpec",
     "EvaluationSpec",
     "FederationConfig",
@@ -17,6 +18,8 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
+"""Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.spectral`."""
 
 
 def _names(value: Any) -> Any:
@@ -71,7 +74,13 @@ class AdapterSpec(_Spec):
     exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
-    init_weights: Literal["kaiming", "gaussian", "orthogonal"] = Field("kaiming", description="How A starts.")
+    init_weights: Literal["kaiming", "gaussian", "orthogonal", "spectral", "spectral_neutral", "spectral_factors"] = (
+        Field(
+            "kaiming",
+            description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
+            "over a few examples of each: a small step down them, or none (neutral: A and cores; factors: A alone).",
+        )
+    )
 
 
 class TrainingSpec(_Spec):

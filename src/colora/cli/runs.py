@@ -76,6 +76,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
             f"tokens per step: about {plan.tokens_per_step:,.0f}\n"
             f"memory: about {readable_bytes(plan.memory_bytes)} (estimated)"
         )
+        if plan.start:
+            out.print(plan.start, highlight=False)
 
 
 @app.command()
