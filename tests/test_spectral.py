@@ -135,7 +135,7 @@ def test_no_tasks_loss_rises_and_the_weights_are_a_step_down_the_gradients(make)
             step = layer.get_delta_weight("default", task)
             step = step.T if layer.transposed else step
             assert torch.allclose(step, 2 * found.b * left @ cores[task] @ first, atol=1e-6)
-            assert float((step * (B[task] @ A[task])).sum()) <= 0
+            assert float((step.detach() * (B[task] @ A[task])).sum()) <= 0
 
 
 @pytest.mark.parametrize("kind", ["spectral_neutral", "spectral_factors"])
@@ -223,7 +223,7 @@ def test_going_on_after_a_crash_does_not_do_it_again(base, tmp_path, monkeypatch
 
 
 def test_a_check_says_what_it_costs(base, tmp_path):
-    assert check_run(config_of(tmp_path, base)).start == ""
+    assert check_run(config_of(tmp_path, base)).notes == ()
     path = run_file(tmp_path, base, adapter={"init_weights": "spectral"})
     result = cli("check", path)
     assert result.exit_code == 0, result.stderr

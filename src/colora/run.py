@@ -92,8 +92,8 @@ def train(
         log: takes lines for the user.
 
     Raises:
-        ConfigError: the output folder holds another run, the tasks have no training examples, or both a bank to start
-            from and a spectral start are asked for.
+        ConfigError: the output folder holds another run, the tasks have no training examples, both a bank to start
+            from and a spectral start are asked for, or a bank for each of several groups.
         TaskFileError: listing all faults of the task files; nothing is trained.
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
@@ -102,6 +102,8 @@ def train(
     configure_threads(config.training.threads)
     device_rows(config)
     check_spectral(config)
+    if config.grouping != "none":
+        raise ConfigError("grouping: this trains one bank; a bank for each group is `colora.grouping.train_groups`")
     config = resolve_start(config)
     tasks = read_run_tasks(config) if tasks is None else tasks
     output = Path(config.output)

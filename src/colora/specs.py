@@ -32,6 +32,16 @@ def _names(value: Any) -> Any:
 Names = Annotated[str | list[str], BeforeValidator(_names)]
 
 
+def _groups(value: Any) -> Any:
+    named = isinstance(value, list) and all(isinstance(one, list) and one for one in value)
+    if value in ("none", "auto") or (value and named and all(isinstance(name, str) for one in value for name in one)):
+        return value
+    raise ValueError(f"expected 'none', 'auto' or a list of lists of task names, found {value!r}")
+
+
+Groups = Annotated[str | list[list[str]], BeforeValidator(_groups)]
+
+
 class _Spec(BaseModel):
     # A misspelt key is a fault, not a default.
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -210,6 +220,11 @@ class RunConfig(_Spec):
         None,
         description="A bank, or its run, to start from: its A, B and cores by task; new tasks start at the mean core. "
         "Its adapter settings hold. Relative to the YAML file.",
+    )
+    grouping: Groups = Field(
+        "none",
+        description="'none': one bank for all tasks. 'auto': one for each group of tasks whose gradients at the base "
+        "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
     )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
     adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")

@@ -89,16 +89,16 @@ def check_spectral(config: RunConfig) -> None:
         )
 
 
-def start_cost(config: RunConfig, tasks: int) -> str:
-    """What a run's start costs, for the user; empty if nothing."""
+def start_cost(config: RunConfig, tasks: int) -> list[str]:
+    """What a run's start costs, a line for the user; none if nothing."""
     kind = config.adapter.init_weights
     if kind not in SPECTRAL:
-        return ""
+        return []
     tried = f", then at most {len(STEPS_TRIED) + 2} times the forward passes" if kind == "spectral" else ""
-    return (
+    return [
         f"{kind} start: {tasks} forward and backward passes before the first step, one for each task over at most "
         f"{ROWS} of its examples{tried}"
-    )
+    ]
 
 
 def start_run(
