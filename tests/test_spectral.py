@@ -259,3 +259,18 @@ def test_a_loss_that_is_no_number(base, tmp_path):
     bank, data = bank_of(model)
     with pytest.raises(ConfigError, match="NaN or infinite"):
         spectral_start(bank, data, NAMES, 0, "spectral")
+
+
+def test_of_many_tasks_fewer_directions_are_kept(monkeypatch):
+    monkeypatch.setattr("colora.spectral.DIRECTIONS", 3 * 5)
+    ranks = []
+
+    def watched(*args, rank, **options):
+        ranks.append(rank)
+        return task_gradients(*args, rank=rank, **options)
+
+    monkeypatch.setattr("colora.spectral.task_gradients", watched)
+    bank, data = bank_of(tiny_llama())
+    found = spectral_start(bank, data, NAMES, 0, "spectral")
+    assert ranks == [5]
+    assert (found.after <= found.before).all()

@@ -51,6 +51,8 @@ STEPS_TRIED = tuple(2.0**-power for power in range(11))
 """Values of b. Steps are tried from the largest; beyond the best one the loss only rises again."""
 ITERATIONS = 4
 """Of the decomposition; it begins so near its end that more do not change what is trained."""
+DIRECTIONS, FEWEST = 1024, 4
+"""Of all tasks' gradients in a layer, and of one task's at least."""
 SHOWN = 12
 
 
@@ -127,7 +129,7 @@ def spectral_start(model: PeftModel, data: EncodedTasks, names: list[str], pad_t
     """Write a spectral start into a new bank. The same every time: nothing is drawn.
 
     Takes a forward and a backward pass over the examples of each task and, for "spectral", a forward pass for each
-    step tried. Keeps 2 r (d_in + d_out) numbers for each task and layer while it computes.
+    step tried. Keeps at most 2 r (d_in + d_out) numbers for each task and layer while it computes.
 
     Args:
         model: with one active bank of K tasks, B = 0.
@@ -142,8 +144,10 @@ def spectral_start(model: PeftModel, data: EncodedTasks, names: list[str], pad_t
     bank = model.active_adapters[0]
     layers = bank_layers(model, bank)
     r = next(iter(layers.values())).colora_A[bank].shape[0]
-    # What a task's gradient has beyond twice r directions is hardly in the shared spaces in any case.
-    gradients = task_gradients(model, data, names, pad_token_id, rows=ROWS, batch=BATCH, rank=2 * r)
+    # What a task's gradient has beyond twice r directions is hardly in the shared spaces in any case; and where tasks
+    # are many, fewer of each suffice to find these spaces, at a cost that grows with the square of them all.
+    rank = min(2 * r, max(FEWEST, DIRECTIONS // len(names)))
+    gradients = task_gradients(model, data, names, pad_token_id, rows=ROWS, batch=BATCH, rank=rank)
     directions: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, layer in layers.items():
