@@ -15,7 +15,9 @@ from colora.errors import ConfigError, InterruptedRunError
 from colora.run import train
 from colora.similarity.gradients import task_gradients
 from colora.simulate import simulate
-from colora.spectral import ROW_NORM, SPECTRAL, STEPS_TRIED, StartLosses, layer_start, spectral_start
+from colora.specs import SPECTRAL
+from colora.spectral.layer import ROW_NORM, layer_start
+from colora.spectral.start import STEPS_TRIED, StartLosses, spectral_start
 from colora.tasks.encode import encode_tasks
 from colora.tasks.schema import Example, Task
 from colora.training.trainer import CoLoRATrainer
@@ -169,7 +171,7 @@ def test_where_every_step_is_too_far_it_stays_at_the_base_model(monkeypatch):
     """A step that helps on average will not do while one task's loss rises."""
     first, worse = torch.ones(3, dtype=torch.float64), torch.tensor([0.1, 0.1, 1.1], dtype=torch.float64)
     results = iter([first, *[worse] * len(STEPS_TRIED), first])
-    monkeypatch.setattr("colora.spectral._losses", lambda *args: next(results))
+    monkeypatch.setattr("colora.spectral.start._losses", lambda *args: next(results))
     bank, data = bank_of(tiny_llama())
     found = spectral_start(bank, data, NAMES, 0, "spectral")
     assert (found.b, found.line().split(",")[0]) == (0.0, "the gradients' directions")
@@ -216,7 +218,7 @@ def test_going_on_after_a_crash_does_not_do_it_again(base, tmp_path, monkeypatch
     with pytest.raises(InterruptedRunError):
         train(config)
     monkeypatch.setattr(CoLoRATrainer, "compute_loss", real)
-    monkeypatch.setattr("colora.spectral.spectral_start", lambda *args: pytest.fail("started again"))
+    monkeypatch.setattr("colora.spectral.start.spectral_start", lambda *args: pytest.fail("started again"))
     train(config)
     name = os.path.join("out", "bank", "adapter_model.safetensors")
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -262,14 +264,14 @@ def test_a_loss_that_is_no_number(base, tmp_path):
 
 
 def test_of_many_tasks_fewer_directions_are_kept(monkeypatch):
-    monkeypatch.setattr("colora.spectral.DIRECTIONS", 3 * 5)
+    monkeypatch.setattr("colora.spectral.start.DIRECTIONS", 3 * 5)
     ranks = []
 
     def watched(*args, rank, **options):
         ranks.append(rank)
         return task_gradients(*args, rank=rank, **options)
 
-    monkeypatch.setattr("colora.spectral.task_gradients", watched)
+    monkeypatch.setattr("colora.spectral.start.task_gradients", watched)
     bank, data = bank_of(tiny_llama())
     found = spectral_start(bank, data, NAMES, 0, "spectral")
     assert ranks == [5]

@@ -14,7 +14,7 @@ from colora.config import RunConfig, check_grouping
 from colora.placement import DTYPES
 from colora.run import encode_run, read_run_tasks
 from colora.runfolder import task_manifest
-from colora.spectral import check_spectral, start_cost
+from colora.spectral.start import check_spectral, start_cost
 from colora.starting import check_start, resolve_start
 from colora.tasks.encode import EncodingReport
 

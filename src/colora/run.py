@@ -31,7 +31,7 @@ from colora.evaluation.records import Record, append_records, environment, read_
 from colora.files import write_json
 from colora.placement import DTYPES, training_device
 from colora.runfolder import check_free, check_same_tasks, claim, run_config, task_manifest
-from colora.spectral import check_spectral, start_run
+from colora.spectral.start import check_spectral, start_run
 from colora.starting import resolve_start, start_bank
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture

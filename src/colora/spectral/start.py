@@ -1,15 +1,6 @@
-"""The spectral start: A, B and the cores of a new bank from the gradients of its tasks at the base model.
+"""The spectral start of a run: from the tasks' gradients at the base model to a bank that training goes on from.
 
-In each adapted layer the tasks' gradients are decomposed jointly, G_k ≈ U Σ_k Vᵀ (`joint_diagonalisation`), in the
-gauge in which the mean core is diagonal with positive entries. The rows of A become those of Vᵀ with the norm 1/√3
-that they have in an ordinary start. Three starts differ in the rest:
-
-spectral           B = −b U and Λ_k = Σ_k / σ, with σ such that the cores are as large as identities: a step
-                   W_k − W0 = −c U Σ_k Vᵀ down each task's own gradient, of about the same norm s b √(r/3) in every
-                   layer. b is the best of a few on the same examples, among those at which no task's loss rises.
-spectral_neutral   B = 0 and Λ_k = I + (Σ_k − mean) / σ: training starts at the base model, and already its first
-                   step in B is another one for each task, the more so the less alike their gradients are.
-spectral_factors   B = 0 and Λ_k = I: only the directions of A are the gradients'.
+What each layer begins with stands in `colora.spectral.layer`.
 """
 
 import math
@@ -22,13 +13,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers
-from colora.algebra import joint_diagonalisation
 from colora.config import RunConfig
 from colora.errors import ConfigError
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.placement import training_device
 from colora.similarity.gradients import task_gradients
 from colora.specs import SPECTRAL
+from colora.spectral.layer import layer_start
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 
@@ -37,7 +28,6 @@ __all__ = [
     "STEPS_TRIED",
     "StartLosses",
     "check_spectral",
-    "layer_start",
     "spectral_start",
     "start_cost",
     "start_run",
@@ -45,12 +35,8 @@ __all__ = [
 
 ROWS, BATCH = 32, 16
 """Examples of each task that the start looks at, the first of its training split, and how many at once."""
-ROW_NORM = 1 / math.sqrt(3)
-"""Of A's rows, as `kaiming_uniform_(A, a=√5)` has them on average."""
 STEPS_TRIED = tuple(2.0**-power for power in range(11))
 """Values of b. Steps are tried from the largest; beyond the best one the loss only rises again."""
-ITERATIONS = 4
-"""Of the decomposition; it begins so near its end that more do not change what is trained."""
 DIRECTIONS, FEWEST = 1024, 4
 """Of all tasks' gradients in a layer, and of one task's at least."""
 SHOWN = 12
@@ -179,35 +165,6 @@ def spectral_start(model: PeftModel, data: EncodedTasks, names: list[str], pad_t
             break
     move(best)
     return StartLosses(list(names), before, after, best)
-
-
-def layer_start(A: Tensor, B: Tensor, r: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A (r, d_in), B (d_out, r) and cores (K, r, r) of one layer.
-
-    For "spectral" B Λ_k A = −c U Σ_k Vᵀ with one c for all tasks, and B has orthonormal columns (b = 1).
-
-    Args:
-        A, B: the tasks' gradients G_k = B_k A_k, (K, rank, d_in) and (K, d_out, rank).
-        r: rank of the bank.
-        kind: one of `SPECTRAL`.
-    """
-    U, cores, V = joint_diagonalisation(B, A, r, ITERATIONS)
-    left, _, right = torch.linalg.svd(cores.mean(0))
-    U, cores, V = U @ left, left.mT @ cores @ right.mT, V @ right.mT
-    first = ROW_NORM * V.mT
-    size = _size(cores, r)
-    if kind == "spectral":
-        return first, -U, cores / size
-    identity = torch.eye(r, dtype=cores.dtype, device=cores.device).expand_as(cores)
-    if kind == "spectral_neutral":
-        return first, torch.zeros_like(U), identity + (cores - cores.mean(0)) / size
-    return first, torch.zeros_like(U), identity
-
-
-def _size(cores: Tensor, r: int) -> Tensor:
-    """What to divide cores by for a root mean square norm of √r, the identity's; 1 if there is nothing to divide."""
-    size = (cores.square().sum() / (len(cores) * r)).sqrt()
-    return size if bool(size > torch.finfo(cores.dtype).tiny) else torch.ones_like(size)
 
 
 def _batches(data: EncodedTasks, pad_token_id: int) -> list[list[dict[str, Tensor]]]:
