@@ -1,0 +1,205 @@
+"""A newcomer with sixteen examples: its core alone, against training everything anew, and against a LoRA of its own.
+
+    python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--output runs/onboarding]
+    python -m benchmarks.onboarding --table
+    python -m benchmarks.onboarding --choices [--table]     # what the settings were chosen by, on other dates
+
+For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
+
+    before      the base model, zero-shot
+    onboarded   `colora onboard` on that bank: A and B frozen
+    retrained   one bank of all nine tasks from the start, with as many steps and rows of a task
+    own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
+
+A finished run is never run again. The records go to benchmarks/records/onboarding.jsonl; "seconds" is the wall time of
+the onboarding, the loading of the base model included.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from transformers import set_seed
+
+from colora.adapter.model import bank_tuner
+from colora.bank import load_bank
+from colora.base import DEFAULT_BASE, configure_threads, load_base
+from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.dates import DEMO_LOCALES, date_tasks
+from colora.demo import RANK, RATES
+from colora.evaluation.evaluate import evaluate
+from colora.evaluation.records import Record, append_records, environment, read_records
+from colora.files import write_json, write_text
+from colora.newcomers.onboard import Settings, onboard
+from colora.run import train
+from colora.tasks.schema import Task
+
+HERE = Path(__file__).parent
+RECORD = HERE / "records" / "onboarding.jsonl"
+CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
+NEWCOMERS = ("gl", "oc", "ast")
+CHOICES_SEED = 3
+CHOICES = {
+    f"lr {lr:g}, {steps} × {rows}": Settings(steps=steps, rows=rows, lr=lr)
+    for lr, steps, rows in ((0.03, 40, 8), (0.06, 40, 8), (0.12, 40, 8), (0.06, 60, 4), (0.12, 60, 4))
+}
+STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
+METHODS = ("before", "onboarded", "retrained", "own LoRA")
+METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of seed 3")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--output", type=Path, default=Path("runs/onboarding"))
+    parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        for seed in [CHOICES_SEED] if args.choices else args.seeds:
+            Seed(args.output / f"seed-{seed}", seed, args.threads).run(args.choices)
+    print(table(args.choices))
+
+
+class Seed:
+    """All runs of one seed."""
+
+    def __init__(self, output: Path, seed: int, threads: int | None) -> None:
+        self.output, self.seed, self.threads = output, seed, threads
+        self.old = date_tasks(DEMO_LOCALES, seed=seed)
+        self.new = date_tasks(NEWCOMERS, seed=seed)
+        for task in (*self.old, *self.new):
+            for split in ("train", "test"):
+                rows = [{"input": one.input, "output": one.outputs[0]} for one in task.splits[split]]
+                lines = "\n".join(json_line(row) for row in rows) + "\n"
+                write_text(output / "tasks" / task.name / f"{split}.jsonl", lines)
+
+    def run(self, choices: bool) -> None:
+        configure_threads(self.threads)
+        bank = self.bank("bank", self.old)
+        record = CHOICES_RECORD if choices else RECORD
+        if choices:
+            for name, settings in CHOICES.items():
+                self.keep(record, name, lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
+            return
+        self.keep(record, "before", self.before)
+        self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
+        self.keep(record, "retrained", lambda: self.measured(self.bank("retrained", [*self.old, *self.new]), self.new))
+        self.keep(record, "own LoRA", self.own)
+
+    def keep(self, record: Path, method: str, measure: Callable[[], list[Record]]) -> None:
+        known = read_records(record) if record.is_file() else []
+        if any((one.method, one.seed) == (method, self.seed) for one in known):
+            print(f"{method}, seed {self.seed}: measured before, reused")
+            return
+        found = [Record("onboarding", method, one.task, one.split, one.metric, one.value, one.n, self.seed)
+                 for one in measure()]  # fmt: skip
+        append_records(record, found)
+        write_json(record.with_suffix(".environment.json"), environment())
+        print(f"{method}, seed {self.seed}: {[round(one.value, 2) for one in found]}", flush=True)
+
+    def bank(self, name: str, tasks: list[Task]) -> Path:
+        """A bank trained as the demo's, its tasks' rows a step included."""
+        return train(self.config(name, tasks, ROWS_OF_A_TASK * len(tasks)), log=print).bank
+
+    def config(self, name: str, tasks: list[Task], rows: int, steps: int = STEPS, **rates: float) -> RunConfig:
+        return RunConfig(
+            base=DEFAULT_BASE, chat_template=False, output=str(self.output / name), seed=self.seed,
+            tasks=[TaskSpec(name=task.name, path=str((self.output / "tasks" / task.name).resolve()), val=0)
+                   for task in tasks],
+            adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+            training=TrainingSpec(steps=steps, rows=rows, max_length=MAX_LENGTH, save_every=90, keep=1,
+                                  threads=self.threads, **(rates or RATES["together"])),
+            evaluation=EvaluationSpec(max_new_tokens=32),
+        )  # fmt: skip
+
+    def onboarded(self, bank: Path, settings: Settings) -> list[Record]:
+        records, target = [], bank
+        for task in self.new:
+            after = self.output / "onboarded" / f"{settings.lr:g}-{settings.steps}-{settings.rows}" / task.name
+            done = onboard(target, self.output / "tasks" / task.name, output=after, settings=settings, log=print)
+            records += self.measured(after, [task])
+            records.append(Record("", "", task.name, "test", "seconds", done.seconds, 1, self.seed))
+        return records
+
+    def measured(self, bank: Path, tasks: list[Task]) -> list[Record]:
+        model, tokenizer, _ = load_bank(bank)
+        names = bank_tuner(model).tasks
+        return self.evaluated(model, tokenizer, tasks, {task.name: names.index(task.name) for task in tasks})
+
+    def before(self) -> list[Record]:
+        model, tokenizer = load_base(DEFAULT_BASE)
+        tokenizer.chat_template = None
+        return self.evaluated(model, tokenizer, self.new, None)
+
+    def own(self) -> list[Record]:
+        """A LoRA for each newcomer, for the seconds that its onboarding took; the steps that fit are measured first."""
+        took = {one.task: one.value for one in read_records(RECORD)
+                if (one.method, one.seed, one.metric) == ("onboarded", self.seed, "seconds")}  # fmt: skip
+        records = []
+        for task in self.new:
+            began = time.monotonic()
+            self.lora(task, 5, "trial")
+            trial = time.monotonic() - began
+            began = time.monotonic()
+            self.lora(task, 15, "trial-longer")
+            step = (time.monotonic() - began - trial) / 10
+            steps = max(1, math.floor((took[task.name] - (trial - 5 * step)) / step))
+            began = time.monotonic()
+            result = self.lora(task, steps, "lora")
+            records += self.evaluated(result.model, result.tokenizer, [task], None)
+            records.append(Record("", "", task.name, "test", "seconds", time.monotonic() - began, 1, self.seed))
+            records.append(Record("", "", task.name, "test", "steps", steps, 1, self.seed))
+        return records
+
+    def lora(self, task: Task, steps: int, name: str) -> Any:
+        def plain(base: Any, names: list[str]) -> Any:
+            set_seed(self.seed)
+            return get_peft_model(
+                base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+            )
+
+        config = self.config(f"{name}/{task.name}-{steps}", [task], Settings().rows, steps, **RATES["alone"])
+        return train(config, make_model=plain, log=print)
+
+    def evaluated(self, model: Any, tokenizer: Any, tasks: list[Task], index: dict[str, int] | None) -> list[Record]:
+        return evaluate(
+            model, tokenizer, tasks, task_index=index, max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48,
+            run="", method="", seed=self.seed, progress=False,
+        ).records  # fmt: skip
+
+
+def json_line(row: dict[str, str]) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def table(choices: bool = False) -> str:
+    """Markdown: a row a method, mean over newcomers and mean ± standard deviation over seeds; seconds are medians."""
+    records = read_records(CHOICES_RECORD if choices else RECORD)
+    lines = ["| method | ROUGE-L | exact match | token NLL | seconds |", "|---|---:|---:|---:|---:|"]
+    for method in CHOICES if choices else METHODS:
+        cells = []
+        for metric, digits in METRICS.items():
+            own = [one for one in records if (one.method, one.metric) == (method, metric)]
+            seeds = sorted({one.seed for one in own})
+            means = [fmean(one.value for one in own if one.seed == seed) for seed in seeds]
+            if not means:
+                cells.append("–")
+            elif metric == "seconds":
+                cells.append(f"{median(one.value for one in own):.0f}")
+            else:
+                spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
+                cells.append(f"{fmean(means):.{digits}f}{spread}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
