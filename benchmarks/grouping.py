@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.transfer import FAMILIES, TASKS
 from colora.base import DEFAULT_BASE
 from colora.compare.claim import waiting_claim
 from colora.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -30,6 +29,13 @@ from colora.groups.make import make_tasks
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "grouping.jsonl"
 GROUPS = HERE / "records" / "grouping_groups.json"
+FAMILIES = {
+    "dates": ("date-es", "date-pt", "date-it", "date-ca"),
+    "odd one out": ("odd-man-out-141", "odd-man-out-142", "odd-man-out-143"),
+    "stances": ("tweet-stance_abortion", "tweet-stance_atheism", "tweet-stance_climate"),
+    "commands to actions": ("scan-126", "scan-128"),
+}
+TASKS = [name for names in FAMILIES.values() for name in names]
 SIZES = {"examples": 16, "val": 8, "test": 24}
 STEPS, ROWS, WARMUP, MAX_LENGTH = 40, 4, 5, 128
 METHODS: dict[str, Any] = {
