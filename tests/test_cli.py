@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "merge",
     "forget",
+    "company",
     "compare",
     "report",
     "recover",

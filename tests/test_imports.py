@@ -64,13 +64,18 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "files", "cells", "recovery", "similarity"},
     "runfolder": {"errors", "config", "files", "tasks"},
     "starting": {"errors", "specs", "adapter", "bank", "bankfiles", "runfolder"},
-    "run": (_RUN - {"run"}) | {"starting"},
+    "spectral": _MODEL | {"similarity"},
+    "run": (_RUN - {"run"}) | {"starting", "spectral"},
     "generate": _MODEL | {"evaluation", "bank"},
-    "check": _MODEL | {"bank", "runfolder", "starting", "run"},
+    "check": _MODEL | {"bank", "runfolder", "starting", "spectral", "run"},
     "forecast": _MODEL | {"run", "similarity"},
+    "grouping": _MODEL | {"evaluation", "runfolder", "run", "similarity", "forecast"},
+    "company": _MODEL | {"evaluation", "run", "grouping"},
     "simulate": _RUN,
     "demo": _RUN,
-    "cli": _RUN | {"loras", "editing", "similarity", "newcomers", "generate", "check", "forecast", "simulate", "demo"},
+    "cli": _RUN
+    | {"loras", "editing", "similarity", "newcomers", "generate", "check", "forecast", "grouping", "company"}
+    | {"simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)

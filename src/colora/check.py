@@ -10,10 +10,11 @@ from peft import get_peft_model
 from colora.bank import TaskSize, task_sizes
 from colora.bankconfig import bank_config
 from colora.base import load_base
-from colora.config import RunConfig
+from colora.config import RunConfig, check_grouping
 from colora.placement import DTYPES
 from colora.run import encode_run, read_run_tasks
 from colora.runfolder import task_manifest
+from colora.spectral.start import check_spectral, start_cost
 from colora.starting import check_start, resolve_start
 from colora.tasks.encode import EncodingReport
 
@@ -29,6 +30,7 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
+        notes: what else a run does than to train one bank from an ordinary start.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -39,6 +41,7 @@ class RunPlan:
     per_task: TaskSize
     tokens_per_step: float
     memory_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def check_run(config: RunConfig) -> RunPlan:
@@ -49,8 +52,10 @@ def check_run(config: RunConfig) -> RunPlan:
         ConfigError: a rank that is too large, a target that matches nothing, ...
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
     """
+    check_spectral(config)
     config = resolve_start(config)
     tasks = read_run_tasks(config)
+    check_grouping(config, [task.name for task in tasks])
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
     check_start(config, model)
     if not config.chat_template:
@@ -70,7 +75,20 @@ def check_run(config: RunConfig) -> RunPlan:
     return RunPlan(
         data.report, task_manifest(tasks), base_parameters, shared, per_task, tokens * config.training.rows,
         base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+        _notes(config, len(tasks)),
     )  # fmt: skip
+
+
+def _notes(config: RunConfig, tasks: int) -> tuple[str, ...]:
+    found = []
+    if config.grouping == "auto":
+        found.append(
+            f"grouping: {tasks} forward and backward passes of the base model say which tasks are alike; then each "
+            "group has a bank, with an A and a B, of its own"
+        )
+    elif config.grouping != "none":
+        found.append(f"grouping: {len(config.grouping)} banks, each with an A and a B of its own")
+    return (*found, *start_cost(config, tasks))
 
 
 def _activations(model_config: Any, tokens: int, config: RunConfig) -> int:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from colora.errors import ConfigError
 from colora.specs import (
+    SPECTRAL,
     AdapterSpec,
     EvaluationSpec,
     FederationConfig,
@@ -20,6 +21,7 @@ from colora.specs import (
 )
 
 __all__ = [
+    "FEDERATED_GROUPING",
     "AdapterSpec",
     "EvaluationSpec",
     "FederationConfig",
@@ -27,6 +29,8 @@ __all__ = [
     "RunConfig",
     "TaskSpec",
     "TrainingSpec",
+    "check_federated_start",
+    "check_grouping",
     "field_rows",
     "load_config",
     "load_federation",
@@ -35,6 +39,9 @@ __all__ = [
     "read_yaml",
     "tell_fault",
 ]
+
+
+FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -97,12 +104,41 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
     value = read_yaml(Path(path), overrides, needs="'federation'")
     if value.pop("start_from", None) is not None:
         raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
+    if value.pop("grouping", "none") != "none":
+        raise ConfigError(f"{path}: {FEDERATED_GROUPING}")
     value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
     try:
-        return FederationConfig.model_validate(value)
+        config = FederationConfig.model_validate(value)
     except ValidationError as error:
         faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+    check_federated_start(config.adapter, f"{path}: ")
+    return config
+
+
+def check_grouping(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises ConfigError unless the groups of a run file, if it lists any, hold every task once.
+
+    Args:
+        names: the tasks of the run, as they were read.
+    """
+    if isinstance(config.grouping, str):
+        return
+    placed = [name for group in config.grouping for name in group]
+    faults = [f"{name}: no task of this run{near(name, names)}" for name in sorted(set(placed) - set(names))]
+    faults += [f"{name}: in {placed.count(name)} places" for name in sorted(set(placed)) if placed.count(name) > 1]
+    faults += [f"{name}: in no group" for name in names if name not in placed]
+    if faults:
+        raise ConfigError("grouping: expected every task in one group:", faults)
+
+
+def check_federated_start(adapter: AdapterSpec, place: str = "") -> None:
+    """Raises ConfigError if a federation is to begin with its clients' gradients."""
+    if adapter.init_weights in SPECTRAL:
+        raise ConfigError(
+            f"{place}adapter.init_weights: {adapter.init_weights} needs the gradients of all tasks in one place, and a "
+            "federation's clients keep theirs; choose kaiming, gaussian or orthogonal"
+        )
 
 
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:

@@ -31,6 +31,7 @@ from colora.evaluation.records import Record, append_records, environment, read_
 from colora.files import write_json
 from colora.placement import DTYPES, training_device
 from colora.runfolder import check_free, check_same_tasks, claim, run_config, task_manifest
+from colora.spectral.start import check_spectral, start_run
 from colora.starting import resolve_start, start_bank
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture
@@ -91,7 +92,8 @@ def train(
         log: takes lines for the user.
 
     Raises:
-        ConfigError: the output folder holds another run, or the tasks have no training examples.
+        ConfigError: the output folder holds another run, the tasks have no training examples, both a bank to start
+            from and a spectral start are asked for, or a bank for each of several groups.
         TaskFileError: listing all faults of the task files; nothing is trained.
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
@@ -99,6 +101,9 @@ def train(
     """
     configure_threads(config.training.threads)
     device_rows(config)
+    check_spectral(config)
+    if config.grouping != "none":
+        raise ConfigError("grouping: this trains one bank; a bank for each group is `colora.grouping.train_groups`")
     config = resolve_start(config)
     tasks = read_run_tasks(config) if tasks is None else tasks
     output = Path(config.output)
@@ -117,12 +122,15 @@ def train(
 
     train_data, eval_data = encode_run(config, tasks, tokenizer, model)
     set_seed(config.seed)
+    checkpoint = get_last_checkpoint(str(output / "checkpoints")) if (output / "checkpoints").is_dir() else None
     if make_model:
         bank = make_model(model, names)
     elif config.start_from is not None:  # also where a checkpoint is about to replace its tensors
         bank = start_bank(config, names, model, log if rank == 0 else lambda line: None)
     else:
         bank = get_peft_model(model, bank_config(config.adapter, names, model))
+        if checkpoint is None:  # else it has what training made of the start
+            start_run(config, bank, train_data, names, tokenizer.pad_token_id, log if rank == 0 else lambda line: None)
     mixture = TaskMixture(
         train_data.sizes, batch_size=config.training.rows, steps=config.training.steps,
         policy=config.training.mixing, temperature=config.training.temperature, seed=config.seed,
@@ -130,7 +138,6 @@ def train(
     if rank == 0:
         claim(output, config, tasks)
     trainer = make_trainer(config, bank, tokenizer, names, train_data, eval_data, mixture, routed=make_model is None)
-    checkpoint = get_last_checkpoint(str(output / "checkpoints")) if (output / "checkpoints").is_dir() else None
     if checkpoint is not None:
         log(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)

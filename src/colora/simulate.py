@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from colora.bank import BankInfo, save_bank
 from colora.base import configure_threads
 from colora.compare.claim import claimed
-from colora.config import FederationConfig, RunConfig
+from colora.config import FEDERATED_GROUPING, FederationConfig, RunConfig, check_federated_start
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation
 from colora.federated.history import RoundCost, history_line, round_records, write_round
@@ -42,13 +42,17 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
     """Run a federation of all tasks of a run in this process, or go on with it, and measure every client's model.
 
     Raises:
-        ConfigError: the output folder holds another run, a task has no training examples, or `start_from` is set.
+        ConfigError: the output folder holds another run, a task has no training examples, `start_from` or
+            `grouping` is set, or the bank is to begin with the tasks' gradients.
         TaskFileError: listing all faults of the task files.
         InterruptedRunError: after Ctrl-C; the same command goes on.
         TrainingDivergedError, CheckpointError: as in training.
     """
     if config.start_from is not None:
         raise ConfigError("start_from: a federation starts from fresh factors; remove this field from the run file")
+    check_federated_start(config.adapter)
+    if config.grouping != "none":
+        raise ConfigError(FEDERATED_GROUPING)
     configure_threads(config.training.threads)
     output = Path(config.output)
     with claimed(output.with_name(f".{output.name}.lock")) as mine:

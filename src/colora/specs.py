@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
+    "SPECTRAL",
     "AdapterSpec",
     "EvaluationSpec",
     "FederationConfig",
@@ -17,6 +18,8 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
+"""Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.spectral`."""
 
 
 def _names(value: Any) -> Any:
@@ -27,6 +30,16 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[str | list[str], BeforeValidator(_names)]
+
+
+def _groups(value: Any) -> Any:
+    named = isinstance(value, list) and all(isinstance(one, list) and one for one in value)
+    if value in ("none", "auto") or (value and named and all(isinstance(name, str) for one in value for name in one)):
+        return value
+    raise ValueError(f"expected 'none', 'auto' or a list of lists of task names, found {value!r}")
+
+
+Groups = Annotated[str | list[list[str]], BeforeValidator(_groups)]
 
 
 class _Spec(BaseModel):
@@ -71,7 +84,13 @@ class AdapterSpec(_Spec):
     exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
-    init_weights: Literal["kaiming", "gaussian", "orthogonal"] = Field("kaiming", description="How A starts.")
+    init_weights: Literal["kaiming", "gaussian", "orthogonal", "spectral", "spectral_neutral", "spectral_factors"] = (
+        Field(
+            "kaiming",
+            description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
+            "over a few examples of each: a small step down them, or none (neutral: A and cores; factors: A alone).",
+        )
+    )
 
 
 class TrainingSpec(_Spec):
@@ -201,6 +220,11 @@ class RunConfig(_Spec):
         None,
         description="A bank, or its run, to start from: its A, B and cores by task; new tasks start at the mean core. "
         "Its adapter settings hold. Relative to the YAML file.",
+    )
+    grouping: Groups = Field(
+        "none",
+        description="'none': one bank for all tasks. 'auto': one for each group of tasks whose gradients at the base "
+        "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
     )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
     adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")

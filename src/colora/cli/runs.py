@@ -32,6 +32,8 @@ def train(
 
     The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
     With `--from BANK` tasks that the bank knows go on from their cores, new ones from the mean core.
+    With `grouping: auto` in the file, tasks whose gradients are alike share a bank: OUTPUT/groups has a run for each
+    group, OUTPUT/grouping.json says which.
     With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
     """
     with errors():
@@ -41,6 +43,14 @@ def train(
         config = load_config(run, overrides or [])
         if start is not None:
             config.start_from = str(start.resolve())
+        if config.grouping != "none":
+            from colora.grouping import train_groups
+
+            done = train_groups(config, log=say)
+            _print_evaluation(done.evaluation)
+            for bank in done.banks.values():
+                say(f"bank: {bank}")
+            return
         result, evaluation = train_and_evaluate(config, log=say)
         if evaluation is not None:
             _print_evaluation(evaluation)
@@ -76,6 +86,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
             f"tokens per step: about {plan.tokens_per_step:,.0f}\n"
             f"memory: about {readable_bytes(plan.memory_bytes)} (estimated)"
         )
+        for note in plan.notes:
+            out.print(note, highlight=False)
 
 
 @app.command()
