@@ -297,8 +297,6 @@ def test_the_command_for_a_bank(bank, tmp_path):
 
 
 def test_names_with_brackets_are_shown(bank):
-    config = bank / "adapter_config.json"
-    value = json.loads(config.read_text())
     names = ["x [red]", "[bold]", "y[/]", "z"]
     from colora.cli.similarity import _print_cosines
 
@@ -308,7 +306,6 @@ def test_names_with_brackets_are_shown(bank):
         patch.setattr("colora.cli.similarity.out.print", lambda table: shown.append(table))
         _print_cosines(Similarity(names, found.kind, found.layers, {}), names)
     assert [cell.plain for cell in shown[0].columns[0].cells] == [f"{k} {name}" for k, name in enumerate(names, 1)]
-    assert value["tasks"] == TASKS
 
 
 def test_many_tasks_are_shown_with_their_nearest(tmp_path):
