@@ -26,6 +26,8 @@ COMMANDS = (
     "merge",
     "forget",
     "company",
+    "similarity",
+    "onboard",
     "compare",
     "report",
     "recover",
@@ -69,6 +71,14 @@ def table(text):
         (["import"], ["LORA...", "--output", "--rank", "--base", "--name", "plain LoRAs"]),
         (["merge"], ["BANK", "NEW", "TASK=WEIGHT...", "--output", "legal=0.5"]),
         (["forget"], ["BANK", "TASK...", "--purge", "A and B"]),
+        (
+            ["similarity"],
+            ["BANK|RUN.yaml", "KEY=VALUE", "--json", "--figure", "--rows", "--groups", "nothing is trained"],
+        ),
+        (
+            ["onboard"],
+            ["BANK", "NEW.jsonl", "--name", "--output", "--steps", "--lr", "--extend", "--seed", "to the bit"],
+        ),
         (
             ["compare"],
             ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "bankfiles": {"errors", "files", "adapter", "bank"},
     "editing": {"errors", "adapter", "bank", "bankfiles"},
     "similarity": _MODEL | {"bank", "bankfiles"},
-    "newcomers": _MODEL | {"training", "bank", "similarity"},
+    "newcomers": _MODEL | {"training", "bank", "bankfiles", "similarity"},
     "baselines": _TRAINED | {"cells"},
     "groups": {"errors", "files", "tasks", "dates"},
     "compare": _TRAINED | {"cells", "baselines", "groups"},

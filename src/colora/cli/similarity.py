@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from colora.cli.console import app, columns, errors, out, say
 
@@ -36,6 +36,10 @@ def similarity(
         from colora.similarity.clusters import cluster_tree
         from colora.similarity.measure import bank_similarity
 
+        if figure is not None:  # before what takes a minute
+            from colora.report.similarity import check_figure, draw_similarity
+
+            check_figure(figure)
         if path.suffix in (".yaml", ".yml"):
             from colora.config import load_config
             from colora.forecast import run_similarity
@@ -44,18 +48,17 @@ def similarity(
         elif overrides:
             raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
         else:
-            found = bank_similarity(path)
+            found = bank_similarity(path, angles=json_file is not None)
         tree = cluster_tree(found)
         together = tree.groups(count=groups)
         _print_cosines(found, tree.leaves)
         for number, names in enumerate(together, start=1):
-            out.print(f"group {number}: {escape(', '.join(names))}", highlight=False)
+            # Text: in a plain string a name such as a:de:b would show a flag, and [b] nothing.
+            out.print(Text(f"group {number}: {', '.join(names)}"))
         if json_file is not None:
             write_json(json_file, found.as_json() | {"groups": together})
             say(f"written: {json_file}")
         if figure is not None:
-            from colora.report.similarity import draw_similarity
-
             draw_similarity(found, tree, figure)
             say(f"written: {figure}")
 
@@ -78,16 +81,17 @@ def onboard(
     Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
     """
     with errors():
-        from colora.newcomers.onboard import Settings
+        from colora.newcomers.fit import Settings
         from colora.newcomers.onboard import onboard as add
 
         settings = Settings(steps, rows, lr, extend, seed)
         found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
-        table = Table(title=escape(f"{found.task}, nats per token"))
-        columns(table, "without adapter", f"from {found.start.name}", "trained", "on its val", "seconds")
+        table = Table(title="nats per token")
+        columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")
         late = "-" if found.validation is None else f"{found.validation:.3f}"
         first = found.start.nll[found.start.name]
-        table.add_row(f"{found.before:.3f}", f"{first:.3f}", f"{found.after:.3f}", late, f"{found.seconds:.0f}")
+        numbers = (f"{found.before:.3f}", f"{first:.3f}", f"{found.after:.3f}", late, f"{found.seconds:.0f}")
+        table.add_row(Text(found.task), *numbers)
         out.print(table)
         say(found.advice)
         say(f"bank: {found.bank}")
@@ -101,10 +105,10 @@ def _print_cosines(found: Any, order: list[str]) -> None:
     if len(order) <= SHOWN:
         columns(table, "task", *[str(number) for number in range(1, len(order) + 1)])
         for number, row in enumerate(places, start=1):
-            table.add_row(f"{number} {found.names[row]}", *[f"{cosines[row][column]:.2f}" for column in places])
+            table.add_row(Text(f"{number} {found.names[row]}"), *[f"{cosines[row][column]:.2f}" for column in places])
     else:
         columns(table, "task", "nearest", "cosine", "next", "cosine")
         for name in order:
             (one, first), (two, second) = found.nearest(name)[:2]
-            table.add_row(name, one, f"{first:.2f}", two, f"{second:.2f}")
+            table.add_row(Text(name), Text(one), f"{first:.2f}", Text(two), f"{second:.2f}")
     out.print(table)

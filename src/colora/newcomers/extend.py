@@ -2,7 +2,7 @@
 
 A gets further rows and B further columns; the cores of all tasks get zeros there, so that B Λ_k A is the same. The new
 directions are the leading ones of the newcomer's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
-for B, each as long as the bank's own are on average.
+for B, each as long as the bank's own are on average. Where the gradient has fewer of them, chance fills them up.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, place: i
         gradients: of the newcomer, at `place`.
 
     Raises:
-        ConfigError: a layer is smaller than the new rank, the gradients were kept in fewer directions, or the bank has
-            modules trained in full.
+        ConfigError: a layer is smaller than the new rank, or the bank has modules trained in full; `model` is then as
+            it was.
     """
     tuner = bank_tuner(model)
     bank = tuner.active_adapters[0]
@@ -42,7 +42,7 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, place: i
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
         left, right = (one[place] for one in gradients.factors[name])
-        if min(left.shape[1], layer.in_features - A.shape[0], layer.out_features - B.shape[1]) < extra:
+        if min(layer.in_features - A.shape[0], layer.out_features - B.shape[1]) < extra:
             raise ConfigError(f"layer {name} has no room for {extra} further directions: choose fewer")
         grown[name] = (*_grown(A, B, left, right, extra), layer.colora_core[bank].detach().cpu())
     scaling, r = config.scaling, config.r + extra
@@ -65,8 +65,16 @@ def _grown(A: Tensor, B: Tensor, left: Tensor, right: Tensor, extra: int) -> tup
     """A and B with the leading directions of left right outside of them."""
     q_a, q_b = orthonormal(A.cpu().mT), orthonormal(B.cpu())
     left, right = left.double(), right.double()
-    more_a = torch.linalg.svd(right - (right @ q_a) @ q_a.mT, full_matrices=False).Vh[:extra]
-    outside = left - q_b @ (q_b.mT @ left)
-    more_b = torch.linalg.svd(outside @ torch.linalg.qr(right.mT).R.mT, full_matrices=False).U[:, :extra]
+    more_a = _leading_outside(right.mT, q_a, extra).mT
+    more_b = _leading_outside(left @ torch.linalg.qr(right.mT).R.mT, q_b, extra)
     more_a, more_b = more_a * A.norm(dim=1).mean().cpu(), more_b * B.norm(dim=0).mean().cpu()
     return torch.cat([A.cpu(), more_a.to(A.dtype)]), torch.cat([B.cpu(), more_b.to(B.dtype)], dim=1)
+
+
+def _leading_outside(columns: Tensor, basis: Tensor, count: int) -> Tensor:
+    """The leading left singular vectors (d, count) of the columns (d, q) without what `basis` (d, r) spans."""
+    # A shorter gradient leaves singular vectors to choice, and those that LAPACK chooses may lie inside.
+    chance = torch.randn(len(columns), count, generator=torch.Generator().manual_seed(0), dtype=columns.dtype)
+    filled = torch.cat([columns, 1e-9 * (columns.norm() or 1.0) * chance], dim=1)
+    outside = filled - basis @ (basis.mT @ filled)
+    return torch.linalg.svd(outside, full_matrices=False).U[:, :count]

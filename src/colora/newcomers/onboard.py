@@ -1,56 +1,37 @@
 """A new task in a trained bank: A and B stay as they are, and r × r numbers a layer are trained on its examples."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import get_cosine_schedule_with_warmup
 
-from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank import find_bank, load_bank, save_bank
+from colora.adapter.model import bank_layers, bank_router, bank_tuner
+from colora.bank import load_bank
+from colora.bankfiles import read_bank_files, write_bank_files
 from colora.base import configure_threads
-from colora.errors import ConfigError, TrainingDivergedError
-from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.errors import ConfigError
+from colora.likelihood import is_encoder_decoder
 from colora.newcomers.coverage import Coverage, coverage
 from colora.newcomers.extend import extend_rank
+from colora.newcomers.fit import Settings, fit_core
 from colora.newcomers.start import Start, choose_start, mean_nll
+from colora.newcomers.store import take_in
 from colora.placement import training_device
 from colora.similarity.gradients import task_gradients
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
-from colora.tasks.mixing import TaskMixture
+from colora.tasks.hub import VAL_NAMES
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
-from colora.training.optimizer import TaskAdamW, parameter_groups
 
 __all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
 
-BETAS = (0.9, 0.95)  # within few steps a second moment at 0.999 would remember one large gradient throughout
 ENOUGH = 0.5  # relative coverage below which a further rank is worth a thought; see docs/decisions.md
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a newcomer's core is trained.
-
-    Attributes:
-        steps: optimiser steps. rows: examples of a step. lr: peak learning rate of the core, which falls as a cosine.
-        extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
-        seed: of the order of examples.
-    """
-
-    steps: int = 40
-    rows: int = 8
-    lr: float = 0.03
-    extend: int = 0
-    seed: int = 0
+TRIED = 4  # batches of 16 examples that starts are compared on: each start is a pass over them
 
 
 @dataclass(frozen=True)
@@ -99,35 +80,38 @@ def onboard(
 
     Args:
         bank: folder of a bank or of a run.
-        examples: a task file, all of which is trained on, or a folder of train, val and test files.
+        examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
         name: the task's name; by default the file's.
-        output: folder for the new bank; by default it takes the old one's place, at once and whole.
+        output: folder for the new bank, must not hold anything; by default it takes the old one's place, at once and
+            whole.
         base: another place of the same base model.
         log: takes lines for the user.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
         TaskFileError: listing all faults of the examples.
-        ConfigError: the name is taken, there are no examples, or there is no room for `extend`.
+        ConfigError: the name is taken, the output is there already, or there is no room for `extend`.
         TrainingDivergedError: a loss became NaN or infinite; nothing is written.
         CheckpointError: the bank cannot be written; what was there still is.
     """
     began = time.monotonic()
     configure_threads()
     settings = settings or Settings()
-    folder = find_bank(bank)
-    source = Path(examples)
-    aside = None if source.is_dir() else 0  # of a single file nothing is set aside
-    (task,) = read_tasks([TaskSource(name=name, path=str(source), val=aside, test=aside)], seed=settings.seed)
-    if not task.splits["train"]:
-        raise ConfigError(f"{source}: no training examples")
-    model, tokenizer, info = load_bank(folder, base, device=training_device("auto"), trainable=True)
+    files = read_bank_files(bank)
+    target = files.folder if output is None else Path(output)
+    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    task = _read(Path(examples), name, settings.seed)
+    if task.name in files.tasks:
+        raise ConfigError(f"{task.name!r} is already a task of {files.folder}; choose another name (--name)")
+    model, tokenizer, info = load_bank(files.folder, base, device=training_device("auto"))
     model, found = add_newcomer(model, tokenizer, task, info.max_length, settings, log)
     info.examples[task.name] = len(task.splits["train"])
     info.seen[task.name] = settings.steps * settings.rows
-    info.sources[task.name] = {"source": task.source, "onboarded": True}
-    target = Path(output) if output is not None else folder
-    save_bank(model, target, info)
+    info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
+    files.info = info
+    take_in(files, model, task.name)
+    write_bank_files(files, target)
     return Onboarding(task.name, target, *found, time.monotonic() - began)
 
 
@@ -141,86 +125,66 @@ def add_newcomer(
 ) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
 
+    If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
+    that was to be returned has it.
+
     Returns:
         the model, another one than before if its rank was extended; start, coverage, nats per token before, after, and
         of the validation examples.
+
+    Raises:
+        ConfigError: the name is taken, the bank is merged into the base, or there is no room for `extend`.
+        TaskFileError: listing every example that is too long.
+        TrainingDivergedError: a loss became NaN or infinite.
     """
+    tuner = bank_tuner(model)
+    if any(layer.merged for layer in bank_layers(model, tuner.active_adapters[0]).values()):
+        raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before adding a task")
     encoder_decoder = is_encoder_decoder(model)
     data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
-    collate = TaskCollator(tokenizer.pad_token_id)
+    tuner.add_tasks([task.name])
+    try:
+        return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log)
+    except BaseException:  # Ctrl-C too
+        if bank_router(tuner.model) is not None:  # else it was taken off to be extended
+            tuner.remove_task(task.name)
+        raise
+
+
+def _add(
+    model: PeftModel, pad_token_id: int, name: str, data: EncodedTasks, held_out: EncodedTasks, settings: Settings,
+    log: Callable[[str], None],
+) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:  # fmt: skip
+    collate = TaskCollator(pad_token_id)
     batches, validation = _batches(data, collate), _batches(held_out, collate)
     tuner = bank_tuner(model)
-    tuner.add_tasks([task.name])
-    with _only_cores(model):
-        layers = bank_layers(model, tuner.active_adapters[0])
-        cores = tuner.core(task.name)
-        tuner.set_core(task.name, {layer: torch.zeros_like(core) for layer, core in cores.items()})
-        own = tuner.tasks.index(task.name)
-        gradients = task_gradients(model, data, [task.name], tokenizer.pad_token_id, task_index=[own], progress=False)
-        before = float(gradients.loss[0])
-        bank = tuner.active_adapters[0]
-        factors = {n: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
-                   for n, layer in layers.items()}  # fmt: skip
-        found = coverage(gradients, 0, factors)
-        start = choose_start(model, task.name, batches)
-        log(f"{task.name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
+    bank, own = tuner.active_adapters[0], tuner.tasks.index(name)
+    tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
+    before = mean_nll(model, batches, own)
+    gradients = task_gradients(model, data, [name], pad_token_id, task_index=[own], progress=False)
+    factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
+               for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
+    covered = coverage(gradients, 0, factors)
+    start = choose_start(model, name, batches[:TRIED])
+    log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:
         model = extend_rank(model, settings.extend, gradients)
-    with _only_cores(model):
-        _train(model, own, data, collate, settings)
-        after = mean_nll(model, batches, own)
-        late = mean_nll(model, validation, own) if validation else None
-    return model, (start, found, before, after, late)
+    fit_core(model, own, data, collate, settings)
+    after = mean_nll(model, batches, own)
+    late = mean_nll(model, validation, own) if validation else None
+    return model, (start, covered, before, after, late)
 
 
-def _train(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
-    optimizer = TaskAdamW(parameter_groups(model, settings.lr, settings.lr), betas=BETAS)
-    warmup = min(5, settings.steps // 4)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, settings.steps)
-    order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
-    device = next(model.parameters()).device
-    model.train()
-    with _bar(settings.steps) as bar:
-        for step in range(settings.steps):
-            batch = collate([data[next(order)] for _ in range(settings.rows)])
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            inputs["task_ids"] = torch.full_like(inputs["task_ids"], own)
-            labels = inputs.pop("labels")
-            loss = row_nll(model, inputs, labels).sum() / label_tokens(labels, is_encoder_decoder(model)).sum()
-            if not torch.isfinite(loss):
-                raise TrainingDivergedError(
-                    f"the loss became {float(loss)} in step {step + 1}: lower the learning rate"
-                )
-            loss.backward()
-            optimizer.expect(torch.tensor([own]))
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            bar.advance(bar.task_ids[0])
-    model.eval()
-
-
-@contextmanager
-def _only_cores(model: PeftModel) -> Iterator[None]:
-    """Inside, nothing but cores asks for gradients."""
-    resting = [one for name, one in model.named_parameters() if one.requires_grad and "colora_core" not in name]
-    for one in resting:
-        one.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for one in resting:
-            one.requires_grad_(True)
+def _read(source: Path, name: str | None, seed: int) -> Task:
+    """The newcomer's task; nothing is set aside of its training examples, for it has few."""
+    there = {path.stem for path in source.iterdir()} if source.is_dir() else set()
+    val = None if there & set(VAL_NAMES) else 0
+    test = None if "test" in there else 0
+    (task,) = read_tasks([TaskSource(name=name, path=str(source), val=val, test=test)], seed=seed)
+    return task
 
 
 def _batches(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:
     items = [data[place] for place in range(len(data))]
     return [collate(items[at : at + rows]) for at in range(0, len(items), rows)]
-
-
-def _bar(steps: int) -> Progress:
-    columns = (TextColumn("onboarding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("", total=steps)
-    return bar

@@ -1,5 +1,6 @@
 """Where a newcomer's core starts: of some that cost nothing, the one under which its examples are likeliest."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.similarity.still import still
 
-__all__ = ["Batches", "Start", "choose_start", "mean_nll"]
+__all__ = ["Batches", "Start", "choose_start", "core_gradient", "mean_nll"]
 
 NEIGHBOURS = 8  # tasks whose cores are tried; of more, those that look best by the gradient
 SCALES = (0.3, 1.0)  # of the projected gradient, as a share of the mean norm of the bank's cores
@@ -39,8 +41,8 @@ def choose_start(model: PeftModel, task: str, batches: Batches) -> Start:
     """Try the starts of a newcomer that has just been added to a bank, and write the best into its core.
 
     Tried are the identity, the mean of the others' cores, the cores of the tasks that seem nearest, and minus the
-    gradient of the loss by the core at Λ = 0, which is what of the newcomer's gradient at W0 lies in the shared
-    subspace: there is nothing else that a core can do about it.
+    gradient of the loss by the core at Λ = 0, s Bᵀ G Aᵀ with G the newcomer's gradient at W0: steepest descent among
+    all cores in the bank's own gauge, that in which the optimiser trains them.
 
     Args:
         model: with one active bank of at least two tasks, `task` among them.
@@ -77,7 +79,7 @@ def choose_start(model: PeftModel, task: str, batches: Batches) -> Start:
         step = scale * norm / length
         starts[f"gradient × {scale:g}"] = lambda step=step: {name: -step * one for name, one in at_zero.items()}  # type: ignore[misc]
     nll = {name: nll_of(make()) for name, make in starts.items()}
-    best = min(nll, key=lambda name: nll[name])
+    best = min(nll, key=lambda name: nll[name] if math.isfinite(nll[name]) else math.inf)
     core = starts[best]()
     tuner.set_core(task, core)
     return Start(best, core, nll)
@@ -87,11 +89,11 @@ def choose_start(model: PeftModel, task: str, batches: Batches) -> Start:
 def mean_nll(model: PeftModel, batches: Batches, task: int) -> float:
     """Nats per token of the batches' labels, all rows taken to be of this task."""
     nats, tokens = torch.zeros((), dtype=torch.float64), 0
-    model.eval()
-    for batch in batches:
-        inputs, labels = _of_task(model, batch, task)
-        nats += row_nll(model, inputs, labels).sum().double().cpu()
-        tokens += int(label_tokens(labels, is_encoder_decoder(model)).sum())
+    with still(model):
+        for batch in batches:
+            inputs, labels = _of_task(model, batch, task)
+            nats += row_nll(model, inputs, labels).sum().cpu().double()  # some devices have no float64
+            tokens += int(label_tokens(labels, is_encoder_decoder(model)).sum())
     return float(nats) / max(tokens, 1)
 
 
@@ -103,18 +105,14 @@ def core_gradient(model: PeftModel, task: str, batches: Batches, core: Core) -> 
     layers = bank_layers(model, bank)
     stacks = [layer.colora_core[bank] for layer in layers.values()]
     total = [torch.zeros_like(stack[own]) for stack in stacks]
-    frozen = [stack for stack in stacks if not stack.requires_grad]
-    model.eval()
-    for stack in frozen:
-        stack.requires_grad_(True)
     count = sum(int(label_tokens(batch["labels"], is_encoder_decoder(model)).sum()) for batch in batches)
-    for batch in batches:
-        inputs, labels = _of_task(model, batch, own)
-        loss = row_nll(model, inputs, labels).sum() / max(count, 1)
-        for one, gradient in zip(total, torch.autograd.grad(loss, stacks), strict=True):
-            one += gradient[own]
-    for stack in frozen:
-        stack.requires_grad_(False)
+    with still(model, stacks), torch.enable_grad():
+        for batch in batches:
+            inputs, labels = _of_task(model, batch, own)
+            loss = row_nll(model, inputs, labels).sum() / max(count, 1)
+            slopes = torch.autograd.grad(loss, stacks, materialize_grads=True)
+            for one, slope in zip(total, slopes, strict=True):
+                one += slope[own]
     return dict(zip(layers, total, strict=True))
 
 

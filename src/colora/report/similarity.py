@@ -16,10 +16,19 @@ except ImportError as error:
         f'expected matplotlib for the figure, found: {error}. Install it with: pip install "colora[similarity]"'
     ) from error
 
-__all__ = ["draw_similarity"]
+__all__ = ["check_figure", "draw_similarity"]
 
-KINDS = ("svg", "png", "pdf")
+# The same file from the same numbers: without the date, where the kind has one.
+KINDS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
 INK = "#333333"
+
+
+def check_figure(path: Path) -> str:
+    """The kind of image that a file's ending asks for. Raises ColoraError if it is none that is known."""
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in KINDS:
+        raise ColoraError(f"{path}: expected a name that ends in .{', .'.join(KINDS)}")
+    return kind
 
 
 def draw_similarity(similarity: Similarity, tree: Tree, path: Path) -> None:
@@ -31,9 +40,7 @@ def draw_similarity(similarity: Similarity, tree: Tree, path: Path) -> None:
     """
     from scipy.cluster.hierarchy import dendrogram
 
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in KINDS:
-        raise ColoraError(f"{path}: expected a name that ends in .{', .'.join(KINDS)}")
+    kind = check_figure(path)
     count = len(tree.leaves)
     side = max(3.0, 0.34 * count)
     figure = Figure(figsize=(side + 4.2, side + 0.8), layout="constrained")
@@ -56,5 +63,5 @@ def draw_similarity(similarity: Similarity, tree: Tree, path: Path) -> None:
     figure.colorbar(image, ax=right, label=f"cosine of {what}", shrink=0.8)
     drawn = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "colora"}):  # the same file from the same numbers
-        figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(drawn, format=kind, metadata=KINDS[kind])
     write_bytes(path, drawn.getvalue())

@@ -9,6 +9,12 @@ import numpy as np
 from colora.errors import ConfigError
 from colora.similarity.measure import Similarity
 
+try:
+    from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
+    from scipy.spatial.distance import squareform
+except ImportError as error:
+    raise ConfigError(f'clustering needs scipy, found: {error}. pip install "colora[similarity]"') from error
+
 __all__ = ["Tree", "cluster_tree"]
 
 
@@ -31,11 +37,9 @@ class Tree:
 
         Args:
             cosine: tasks are together while their mean cosine is at least this.
-            count: so many groups. With neither, cut where the heights of two merges lie farthest apart, if that gap is
-                more than a tenth; else all tasks are one group.
+            count: so many groups, fewer only if merges are equally high. With neither, cut where the heights of two
+                merges lie farthest apart, if that gap is more than a tenth; else all tasks are one group.
         """
-        from scipy.cluster.hierarchy import fcluster
-
         if count is not None:
             labels = fcluster(self.linkage, count, "maxclust")
         else:
@@ -47,23 +51,14 @@ class Tree:
         return list(found.values())
 
     def _widest_gap(self) -> float:
-        heights = [*self.linkage[:, 2].tolist()]
+        heights = self.linkage[:, 2].tolist()
         gaps = [(high - low, (high + low) / 2) for low, high in pairwise(heights)]
         widest, middle = max(gaps, default=(0.0, 0.0))
         return middle if widest > 0.1 else heights[-1]
 
 
 def cluster_tree(similarity: Similarity) -> Tree:
-    """The dendrogram of average linkage on 1 − cosine.
-
-    Raises:
-        ConfigError: scipy is not installed.
-    """
-    try:
-        from scipy.cluster.hierarchy import leaves_list, linkage
-        from scipy.spatial.distance import squareform
-    except ImportError:
-        raise ConfigError('clustering needs scipy: pip install "colora[similarity]"') from None
+    """The dendrogram of average linkage on 1 − cosine."""
     distance = 1.0 - similarity.overall().numpy()
     distance = np.clip((distance + distance.T) / 2, 0.0, None)
     np.fill_diagonal(distance, 0.0)

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.model import bank_layers
 from colora.errors import ConfigError
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.similarity.bar import terminal_bar
+from colora.similarity.still import still
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 
-__all__ = ["RANK", "TaskGradients", "task_gradients"]
+__all__ = ["RANK", "TaskGradients", "reduced", "task_gradients"]
 
 RANK = 32
 """Directions kept of a task's gradient in a layer: of sixteen short examples they hold more than 99 % of its square."""
@@ -43,7 +43,7 @@ class TaskGradients:
     Attributes:
         names: the tasks.
         factors: for each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32 on the
-            CPU: G_k ≈ B_k A_k.
+            CPU: G_k ≈ B_k A_k. Directions that a task has not are zero in both.
         loss: nats per token of each task, (K,).
     """
 
@@ -72,51 +72,45 @@ def task_gradients(
         pad_token_id: what fills shorter rows.
         task_index: the task of the bank that each stands at; by default the ids in `data`.
         rows: examples of a task. batch: rows at once.
-        rank: directions kept, or as many as the layer has.
+        rank: directions kept.
+        progress: whether there is a bar, if standard error is a terminal.
 
     Raises:
         ConfigError: if a task has no examples, or its loss or gradient is NaN or infinite.
     """
     if empty := [name for name, size in zip(names, data.sizes, strict=True) if not size]:
         raise ConfigError(f"gradients need training examples, but these tasks have none: {', '.join(empty)}")
-    layers = bank_layers(model, model.active_adapters[0])
+    bank = model.active_adapters[0]
+    layers = bank_layers(model, bank)
     collate, encoder_decoder = TaskCollator(pad_token_id), is_encoder_decoder(model)
     device = next(model.parameters()).device
     # Backward goes to every B, and so passes the output of every layer.
-    ends = [layer.colora_B[model.active_adapters[0]] for layer in layers.values()]
-    frozen = [parameter for parameter in ends if not parameter.requires_grad]
+    ends = [layer.colora_B[bank] for layer in layers.values()]
     stacks: list[dict[str, Factors]] = []
     losses: list[float] = []
-    training = model.training
-    model.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with _bar(len(names), progress) as bar:
-            for place, (offset, size) in enumerate(zip(data.offsets, data.sizes, strict=True)):
-                items = [dict(data[offset + row]) for row in range(min(rows, size))]
-                for item in items:
-                    item["task_ids"] = item["task_ids"] if task_index is None else task_index[place]
-                batches = [collate(items[at : at + batch]) for at in range(0, len(items), batch)]
-                tokens = sum(int(label_tokens(one["labels"], encoder_decoder).sum()) for one in batches)
-                own: dict[str, Factors] = {}
-                nats = 0.0
-                for one in batches:
-                    on_device = {name: tensor.to(device) for name, tensor in one.items()}
-                    labels = on_device.pop("labels")
-                    with _watched(layers, own, rank), torch.enable_grad():
-                        loss = row_nll(model, on_device, labels).sum() / tokens
-                        torch.autograd.grad(loss, ends, allow_unused=True)  # no .grad is touched
-                    nats += float(loss.detach())
-                if not math.isfinite(nats) or not all(torch.isfinite(A).all() for _, A in own.values()):
-                    raise ConfigError(f"task {names[place]!r}: its loss or its gradient is NaN or infinite")
-                stacks.append(own)
-                losses.append(nats)
-                bar.advance(bar.task_ids[0])
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        model.train(training)
+    bar, counter = terminal_bar("gradients", len(names), progress)
+    with still(model, ends), bar:
+        for place, (offset, size) in enumerate(zip(data.offsets, data.sizes, strict=True)):
+            items = [dict(data[offset + row]) for row in range(min(rows, size))]
+            for item in items:
+                item["task_ids"] = item["task_ids"] if task_index is None else task_index[place]
+            batches = [collate(items[at : at + batch]) for at in range(0, len(items), batch)]
+            tokens = sum(int(label_tokens(one["labels"], encoder_decoder).sum()) for one in batches)
+            # What backward does not reach, an expert that no token went to for one, has no gradient.
+            own = {name: _nothing(layer, rank) for name, layer in layers.items()}
+            nats = 0.0
+            for one in batches:
+                on_device = {name: tensor.to(device) for name, tensor in one.items()}
+                labels = on_device.pop("labels")
+                with _watched(layers, own, rank), torch.enable_grad():
+                    loss = row_nll(model, on_device, labels).sum() / tokens
+                    torch.autograd.grad(loss, ends, allow_unused=True)  # no .grad is touched
+                nats += float(loss.detach())
+            if not math.isfinite(nats) or not all(torch.isfinite(A).all() for _, A in own.values()):
+                raise ConfigError(f"task {names[place]!r}: its loss or its gradient is NaN or infinite")
+            stacks.append(own)
+            losses.append(nats)
+            bar.advance(counter)
     factors = {
         name: (torch.stack([own[name][0] for own in stacks]), torch.stack([own[name][1] for own in stacks]))
         for name in layers
@@ -156,8 +150,8 @@ def _watched(layers: Mapping[str, CoLoRALinear], found: dict[str, Factors], rank
                 deltas = gradient.flatten(0, -2)
                 real = deltas.any(1)  # padding has none
                 deltas, inputs = deltas[real].float(), x[real].float()
-                if name in found:  # of an earlier batch, or the layer is used twice: B A is so many more tokens
-                    B, A = (factor.to(deltas) for factor in found[name])
+                B, A = (factor.to(deltas) for factor in found[name])
+                if A.any():  # of an earlier batch, or the layer is used twice: B A is so many more tokens
                     deltas, inputs = torch.cat([deltas, B.mT]), torch.cat([inputs, A])
                 B, A = reduced(deltas, inputs, rank)
                 found[name] = B.cpu(), A.cpu()
@@ -174,8 +168,5 @@ def _watched(layers: Mapping[str, CoLoRALinear], found: dict[str, Factors], rank
             handle.remove()
 
 
-def _bar(tasks: int, shown: bool) -> Progress:
-    columns = (TextColumn("gradients"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
-    bar.add_task("", total=tasks)
-    return bar
+def _nothing(layer: CoLoRALinear, rank: int) -> Factors:
+    return torch.zeros(layer.out_features, rank), torch.zeros(rank, layer.in_features)

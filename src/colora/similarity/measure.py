@@ -6,6 +6,7 @@ formed. Gradients: ⟨B_i A_i, B_j A_j⟩ = ⟨B_iᵀ B_j, A_i A_jᵀ⟩ (see `c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from colora.algebra import canonical_gauge
-from colora.errors import ConfigError
+from colora.errors import BankFileError, ConfigError
 from colora.similarity.gradients import TaskGradients
 from colora.similarity.tensors import bank_tensors
 
@@ -28,7 +29,8 @@ class Similarity:
         names: the tasks.
         kind: "cores" (of updates, after training) or "gradients" (before it).
         layers: for each layer ⟨i, j⟩, float64 (K, K).
-        angles: for each layer principal angles in degrees, (K, K), see `principal_angles`; none for gradients.
+        angles: for each layer principal angles in degrees, (K, K), see `principal_angles`, if they were wanted; none
+            for gradients.
     """
 
     names: list[str]
@@ -38,6 +40,10 @@ class Similarity:
 
     def overall(self) -> Tensor:
         """Cosines of the updates of all layers together, (K, K)."""
+        return self._overall
+
+    @cached_property
+    def _overall(self) -> Tensor:
         return _cosines(torch.stack(list(self.layers.values())).sum(0))
 
     def of_layer(self, layer: str) -> Tensor:
@@ -61,22 +67,29 @@ class Similarity:
         return found
 
 
-def bank_similarity(bank: Path) -> Similarity:
+def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
     """How alike the updates of a saved bank's tasks are; its base model is not loaded.
 
+    Args:
+        bank: folder of a bank or of a run.
+        angles: whether principal angles are wanted too: K² small SVDs for each layer, slow for hundreds of tasks.
+
     Raises:
-        BankFileError: a file is missing or damaged.
+        BankFileError: a file is missing or damaged, or its tensors hold NaN or infinity.
         ConfigError: the bank has one task only.
     """
     names, scaling, layers = bank_tensors(bank)
     _check_several(names)
-    products, angles = {}, {}
+    products, between = {}, {}
     for layer, (A, B, cores) in layers.items():
         own = canonical_gauge(A.double(), B.double(), cores.double())[2]
+        if not torch.isfinite(own).all():
+            raise BankFileError(f"{bank}: layer {layer} holds NaN or infinity")
         flat = own.flatten(1)
         products[layer] = scaling**2 * (flat @ flat.mT)
-        angles[layer] = principal_angles(own)
-    return Similarity(names, "cores", products, angles)
+        if angles:
+            between[layer] = principal_angles(own)
+    return Similarity(names, "cores", products, between)
 
 
 def gradient_similarity(gradients: TaskGradients) -> Similarity:
@@ -88,9 +101,10 @@ def gradient_similarity(gradients: TaskGradients) -> Similarity:
     _check_several(gradients.names)
     products = {}
     for layer, (B, A) in gradients.factors.items():
-        left = torch.einsum("kdp,jdq->kjpq", B.double(), B.double())
-        right = torch.einsum("kpd,jqd->kjpq", A.double(), A.double())
-        products[layer] = (left * right).sum((2, 3))
+        B, A = B.double(), A.double()
+        # One task against all at a time: K² products of rank × rank at once would be gigabytes for hundreds of tasks.
+        rows = [((one_b.mT @ B) * (one_a @ A.mT)).sum((1, 2)) for one_b, one_a in zip(B, A, strict=True)]
+        products[layer] = torch.stack(rows)
     return Similarity(gradients.names, "gradients", products, {})
 
 
@@ -98,7 +112,8 @@ def principal_angles(cores: Tensor, energy: float = 0.9) -> Tensor:
     """How far apart the leading output directions of the tasks' updates are: the largest principal angle, (K, K).
 
     Leading are the fewest left singular vectors, as many for all tasks, that hold `energy` of the square of every
-    task's core. The whole spaces would say nothing: cores of full rank all reach the same one.
+    task's core. The whole spaces would say nothing: cores of full rank all reach the same one. A core of zeros has no
+    direction: it counts as far from all others.
 
     Args:
         cores: (K, r, r) in the canonical gauge.
@@ -107,11 +122,12 @@ def principal_angles(cores: Tensor, energy: float = 0.9) -> Tensor:
         degrees, 0 to 90.
     """
     U, values, _ = torch.linalg.svd(cores)
-    shares = values.square().cumsum(1) / values.square().sum(1, keepdim=True).clamp_min(1e-300)
+    whole = values.square().sum(1, keepdim=True)
+    shares = torch.where(whole > 0, values.square().cumsum(1) / whole, 1.0)
     count = min(int((shares < energy - 1e-12).sum(1).max()) + 1, cores.shape[1])
-    leading = U[:, :, :count]
+    leading = U[:, :, :count] * (whole > 0).to(U)[:, None]
     overlap = torch.linalg.svdvals(torch.einsum("krp,jrq->kjpq", leading, leading))[..., -1]
-    return torch.rad2deg(torch.arccos(overlap.clamp(max=1.0)))
+    return torch.rad2deg(torch.arccos(overlap.clamp(max=1.0))).fill_diagonal_(0.0)
 
 
 def _check_several(names: list[str]) -> None:

@@ -1,0 +1,115 @@
+"""Training of one task's core while everything else in the model rests."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import get_cosine_schedule_with_warmup
+
+from colora.adapter.model import bank_layers
+from colora.errors import ConfigError, TrainingDivergedError
+from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.similarity.bar import terminal_bar
+from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import EncodedTasks
+from colora.tasks.mixing import TaskMixture
+from colora.training.optimizer import TaskAdamW, parameter_groups
+
+__all__ = ["Settings", "fit_core"]
+
+BETAS = (0.9, 0.95)  # within few steps a second moment at 0.999 would remember one large gradient throughout
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a newcomer's core is trained.
+
+    Attributes:
+        steps: optimiser steps. rows: examples of a step. lr: peak learning rate of the core, which falls as a cosine.
+        extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
+        seed: of the order of examples, and of dropout.
+
+    Raises:
+        ConfigError: naming every field that is out of range.
+    """
+
+    steps: int = 40
+    rows: int = 8
+    lr: float = 0.03
+    extend: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "rows": 1, "extend": 0, "seed": 0}
+        faults = [f"{name}: expected at least {low}, found {getattr(self, name)}" for name, low in least.items()
+                  if getattr(self, name) < low]  # fmt: skip
+        if not 0 < self.lr < float("inf"):
+            faults.append(f"lr: expected a number above 0, found {self.lr}")
+        if faults:
+            raise ConfigError("a newcomer cannot be trained with these settings:", faults)
+
+
+def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
+    """Train the core of task `own` on `data`; no other number changes, and modes and random state are given back.
+
+    Raises:
+        TrainingDivergedError: the loss or the core became NaN or infinite.
+    """
+    device = next(model.parameters()).device
+    awake = [module.training for module in model.modules()]
+    try:
+        with _only_cores(model) as cores, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(settings.seed)  # for dropout
+            model.train()
+            _steps(model, own, data, collate, settings, device)
+            if not all(torch.isfinite(core[own]).all() for core in cores):
+                raise TrainingDivergedError(f"the core became NaN or infinite in step {settings.steps}: lower lr")
+    finally:
+        for module, mode in zip(model.modules(), awake, strict=True):
+            module.training = mode
+
+
+def _steps(
+    model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings, device: torch.device
+) -> None:
+    optimizer = TaskAdamW(parameter_groups(model, settings.lr, settings.lr), betas=BETAS)
+    optimizer.zero_grad()
+    scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
+    order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
+    encoder_decoder = is_encoder_decoder(model)
+    bar, counter = terminal_bar("onboarding", settings.steps)
+    with bar, torch.enable_grad():
+        for step in range(settings.steps):
+            batch = collate([data[next(order)] for _ in range(settings.rows)])
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            inputs["task_ids"] = torch.full_like(inputs["task_ids"], own)
+            labels = inputs.pop("labels")
+            loss = row_nll(model, inputs, labels).sum() / label_tokens(labels, encoder_decoder).sum()
+            if not torch.isfinite(loss):
+                raise TrainingDivergedError(f"the loss became {loss.item()} in step {step + 1}: lower lr")
+            loss.backward()
+            optimizer.expect(torch.tensor([own]))
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            bar.advance(counter)
+
+
+@contextmanager
+def _only_cores(model: PeftModel) -> Iterator[list[torch.nn.Parameter]]:
+    """Inside, the active bank's cores ask for gradients and nothing else does, also in a bank loaded for inference."""
+    bank = model.active_adapters[0]
+    cores = [layer.colora_core[bank] for layer in bank_layers(model, bank).values()]
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, asks in before:
+        if asks:
+            parameter.requires_grad_(False)
+    for core in cores:
+        core.requires_grad_(True)
+    try:
+        yield cores
+    finally:
+        for parameter, asks in before:
+            parameter.requires_grad_(asks)
