@@ -256,7 +256,7 @@ def test_matplotlib_is_imported_by_the_figures_only_and_its_absence_is_explained
             for n in ast.walk(ast.parse(path.read_text("utf-8")))
             if isinstance(n, ast.Import | ast.ImportFrom)
         ]
-        draws = path.name in ("figures.py", "recovery_figures.py")
+        draws = path.name in ("figures.py", "recovery_figures.py", "similarity_figure.py")
         assert any("matplotlib" in name for name in names) == draws, path
     for module in ("page", "recovery_figures"):
         code = (

@@ -15,7 +15,7 @@ from colora.adapter.model import bank_layers
 from colora.algebra import canonical_gauge, compose
 from colora.bank import BankInfo, save_bank
 from colora.errors import BankFileError, ColoraError, ConfigError
-from colora.report.similarity import draw_similarity
+from colora.report.similarity_figure import draw_similarity
 from colora.similarity.clusters import cluster_tree
 from colora.similarity.gradients import TaskGradients
 from colora.similarity.measure import Similarity, bank_similarity, gradient_similarity, principal_angles

@@ -37,7 +37,7 @@ def similarity(
         from colora.similarity.measure import bank_similarity
 
         if figure is not None:  # before what takes a minute
-            from colora.report.similarity import check_figure, draw_similarity
+            from colora.report.similarity_figure import check_figure, draw_similarity
 
             check_figure(figure)
         if path.suffix in (".yaml", ".yml"):
