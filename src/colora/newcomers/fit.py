@@ -37,7 +37,7 @@ class Settings:
 
     steps: int = 40
     rows: int = 8
-    lr: float = 0.06
+    lr: float = 0.12
     extend: int = 0
     seed: int = 0
 
