@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
+from benchmarks.onboarding import table as onboarding_table
 from benchmarks.steadiness import RECORD as STEADINESS
 from benchmarks.steadiness import read as read_steadiness
 from benchmarks.steadiness import table_markdown as steadiness_markdown
@@ -48,6 +49,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (README, "federation", federation_markdown),
         (FEDERATED, "federation", federation_markdown),
         (DECISIONS, "federation choices", choices_table),
+        (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),

@@ -31,7 +31,7 @@ from colora.tasks.encode import EncodedTasks
 __all__ = ["RANK", "TaskGradients", "reduced", "task_gradients"]
 
 RANK = 32
-"""Directions kept of a task's gradient in a layer: of sixteen short examples they hold more than 99 % of its square."""
+"""Directions kept of a task's gradient in a layer."""
 
 Factors = tuple[Tensor, Tensor]
 
