@@ -138,13 +138,14 @@ def batches(data: EncodedTasks, collate: TaskCollator, place: int) -> list[dict[
 
 
 def gains() -> np.ndarray:
-    """[i, j]: log(nats of i alone / nats of i with j) on test examples; 0 on the diagonal."""
+    """[i, j]: log(nats of i alone / nats of i with j) on test examples; NaN where not measured, and on the diagonal."""
     nats = {(one.method, one.task): one.value for one in read_records(RECORD)}
-    found = np.zeros((len(TASKS), len(TASKS)))
+    found = np.full((len(TASKS), len(TASKS)), np.nan)
     for i, j in combinations(range(len(TASKS)), 2):
         for own, other in ((i, j), (j, i)):
-            pair = nats[f"{TASKS[i]} + {TASKS[j]}", TASKS[own]]
-            found[own, other] = np.log(nats[TASKS[own], TASKS[own]] / pair)
+            alone, pair = (TASKS[own], TASKS[own]), (f"{TASKS[i]} + {TASKS[j]}", TASKS[own])
+            if alone in nats and pair in nats:
+                found[own, other] = np.log(nats[alone] / nats[pair])
     return found
 
 
@@ -157,30 +158,36 @@ def cosines(kind: str) -> Similarity:
 def table() -> str:
     """Markdown: what the cosines say of the families and of the measured gains."""
     gain = gains()
-    several = np.array([[i != j for j in range(len(TASKS))] for i in range(len(TASKS))])
+    several = ~np.eye(len(TASKS), dtype=bool)
+    measured = ~np.isnan(gain) & ~np.isnan(gain.T)
     family = {name: label for label, names in FAMILIES.items() for name in names}
     within = np.array([[family[one] == family[two] for two in TASKS] for one in TASKS]) & several
+    pairs = np.triu(measured)
     mean = (gain + gain.T) / 2
-    upper = np.triu(several)
     head = ("by", "families found", "cosine within", "across", "rank correlation with gains of pairs", "of a task's")
     lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|"]
     for kind, title in (("gradients", "gradients, before training"), ("cores", "cores, after training")):
+        if not (RECORDS / f"transfer_{kind}.json").is_file():
+            continue
         own = cosines(kind)
         matrix = own.overall().numpy()
         groups = {tuple(one) for one in cluster_tree(own).groups(count=len(FAMILIES))}
         right = len(groups & set(FAMILIES.values()))
-        rows = [spearmanr(matrix[i][several[i]], gain[i][several[i]]).statistic for i in range(len(TASKS))]
-        found = spearmanr(matrix[upper], mean[upper])
+        rows = [
+            spearmanr(matrix[i][known], gain[i][known]).statistic for i, known in enumerate(measured) if known.sum() > 3
+        ]
+        found = spearmanr(matrix[pairs], mean[pairs])
         cells = (
             title, f"{right} of {len(FAMILIES)}", f"{matrix[within].mean():.2f}",
             f"{matrix[several & ~within].mean():.2f}", f"{found.statistic:.2f} (p = {found.pvalue:.1g})",
             f"{np.mean(rows):.2f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
+    lines += ["", f"{int(pairs.sum())} of {len(TASKS) * (len(TASKS) - 1) // 2} pairs measured."]
     for where, who in ((within, "the same family"), (several & ~within, "another family")):
-        nats = 100 * (np.exp(-np.median(gain[where])) - 1)
-        helped = f"{int((gain[where] > 0).sum())} of {int(where.sum())} helped"
+        known = where & measured
+        nats = 100 * (np.exp(-np.median(gain[known])) - 1)
+        helped = f"{int((gain[known] > 0).sum())} of {int(known.sum())} helped"
         lines.append(f"With a task of {who}: {nats:+.0f} % nats per token at the median, {helped}.")
     return "\n".join(lines)
 
