@@ -9,12 +9,14 @@ import pytest
 
 from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
+from benchmarks.import_demo import table as import_table
 from benchmarks.onboarding import table as onboarding_table
 from benchmarks.steadiness import RECORD as STEADINESS
 from benchmarks.steadiness import read as read_steadiness
 from benchmarks.steadiness import table_markdown as steadiness_markdown
 from benchmarks.step import summary_markdown as step_markdown
 from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdown, rounding_markdown, tuning_markdown
+from benchmarks.transfer import table as transfer_table
 from colora.cells import read_cell_records
 from colora.compare.experiment import load_experiment
 from colora.compare.run import chosen_cells
@@ -23,6 +25,7 @@ from tiny import tiny_llama, tiny_tokenizer
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEDERATED = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
+TASKS = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 DECISIONS = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
 
 
@@ -49,6 +52,8 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (README, "federation", federation_markdown),
         (FEDERATED, "federation", federation_markdown),
         (DECISIONS, "federation choices", choices_table),
+        (TASKS, "import", import_table),
+        (TASKS, "transfer", transfer_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
