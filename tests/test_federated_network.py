@@ -21,6 +21,7 @@ NAMES = ("red", "blue")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_personal_leaves_home(tmp_path: Path):
     tasks = [{"path": write_task(tmp_path, name), "val": 0, "test": 0} for name in NAMES]
     path = run_file(tmp_path, save_base(tmp_path / "base"), tasks, evaluation={"split": "train"})
