@@ -31,7 +31,7 @@ from colora.tasks.schema import Task, TaskSource
 __all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
 
 ENOUGH = 0.005  # of relative coverage: tasks like the bank's own have more, others less (benchmarks/coverage.py)
-TRIED = 4  # batches of 16 examples that starts are compared on: each start is a pass over them
+TRIED = 8  # examples that starts are compared on: each start is a pass over them, and training follows anyway
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _add(
     factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
                for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
     covered = coverage(gradients, 0, factors)
-    start = choose_start(model, name, batches[:TRIED])
+    start = choose_start(model, name, _batches(data, collate, TRIED)[:1])
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:
         model = extend_rank(model, settings.extend, gradients)
