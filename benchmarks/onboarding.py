@@ -3,6 +3,7 @@
     python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--output runs/onboarding]
     python -m benchmarks.onboarding --table
     python -m benchmarks.onboarding --choices [--table]     # what the settings were chosen by, on other dates
+    python -m benchmarks.onboarding --clock                 # seconds of onboarding, on a machine that is otherwise idle
 
 For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
 
@@ -12,7 +13,8 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
 A finished run is never run again. The records go to benchmarks/records/onboarding.jsonl; "seconds" is the wall time of
-the onboarding, the loading of the base model included.
+the onboarding, the loading of the base model included, and of the LoRA that had the same time; both are longer where
+other work runs beside. How long onboarding takes by itself is in onboarding_seconds.json.
 """
 
 import argparse
@@ -45,6 +47,7 @@ HERE = Path(__file__).parent
 RECORD = HERE / "records" / "onboarding.jsonl"
 CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
+CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
 CHOICES = {
     f"lr {lr:g}, {steps} × {rows}": Settings(steps=steps, rows=rows, lr=lr)
@@ -59,10 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of seed 3")
+    parser.add_argument("--clock", action="store_true", help="time onboarding alone, by the bank of the first seed")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, default=Path("runs/onboarding"))
     parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
     args = parser.parse_args()
+    if args.clock:
+        Seed(args.output / f"seed-{args.seeds[0]}", args.seeds[0], args.threads).clock()
+        return
     if not args.table:
         for seed in [CHOICES_SEED] if args.choices else args.seeds:
             Seed(args.output / f"seed-{seed}", seed, args.threads).run(args.choices)
@@ -94,6 +101,19 @@ class Seed:
         self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
         self.keep(record, "retrained", lambda: self.measured(self.bank("retrained", [*self.old, *self.new]), self.new))
         self.keep(record, "own LoRA", self.own)
+
+    def clock(self) -> None:
+        """Seconds of each newcomer's onboarding."""
+        threads = configure_threads(self.threads)
+        seconds = {}
+        for task in self.new:
+            after = self.output / "clock"
+            shutil.rmtree(after, ignore_errors=True)
+            done = onboard(self.bank("bank", self.old), self.output / "tasks" / task.name, output=after, log=print)
+            seconds[task.name] = round(done.seconds, 1)
+        found = {"seconds": seconds, "threads": threads, "seed": self.seed, "environment": environment()}
+        write_json(CLOCK_RECORD, found)
+        print(json.dumps(found["seconds"]))
 
     def keep(self, record: Path, method: str, measure: Callable[[], list[Record]]) -> None:
         known = read_records(record) if record.is_file() else []
