@@ -53,6 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "loras": {"errors", "algebra", "adapter", "base", "bank"},
     "bankfiles": {"errors", "files", "adapter", "bank"},
     "editing": {"errors", "adapter", "bank", "bankfiles"},
+    "corefiles": {"errors", "files", "adapter", "bank", "bankfiles"},
+    "decoding": {"errors", "tasks"},
     "similarity": _MODEL | {"bank", "bankfiles"},
     "newcomers": _MODEL | {"training", "bank", "bankfiles", "similarity"},
     "baselines": _TRAINED | {"cells"},
@@ -66,7 +68,8 @@ ALLOWED: dict[str, set[str]] = {
     "starting": {"errors", "specs", "adapter", "bank", "bankfiles", "runfolder"},
     "spectral": _MODEL | {"similarity"},
     "run": (_RUN - {"run"}) | {"starting", "spectral"},
-    "generate": _MODEL | {"evaluation", "bank"},
+    "generate": _MODEL | {"evaluation", "bank", "decoding"},
+    "serving": _MODEL | {"bank", "bankfiles", "corefiles", "decoding"},
     "check": _MODEL | {"bank", "runfolder", "starting", "spectral", "run"},
     "forecast": _MODEL | {"run", "similarity"},
     "grouping": _MODEL | {"evaluation", "runfolder", "run", "similarity", "forecast"},
@@ -75,13 +78,20 @@ ALLOWED: dict[str, set[str]] = {
     "demo": _RUN,
     "cli": _RUN
     | {"loras", "editing", "similarity", "newcomers", "generate", "check", "forecast", "grouping", "company"}
-    | {"simulate", "demo"},
+    | {"corefiles", "serving", "simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)
 # Outside libraries: these rooms use no others, and these libraries are used in no other room.
 ONLY_USES = {"errors": set(), "algebra": {"torch"}}
-ONLY_USED_IN = {"flwr": "federated", "matplotlib": "report", "typer": "cli", "sklearn": "regression"}
+ONLY_USED_IN = {
+    "flwr": "federated",
+    "matplotlib": "report",
+    "typer": "cli",
+    "sklearn": "regression",
+    "fastapi": "serving",
+    "uvicorn": "serving",
+}
 
 # A home folder in a text file works on one machine only. The look-behind leaves the paths of URLs alone.
 HOME_PATH = re.compile(r"(?<![\w.-])/(home|root|Users)/\w")

@@ -324,11 +324,14 @@ def _remove_hook(model: nn.Module) -> None:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the bank's own tensors (names, shapes, values), independent of device, order and PEFT's prefix."""
+    """Digest of the bank's own tensors (names, shapes, values), independent of device, order and PEFT's prefix.
+
+    They are asked for one by one, so that a mapping may read each from a file.
+    """
     digest = hashlib.sha256()
-    for key, tensor in sorted((key.removeprefix("base_model.model."), tensor) for key, tensor in tensors.items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
+    for name, key in sorted((key.removeprefix("base_model.model."), key) for key in tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

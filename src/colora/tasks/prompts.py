@@ -1,11 +1,12 @@
 """How an example becomes a prompt, and which token ends the answer to it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from colora.errors import ConfigError
 from colora.tasks.schema import Example
 
-__all__ = ["end_token_id", "fit_prompt", "prompt_ids"]
+__all__ = ["conversation_ids", "end_token_id", "fit_prompt", "prompt_ids"]
 
 _ANSWER = "an answer"
 
@@ -51,6 +52,27 @@ def fit_prompt(example: Example, tokenizer: Any, room: int, encoder_decoder: boo
     return ids, dropped
 
 
+def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: Any) -> list[int]:
+    """The prompt after several turns; of a single one it is that of `prompt_ids`.
+
+    Args:
+        instruction: stands at the beginning of the first user turn, as in training.
+        turns: what user and assistant said in turn, the user first and last.
+        tokenizer: of a decoder-only model.
+
+    Raises:
+        ConfigError: several turns without a chat template.
+    """
+    if len(turns) == 1:
+        return _render(instruction, turns[0], tokenizer, False)
+    if not tokenizer.chat_template:
+        raise ConfigError("these tasks were trained without a chat template: expected one message of the user's")
+    roles = ("user", "assistant")
+    spoken = [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+    spoken[0]["content"] = _joined(instruction, turns[0])
+    return list(tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+
+
 def end_token_id(tokenizer: Any) -> int:
     """The token that ends an answer: training ends every output with it, and generation should stop at it.
 
@@ -75,7 +97,7 @@ def end_token_id(tokenizer: Any) -> int:
 
 
 def _render(instruction: str | None, text: str, tokenizer: Any, encoder_decoder: bool) -> list[int]:
-    content = "\n\n".join(part for part in (instruction, text) if part)
+    content = _joined(instruction, text)
     if tokenizer.chat_template and not encoder_decoder:
         turns = [{"role": "user", "content": content}]
         # return_dict=False: transformers 5 wraps the ids in a BatchEncoding otherwise.
@@ -85,3 +107,7 @@ def _render(instruction: str | None, text: str, tokenizer: Any, encoder_decoder:
     while ids and ids[-1] == eos:
         ids.pop()
     return [*ids, eos] if encoder_decoder and eos is not None else ids
+
+
+def _joined(instruction: str | None, text: str) -> str:
+    return "\n\n".join(part for part in (instruction, text) if part)

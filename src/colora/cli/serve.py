@@ -1,0 +1,110 @@
+"""Commands for a server: serve, its keys, and cores as files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from colora.cli.console import app, errors, out, say
+from colora.cli.runs import Bank, Base
+
+keys = typer.Typer(no_args_is_help=True, help="Keys of a server: which tenant may use which tasks.")
+app.add_typer(keys, name="keys")
+Keys = Annotated[Path, typer.Argument(metavar="KEYS.json", help="The file of keys.")]
+Name = Annotated[str, typer.Argument(metavar="TENANT", help="Whose key it is.")]
+
+
+@app.command()
+def serve(
+    bank: Bank,
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines only with --keys and TLS.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    key_file: Annotated[
+        Path | None, typer.Option("--keys", help="File of keys; without it everybody may do everything.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, PEM.")] = None,
+    private_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for tasks that come and go; without it they last as long as the server.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 256,
+    resident: Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")] = (
+        1000
+    ),
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest prompt and answer in tokens; by default what the model can.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request says nothing.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Where a request says nothing; 0 is greedy.")] = 1.0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, else bfloat16.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core.")] = None,
+    base: Base = None,
+) -> None:
+    """Serve all tasks of a bank from one process, as an OpenAI-compatible server: `model` is the task's name.
+
+    Requests of different tasks share every step of the model. Try it with
+
+    `curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"model": "TASK", "messages":
+    [{"role": "user", "content": "..."}]}'`
+
+    Ctrl-C or SIGTERM ends it once the requests that it has are answered. docs/serving.md tells the rest.
+    """
+    with errors():
+        from colora.errors import ConfigError
+        from colora.serving.server import Listen, check_listen
+        from colora.serving.server import serve as run
+        from colora.serving.service import Options
+
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
+        listen = Listen(host, port, key_file, certificate, private_key)
+        check_listen(listen)
+        options = Options(
+            bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads
+        )  # fmt: skip
+        run(options, listen, say)
+
+
+@keys.command("add")
+def keys_add(
+    file: Keys,
+    tenant: Name,
+    tasks: Annotated[list[str], typer.Option("--tasks", help="Pattern of tasks it may use, such as 'acme-*'.")],
+    rate: Annotated[float | None, typer.Option(help="Most requests a minute; by default as many as it likes.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May also reload the bank and read the metrics.")] = False,
+) -> None:
+    """Make a key for a tenant and print it, this once: the file has only its digest. Servers read the file at start."""
+    with errors():
+        from colora.serving.access import add_tenant
+
+        key = add_tenant(file, tenant, tasks, rate, admin)
+        out.print(key, markup=False, highlight=False, soft_wrap=True)
+
+
+@keys.command("remove")
+def keys_remove(file: Keys, tenant: Name) -> None:
+    """Take a tenant out of the file of keys."""
+    with errors():
+        from colora.serving.access import remove_tenant
+
+        remove_tenant(file, tenant)
+        say(f"removed: {tenant}")
+
+
+@app.command()
+def core(
+    bank: Bank,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Whose core.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="The file to write.")],
+) -> None:
+    """Write one task's core to a file of its own, such as a server takes in. The base model is not needed."""
+    with errors():
+        from colora.corefiles import extract_core
+
+        extract_core(bank, task, output)
+        say(f"written: {output}")

@@ -1,0 +1,113 @@
+"""The next token of a row: greedy, or drawn by a generator of the row's own, so that company changes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from colora.errors import ConfigError
+
+__all__ = ["Sampler", "Sampling", "next_tokens"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row is continued; the fields of the OpenAI interface, and `top_k`.
+
+    Attributes:
+        max_tokens: longest output.
+        temperature: 0 is greedy.
+        top_p: draw among the likeliest tokens that have this probability together.
+        top_k: draw among this many; 0: all.
+        seed: of the row's generator; None: another each time.
+        stop: strings that end the output and are not part of it.
+        presence_penalty, frequency_penalty: taken off the logits of tokens of the output, once, or each time they
+            stand in it.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "max_tokens": (1, 10**9), "temperature": (0, 2), "top_k": (0, 10**9),
+            "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}: expected {low} to {high}, found {getattr(self, name)}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p: expected more than 0 and at most 1, found {self.top_p}")
+        if any(not one for one in self.stop):
+            raise ConfigError("stop: expected strings of at least one character, found an empty one")
+
+
+@dataclass
+class Sampler:
+    """The state of one row's draws."""
+
+    sampling: Sampling
+    warpers: list[Any] = field(init=False)
+    generator: torch.Generator | None = field(init=False, default=None)
+    counts: dict[int, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one = self.sampling
+        self.warpers = []
+        if one.temperature == 0:
+            return
+        self.generator = torch.Generator()
+        if one.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(one.seed % 2**63)
+        if one.temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(float(one.temperature)))
+        if one.top_k:
+            self.warpers.append(TopKLogitsWarper(one.top_k))
+        if one.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(float(one.top_p)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        one = self.sampling
+        return one.temperature == 0 and not one.presence_penalty and not one.frequency_penalty
+
+    def draw(self, logits: Tensor) -> int:
+        """The next token by its logits (vocabulary,), on the CPU whatever the model's device, for the same draws."""
+        one, scores = self.sampling, logits.detach().float().cpu()[None]
+        if self.counts and (one.presence_penalty or one.frequency_penalty):
+            tokens = torch.tensor(list(self.counts))
+            times = torch.tensor(list(self.counts.values()), dtype=scores.dtype)
+            scores = scores.clone()
+            scores[0, tokens] -= one.presence_penalty + one.frequency_penalty * times
+        if self.generator is None:
+            token = int(scores.argmax())
+        else:
+            for warp in self.warpers:
+                scores = warp(None, scores)
+            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
+        self.counts[token] = self.counts.get(token, 0) + 1
+        return token
+
+
+def next_tokens(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
+    """The next token of each row, by its logits (rows, vocabulary)."""
+    likeliest: list[int] = logits.argmax(-1).tolist()  # once for all rows: one wait for the device
+    return [
+        token if sampler.plain else sampler.draw(row)
+        for sampler, token, row in zip(samplers, likeliest, logits, strict=True)
+    ]

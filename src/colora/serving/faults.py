@@ -1,0 +1,117 @@
+"""Errors as HTTP answers in OpenAI's form, and bodies that are too large refused while they come."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from colora.errors import BankFileError, BaseMismatchError, CheckpointError, ColoraError, ConfigError, TaskIdError
+from colora.serving.access import RateError, WrongKeyError
+from colora.serving.metrics import Metrics
+from colora.serving.scheduler import BusyError, ClosedError
+from colora.serving.schemas import UnsupportedError
+from colora.serving.service import PromptTooLongError
+
+__all__ = ["BodyLimit", "add_handlers"]
+
+# What an error of ours means over HTTP: status, type and code; the first that fits.
+MEANINGS: list[tuple[type[Exception], int, str, str | None]] = [
+    (WrongKeyError, 401, "authentication_error", "invalid_api_key"),
+    (RateError, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (BusyError, 429, "rate_limit_error", "queue_full"),
+    (ClosedError, 503, "server_error", "shutting_down"),
+    (TaskIdError, 404, "invalid_request_error", "model_not_found"),
+    (PromptTooLongError, 400, "invalid_request_error", "context_length_exceeded"),
+    (UnsupportedError, 400, "invalid_request_error", "unsupported_parameter"),
+    (BaseMismatchError, 400, "invalid_request_error", "wrong_base"),
+    (BankFileError, 400, "invalid_request_error", "bad_core"),
+    (CheckpointError, 507, "server_error", "not_written"),
+    (ConfigError, 400, "invalid_request_error", None),
+    (ColoraError, 500, "server_error", None),
+]
+
+
+def add_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Answer errors in OpenAI's form, and count all answers."""
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        status, kind, code = next(
+            (status, kind, code) for type_, status, kind, code in MEANINGS if isinstance(error, type_)
+        )
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        if status in (429, 503):
+            headers["Retry-After"] = str(max(1, round(getattr(error, "seconds", 1))))
+        return _answer(status, str(error), kind, getattr(error, "field", None), code, headers)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        # Not `input`: what was sent may be private, and answers end up in logs of others.
+        faults = [(".".join(str(part) for part in one["loc"][1:]), one["msg"]) for one in error.errors()]
+        text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
+        return _answer(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _answer(error.status_code, str(error.detail), "invalid_request_error", None, None)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return _answer(500, "the server failed at this request", "server_error", None, None)
+
+    for type_ in dict.fromkeys(one for one, *_ in MEANINGS):
+        app.add_exception_handler(type_, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+    @app.middleware("http")
+    async def count(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
+        response = await call_next(request)
+        route = request.scope.get("route")
+        metrics.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
+        return response
+
+
+def _answer(
+    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
+
+
+class BodyLimit:
+    """ASGI middleware: a body longer than it may be is answered with 413 and not read to its end.
+
+    Args:
+        app: the application.
+        limit: in bytes.
+        limits: others, by the beginning of the path.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int]) -> None:
+        self.app, self.limit, self.limits = app, limit, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = next((most for start, most in self.limits.items() if scope["path"].startswith(start)), self.limit)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = _answer(413, f"expected a body of at most {limit} bytes", "invalid_request_error", None, None)
+        if not length.isdigit() or int(length) > limit:
+            await too_large(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:  # of a body without a length
+                raise HTTPException(413, f"expected a body of at most {limit} bytes")
+            return message
+
+        await self.app(scope, counted, send)

@@ -1,0 +1,148 @@
+"""Where the tasks of a server are: those of the bank's file, memory-mapped, and those that came while it ran.
+
+STATE/cores/NAME.safetensors     cores uploaded or onboarded, whole or not there
+STATE/removed.json               tasks of the bank's own that were removed
+
+A name may hold any characters, so a file's name is the digest of the task's, and its header has the name.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from colora.adapter.tasklist import check_task_name
+from colora.corefiles import HEADER, BankTensors, CoreHeader, core_bytes, read_core, shared_sha256
+from colora.errors import CheckpointError, ConfigError, TaskIdError
+from colora.files import write_bytes, write_json
+
+__all__ = ["Core", "CoreStore"]
+
+Core = dict[str, Tensor]
+
+
+class CoreStore:
+    """All tasks of a bank and its state folder, by name; safe to use from several threads.
+
+    Every change of a task has a number of its own, so that what was read before it can be told from what is true now.
+
+    Args:
+        bank: folder of a bank or of a run.
+        state: folder for tasks that come while the server runs; None: they live in memory, as long as the server.
+
+    Attributes:
+        tensors: the bank's file.
+        shared: digest of its A and B.
+        shape: of the core in each adapted layer.
+        stale: tasks in `state` whose cores belong to other A and B; they are left where they are.
+
+    Raises:
+        BankFileError: no bank there, or a damaged one.
+        CheckpointError: the state folder is damaged.
+    """
+
+    def __init__(self, bank: str | Path, state: Path | None = None) -> None:
+        self.tensors = BankTensors(bank)
+        self.tensors.check_digest()
+        self.shared = shared_sha256(self.tensors)
+        self.shape = {name: tuple(one.shape) for name, one in self.tensors.core(0).items()}
+        self.state = state
+        self.stale: list[str] = []
+        self._lock = threading.RLock()
+        self._own = {name: place for place, name in enumerate(self.tensors.config.tasks)}
+        self._removed: set[str] = set()
+        self._added: dict[str, Path | Core] = {}
+        self._versions: dict[str, int] = {}
+        if state is not None:
+            self._read_state(state)
+
+    def __contains__(self, task: object) -> bool:
+        with self._lock:
+            return task in self._added or (task in self._own and task not in self._removed)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._own) - len(self._removed) + len(self._added.keys() - (self._own.keys() - self._removed))
+
+    def __iter__(self) -> Iterator[str]:
+        with self._lock:
+            names = [name for name in self._own if name not in self._removed]
+            return iter(names + [name for name in self._added if name not in self._own or name in self._removed])
+
+    def version(self, task: str) -> int:
+        """The number of the task's last change. Raises TaskIdError if there is no such task."""
+        with self._lock:
+            if task not in self:
+                raise TaskIdError(f"unknown task {task!r}")
+            return self._versions.get(task, 0)
+
+    def read(self, task: str) -> tuple[int, Core]:
+        """A task's version and core. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
+        with self._lock:
+            version, added = self.version(task), self._added.get(task)
+            if added is None:
+                return version, self.tensors.core(self._own[task])
+            if isinstance(added, dict):
+                return version, added
+            content = added.read_bytes()
+        return version, read_core(content, self.shape, self.shared)[0]
+
+    def put(self, task: str, content: bytes) -> None:
+        """Take in a core file, in place of the core that the task has, if any; on disk before it is used.
+
+        Raises:
+            ConfigError: the name cannot be one.
+            BankFileError: the core does not fit this bank; what was there still is.
+            CheckpointError: it cannot be written; what was there still is.
+        """
+        if fault := check_task_name(task):
+            raise ConfigError(fault)
+        core, header = read_core(content, self.shape, self.shared)
+        with self._lock:
+            if self.state is None:
+                self._added[task] = core
+            else:
+                path = self._file(task)
+                write_bytes(path, core_bytes(core, CoreHeader(task, header.base, header.shared)))
+                self._added[task] = path
+            self._changed(task)
+
+    def remove(self, task: str) -> None:
+        """Forget a task. Raises TaskIdError if there is no such task, CheckpointError if that cannot be written."""
+        with self._lock:
+            if task not in self:
+                raise TaskIdError(f"unknown task {task!r}")
+            if task in self._own:
+                removed = self._removed | {task}
+                if self.state is not None:
+                    write_json(self.state / "removed.json", sorted(removed))
+                self._removed = removed
+            added = self._added.pop(task, None)
+            if isinstance(added, Path):
+                added.unlink(missing_ok=True)
+            self._changed(task)
+
+    def _changed(self, task: str) -> None:
+        self._versions[task] = self._versions.get(task, 0) + 1
+
+    def _file(self, task: str) -> Path:
+        assert self.state is not None
+        return self.state / "cores" / f"{hashlib.sha256(task.encode()).hexdigest()}.safetensors"
+
+    def _read_state(self, state: Path) -> None:
+        try:
+            if (state / "removed.json").is_file():
+                self._removed = set(json.loads((state / "removed.json").read_text("utf-8"))) & self._own.keys()
+            for path in sorted((state / "cores").glob("[!.]*.safetensors")):
+                with safe_open(path, "pt") as file:
+                    header = CoreHeader(**json.loads((file.metadata() or {})[HEADER]))
+                if header.shared == self.shared:
+                    self._added[header.task] = path
+                else:
+                    self.stale.append(header.task)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{state}: damaged ({error}); restore a copy, or choose another folder") from error
