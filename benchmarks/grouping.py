@@ -3,7 +3,7 @@
     python -m benchmarks.grouping [--seeds 0] [--only NAME] [--output runs/grouping] [--threads 1]
     python -m benchmarks.grouping --table
 
-A task has 40 steps with four rows of its own in each of them, whoever it shares a bank with. Natural Instructions and
+A task has 40 steps with two rows of its own in each of them, whoever it shares a bank with. Natural Instructions and
 TweetEval are found by $COLORA_DATA, or in ../shared/data beside the checkout. A finished run is never run again, and
 one that was stopped goes on; several processes may share the work by --only and --seeds. The records go to
 benchmarks/records/grouping.jsonl, the groups found to grouping_groups.json.
@@ -37,7 +37,7 @@ FAMILIES = {
 }
 TASKS = [name for names in FAMILIES.values() for name in names]
 SIZES = {"examples": 16, "val": 8, "test": 24}
-STEPS, ROWS, WARMUP, MAX_LENGTH = 40, 4, 5, 128
+STEPS, ROWS, WARMUP, MAX_LENGTH = 40, 2, 5, 128
 METHODS: dict[str, Any] = {
     "one bank": [TASKS],
     "groups by auto": "auto",

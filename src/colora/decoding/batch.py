@@ -113,6 +113,7 @@ class Batch:
         logits = self._forward(ids, torch.tensor(positions)[:, None], self.rows, mask, 1)
         return self._take(list(self.rows), logits[:, -1])
 
+    @torch.inference_mode()
     def leave(self, row: Row) -> None:
         """Take a row out, whether it has ended or not; the last one moves into its place."""
         place = next(index for index, one in enumerate(self.rows) if one is row)
