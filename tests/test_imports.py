@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": _RUN,
     "cli": _RUN
     | {"loras", "editing", "similarity", "newcomers", "generate", "check", "forecast", "grouping", "company"}
-    | {"corefiles", "serving", "simulate", "demo"},
+    | {"corefiles", "decoding", "serving", "simulate", "demo"},
     "__main__": {"cli"},
 }
 ROOMS = list(ALLOWED)

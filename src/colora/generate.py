@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from colora.bank import load_bank
 from colora.base import configure_threads
+from colora.decoding.batch import Batch, Row, run_rows
+from colora.decoding.sampling import Sampling
 from colora.errors import ConfigError, TaskIdError
 from colora.evaluation.evaluate import fit_prompts
 from colora.evaluation.generate import generate_outputs
@@ -57,11 +59,17 @@ def read_requests(path: Path) -> list[Request]:
 
 
 def generate_texts(
-    bank: Path, requests: Sequence[Request], max_new_tokens: int = 64, base: str | None = None
-) -> list[str]:
+    bank: Path, requests: Sequence[Request], max_new_tokens: int = 64, base: str | None = None,
+    sampling: Sampling | None = None,
+) -> list[str]:  # fmt: skip
     """The outputs, in the order of the requests; prompts of all tasks are mixed in the batches.
 
+    Args:
+        sampling: how each is drawn, as a server draws it: alone or in a batch, one seed gives one output. By default
+            the likeliest token is taken.
+
     Raises:
+        ConfigError: a sampling that the model cannot do, see `Batch`.
         TaskIdError: a task that the bank does not know, or none given where it knows several.
         BankFileError: no bank there.
     """
@@ -76,4 +84,7 @@ def generate_texts(
     ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
     rows = [(task, Example(one.input, (), one.instruction)) for task, one in zip(wanted, requests, strict=True)]
     prompts = fit_prompts(rows, model, tokenizer, info.max_length, max_new_tokens)
-    return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)
+    if sampling is None:
+        return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)
+    drawn = replace(sampling, max_tokens=max_new_tokens)
+    return run_rows(Batch(model, tokenizer), [Row(one, int(own), drawn) for one, own in zip(prompts, ids, strict=True)])

@@ -121,10 +121,18 @@ def generate(
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="An instruction before the input.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest output.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Draw tokens; 0 takes the likeliest.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest that have this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws; the same for each prompt.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the output; may be given again.")] = None,
     base: Base = None,
 ) -> None:
-    """Write outputs for one prompt of one task, or for a file of prompts of many tasks, in mixed batches."""
+    """Write outputs for one prompt of one task, or for a file of prompts of many tasks, in mixed batches.
+
+    `colora serve` gives the same outputs for the same temperature, top_p, seed and stop.
+    """
     with errors():
+        from colora.decoding.sampling import Sampling
         from colora.generate import Request, generate_texts, read_requests
 
         if (prompt is None) == (file is None):
@@ -132,7 +140,9 @@ def generate(
         if file is not None and (task is not None or instruction is not None):
             raise typer.BadParameter("with --file, each line names its own task and instruction")
         requests = read_requests(file) if file is not None else [Request(task, prompt or "", instruction)]
-        for request, text in zip(requests, generate_texts(bank, requests, max_new_tokens, base), strict=True):
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
+        drawn = None if sampling == Sampling(top_p=top_p, seed=seed) else sampling  # greedy on any model
+        for request, text in zip(requests, generate_texts(bank, requests, max_new_tokens, base, drawn), strict=True):
             if file is None:
                 print(text)
             else:

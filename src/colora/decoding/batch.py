@@ -1,5 +1,6 @@
 """Continuous batching: rows of any tasks share every forward pass, join at the next step and leave when they end."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from colora.decoding.text import TextStream
 from colora.errors import ConfigError
 from colora.tasks.encode import end_token_id
 
-__all__ = ["Batch", "Piece", "Row"]
+__all__ = ["Batch", "Piece", "Row", "run_rows"]
 
 
 @dataclass
@@ -39,10 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step gave one row: text to pass on, and whether the row has ended."""
+    """What a step gave one row: text to pass on, and, with the last one, why the row has ended.
+
+    That is not looked up in the row, which has gone on by the time that another thread reads this.
+    """
 
     row: Row
     text: str
+    finish: Literal["stop", "length"] | None
 
 
 class Batch:
@@ -153,5 +158,16 @@ class Batch:
             if row.finish is not None:
                 text += row.text.end()
                 self.leave(row)
-            pieces.append(Piece(row, text))
+            pieces.append(Piece(row, text, row.finish))
         return pieces
+
+
+def run_rows(batch: Batch, rows: Sequence[Row]) -> list[str]:
+    """The texts of all rows, each of which joins as soon as another leaves."""
+    texts = {id(row): "" for row in rows}
+    waiting = deque(rows)
+    while waiting or batch.rows:
+        new = [waiting.popleft() for _ in range(min(batch.room, len(waiting)))]
+        for piece in (batch.join(new) if new else []) + batch.step():
+            texts[id(piece.row)] += piece.text
+    return [texts[id(row)] for row in rows]

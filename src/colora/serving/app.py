@@ -256,7 +256,7 @@ async def _events(streams: list[Stream], form: Form, usage: dict[str, int], with
             if isinstance(piece, Exception):
                 yield _event({"error": {"message": str(piece), "type": "server_error", "param": None, "code": None}})
                 return
-            why = piece.row.finish
+            why = piece.finish
             left -= why is not None
             if piece.text or place not in begun:
                 yield _event(form.part(place, piece.text, None, place not in begun))

@@ -248,7 +248,7 @@ class Scheduler:
             if ticket.began is None:
                 ticket.began = now
                 self.metrics.first_token_seconds.observe(now - ticket.arrived)
-            if piece.row.finish is not None:
+            if piece.finish is not None:
                 self._done(ticket)
                 self.metrics.request_seconds.observe(now - ticket.arrived)
             ticket.deliver(piece)

@@ -230,7 +230,7 @@ class Stream:
         if isinstance(piece, Exception):
             self.ended = True
             raise piece
-        self.ended = piece.row.finish is not None
+        self.ended = piece.finish is not None
         return piece
 
     def close(self) -> None:
