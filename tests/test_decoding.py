@@ -114,7 +114,9 @@ def test_rows_that_leave_early_do_not_disturb_the_others():
 def test_rows_longer_than_the_first_capacity():
     long = FIRST_CAPACITY + 37
     rows = [Row(prompt(1, long), 0, Sampling(9)), Row(prompt(2, 3), 1, Sampling(FIRST_CAPACITY + 20))]
-    run(Batch(LLAMA, TOKENIZER, 2), rows, joins=(1,))
+    batch = Batch(LLAMA, TOKENIZER, 2)
+    run(batch, rows, joins=(1,))
+    assert batch.cache.bytes() == 0  # what long rows took is given back
     for row in rows:
         assert row.tokens == alone(LLAMA, row)[0].tokens
 

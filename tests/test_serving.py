@@ -250,6 +250,8 @@ def test_a_prompt_too_long_is_refused_before_it_costs_anything(server):
     assert f"at most {server.service.positions - 1} tokens" in error["message"]
     assert refused(server, {"model": "legal", "prompt": [5] * 600}, 400, "/v1/completions")["code"] == error["code"]
     assert refused(server, ask("legal", "a" * 2**20), 413)  # not even read
+    in_parts = server.http.post("/v1/completions", content=iter([b"[" * 2**16] * 9))  # without telling its length
+    assert (in_parts.status_code, "at most" in in_parts.json()["error"]["message"]) == (413, True)
     assert server.metric("prompt_tokens") == before
     assert (
         "token ids from 0" in refused(server, {"model": "legal", "prompt": [10**6]}, 400, "/v1/completions")["message"]

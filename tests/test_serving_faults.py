@@ -122,7 +122,12 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_server(bank):
         answer = server.http.post("/v1/chat/completions", json=ask("legal", "one"))
         assert answer.status_code == 500
         assert "details" not in answer.text
-        assert server.metric("step_failures") == 1
+        batch._forward = fail
+        with server.http.stream("POST", "/v1/chat/completions", json=ask("legal", "one", stream=True)) as streamed:
+            lines = [line for line in streamed.iter_lines() if line]
+        assert "the model failed" in lines[-1]
+        assert "details" not in "".join(lines)
+        assert server.metric("step_failures") == 2
         assert not server.service.scheduler.engine.resident._held
         assert server.http.post("/v1/chat/completions", json=ask("legal", "one", max_tokens=3)).status_code == 200
 

@@ -34,9 +34,7 @@ def serve(
     resident: Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")] = (
         1000
     ),
-    max_length: Annotated[
-        int | None, typer.Option(min=2, help="Longest prompt and answer in tokens; by default what the model can.")
-    ] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, in tokens.")] = 2048,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request says nothing.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="Where a request says nothing; 0 is greedy.")] = 1.0,
     dtype: Annotated[

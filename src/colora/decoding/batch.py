@@ -126,6 +126,8 @@ class Batch:
         if last is not row:
             self.cache.move(len(self.rows), place)
             self.rows[place] = last
+        if not self.rows:
+            self.cache.reset()
 
     def _forward(
         self, ids: Tensor, positions: Tensor, rows: Sequence[Row], mask: Tensor | None, keep: int | Tensor

@@ -54,6 +54,11 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.move(source, target)
 
+    def reset(self) -> None:
+        """Give back the room that longer rows took; to be called while there are none."""
+        for layer in self.layers:
+            layer.reset()
+
     def bytes(self) -> int:
         """Of all layers."""
         return sum(one.nbytes for layer in self.layers for one in (layer.keys, layer.values) if one is not None)
@@ -63,6 +68,8 @@ class _SlotLayer(CacheLayerMixin):
     """One layer: keys and values of shape (rows, heads, capacity, head_dim)."""
 
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
@@ -106,6 +113,11 @@ class _SlotLayer(CacheLayerMixin):
         if self.is_initialized:
             self.keys[target] = self.keys[source]
             self.values[target] = self.values[source]
+
+    def reset(self) -> None:
+        if self.is_initialized and self.keys.shape[2] > FIRST_CAPACITY:
+            self.is_initialized = False
+            self.keys = self.values = None
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0  # asked for prompts only: for single tokens the mask is given

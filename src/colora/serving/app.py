@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from colora.errors import ConfigError, TaskIdError
+from colora.errors import ColoraError, ConfigError, TaskIdError
 from colora.serving.access import Access, Tenant
-from colora.serving.faults import BodyLimit, add_handlers
+from colora.serving.faults import FAILED, BodyLimit, add_handlers
 from colora.serving.jobs import Job, Jobs
 from colora.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from colora.serving.service import Service, Stream
@@ -254,7 +254,8 @@ async def _events(streams: list[Stream], form: Form, usage: dict[str, int], with
         while left:
             place, piece = await merged.get()
             if isinstance(piece, Exception):
-                yield _event({"error": {"message": str(piece), "type": "server_error", "param": None, "code": None}})
+                text = str(piece) if isinstance(piece, ColoraError) else FAILED
+                yield _event({"error": {"message": text, "type": "server_error", "param": None, "code": None}})
                 return
             why = piece.finish
             left -= why is not None

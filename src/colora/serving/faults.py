@@ -16,7 +16,10 @@ from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.schemas import UnsupportedError
 from colora.serving.service import PromptTooLongError
 
-__all__ = ["BodyLimit", "add_handlers"]
+__all__ = ["FAILED", "BodyLimit", "add_handlers"]
+
+FAILED = "the server failed at this request"
+"""What is said of an error that nobody raised on purpose: its own message may tell of the inside, or of others."""
 
 # What an error of ours means over HTTP: status, type and code; the first that fits.
 MEANINGS: list[tuple[type[Exception], int, str, str | None]] = [
@@ -59,7 +62,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return _answer(error.status_code, str(error.detail), "invalid_request_error", None, None)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _answer(500, "the server failed at this request", "server_error", None, None)
+        return _answer(500, FAILED, "server_error", None, None)
 
     for type_ in dict.fromkeys(one for one, *_ in MEANINGS):
         app.add_exception_handler(type_, ours)

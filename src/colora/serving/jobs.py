@@ -27,6 +27,7 @@ __all__ = ["Job", "Jobs"]
 
 COMPANIONS = 8  # tasks whose cores a newcomer may start from: the trainer need not read thousands
 WAITING = 16
+REMEMBERED = 1000
 
 
 @dataclass
@@ -74,6 +75,8 @@ class Jobs:
         except queue.Full as error:
             raise ConfigError(f"{WAITING} onboardings are waiting; try again later") from error
         self.known[job.id] = job
+        while len(self.known) > REMEMBERED:  # the oldest, which has ended long ago: no more than WAITING have not
+            self.known.pop(next(iter(self.known)))
         return job
 
     def close(self) -> None:

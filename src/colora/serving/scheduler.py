@@ -1,5 +1,6 @@
 """One thread that runs the model: requests wait in a bounded queue, tenants take turns, tasks share every step."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,8 +16,9 @@ from colora.serving.metrics import Metrics
 from colora.serving.resident import NoRoomError, Resident
 from colora.serving.store import Core, CoreStore
 
-__all__ = ["BusyError", "ClosedError", "Engine", "Scheduler", "Ticket"]
+__all__ = ["BusyError", "ClosedError", "Engine", "ModelFailedError", "Scheduler", "Ticket"]
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Deliver = Callable[[Piece | Exception], None]
 PROMPT_TOKENS = 1024  # read in one pass, so that rows that run do not wait long
@@ -28,6 +30,10 @@ class BusyError(ColoraError):
 
 class ClosedError(ColoraError):
     """The server is going down."""
+
+
+class ModelFailedError(ColoraError):
+    """A step of the model failed. Why is in the log: it may tell of the inside, or of others in the batch."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return sum(len(one) for one in self._waiting.values())
+        with self._change:
+            return sum(len(one) for one in self._waiting.values())
 
     @property
     def running(self) -> int:
@@ -160,9 +167,10 @@ class Scheduler:
                     self._change.wait()
             try:
                 self._turn()
-            except Exception as error:  # a defect or a device out of memory must not leave anyone waiting for ever
+            except Exception:  # a defect or a device out of memory must not leave anyone waiting for ever
+                logger.exception("a step of the model failed")
                 self.metrics.failures.inc()
-                self._fail_running(error)
+                self._fail_running()
 
     def _turn(self) -> None:
         self._leave_cancelled()
@@ -271,12 +279,12 @@ class Scheduler:
                 else:
                     del self._waiting[tenant]
 
-    def _fail_running(self, error: Exception) -> None:
+    def _fail_running(self) -> None:
         for ticket in list(self._running.values()):
             if any(row is ticket.row for row in self.engine.batch.rows):
                 self.engine.batch.leave(ticket.row)
             self._done(ticket)
-            ticket.deliver(error)
+            ticket.deliver(ModelFailedError("the model failed at this request"))
 
     def _check_room(self, tenant: str) -> None:
         if self._closing:

@@ -38,7 +38,8 @@ class Options:
         rows: most rows in the batch.
         queue: most requests that wait.
         resident: most cores on the device.
-        max_length: longest prompt and output together in tokens; None: what the model can.
+        max_length: longest prompt and output together in tokens, at most what the model can; room for `rows` of them
+            is taken once one of them is as long.
         max_tokens: longest output where a request says nothing.
         temperature: where a request says nothing.
         dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
@@ -51,7 +52,7 @@ class Options:
     rows: int = 16
     queue: int = 256
     resident: int = 1000
-    max_length: int | None = None
+    max_length: int = 2048
     max_tokens: int = 256
     temperature: float = 1.0
     dtype: str | None = None
