@@ -9,6 +9,7 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
 
     before      the base model, zero-shot
     onboarded   `colora onboard` on that bank: A and B frozen
+    extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen
     retrained   one bank of all nine tasks from the start, with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
@@ -49,12 +50,13 @@ CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
-CHOICES = {
-    f"lr {lr:g}, {steps} × {rows}": Settings(steps=steps, rows=rows, lr=lr)
-    for lr, steps, rows in ((0.03, 40, 8), (0.06, 40, 8), (0.12, 40, 8), (0.24, 40, 8))
+CHOICES = {f"lr {lr:g}": Settings(lr=lr) for lr in (0.03, 0.06, 0.12)} | {
+    f"lr {lr:g}, --extend {extend}": Settings(lr=lr, extend=extend)
+    for lr, extend in ((0.06, 8), (0.06, 16), (0.03, 16))
 }
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
-METHODS = ("before", "onboarded", "retrained", "own LoRA")
+EXTENDED = Settings(extend=16)
+METHODS = ("before", "onboarded", "extended", "retrained", "own LoRA")
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
 
@@ -99,6 +101,7 @@ class Seed:
             return
         self.keep(record, "before", self.before)
         self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
+        self.keep(record, "extended", lambda: self.onboarded(bank, EXTENDED))
         self.keep(record, "retrained", lambda: self.measured(self.bank("retrained", [*self.old, *self.new]), self.new))
         self.keep(record, "own LoRA", self.own)
 
@@ -144,7 +147,7 @@ class Seed:
     def onboarded(self, bank: Path, settings: Settings) -> list[Record]:
         records, target = [], bank
         for task in self.new:
-            after = self.output / "onboarded" / f"{settings.lr:g}-{settings.steps}-{settings.rows}" / task.name
+            after = self.output / "onboarded" / _short(settings) / task.name
             shutil.rmtree(after, ignore_errors=True)  # of a run that was stopped before it was measured
             done = onboard(target, self.output / "tasks" / task.name, output=after, settings=settings, log=print)
             records += self.measured(after, [task])
@@ -196,6 +199,10 @@ class Seed:
             model, tokenizer, tasks, task_index=index, max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48,
             run="", method="", seed=self.seed, progress=False,
         ).records  # fmt: skip
+
+
+def _short(settings: Settings) -> str:
+    return f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}"
 
 
 def json_line(row: dict[str, str]) -> str:

@@ -71,8 +71,10 @@ def onboard(
     output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 40,
     rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
-    lr: Annotated[float, typer.Option(help="Learning rate of the core.")] = 0.12,
-    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B for it.")] = 0,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the core; by default 0.12, with --extend 0.06.")
+    ] = None,
+    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B for it, such as 16.")] = 0,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
 ) -> None:

@@ -27,7 +27,8 @@ class Settings:
     """How a newcomer's core is trained.
 
     Attributes:
-        steps: optimiser steps. rows: examples of a step. lr: peak learning rate of the core, which falls as a cosine.
+        steps: optimiser steps. rows: examples of a step.
+        lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or with `extend` 0.06.
         extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
         seed: of the order of examples, and of dropout.
 
@@ -37,7 +38,7 @@ class Settings:
 
     steps: int = 40
     rows: int = 8
-    lr: float = 0.12
+    lr: float | None = None
     extend: int = 0
     seed: int = 0
 
@@ -45,10 +46,15 @@ class Settings:
         least = {"steps": 1, "rows": 1, "extend": 0, "seed": 0}
         faults = [f"{name}: expected at least {low}, found {getattr(self, name)}" for name, low in least.items()
                   if getattr(self, name) < low]  # fmt: skip
-        if not 0 < self.lr < float("inf"):
+        if not 0 < self.rate < float("inf"):
             faults.append(f"lr: expected a number above 0, found {self.lr}")
         if faults:
             raise ConfigError("a newcomer cannot be trained with these settings:", faults)
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return (0.06 if self.extend else 0.12) if self.lr is None else self.lr
 
 
 def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
@@ -74,7 +80,7 @@ def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollat
 def _steps(
     model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings, device: torch.device
 ) -> None:
-    optimizer = TaskAdamW(parameter_groups(model, settings.lr, settings.lr), betas=BETAS)
+    optimizer = TaskAdamW(parameter_groups(model, settings.rate, settings.rate), betas=BETAS)
     optimizer.zero_grad()
     scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
     order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))

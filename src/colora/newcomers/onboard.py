@@ -168,8 +168,9 @@ def _add(
     covered = coverage(gradients, 0, factors)
     start = choose_start(model, name, _batches(data, collate, TRIED)[:1])
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
-    if settings.extend:
-        model = extend_rank(model, settings.extend, gradients)
+    if settings.extend:  # along what is left to learn from there
+        left = task_gradients(model, data, [name], pad_token_id, task_index=[own], progress=False)
+        model = extend_rank(model, settings.extend, left)
     fit_core(model, own, data, collate, settings)
     after = mean_nll(model, batches, own)
     late = mean_nll(model, validation, own) if validation else None
