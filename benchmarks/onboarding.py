@@ -191,7 +191,8 @@ class Seed:
                 base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
             )
 
-        config = self.config(f"{name}/{task.name}-{steps}", [task], Settings().rows, steps, **RATES["alone"])
+        shutil.rmtree(self.output / name / task.name, ignore_errors=True)  # what has ended would be over in no time
+        config = self.config(f"{name}/{task.name}", [task], Settings().rows, steps, **RATES["alone"])
         return train(config, make_model=plain, log=print)
 
     def evaluated(self, model: Any, tokenizer: Any, tasks: list[Task], index: dict[str, int] | None) -> list[Record]:
