@@ -11,6 +11,7 @@ from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
 from benchmarks.import_demo import table as import_table
 from benchmarks.onboarding import table as onboarding_table
+from benchmarks.spectral import table as spectral_table
 from benchmarks.steadiness import RECORD as STEADINESS
 from benchmarks.steadiness import read as read_steadiness
 from benchmarks.steadiness import table_markdown as steadiness_markdown
@@ -55,6 +56,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (TASKS, "import", import_table),
         (TASKS, "transfer", transfer_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
+        (DECISIONS, "spectral", spectral_table),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
