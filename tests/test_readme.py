@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
+from benchmarks.grouping import table as grouping_table
 from benchmarks.import_demo import table as import_table
 from benchmarks.onboarding import table as onboarding_table
 from benchmarks.spectral import table as spectral_table
@@ -57,6 +58,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (TASKS, "transfer", transfer_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "spectral", spectral_table),
+        (DECISIONS, "grouping", grouping_table),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
