@@ -56,6 +56,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "federation choices", choices_table),
         (TASKS, "import", import_table),
         (TASKS, "transfer", transfer_table),
+        (TASKS, "onboarding", onboarding_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "spectral", spectral_table),
         (DECISIONS, "grouping", grouping_table),

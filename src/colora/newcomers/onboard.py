@@ -63,7 +63,7 @@ class Onboarding:
         share = f"the shared subspace holds {self.coverage.relative:.2%} of what one of its own would of its gradient"
         if self.coverage.relative >= ENOUGH:
             return share
-        return f"{share}: little. --extend 4 gives it further directions without changing the other tasks' models"
+        return f"{share}: little. --extend 16 gives it further directions without changing the other tasks' models"
 
 
 def onboard(
