@@ -150,7 +150,7 @@ def gains() -> np.ndarray:
 
 
 def cosines(kind: str) -> Similarity:
-    """The recorded cosines, as if of one layer."""
+    """The recorded cosines, as if of one layer in which every task's update has length one."""
     value = json.loads((RECORDS / f"transfer_{kind}.json").read_text())
     return Similarity(value["tasks"], value["kind"], {"all": torch.tensor(value["cosine"], dtype=torch.float64)}, {})
 
@@ -166,10 +166,14 @@ def table() -> str:
     mean = (gain + gain.T) / 2
     head = ("by", "families found", "cosine within", "across", "rank correlation with gains of pairs", "of a task's")
     lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|"]
-    for kind, title in (("gradients", "gradients, before training"), ("cores", "cores, after training")):
+    for kind, title, centred in (
+        ("gradients", "gradients, before training", False),
+        ("cores", "cores, after training", False),
+        ("cores", "cores, beyond their mean", True),
+    ):
         if not (RECORDS / f"transfer_{kind}.json").is_file():
             continue
-        own = cosines(kind)
+        own = cosines(kind).centred() if centred else cosines(kind)
         matrix = own.overall().numpy()
         groups = {tuple(one) for one in cluster_tree(own).groups(count=len(FAMILIES))}
         right = len(groups & set(FAMILIES.values()))

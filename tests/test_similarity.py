@@ -340,3 +340,16 @@ def test_the_command_refuses(bank, tmp_path):
     assert "expected a name that ends in" in refusal("similarity", tmp_path / "none.yaml", "--figure", "x.jpg")
     assert "has no fields to change: training.lr=1" in refusal("similarity", bank, "training.lr=1")
     assert "no such folder" in refusal("similarity", tmp_path / "none")
+
+
+def test_beyond_the_mean():
+    rows = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 4.0
+    half = Similarity(
+        list("abcde"), "cores", {"one": rows[:, :10] @ rows[:, :10].mT, "two": rows[:, 10:] @ rows[:, 10:].mT}, {}
+    )
+    rest = rows - rows.mean(0)
+    expected = torch.nn.functional.normalize(rest) @ torch.nn.functional.normalize(rest).mT
+    torch.testing.assert_close(half.centred().overall(), expected, atol=1e-10, rtol=0)
+    assert float(half.overall().min()) > 0.7 > float(half.centred().overall().min())
+    with pytest.raises(ConfigError, match="at least three tasks"):
+        Similarity(["a", "b"], "cores", {"one": torch.eye(2, dtype=torch.float64)}, {}).centred()

@@ -22,6 +22,9 @@ def similarity(
     figure: Annotated[Path | None, typer.Option(help="Draw dendrogram and heat map: a .svg, .png or .pdf.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Examples of each task, with a run file.")] = 16,
     groups: Annotated[int | None, typer.Option(min=1, help="Into how many groups; by the widest gap else.")] = None,
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Of what each has beyond the mean of all; sets trained tasks apart.")
+    ] = False,
 ) -> None:
     """Say which tasks belong together: after training by their cores, before it by their gradients.
 
@@ -49,6 +52,8 @@ def similarity(
             raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
         else:
             found = bank_similarity(path, angles=json_file is not None)
+        if centred:
+            found = found.centred()
         tree = cluster_tree(found)
         together = tree.groups(count=groups)
         _print_cosines(found, tree.leaves)

@@ -5,7 +5,7 @@ formed. Gradients: ⟨B_i A_i, B_j A_j⟩ = ⟨B_iᵀ B_j, A_i A_jᵀ⟩ (see `c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,21 @@ class Similarity:
     def of_layer(self, layer: str) -> Tensor:
         """Cosines in one layer, (K, K)."""
         return _cosines(self.layers[layer])
+
+    def centred(self) -> "Similarity":
+        """The same of what each task has beyond the mean of all: inner products of u_i − ū in place of u_i.
+
+        Cores start at the identity and learn a common form, so that all cosines after training are high; what sets
+        tasks apart shows once that is taken off.
+
+        Raises:
+            ConfigError: fewer than three tasks, of which the rests are opposite whatever they are.
+        """
+        count = len(self.names)
+        if count < 3:
+            raise ConfigError(f"expected at least three tasks to compare beyond their mean, found {count}")
+        rest = torch.eye(count, dtype=torch.float64) - 1 / count
+        return replace(self, layers={name: rest @ one @ rest for name, one in self.layers.items()})
 
     def nearest(self, name: str) -> list[tuple[str, float]]:
         """The other tasks with their cosines, most alike first."""
