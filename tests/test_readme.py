@@ -12,6 +12,7 @@ from benchmarks.federation import table as federation_markdown
 from benchmarks.grouping import table as grouping_table
 from benchmarks.import_demo import table as import_table
 from benchmarks.onboarding import table as onboarding_table
+from benchmarks.serving import table as serving_table
 from benchmarks.spectral import table as spectral_table
 from benchmarks.steadiness import RECORD as STEADINESS
 from benchmarks.steadiness import read as read_steadiness
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEDERATED = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
 TASKS = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 DECISIONS = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
 
 
@@ -58,6 +60,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (TASKS, "transfer", transfer_table),
         (TASKS, "onboarding", onboarding_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
+        (SERVING, "serving", serving_table),
         (DECISIONS, "spectral", spectral_table),
         (DECISIONS, "grouping", grouping_table),
         (DECISIONS, "rounding", rounding_markdown),
