@@ -93,7 +93,7 @@ class BankTensors(Mapping[str, Tensor]):
 
     def check_digest(self) -> None:
         """Raises BankFileError if these are not the tensors that the config was saved with."""
-        own = {key: None for key in self._keys if f".{CoLoRAModel.prefix}" in key}
+        own = [key for key in self._keys if f".{CoLoRAModel.prefix}" in key]
         if self.config.weights_sha256 and self.config.weights_sha256 != tensors_sha256(_Selection(self, own)):
             raise BankFileError(f"{self.folder}: the tensors are not those of adapter_config.json (weights_sha256)")
 
@@ -101,17 +101,17 @@ class BankTensors(Mapping[str, Tensor]):
 class _Selection(Mapping[str, Tensor]):
     """Some of a bank's tensors, each still read when it is asked for."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], keys: Mapping[str, Any]) -> None:
-        self.tensors, self.keys_ = tensors, keys
+    def __init__(self, tensors: Mapping[str, Tensor], chosen: list[str]) -> None:
+        self.tensors, self.chosen = tensors, chosen
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
 
     def __iter__(self) -> Any:
-        return iter(self.keys_)
+        return iter(self.chosen)
 
     def __len__(self) -> int:
-        return len(self.keys_)
+        return len(self.chosen)
 
 
 def layer_name(key: str) -> str:
@@ -121,14 +121,15 @@ def layer_name(key: str) -> str:
 
 def shared_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Digest of a bank's A and B."""
-    shared = {key: None for key in tensors if ".colora_A" in key or ".colora_B" in key}
+    shared = [key for key in tensors if ".colora_A" in key or ".colora_B" in key]
     return tensors_sha256(_Selection(tensors, shared))
 
 
 def core_bytes(core: Mapping[str, Tensor], header: CoreHeader) -> bytes:
     """A core file."""
     tensors = {name: one.detach().cpu().clone().contiguous() for name, one in core.items()}
-    return safetensors.torch.save(tensors, {"format": "pt", HEADER: json.dumps(asdict(header))})
+    # One entry: safetensors writes several in an order that changes, and the same core must be the same bytes.
+    return safetensors.torch.save(tensors, {HEADER: json.dumps(asdict(header))})
 
 
 def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) -> tuple[dict[str, Tensor], CoreHeader]:

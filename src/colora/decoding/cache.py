@@ -19,8 +19,8 @@ class SlotCache(Cache):
     """A transformers cache of `rows` rows. Row i holds positions 0 ≤ p < length of its own, so that nothing moves when
     another row comes or goes; what lies beyond is hidden by the mask.
 
-    Before each forward pass `at` says where it writes: `at_rows(first)` for prompts, that begin at position 0 of the
-    rows from `first` on, or `at_positions(positions)` for one token of each of the first rows.
+    Before each forward pass it is told where that writes: by `at_rows` whole prompts, into rows from some row on, by
+    `at_positions` one token of each of the first rows.
 
     Args:
         layers: number of the model's layers.

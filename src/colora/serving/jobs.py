@@ -108,7 +108,7 @@ class Jobs:
         (folder / "examples.jsonl").write_bytes(job.content)
         command = [
             sys.executable, "-m", "colora", "onboard", str(folder / "bank"), str(folder / "examples.jsonl"),
-            "--name", job.task, "--output", str(folder / "after"),
+            f"--name={job.task}", "--output", str(folder / "after"),
         ]  # fmt: skip
         command += ["--base", self.base] if self.base else []
         # One thread, and last in the queue for the processor: those who wait for answers come first.
