@@ -5,6 +5,7 @@
     python -m benchmarks.serving_rivals switching LORA...    # stock PEFT, set_adapter: a batch of one adapter at a time
 
 PEFT has no server, so it gets the simplest that is fair: whoever waits when a batch ends is in the next, up to sixteen.
+Its weights lie in memory as ours do, so that no difference comes of that.
 They say where they listen as `colora serve` does, and end with SIGTERM.
 """
 
@@ -24,6 +25,7 @@ from fastapi import FastAPI
 from peft import PeftModel
 
 from colora.base import configure_threads, load_base
+from colora.decoding.layout import lay_out_by_columns
 from colora.serving.access import Access
 from colora.serving.app import make_app
 from colora.serving.service import Options, Service
@@ -64,6 +66,7 @@ class Waiting:
     def __init__(self, base: str, folders: list[Path], mixed: bool) -> None:
         configure_threads()
         model, self.tokenizer = load_base(base)
+        lay_out_by_columns(model)
         self.tokenizer.padding_side = "left"
         self.model = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=folders[0].name)
         for folder in folders[1:]:

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, MistralConfig, T5Config
 from colora.adapter.config import CoLoRAConfig
 from colora.decoding.batch import Batch, Row, run_rows
 from colora.decoding.cache import FIRST_CAPACITY, check_attention
+from colora.decoding.layout import lay_out_by_columns
 from colora.decoding.sampling import Sampling
 from colora.decoding.text import TextStream
 from colora.errors import ConfigError
@@ -109,6 +110,18 @@ def test_rows_that_leave_early_do_not_disturb_the_others():
     for number in (1, 2, 4):
         assert rows[number].tokens == alone(LLAMA, rows[number])[0].tokens
     assert batch.room == 5
+
+
+def test_weights_by_columns_have_the_same_values_and_are_still_shared():
+    model, other = bank(dtype=torch.float32), bank(dtype=torch.float32)
+    lay_out_by_columns(model)
+    (head, embedding), values = (model.get_output_embeddings(), model.get_input_embeddings()), other.state_dict()
+    assert head.weight is embedding.weight
+    assert head.weight.stride() == (1, head.weight.shape[0])
+    assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
+    rows = [Row(prompt(number, 5 + number), number % 3, Sampling(12)) for number in range(5)]
+    for row in rows:
+        assert alone(model, row)[1] == alone(other, row)[1]
 
 
 def test_rows_longer_than_the_first_capacity():

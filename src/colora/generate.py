@@ -10,6 +10,7 @@ import torch
 from colora.bank import load_bank
 from colora.base import configure_threads
 from colora.decoding.batch import Batch, Row, run_rows
+from colora.decoding.layout import lay_out_by_columns
 from colora.decoding.sampling import Sampling
 from colora.errors import ConfigError, TaskIdError
 from colora.evaluation.evaluate import fit_prompts
@@ -75,6 +76,7 @@ def generate_texts(
     """
     configure_threads()
     model, tokenizer, info = load_bank(bank, base, device=torch.accelerator.current_accelerator(check_available=True))
+    lay_out_by_columns(model)
     names: list[str] = model.base_model.tasks
     if any(request.task is None for request in requests) and len(names) > 1:
         raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")

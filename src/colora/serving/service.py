@@ -11,6 +11,7 @@ import torch
 from colora.base import configure_threads, load_base
 from colora.corefiles import CoreHeader, core_bytes
 from colora.decoding.batch import Batch, Piece
+from colora.decoding.layout import lay_out_by_columns
 from colora.decoding.sampling import Sampling
 from colora.errors import BaseMismatchError, ConfigError
 from colora.placement import training_device
@@ -77,6 +78,7 @@ class Service:
         device = training_device("auto")
         kind = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
         base, self.tokenizer = load_base(options.base or info.base, dtype=getattr(torch, kind), device=device)
+        lay_out_by_columns(base)
         if not info.chat_template:
             self.tokenizer.chat_template = None
         self.chat_template = info.chat_template
