@@ -3,7 +3,6 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,21 +14,13 @@ from colora.corefiles import BankTensors
 from colora.errors import ConfigError
 from colora.serving.store import Core
 
-__all__ = ["NoRoomError", "Resident", "Slots", "attach_slots", "detach_slots"]
+__all__ = ["NoRoomError", "Resident", "attach_slots", "detach_slots"]
 
 BANK = "default"
 
 
 class NoRoomError(ConfigError):
     """Every core on the device is in use."""
-
-
-@dataclass
-class Slots:
-    """Numbers of times that a core was there, and that it was not."""
-
-    hits: int = 0
-    misses: int = 0
 
 
 def attach_slots(base: Any, tensors: BankTensors, slots: int) -> Any:
@@ -68,7 +59,6 @@ class Resident:
         layers = bank_layers(model, BANK)
         self.stacks = {name: layer.colora_core[BANK] for name, layer in layers.items()}
         self.size = next(iter(self.stacks.values())).shape[0]
-        self.count = Slots()
         self._places: OrderedDict[tuple[str, int], int] = OrderedDict()  # the least recently used first
         self._held: dict[tuple[str, int], int] = {}
         self._gone: set[tuple[str, int]] = set()  # removed while rows still ran with them
@@ -97,11 +87,9 @@ class Resident:
         with self._lock:
             place = self._places.get(key)
             if place is not None:
-                self.count.hits += 1
                 self._places.move_to_end(key)
                 self._held[key] = self._held.get(key, 0) + 1
                 return place
-            self.count.misses += 1
             place = self._room()
         try:
             self._write(place, read())

@@ -232,21 +232,21 @@ class Scheduler:
         return tickets
 
     def _hold(self, ticket: Ticket) -> None:
-        store = self.engine.store
+        store, resident = self.engine.store, self.engine.resident
         ticket.version = store.version(ticket.task)
         ahead = ticket.core
         ready = ahead[2] if ahead is not None and ahead[:2] == (store, ticket.version) else None
+        there = resident.has(ticket.task, ticket.version)
         began = time.monotonic()
-        before = self.engine.resident.count.misses
-        ticket.row.task = self.engine.resident.hold(
+        ticket.row.task = resident.hold(
             ticket.task, ticket.version, lambda: ready if ready is not None else store.read(ticket.task)[1]
         )
-        if self.engine.resident.count.misses > before:
+        ticket.core = None
+        if there:
+            self.metrics.core_hits.inc()
+        else:
             self.metrics.core_misses.inc()
             self.metrics.core_seconds.observe(time.monotonic() - began)
-        else:
-            self.metrics.core_hits.inc()
-        ticket.core = None
 
     def _pass_on(self, pieces: list[Piece]) -> None:
         now = time.monotonic()
