@@ -53,7 +53,6 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     [
         (README, "main", main_markdown),
         (README, "groups", groups_markdown),
-        (README, "federation", federation_markdown),
         (FEDERATED, "federation", federation_markdown),
         (DECISIONS, "federation choices", choices_table),
         (TASKS, "import", import_table),
