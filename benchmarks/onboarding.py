@@ -3,7 +3,7 @@
     python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--output runs/onboarding]
     python -m benchmarks.onboarding --table
     python -m benchmarks.onboarding --choices [--table]     # what the settings were chosen by, on other dates
-    python -m benchmarks.onboarding --clock                 # seconds of onboarding, on a machine that is otherwise idle
+    python -m benchmarks.onboarding --clock                 # seconds of the command; nothing else should run beside
 
 For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
 
@@ -15,13 +15,16 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
 
 A finished run is never run again. The records go to benchmarks/records/onboarding.jsonl; "seconds" is the wall time of
 the onboarding, the loading of the base model included, and of the LoRA that had the same time; both are longer where
-other work runs beside. How long onboarding takes by itself is in onboarding_seconds.json.
+other work runs beside. How long the command takes by itself, as a process of its own and with a thread for each core,
+is in onboarding_seconds.json.
 """
 
 import argparse
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +51,7 @@ HERE = Path(__file__).parent
 RECORD = HERE / "records" / "onboarding.jsonl"
 CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
+CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
 CHOICES = {f"lr {lr:g}": Settings(lr=lr) for lr in (0.03, 0.06, 0.12)} | {
@@ -71,8 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.clock:
         Seed(args.output / f"seed-{args.seeds[0]}", args.seeds[0], args.threads).clock()
-        return
-    if not args.table:
+    elif not args.table:
         for seed in [CHOICES_SEED] if args.choices else args.seeds:
             Seed(args.output / f"seed-{seed}", seed, args.threads).run(args.choices)
     print(table(args.choices))
@@ -106,17 +109,18 @@ class Seed:
         self.keep(record, "own LoRA", self.own)
 
     def clock(self) -> None:
-        """Seconds of each newcomer's onboarding."""
-        threads = configure_threads(self.threads)
-        seconds = {}
+        """Seconds of `colora onboard` as a process of its own, for each newcomer, the two settings in turn."""
+        bank, seconds = self.bank("bank", self.old), dict[str, list[float]]()
         for task in self.new:
-            after = self.output / "clock"
-            shutil.rmtree(after, ignore_errors=True)
-            done = onboard(self.bank("bank", self.old), self.output / "tasks" / task.name, output=after, log=print)
-            seconds[task.name] = round(done.seconds, 1)
-        found = {"seconds": seconds, "threads": threads, "seed": self.seed, "environment": environment()}
-        write_json(CLOCK_RECORD, found)
-        print(json.dumps(found["seconds"]))
+            for name, options in CLOCKED.items():
+                after = self.output / "clock"
+                shutil.rmtree(after, ignore_errors=True)
+                command = [sys.executable, "-m", "colora", "onboard", str(bank), str(self.output / "tasks" / task.name)]
+                began = time.monotonic()
+                subprocess.run([*command, "--output", str(after), *options], check=True)
+                seconds.setdefault(name, []).append(round(time.monotonic() - began, 1))
+                print(name, task.name, seconds[name][-1], flush=True)
+        write_json(CLOCK_RECORD, {"seconds": seconds, "seed": self.seed, "environment": environment()})
 
     def keep(self, record: Path, method: str, measure: Callable[[], list[Record]]) -> None:
         known = read_records(record) if record.is_file() else []
@@ -228,7 +232,15 @@ def table(choices: bool = False) -> str:
                 spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
                 cells.append(f"{fmean(means):.{digits}f}{spread}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    if not choices and CLOCK_RECORD.is_file():
+        lines += ["", clock_line(json.loads(CLOCK_RECORD.read_text("utf-8"))["seconds"])]
     return "\n".join(lines)
+
+
+def clock_line(seconds: dict[str, list[float]]) -> str:
+    """A sentence."""
+    told = [f"{name} {', '.join(f'{one:.0f}' for one in own)}" for name, own in seconds.items()]
+    return f"Seconds of the whole command for {', '.join(NEWCOMERS)}: {'; '.join(told)}."
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def ask(task: str, text: str, **fields: Any) -> dict[str, Any]:
 @contextmanager
 def serving(bank: Path, tenants: list[Tenant] | None = None, **options: Any) -> Iterator[Running]:
     """A server in a thread, on a real socket; it ends with the block."""
-    service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), len(tenants or ()))
+    service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(tenants or ()))
     door = socket.create_server(("127.0.0.1", 0))
     app = make_app(service, Access(tenants))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))

@@ -6,7 +6,15 @@ import time
 import pytest
 
 from colora.errors import ConfigError
-from colora.serving.access import Access, RateError, Tenant, WrongKeyError, add_tenant, read_tenants
+from colora.serving.access import (
+    Access,
+    RateError,
+    Tenant,
+    WrongKeyError,
+    add_tenant,
+    read_tenants,
+    remove_tenant,
+)
 from colora.serving.server import Listen, check_listen
 from run_files import cli, refusal
 from servers import ask, make_bank, serving
@@ -120,6 +128,26 @@ def test_a_file_of_keys_holds_no_key(keys):
         with pytest.raises(WrongKeyError):
             access.tenant(f"Bearer {key}x")
     assert len(set(made.values())) == 4
+
+
+def test_keys_come_and_go_while_the_server_runs(tmp_path, caplog):
+    path = tmp_path / "keys.json"
+    first = f"Bearer {add_tenant(path, 'first', ['*'])}"
+    access = Access.of_file(path)
+    assert access.tenant(first).name == "first"
+    second = f"Bearer {add_tenant(path, 'second', ['*'])}"
+    assert access.tenant(second).name == "second"
+    remove_tenant(path, "first")
+    with pytest.raises(WrongKeyError):
+        access.tenant(first)
+    for spoil in (lambda: path.write_text("{"), path.unlink):
+        spoil()
+        caplog.clear()
+        assert [access.tenant(second).name for _ in range(3)] == ["second"] * 3
+        assert [record.message.split(":")[0] for record in caplog.records] == ["the keys stay as they were"]
+    add_tenant(path, "third", ["*"])
+    with pytest.raises(WrongKeyError):
+        access.tenant(second)
 
 
 def test_the_commands_for_keys(tmp_path):

@@ -76,7 +76,7 @@ def keys_add(
     rate: Annotated[float | None, typer.Option(help="Most requests a minute; by default as many as it likes.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May also reload the bank and read the metrics.")] = False,
 ) -> None:
-    """Make a key for a tenant and print it, this once: the file has only its digest. Servers read the file at start."""
+    """Make a key for a tenant and print it, this once: the file has only its digest."""
     with errors():
         from colora.serving.access import add_tenant
 
@@ -86,7 +86,7 @@ def keys_add(
 
 @keys.command("remove")
 def keys_remove(file: Keys, tenant: Name) -> None:
-    """Take a tenant out of the file of keys."""
+    """Take a tenant out of the file of keys; a server that uses the file knows it from the next request on."""
     with errors():
         from colora.serving.access import remove_tenant
 

@@ -6,6 +6,7 @@ A key is 32 random bytes, so one round of SHA-256 hides it: there is nothing to 
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 import threading
 import time
@@ -19,6 +20,7 @@ from colora.files import write_json
 
 __all__ = ["Access", "RateError", "Tenant", "WrongKeyError", "add_tenant", "read_tenants", "remove_tenant"]
 
+logger = logging.getLogger(__name__)
 PREFIX = "colora-"
 
 
@@ -74,19 +76,49 @@ class Access:
     """
 
     def __init__(self, tenants: list[Tenant] | None = None) -> None:
-        self.tenants = tenants
+        self._tenants = tenants
+        self._path: Path | None = None
+        self._seen: tuple[int, ...] = ()
         self._buckets: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Access":
+        """The tenants of a file of keys, which is read again whenever it changes: a key that was removed opens nothing
+        any more. Should it become unreadable, those that were there stay, and the log says so.
+
+        Raises:
+            ConfigError: see `read_tenants`.
+        """
+        seen = _stamp(path)  # before it is read: a change in between is read again
+        access = cls(read_tenants(path))
+        access._path, access._seen = path, seen
+        return access
+
+    @property
+    def tenants(self) -> list[Tenant] | None:
+        """All of them now, or None if everybody may do everything."""
+        if self._path is None:
+            return self._tenants
+        with self._lock:
+            if (now := _stamp(self._path)) != self._seen:
+                self._seen = now
+                try:
+                    self._tenants = read_tenants(self._path)
+                except ConfigError as error:
+                    logger.error("the keys stay as they were: %s", error)
+            return self._tenants
+
     def tenant(self, authorization: str | None) -> Tenant:
         """Who asks, by the HTTP header `Authorization: Bearer KEY`. Raises WrongKeyError."""
-        if self.tenants is None:
+        tenants = self.tenants
+        if tenants is None:
             return LOCAL
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise WrongKeyError("expected a key, as Authorization: Bearer KEY")
         digest = _digest(key.strip())
-        found = [one for one in self.tenants if hmac.compare_digest(one.key_sha256, digest)]
+        found = [one for one in tenants if hmac.compare_digest(one.key_sha256, digest)]
         if not found:
             raise WrongKeyError("nobody has this key")
         return found[0]
@@ -157,6 +189,15 @@ def remove_tenant(path: Path, name: str) -> None:
 
 def _write(path: Path, tenants: list[Tenant]) -> None:
     write_json(path, {"tenants": [json.loads(one.model_dump_json()) for one in tenants]})
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written or replaced; nothing of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _digest(key: str) -> str:

@@ -72,13 +72,12 @@ class Scheduler:
         engine: model, tasks, and the cores that are on the device.
         queue: most requests that wait; one tenant may have half of them waiting, the only one all.
         metrics: what is counted.
-        tenants: how many there are.
+        tenants: tells how many there are.
     """
 
-    def __init__(self, engine: Engine, queue: int, metrics: Metrics, tenants: int = 1) -> None:
+    def __init__(self, engine: Engine, queue: int, metrics: Metrics, tenants: Callable[[], int] = lambda: 1) -> None:
         self.engine, self.metrics = engine, metrics
-        self.most = queue
-        self.most_each = queue if tenants < 2 else max(1, queue // 2)
+        self.most, self.tenants = queue, tenants
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by tenant, whose turn it is first
         self._running: dict[int, Ticket] = {}  # by id of the row
         self._calls: deque[tuple[Callable[[], Any], Future[Any], bool]] = deque()
@@ -290,6 +289,6 @@ class Scheduler:
         if self._closing:
             raise ClosedError("the server is going down")
         mine = len(self._waiting.get(tenant, ()))
-        if self.waiting >= self.most or mine >= self.most_each:
+        if self.waiting >= self.most or mine >= (self.most if self.tenants() < 2 else max(1, self.most // 2)):
             self.metrics.refused.inc()
             raise BusyError(f"{self.waiting} requests are waiting; try again later")

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from colora.errors import ConfigError
-from colora.serving.access import Access, read_tenants
+from colora.serving.access import Access
 from colora.serving.app import make_app
 from colora.serving.service import Options, Service
 
@@ -63,19 +63,19 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         BankFileError, BaseMismatchError: see `Service`.
     """
     check_listen(listen)
-    tenants = None if listen.keys is None else read_tenants(listen.keys)
+    access = Access() if listen.keys is None else Access.of_file(listen.keys)
     try:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         door = socket.create_server((listen.host, listen.port), family=family, backlog=1024)
     except OSError as error:
         raise ConfigError(f"cannot listen on {listen.host}:{listen.port}: {error}") from error
     with door:
-        service = Service(options, len(tenants or ()))
+        service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
         for task in store.stale[:20]:
             log(f"warning: the core of {task!r} in {options.state} belongs to another bank, and is not served")
         config = uvicorn.Config(
-            make_app(service, Access(tenants)), log_level="warning", access_log=False, lifespan="on",
+            make_app(service, access), log_level="warning", access_log=False, lifespan="on",
             ssl_certfile=listen.certificate, ssl_keyfile=listen.private_key, timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
         scheme, (host, port) = ("https" if listen.certificate else "http"), door.getsockname()[:2]

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Service:
         ConfigError: a model that cannot be run so, see `Batch`.
     """
 
-    def __init__(self, options: Options, tenants: int = 1) -> None:
+    def __init__(self, options: Options, tenants: Callable[[], int] = lambda: 1) -> None:
         configure_threads(options.threads)
         self.options = options
         self.metrics = Metrics()
