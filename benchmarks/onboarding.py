@@ -10,6 +10,7 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     before      the base model, zero-shot
     onboarded   `colora onboard` on that bank: A and B frozen
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen
+                (both also with 40 steps in place of 24)
     retrained   one bank of all nine tasks from the start, with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -54,13 +56,23 @@ NEWCOMERS = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
-CHOICES = {f"lr {lr:g}": Settings(lr=lr) for lr in (0.03, 0.06, 0.12)} | {
-    f"lr {lr:g}, --extend {extend}": Settings(lr=lr, extend=extend)
-    for lr, extend in ((0.06, 8), (0.06, 16), (0.03, 16))
-}
+CHOICES = {f"{steps} steps, lr {lr:g}": Settings(steps, lr=lr)
+           for steps, lr in ((40, 0.03), (40, 0.06), (40, 0.12), (24, 0.12), (24, 0.24))} | {
+    f"{steps} steps, lr {lr:g}, --extend 16": Settings(steps, lr=lr, extend=16)
+    for steps, lr in ((40, 0.06), (24, 0.06), (24, 0.12))
+}  # fmt: skip
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 EXTENDED = Settings(extend=16)
-METHODS = ("before", "onboarded", "extended", "retrained", "own LoRA")
+LONGER = 40
+METHODS = (
+    "before",
+    "onboarded",
+    f"onboarded, {LONGER} steps",
+    "extended",
+    f"extended, {LONGER} steps",
+    "retrained",
+    "own LoRA",
+)
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
 
@@ -105,6 +117,8 @@ class Seed:
         self.keep(record, "before", self.before)
         self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
         self.keep(record, "extended", lambda: self.onboarded(bank, EXTENDED))
+        for name, settings in (("onboarded", Settings(LONGER)), ("extended", replace(EXTENDED, steps=LONGER))):
+            self.keep(record, f"{name}, {LONGER} steps", lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
         self.keep(record, "retrained", lambda: self.measured(self.bank("retrained", [*self.old, *self.new]), self.new))
         self.keep(record, "own LoRA", self.own)
 

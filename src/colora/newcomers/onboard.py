@@ -31,7 +31,7 @@ from colora.tasks.schema import Task, TaskSource
 __all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
 
 ENOUGH = 0.005  # of relative coverage: tasks like the bank's own have more, others less (benchmarks/coverage.py)
-TRIED = 8  # examples that starts are compared on: each start is a pass over them, and training follows anyway
+TRIED = 4  # examples that starts are compared on: each start is a pass over them, and training follows anyway
 
 
 @dataclass(frozen=True)
