@@ -10,7 +10,7 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     before      the base model, zero-shot
     onboarded   `colora onboard` on that bank: A and B frozen
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen
-                (both also with 40 steps in place of 24)
+                (both also with 40 steps in place of 20)
     retrained   one bank of all nine tasks from the start, with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
@@ -57,9 +57,9 @@ CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
 CHOICES = {f"{steps} steps, lr {lr:g}": Settings(steps, lr=lr)
-           for steps, lr in ((40, 0.03), (40, 0.06), (40, 0.12), (24, 0.12), (24, 0.24))} | {
+           for steps, lr in ((40, 0.03), (40, 0.06), (40, 0.12), (20, 0.12), (20, 0.24))} | {
     f"{steps} steps, lr {lr:g}, --extend 16": Settings(steps, lr=lr, extend=16)
-    for steps, lr in ((40, 0.06), (24, 0.06), (24, 0.12))
+    for steps, lr in ((40, 0.06), (20, 0.06), (20, 0.12))
 }  # fmt: skip
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 EXTENDED = Settings(extend=16)

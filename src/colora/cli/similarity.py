@@ -74,7 +74,7 @@ def onboard(
     examples: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The newcomer's task file or folder.")],
     name: Annotated[str | None, typer.Option(help="Its name; the file's by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 24,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
     rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the core; by default 0.12, with --extend 0.06.")

@@ -36,7 +36,7 @@ class Settings:
         ConfigError: naming every field that is out of range.
     """
 
-    steps: int = 24
+    steps: int = 20
     rows: int = 8
     lr: float | None = None
     extend: int = 0

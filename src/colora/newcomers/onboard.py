@@ -18,7 +18,7 @@ from colora.likelihood import is_encoder_decoder
 from colora.newcomers.coverage import Coverage, coverage
 from colora.newcomers.extend import extend_rank
 from colora.newcomers.fit import Settings, fit_core
-from colora.newcomers.start import Start, choose_start, mean_nll
+from colora.newcomers.start import Start, choose_start, gradient_at_zero, mean_nll
 from colora.newcomers.store import take_in
 from colora.placement import training_device
 from colora.similarity.gradients import task_gradients
@@ -31,6 +31,7 @@ from colora.tasks.schema import Task, TaskSource
 __all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
 
 ENOUGH = 0.005  # of relative coverage: tasks like the bank's own have more, others less (benchmarks/coverage.py)
+LOOKED_AT = 16  # examples that the gradient is of
 TRIED = 4  # examples that starts are compared on: each start is a pass over them, and training follows anyway
 
 
@@ -161,15 +162,15 @@ def _add(
     tuner = bank_tuner(model)
     bank, own = tuner.active_adapters[0], tuner.tasks.index(name)
     tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
-    before = mean_nll(model, batches, own)
-    gradients = task_gradients(model, data, [name], pad_token_id, task_index=[own], progress=False)
+    gradients = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+    before = float(gradients.loss[0]) if len(data) <= LOOKED_AT else mean_nll(model, batches, own)
     factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
                for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
     covered = coverage(gradients, 0, factors)
-    start = choose_start(model, name, _batches(data, collate, TRIED)[:1])
+    start = choose_start(model, name, _batches(data, collate, TRIED)[:1], gradient_at_zero(model, gradients, 0))
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
-        left = task_gradients(model, data, [name], pad_token_id, task_index=[own], progress=False)
+        left = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
         model = extend_rank(model, settings.extend, left)
     fit_core(model, own, data, collate, settings)
     after = mean_nll(model, batches, own)

@@ -1,7 +1,7 @@
 """Where a newcomer's core starts: of some that cost nothing, the one under which its examples are likeliest."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.similarity.gradients import TaskGradients
 from colora.similarity.still import still
 
-__all__ = ["Batches", "Start", "choose_start", "core_gradient", "mean_nll"]
+__all__ = ["Batches", "Start", "choose_start", "core_gradient", "gradient_at_zero", "mean_nll", "mean_nlls"]
 
 NEIGHBOURS = 8  # tasks whose cores are tried; of more, those that look best by the gradient
+ROWS_AT_ONCE = 16  # in a forward pass that looks at several tasks
 SCALES = (0.3, 1.0)  # of the projected gradient, as a share of the mean norm of the bank's cores
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -37,16 +39,17 @@ class Start:
     nll: dict[str, float]
 
 
-def choose_start(model: PeftModel, task: str, batches: Batches) -> Start:
+def choose_start(model: PeftModel, task: str, batches: Batches, at_zero: Core) -> Start:
     """Try the starts of a newcomer that has just been added to a bank, and write the best into its core.
 
-    Tried are the identity, the mean of the others' cores, the cores of the tasks that seem nearest, and minus the
-    gradient of the loss by the core at Λ = 0, s Bᵀ G Aᵀ with G the newcomer's gradient at W0: steepest descent among
-    all cores in the bank's own gauge, that in which the optimiser trains them.
+    Tried are the identity, the mean of the others' cores, the cores of the tasks that seem nearest, and two lengths of
+    minus the gradient at Λ = 0: steepest descent among all cores in the bank's own gauge, that in which the optimiser
+    trains them.
 
     Args:
         model: with one active bank of at least two tasks, `task` among them.
         batches: of `TaskCollator`; their `task_ids` are not looked at.
+        at_zero: the gradient of the newcomer's loss by its core at Λ = 0, of `core_gradient` or `gradient_at_zero`.
     """
     tuner = bank_tuner(model)
     others = [name for name in tuner.tasks if name != task]
@@ -56,45 +59,69 @@ def choose_start(model: PeftModel, task: str, batches: Batches) -> Start:
     rows = torch.tensor([place for place in range(len(tuner.tasks)) if place != own])
     mean = {name: stack[rows.to(stack.device)].mean(0).clone() for name, stack in stacks.items()}
 
-    def nll_of(core: Core) -> float:
-        tuner.set_core(task, core)
-        return mean_nll(model, batches, own)
-
-    starts: dict[str, Callable[[], Core]] = {
-        "identity": lambda: {name: torch.eye(stack.shape[-1]) for name, stack in stacks.items()},
-        "mean": lambda: mean,
-    }
     near = others
     if len(others) > NEIGHBOURS:
         slope = core_gradient(model, task, batches, mean)
         gain = torch.stack([((stacks[name] - mean[name]) * slope[name]).sum((1, 2)) for name in stacks]).sum(0)
         order = gain[rows.to(gain.device)].argsort()[:NEIGHBOURS]
         near = [others[place] for place in order.tolist()]
-    starts |= {f"core of {name}": (lambda name=name: tuner.core(name)) for name in near}  # type: ignore[misc]
-    at_zero = core_gradient(model, task, batches, {name: torch.zeros_like(core) for name, core in mean.items()})
     norm = float(torch.stack([stack[rows.to(stack.device)].square().sum((1, 2)) for stack in stacks.values()])
                  .sum(0).sqrt().mean())  # fmt: skip
     length = float(torch.stack([one.square().sum() for one in at_zero.values()]).sum().sqrt()) or 1.0
-    for scale in SCALES:
-        step = scale * norm / length
-        starts[f"gradient × {scale:g}"] = lambda step=step: {name: -step * one for name, one in at_zero.items()}  # type: ignore[misc]
-    nll = {name: nll_of(make()) for name, make in starts.items()}
+    own_cores: dict[str, Core] = {
+        "identity": {name: torch.eye(stack.shape[-1]) for name, stack in stacks.items()},
+        "mean": mean,
+    } | {
+        f"gradient × {scale:g}": {name: -scale * norm / length * one for name, one in at_zero.items()}
+        for scale in SCALES
+    }
+    nll = {}
+    for name, core in own_cores.items():
+        tuner.set_core(task, core)
+        nll[name] = mean_nll(model, batches, own)
+    theirs = mean_nlls(model, batches, [tuner.tasks.index(name) for name in near])
+    nll |= {f"core of {name}": value for name, value in zip(near, theirs, strict=True)}
     best = min(nll, key=lambda name: nll[name] if math.isfinite(nll[name]) else math.inf)
-    core = starts[best]()
+    core = own_cores[best] if best in own_cores else tuner.core(best.removeprefix("core of "))
     tuner.set_core(task, core)
     return Start(best, core, nll)
 
 
-@torch.no_grad()
 def mean_nll(model: PeftModel, batches: Batches, task: int) -> float:
     """Nats per token of the batches' labels, all rows taken to be of this task."""
-    nats, tokens = torch.zeros((), dtype=torch.float64), 0
+    return mean_nlls(model, batches, [task])[0]
+
+
+@torch.no_grad()
+def mean_nlls(model: PeftModel, batches: Batches, tasks: Sequence[int]) -> list[float]:
+    """`mean_nll` of each of several tasks; of small batches several tasks share a forward pass."""
+    nats, tokens = torch.zeros(len(tasks), dtype=torch.float64), 0
     with still(model):
         for batch in batches:
-            inputs, labels = _of_task(model, batch, task)
-            nats += row_nll(model, inputs, labels).sum().cpu().double()  # some devices have no float64
-            tokens += int(label_tokens(labels, is_encoder_decoder(model)).sum())
-    return float(nats) / max(tokens, 1)
+            tokens += int(label_tokens(batch["labels"], is_encoder_decoder(model)).sum())
+            at_once = max(1, ROWS_AT_ONCE // len(batch["labels"]))
+            for first in range(0, len(tasks), at_once):
+                some = tasks[first : first + at_once]
+                parts = [_of_task(model, batch, task) for task in some]
+                inputs = {name: torch.cat([one[name] for one, _ in parts]) for name in parts[0][0]}
+                found = row_nll(model, inputs, torch.cat([labels for _, labels in parts])).view(len(some), -1)
+                nats[first : first + at_once] += found.sum(1).cpu().double()  # some devices have no float64
+    return (nats / max(tokens, 1)).tolist()
+
+
+def gradient_at_zero(model: PeftModel, gradients: TaskGradients, place: int) -> Core:
+    """The gradient of a task's loss by its core at Λ = 0 in each layer, s Bᵀ G Aᵀ.
+
+    Args:
+        gradients: G, with the task at `place`, taken at W0.
+    """
+    bank = model.active_adapters[0]
+    found = {}
+    for name, layer in bank_layers(model, bank).items():
+        A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
+        left, right = (one[place].to(A) for one in gradients.factors[name])
+        found[name] = layer.scaling[bank] * (B.mT @ left) @ (right @ A.mT)
+    return found
 
 
 def core_gradient(model: PeftModel, task: str, batches: Batches, core: Core) -> Core:
