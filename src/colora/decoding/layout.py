@@ -15,6 +15,10 @@ def lay_out_by_columns(model: nn.Module) -> None:
     (`python -m benchmarks.decoding`). To be called before a model decodes in batches, not on one that is to be saved:
     safetensors refuses such weights.
     """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu":
-            layer.weight.data = layer.weight.data.t().contiguous().t()
+    weights = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)}
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            continue
+        # The others are copied too: as long as one lies in the mapped file, all of the file stays in memory.
+        by_columns = id(parameter) in weights
+        parameter.data = parameter.data.t().contiguous().t() if by_columns else parameter.data.clone()
