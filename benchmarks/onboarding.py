@@ -56,11 +56,7 @@ NEWCOMERS = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 CHOICES_SEED = 3
-CHOICES = {f"{steps} steps, lr {lr:g}": Settings(steps, lr=lr)
-           for steps, lr in ((40, 0.03), (40, 0.06), (40, 0.12), (20, 0.12), (20, 0.24))} | {
-    f"{steps} steps, lr {lr:g}, --extend 16": Settings(steps, lr=lr, extend=16)
-    for steps, lr in ((40, 0.06), (20, 0.06), (20, 0.12))
-}  # fmt: skip
+CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)}
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 EXTENDED = Settings(extend=16)
 LONGER = 40
