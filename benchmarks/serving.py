@@ -1,11 +1,13 @@
 """What a server of many tasks costs: throughput, latency and memory, against stock PEFT and one merged model.
 
-    python -m benchmarks.serving [--part compare|large|soak] [--rounds 3] [--output runs/serving]
+    python -m benchmarks.serving [--part compare|thousand|large|soak] [--rounds 3] [--output runs/serving]
 
 compare    one bank of 1000 tasks on SmolLM2 (rank 16, all linear layers), asked for 1, 8, 64 and 1000 of them by
            Zipf's law by sixteen clients at once; one task merged into the base, as the upper bound; stock PEFT with 8
            adapters, all in one batch (adapter_names) and a batch of one adapter at a time (set_adapter). All servers
            are there at once and take turns, round after round; ratios are taken within a round.
+thousand   one task and all 1000 of that bank in turn, first the one and then the other, with nothing else running: what
+           tasks cost, beyond the noise of the turns above.
 large      a bank of 200 000 tasks (rank 4, q_proj alone) with 1000 cores in memory, asked for all alike, so that
            nearly every request finds its core on disk; in turns with 1000 tasks of the same bank.
 soak       ten minutes of load on the bank of 1000 tasks; memory every half minute.
@@ -46,7 +48,7 @@ WARM = 24
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--part", choices=["compare", "large", "soak"], default="compare")
+    parser.add_argument("--part", choices=list(PARTS), default="compare")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="of each turn")
     parser.add_argument("--seconds", type=float, default=600, help="of the soak")
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of the records, and run nothing")
     args = parser.parse_args()
     if not args.table:
-        found = {"compare": compare, "large": large, "soak": soak}[args.part](args)
+        found = PARTS[args.part](args)
         write_json(RECORDS / f"serving_{args.part}.json", found | {"environment": environment()})
     print(table())
 
@@ -176,6 +178,20 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return {"setting": setting, "turns": turns}
 
 
+def thousand(args: argparse.Namespace) -> dict[str, Any]:
+    """One task and all of them in turn."""
+    bank = random_bank(args.output / "bank-1000", max(TASKS), 16, "all-linear")
+    turns = []
+    with ours(args.output, bank) as server:
+        ask(server, max(TASKS), WARM, 99)
+        for round_number in range(args.rounds):
+            for tasks in sorted((1, max(TASKS)), reverse=round_number % 2 == 1):
+                found = ask(server, tasks, args.requests, round_number)
+                turns.append({"round": round_number, "megabytes": server.megabytes(), **found})
+                print(turns[-1], flush=True)
+    return {"turns": turns}
+
+
 def large(args: argparse.Namespace) -> dict[str, Any]:
     """A bank of which little is in memory."""
     bank = random_bank(args.output / "bank-200000", LARGE, 4, ["q_proj"])
@@ -221,12 +237,15 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
     return {"load": json.loads(printed), "samples": samples}
 
 
+PARTS = {"compare": compare, "thousand": thousand, "large": large, "soak": soak}
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def table() -> str:
     """Markdown of what has been recorded: medians over the rounds, ratios within a round."""
-    parts = [compare_table(), large_table(), soak_line()]
+    parts = [compare_table(), thousand_line(), large_table(), soak_line()]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -256,6 +275,23 @@ def compare_table() -> str:
         cells += [f"{median(turn[key] for turn in own):.2f}" for key in ("latency_p50", "latency_p95")]
         lines.append(f"| {name} | {tasks} | {' | '.join(cells)} | {max(turn['megabytes'] for turn in own):.0f} |")
     return "\n".join(lines)
+
+
+def thousand_line() -> str:
+    """A sentence."""
+    found = read("thousand")
+    if found is None:
+        return ""
+    rates: dict[int, dict[int, float]] = {}
+    for turn in found["turns"]:
+        rates.setdefault(turn["tasks"], {})[turn["round"]] = turn["tokens_per_second"]
+    one, all_of_them = rates[1], rates[max(TASKS)]
+    ratios = sorted(all_of_them[number] / one[number] for number in one)
+    return (
+        f"One task and 1000 in turn, {len(ratios)} rounds: {median(one.values()):.1f} and "
+        f"{median(all_of_them.values()):.1f} tokens/s; ratio within a round {median(ratios):.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})."
+    )
 
 
 def large_table() -> str:
