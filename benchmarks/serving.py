@@ -10,7 +10,8 @@ thousand   one task and all 1000 of that bank in turn, first the one and then th
            tasks cost, beyond the noise of the turns above.
 large      a bank of 200 000 tasks (rank 4, q_proj alone) with 1000 cores in memory, asked for all alike, so that
            nearly every request finds its core on disk; in turns with 1000 tasks of the same bank.
-soak       ten minutes of load on the bank of 1000 tasks; memory every half minute.
+soak       ten minutes of load on the bank of 200 000 tasks with 500 cores in memory, all asked for alike; memory every
+           half minute. It says nothing of speed, and may run beside other work.
 
 Factors and cores are random, so that answers go on to their random lengths of 8 to 32 tokens; the same for all. The
 records go to benchmarks/records/serving_PART.json. To be run on a machine that is otherwise idle.
@@ -42,7 +43,7 @@ from colora.files import write_json
 
 RECORDS = Path(__file__).parent / "records"
 TASKS, LORAS = (1, 8, 64, 1000), 8
-LARGE, RESIDENT = 200_000, 1000
+LARGE, RESIDENT, SOAKED = 200_000, 1000, 500
 WARM = 24
 
 
@@ -220,17 +221,17 @@ COUNTED = ("core_hits_total", "core_misses_total", "core_load_seconds_sum")
 
 def soak(args: argparse.Namespace) -> dict[str, Any]:
     """Memory under load."""
-    bank = random_bank(args.output / "bank-1000", max(TASKS), 16, "all-linear")
+    bank = random_bank(args.output / "bank-200000", LARGE, 4, ["q_proj"])
     samples = []
-    with ours(args.output, bank) as server:
-        command = [sys.executable, "-m", "benchmarks.serving_load", server.url, "--tasks", str(max(TASKS))]
+    with ours(args.output, bank, "--resident", str(SOAKED)) as server:
+        command = [sys.executable, "-m", "benchmarks.serving_load", server.url, "--tasks", str(LARGE), "--uniform"]
         asking = subprocess.Popen([*command, "--seconds", str(args.seconds)], stdout=subprocess.PIPE, text=True)
         began = time.monotonic()
         while asking.poll() is None:
             if len(samples) <= (time.monotonic() - began) / 30:
-                cores = server.metric("resident_cores")
                 samples.append({"second": round(time.monotonic() - began), "megabytes": server.megabytes(),
-                                "resident_cores": cores})  # fmt: skip
+                                "resident_cores": server.metric("resident_cores"),
+                                "core_misses_total": server.metric("core_misses_total")})  # fmt: skip
                 print(samples[-1], flush=True)
             time.sleep(1)
         printed, _ = asking.communicate()
@@ -321,8 +322,9 @@ def soak_line() -> str:
     samples = found["samples"]
     late = [one["megabytes"] for one in samples if one["second"] >= 120]
     return (
-        f"{found['load']['requests']} requests in {found['load']['seconds']:.0f} s: {late[0]:.0f} MB after two "
-        f"minutes, {late[-1]:.0f} MB at the end, {max(late):.0f} MB at most."
+        f"{found['load']['requests']} requests in {found['load']['seconds']:.0f} s for {LARGE} tasks, {SOAKED} cores in "
+        f"memory, {samples[-1]['core_misses_total']:.0f} fetched: {late[0]:.0f} MB after two minutes, {late[-1]:.0f} MB at "
+        f"the end, {max(late):.0f} MB at most."
     )
 
 
