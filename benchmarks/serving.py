@@ -321,10 +321,11 @@ def soak_line() -> str:
         return ""
     samples = found["samples"]
     late = [one["megabytes"] for one in samples if one["second"] >= 120]
+    load, fetched = found["load"], samples[-1]["core_misses_total"]
     return (
-        f"{found['load']['requests']} requests in {found['load']['seconds']:.0f} s for {LARGE} tasks, {SOAKED} cores in "
-        f"memory, {samples[-1]['core_misses_total']:.0f} fetched: {late[0]:.0f} MB after two minutes, {late[-1]:.0f} MB at "
-        f"the end, {max(late):.0f} MB at most."
+        f"{load['requests']} requests in {load['seconds']:.0f} s for {LARGE} tasks, {SOAKED} cores in memory, "
+        f"{fetched:.0f} fetched: {late[0]:.0f} MB after two minutes, {late[-1]:.0f} MB at the end, "
+        f"{max(late):.0f} MB at most."
     )
 
 

@@ -10,8 +10,8 @@ __all__ = ["lay_out_by_columns"]
 def lay_out_by_columns(model: nn.Module) -> None:
     """Let the float32 weights of linear layers on a CPU lie column by column; shapes, values and sharing stay.
 
-    torch's product of a few rows with a weight that lies row by row takes up to three times as long there as with one
-    that lies column by column: a decoding step of 16 rows takes 1.5 times as long, of one or of 64 rows the same
+    torch's product of a few rows with a weight that lies row by row takes longer there than with one that lies column
+    by column: a decoding step of 16 rows takes 1.5 times as long, of one or of 64 rows the same
     (`python -m benchmarks.decoding`). To be called before a model decodes in batches, not on one that is to be saved:
     safetensors refuses such weights.
     """
