@@ -67,7 +67,7 @@ class BankTensors(Mapping[str, Tensor]):
             self._file = safe_open(self.folder / NEEDED[1], "pt")
             self._keys = dict.fromkeys(self._file.keys())
             self.cores = [key for key in self._keys if key.endswith(CORE)]
-            # Views of the mapped file: a page is read when a number on it is. Slices by name take five times as long.
+            # Views of the mapped file: a page is read when a number on it is. Slices by name take longer.
             self._stacks = {layer_name(key): self._file.get_tensor(key) for key in self.cores}
         except (SafetensorError, OSError) as error:
             raise BankFileError(f"{self.folder / NEEDED[1]}: truncated or no safetensors file ({error})") from error
