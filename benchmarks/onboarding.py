@@ -2,7 +2,7 @@
 
     python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--output runs/onboarding]
     python -m benchmarks.onboarding --table
-    python -m benchmarks.onboarding --choices [--table]     # what the settings were chosen by, on other dates
+    python -m benchmarks.onboarding --choices [--seeds 3 4 5 6 7] [--table]   # what the settings were chosen by
     python -m benchmarks.onboarding --clock                 # seconds of the command; nothing else should run beside
 
 For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
@@ -55,8 +55,15 @@ CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
-CHOICES_SEED = 3
-CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)}
+SEEDS, CHOICES_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7]
+CHOICES = (
+    {f"--extend 16, {steps} steps": Settings(steps, extend=16) for steps in (20, 24, 28, 40, 16)}
+    | {f"{steps} steps": Settings(steps) for steps in (20, 40)}
+    | {f"--extend 16, 20 steps, lr {lr:g}": Settings(20, lr=lr, extend=16) for lr in (0.03, 0.12)}
+    | {f"--extend {extra}, 20 steps": Settings(20, extend=extra) for extra in (8, 32)}
+    | {"--extend 16, 36 steps of 4 rows": Settings(36, rows=4, extend=16)}
+    | {f"20 steps, lr {lr:g}": Settings(20, lr=lr) for lr in (0.03, 0.06, 0.24)}
+)
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 EXTENDED = Settings(extend=16)
 LONGER = 40
@@ -74,17 +81,18 @@ METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of seed 3")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of other seeds")
     parser.add_argument("--clock", action="store_true", help="time onboarding alone, by the bank of the first seed")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, default=Path("runs/onboarding"))
     parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
     args = parser.parse_args()
+    seeds = args.seeds or (CHOICES_SEEDS if args.choices else SEEDS)
     if args.clock:
-        Seed(args.output / f"seed-{args.seeds[0]}", args.seeds[0], args.threads).clock()
+        Seed(args.output / f"seed-{seeds[0]}", seeds[0], args.threads).clock()
     elif not args.table:
-        for seed in [CHOICES_SEED] if args.choices else args.seeds:
+        for seed in seeds:
             Seed(args.output / f"seed-{seed}", seed, args.threads).run(args.choices)
     print(table(args.choices))
 
@@ -109,13 +117,14 @@ class Seed:
         if choices:
             for name, settings in CHOICES.items():
                 self.keep(record, name, lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
+            self.keep(record, "retrained", self.retrained)
             return
         self.keep(record, "before", self.before)
         self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
         self.keep(record, "extended", lambda: self.onboarded(bank, EXTENDED))
         for name, settings in (("onboarded", Settings(LONGER)), ("extended", replace(EXTENDED, steps=LONGER))):
             self.keep(record, f"{name}, {LONGER} steps", lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
-        self.keep(record, "retrained", lambda: self.measured(self.bank("retrained", [*self.old, *self.new]), self.new))
+        self.keep(record, "retrained", self.retrained)
         self.keep(record, "own LoRA", self.own)
 
     def clock(self) -> None:
@@ -173,6 +182,9 @@ class Seed:
         names = bank_tuner(model).tasks
         return self.evaluated(model, tokenizer, tasks, {task.name: names.index(task.name) for task in tasks})
 
+    def retrained(self) -> list[Record]:
+        return self.measured(self.bank("retrained", [*self.old, *self.new]), self.new)
+
     def before(self) -> list[Record]:
         model, tokenizer = load_base(DEFAULT_BASE)
         tokenizer.chat_template = None
@@ -228,7 +240,7 @@ def table(choices: bool = False) -> str:
     """Markdown: a row a method, mean over newcomers and mean ± standard deviation over seeds; seconds are medians."""
     records = read_records(CHOICES_RECORD if choices else RECORD)
     lines = ["| method | ROUGE-L | exact match | token NLL | seconds |", "|---|---:|---:|---:|---:|"]
-    for method in CHOICES if choices else METHODS:
+    for method in (*CHOICES, "retrained") if choices else METHODS:
         cells = []
         for metric, digits in METRICS.items():
             own = [one for one in records if (one.method, one.metric) == (method, metric)]

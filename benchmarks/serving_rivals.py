@@ -26,6 +26,7 @@ from peft import PeftModel
 
 from colora.base import configure_threads, load_base
 from colora.decoding.layout import lay_out_by_columns
+from colora.placement import training_device
 from colora.serving.access import Access
 from colora.serving.app import make_app
 from colora.serving.service import Options, Service
@@ -65,7 +66,8 @@ class Waiting:
 
     def __init__(self, base: str, folders: list[Path], mixed: bool) -> None:
         configure_threads()
-        model, self.tokenizer = load_base(base)
+        device = training_device("auto")
+        model, self.tokenizer = load_base(base, torch.bfloat16 if device else torch.float32, device)
         lay_out_by_columns(model)
         self.tokenizer.padding_side = "left"
         self.model = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=folders[0].name)
@@ -102,7 +104,7 @@ class Waiting:
     @torch.inference_mode()
     def answers(self, bodies: list[dict[str, Any]]) -> list[tuple[str, int]]:
         names = [body["model"] for body in bodies]
-        given = self.tokenizer([body["prompt"] for body in bodies], padding=True, return_tensors="pt")
+        given = self.tokenizer([body["prompt"] for body in bodies], padding=True, return_tensors="pt").to(self.model.device)
         options: dict[str, Any] = {"adapter_names": names} if self.mixed else {}
         if not self.mixed:
             self.model.set_adapter(names[0])
