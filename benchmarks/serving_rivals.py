@@ -104,7 +104,8 @@ class Waiting:
     @torch.inference_mode()
     def answers(self, bodies: list[dict[str, Any]]) -> list[tuple[str, int]]:
         names = [body["model"] for body in bodies]
-        given = self.tokenizer([body["prompt"] for body in bodies], padding=True, return_tensors="pt").to(self.model.device)
+        prompts = [body["prompt"] for body in bodies]
+        given = self.tokenizer(prompts, padding=True, return_tensors="pt").to(self.model.device)
         options: dict[str, Any] = {"adapter_names": names} if self.mixed else {}
         if not self.mixed:
             self.model.set_adapter(names[0])
