@@ -230,6 +230,20 @@ def test_state_saved_in_the_middle_of_a_run_continues_bit_for_bit(tmp_path, thro
         assert all(torch.equal(optimizer.state[ours][key], resumed.state[theirs][key]) for key in STATE)
 
 
+def test_a_state_that_was_kept_on_the_cpu_goes_to_where_the_cores_are():
+    """As a run is resumed on an accelerator; here the other device is torch's own without memory."""
+    bank = Bank(dtype=torch.float32)
+    optimizer = bank.optimizer()
+    bank.set_gradients([0, 2])
+    optimizer.step()
+    elsewhere = Bank(dtype=torch.float32)
+    elsewhere.shared = nn.Parameter(elsewhere.shared.to("meta"))
+    elsewhere.cores = [nn.Parameter(core.to("meta")) for core in elsewhere.cores]
+    resumed = elsewhere.optimizer()
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert {resumed.state[core][key].device.type for core in elsewhere.cores for key in STATE} == {"meta"}
+
+
 # ---- a bank whose tasks change between steps --------------------------------------------------------------------
 
 

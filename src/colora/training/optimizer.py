@@ -192,6 +192,8 @@ class TaskAdamW(torch.optim.AdamW):
                     found = self.state[core]["exp_avg"].shape if core in self.state else core.shape
                     if found != core.shape:
                         raise ConfigError(f"expected the state of {core.shape[0]} tasks, found that of {found[0]}")
+                    if core in self.state:  # torch leaves whatever is called "step" where it was, on the CPU
+                        self.state[core]["step"] = self.state[core]["step"].to(core.device)
                 self._uids.update({core: task_uids(core) for core in group["params"] if core in self.state})
 
 
