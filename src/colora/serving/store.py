@@ -66,12 +66,16 @@ class CoreStore:
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._own) - len(self._removed) + len(self._added.keys() - (self._own.keys() - self._removed))
+            # Counted one by one, for a set of all names would be megabytes in whichever thread asks.
+            return len(self._own) - len(self._removed) + sum(1 for _ in self._others())
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
-            names = [name for name in self._own if name not in self._removed]
-            return iter(names + [name for name in self._added if name not in self._own or name in self._removed])
+            return iter([*(name for name in self._own if name not in self._removed), *self._others()])
+
+    def _others(self) -> Iterator[str]:
+        """Tasks that came while the server ran, but not those that stand for one of the bank's own."""
+        return (name for name in self._added if name not in self._own or name in self._removed)
 
     def version(self, task: str) -> int:
         """The number of the task's last change. Raises TaskIdError if there is no such task."""
