@@ -222,6 +222,14 @@ def test_no_federations_and_one_process(base, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_command_for_one_bank_names_the_groups(ended):
+    run = ended[0].parent / "out"
+    for command in (["evaluate", run], ["tasks", run], ["generate", run, "--task", "red", "x"]):
+        message = refusal(*command)
+        assert "a run in groups" in message
+        assert all(f"groups/{name}" in message.replace("\n", "") for name in ("blue", "red"))
+
+
 def test_a_damaged_file_of_groups(ended, tmp_path):
     file, _, _ = ended
     config = load_config(file)

@@ -429,6 +429,37 @@ def test_more_rank_helps_where_the_subspace_holds_nothing():
     assert cores[3, 1:].any()
 
 
+@pytest.mark.parametrize("factor_lr", [0, 1e-3])
+def test_further_directions_are_trained_and_the_old_ones_stay(factor_lr):
+    model = bank()
+    old = tensors(model)
+    grown = {}
+
+    def grow(*args):
+        larger = extend_rank(*args)
+        grown.update({n: one.detach().clone() for n, one in larger.named_parameters() if "colora_" in n})
+        return larger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colora.newcomers.onboard, "extend_rank", grow)
+        larger, _ = add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(6, 4, extend=2, factor_lr=factor_lr))
+    for name, one in larger.named_parameters():
+        if "colora_A" in name:
+            now, fresh, start = one[:3], one[3:], grown[name][3:]
+        elif "colora_B" in name:
+            now, fresh, start = one[:, :3], one[:, 3:], grown[name][:, 3:]
+        else:
+            continue
+        assert torch.equal(now, old[name])
+        assert torch.equal(fresh, start) == (factor_lr == 0)
+
+
+def test_what_is_to_stay_stays_also_when_its_gradient_is_infinite():
+    grad = torch.tensor([[float("inf"), 1.0], [float("nan"), 2.0], [3.0, 4.0]])
+    assert colora.newcomers.fit._last(grad, 1, 0).tolist() == [[0, 0], [0, 0], [3, 4]]
+    assert colora.newcomers.fit._last(grad[2:], 1, 1).tolist() == [[0, 4]]
+
+
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,11 @@ def find_bank(path: str | Path) -> Path:
             return folder
     if not path.is_dir():
         raise BankFileError(f"{path}: no such folder; expected a bank, or a run that has ended")
+    if groups := sorted(one.name for one in path.glob("groups/*") if (one / "run.yaml").is_file()):
+        raise BankFileError(
+            f"{path}: expected one bank, found a run in groups, each with a bank of its own: name one of them, "
+            f"{', '.join(str(path / 'groups' / name) for name in groups)}"
+        )
     inner = (path / "bank").is_dir()
     folder = path / "bank" if inner else path
     missing = [name for name in NEEDED if not (folder / name).is_file()]

@@ -1,11 +1,13 @@
-"""Training of one task's core while everything else in the model rests."""
+"""Training of one task's core, and of directions that are its own alone, while everything else in the model rests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from colora.adapter.model import bank_layers
@@ -30,6 +32,7 @@ class Settings:
         steps: optimiser steps. rows: examples of a step.
         lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or with `extend` 0.06.
         extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
+        factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them.
         seed: of the order of examples, and of dropout.
 
     Raises:
@@ -40,6 +43,7 @@ class Settings:
     rows: int = 8
     lr: float | None = None
     extend: int = 0
+    factor_lr: float = 5e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class Settings:
                   if getattr(self, name) < low]  # fmt: skip
         if not 0 < self.rate < float("inf"):
             faults.append(f"lr: expected a number above 0, found {self.lr}")
+        if not 0 <= self.factor_lr < float("inf"):
+            faults.append(f"factor_lr: expected 0 or a number above, found {self.factor_lr}")
         if faults:
             raise ConfigError("a newcomer cannot be trained with these settings:", faults)
 
@@ -58,19 +64,22 @@ class Settings:
 
 
 def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
-    """Train the core of task `own` on `data`; no other number changes, and modes and random state are given back.
+    """Train the core of task `own` on `data`, and the last `extend` directions of A and B, which no other task may use.
+
+    No other number changes, and modes and random state are given back.
 
     Raises:
-        TrainingDivergedError: the loss or the core became NaN or infinite.
+        TrainingDivergedError: the loss or what is trained became NaN or infinite.
     """
     device = next(model.parameters()).device
     awake = [module.training for module in model.modules()]
+    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
-        with _only_cores(model) as cores, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with _only_its_own(model, settings.extend if settings.factor_lr else 0) as parameters, generators:
             torch.manual_seed(settings.seed)  # for dropout
             model.train()
             _steps(model, own, data, collate, settings, device)
-            if not all(torch.isfinite(core[own]).all() for core in cores):
+            if not all(torch.isfinite(one[own] if one.ndim == 3 else one).all() for one in parameters):
                 raise TrainingDivergedError(f"the core became NaN or infinite in step {settings.steps}: lower lr")
     finally:
         for module, mode in zip(model.modules(), awake, strict=True):
@@ -80,7 +89,7 @@ def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollat
 def _steps(
     model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings, device: torch.device
 ) -> None:
-    optimizer = TaskAdamW(parameter_groups(model, settings.rate, settings.rate), betas=BETAS)
+    optimizer = TaskAdamW(parameter_groups(model, settings.factor_lr, settings.rate), betas=BETAS)
     optimizer.zero_grad()
     scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
     order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
@@ -104,18 +113,31 @@ def _steps(
 
 
 @contextmanager
-def _only_cores(model: PeftModel) -> Iterator[list[torch.nn.Parameter]]:
-    """Inside, the active bank's cores ask for gradients and nothing else does, also in a bank loaded for inference."""
+def _only_its_own(model: PeftModel, fresh: int) -> Iterator[list[nn.Parameter]]:
+    """Inside, cores and the last `fresh` directions of A and B ask for gradients, also in a bank made for inference."""
     bank = model.active_adapters[0]
-    cores = [layer.colora_core[bank] for layer in bank_layers(model, bank).values()]
+    layers = bank_layers(model, bank).values()
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, asks in before:
         if asks:
             parameter.requires_grad_(False)
-    for core in cores:
-        core.requires_grad_(True)
+    awake = [layer.colora_core[bank].requires_grad_(True) for layer in layers]
+    hooks = []
+    for layer in layers if fresh else ():
+        for factor, axis in ((layer.colora_A[bank], 0), (layer.colora_B[bank], 1)):
+            awake.append(factor.requires_grad_(True))
+            hooks.append(factor.register_hook(partial(_last, count=fresh, axis=axis)))
     try:
-        yield cores
+        yield awake
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter, asks in before:
             parameter.requires_grad_(asks)
+
+
+def _last(grad: Tensor, count: int, axis: int) -> Tensor:
+    """A gradient of the last `count` directions alone: for the others Adam's step is then exactly zero."""
+    grad = grad.clone()
+    grad.narrow(axis, 0, grad.shape[axis] - count).zero_()
+    return grad

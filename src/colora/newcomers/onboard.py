@@ -1,4 +1,4 @@
-"""A new task in a trained bank: A and B stay as they are, and r × r numbers a layer are trained on its examples."""
+"""A new task in a trained bank: r × r numbers a layer are trained on its examples, all that was there stays."""
 
 import time
 from collections.abc import Callable
