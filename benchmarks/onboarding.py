@@ -1,23 +1,24 @@
 """A newcomer with sixteen examples: its core alone, against training everything anew, and against a LoRA of its own.
 
-    python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--output runs/onboarding]
+    python -m benchmarks.onboarding [--seeds 0 1 2] [--threads 2] [--only extended] [--output runs/onboarding]
     python -m benchmarks.onboarding --table
-    python -m benchmarks.onboarding --choices [--seeds 3 4 5 6 7] [--table]   # what the settings were chosen by
+    python -m benchmarks.onboarding --choices [--table]     # what the settings were chosen by, on other dates
     python -m benchmarks.onboarding --clock                 # seconds of the command; nothing else should run beside
 
 For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
 
     before      the base model, zero-shot
-    onboarded   `colora onboard` on that bank: A and B frozen
-    extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen
-                (both also with 40 steps in place of 20)
+    onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
+    extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; the
+                directions are trained with the core, or stay as the newcomer's gradient gave them
     retrained   one bank of all nine tasks from the start, with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
-A finished run is never run again. The records go to benchmarks/records/onboarding.jsonl; "seconds" is the wall time of
-the onboarding, the loading of the base model included, and of the LoRA that had the same time; both are longer where
-other work runs beside. How long the command takes by itself, as a process of its own and with a thread for each core,
-is in onboarding_seconds.json.
+A finished run is never run again. The records go to benchmarks/records/onboarding.jsonl, or to --record; "seconds" is
+the wall time of the onboarding, the loading of the base model included, and of the LoRA that had the same time; both
+are longer where other work runs beside. How long the command takes by itself, as a process of its own and with a thread
+for each core, is in onboarding_seconds.json. onboarding_choices_h200.jsonl has the choices of seeds 3 to 7 as made on
+an accelerator, fifteen processes at once.
 """
 
 import argparse
@@ -28,7 +29,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -55,27 +55,21 @@ CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
-SEEDS, CHOICES_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7]
-CHOICES = (
-    {f"--extend 16, {steps} steps": Settings(steps, extend=16) for steps in (20, 24, 28, 40, 16)}
-    | {f"{steps} steps": Settings(steps) for steps in (20, 40)}
-    | {f"--extend 16, 20 steps, lr {lr:g}": Settings(20, lr=lr, extend=16) for lr in (0.03, 0.12)}
-    | {f"--extend {extra}, 20 steps": Settings(20, extend=extra) for extra in (8, 32)}
-    | {"--extend 16, 36 steps of 4 rows": Settings(36, rows=4, extend=16)}
-    | {f"20 steps, lr {lr:g}": Settings(20, lr=lr) for lr in (0.03, 0.06, 0.24)}
-)
+SEEDS, CHOICES_SEEDS = [0, 1, 2], [3, 4]
+CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)} | {
+    "--extend 16": Settings(extend=16),
+    "--extend 16, directions stay": Settings(extend=16, factor_lr=0),
+    "--extend 16, 24 steps, directions stay": Settings(24, extend=16, factor_lr=0),
+}
+H200_RECORD = HERE / "records" / "onboarding_choices_h200.jsonl"
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
-EXTENDED = Settings(extend=16)
-LONGER = 40
-METHODS = (
-    "before",
-    "onboarded",
-    f"onboarded, {LONGER} steps",
-    "extended",
-    f"extended, {LONGER} steps",
-    "retrained",
-    "own LoRA",
-)
+ONBOARDED = {
+    "onboarded": Settings(),
+    "onboarded, 40 steps": Settings(40),
+    "extended": Settings(extend=16),
+    "extended, directions stay": Settings(extend=16, factor_lr=0),
+}
+METHODS = ("before", *ONBOARDED, "retrained", "own LoRA")
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
 
@@ -84,24 +78,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of other seeds")
     parser.add_argument("--clock", action="store_true", help="time onboarding alone, by the bank of the first seed")
+    parser.add_argument("--only", nargs="+", help="methods, by their names in the table")
+    parser.add_argument("--record", type=Path, help="where the records are, and go")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, default=Path("runs/onboarding"))
     parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
     args = parser.parse_args()
     seeds = args.seeds or (CHOICES_SEEDS if args.choices else SEEDS)
+    record = args.record or (CHOICES_RECORD if args.choices else RECORD)
     if args.clock:
-        Seed(args.output / f"seed-{seeds[0]}", seeds[0], args.threads).clock()
+        Seed(args.output / f"seed-{seeds[0]}", seeds[0], args.threads, record).clock()
     elif not args.table:
         for seed in seeds:
-            Seed(args.output / f"seed-{seed}", seed, args.threads).run(args.choices)
-    print(table(args.choices))
+            Seed(args.output / f"seed-{seed}", seed, args.threads, record).run(args.choices, args.only)
+    print(table(args.choices, record))
 
 
 class Seed:
     """All runs of one seed."""
 
-    def __init__(self, output: Path, seed: int, threads: int | None) -> None:
-        self.output, self.seed, self.threads = output, seed, threads
+    def __init__(self, output: Path, seed: int, threads: int | None, record: Path = RECORD) -> None:
+        self.output, self.seed, self.threads, self.record = output, seed, threads, record
         self.old = date_tasks(DEMO_LOCALES, seed=seed)
         self.new = date_tasks(NEWCOMERS, seed=seed)
         for task in (*self.old, *self.new):
@@ -110,22 +107,18 @@ class Seed:
                 lines = "\n".join(json_line(row) for row in rows) + "\n"
                 write_text(output / "tasks" / task.name / f"{split}.jsonl", lines)
 
-    def run(self, choices: bool) -> None:
+    def run(self, choices: bool, only: list[str] | None = None) -> None:
         configure_threads(self.threads)
         bank = self.bank("bank", self.old)
-        record = CHOICES_RECORD if choices else RECORD
-        if choices:
-            for name, settings in CHOICES.items():
-                self.keep(record, name, lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
-            self.keep(record, "retrained", self.retrained)
-            return
-        self.keep(record, "before", self.before)
-        self.keep(record, "onboarded", lambda: self.onboarded(bank, Settings()))
-        self.keep(record, "extended", lambda: self.onboarded(bank, EXTENDED))
-        for name, settings in (("onboarded", Settings(LONGER)), ("extended", replace(EXTENDED, steps=LONGER))):
-            self.keep(record, f"{name}, {LONGER} steps", lambda s=settings: self.onboarded(bank, s))  # type: ignore[misc]
-        self.keep(record, "retrained", self.retrained)
-        self.keep(record, "own LoRA", self.own)
+        measures: dict[str, Callable[[], list[Record]]] = {
+            name: lambda s=settings: self.onboarded(bank, s)
+            for name, settings in (CHOICES if choices else ONBOARDED).items()
+        } | {"retrained": self.retrained}
+        if not choices:
+            measures = {"before": self.before} | measures | {"own LoRA": self.own}
+        for name, measure in measures.items():
+            if only is None or name in only:
+                self.keep(name, measure)
 
     def clock(self) -> None:
         """Seconds of `colora onboard` as a process of its own, for each newcomer, the two settings in turn."""
@@ -141,15 +134,15 @@ class Seed:
                 print(name, task.name, seconds[name][-1], flush=True)
         write_json(CLOCK_RECORD, {"seconds": seconds, "seed": self.seed, "environment": environment()})
 
-    def keep(self, record: Path, method: str, measure: Callable[[], list[Record]]) -> None:
-        known = read_records(record) if record.is_file() else []
+    def keep(self, method: str, measure: Callable[[], list[Record]]) -> None:
+        known = read_records(self.record) if self.record.is_file() else []
         if any((one.method, one.seed) == (method, self.seed) for one in known):
             print(f"{method}, seed {self.seed}: measured before, reused")
             return
         found = [Record("onboarding", method, one.task, one.split, one.metric, one.value, one.n, self.seed)
                  for one in measure()]  # fmt: skip
-        append_records(record, found)
-        write_json(record.with_suffix(".environment.json"), environment())
+        append_records(self.record, found)
+        write_json(self.record.with_suffix(".environment.json"), environment())
         print(f"{method}, seed {self.seed}: {[round(one.value, 2) for one in found]}", flush=True)
 
     def bank(self, name: str, tasks: list[Task]) -> Path:
@@ -192,7 +185,7 @@ class Seed:
 
     def own(self) -> list[Record]:
         """A LoRA for each newcomer, for the seconds that its onboarding took; the steps that fit are measured first."""
-        took = {one.task: one.value for one in read_records(RECORD)
+        took = {one.task: one.value for one in read_records(self.record)
                 if (one.method, one.seed, one.metric) == ("onboarded", self.seed, "seconds")}  # fmt: skip
         records = []
         for task in self.new:
@@ -229,18 +222,20 @@ class Seed:
 
 
 def _short(settings: Settings) -> str:
-    return f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}"
+    return f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}-{settings.factor_lr:g}"
 
 
 def json_line(row: dict[str, str]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def table(choices: bool = False) -> str:
+def table(choices: bool = False, record: Path | None = None) -> str:
     """Markdown: a row a method, mean over newcomers and mean ± standard deviation over seeds; seconds are medians."""
-    records = read_records(CHOICES_RECORD if choices else RECORD)
+    record = record or (CHOICES_RECORD if choices else RECORD)
+    records = read_records(record)
     lines = ["| method | ROUGE-L | exact match | token NLL | seconds |", "|---|---:|---:|---:|---:|"]
-    for method in (*CHOICES, "retrained") if choices else METHODS:
+    measured = {one.method for one in records}
+    for method in [one for one in ((*CHOICES, "retrained") if choices else METHODS) if one in measured]:
         cells = []
         for metric, digits in METRICS.items():
             own = [one for one in records if (one.method, one.metric) == (method, metric)]
@@ -254,7 +249,7 @@ def table(choices: bool = False) -> str:
                 spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
                 cells.append(f"{fmean(means):.{digits}f}{spread}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    if not choices and CLOCK_RECORD.is_file():
+    if record == RECORD and CLOCK_RECORD.is_file():
         lines += ["", clock_line(json.loads(CLOCK_RECORD.read_text("utf-8"))["seconds"])]
     return "\n".join(lines)
 

@@ -10,8 +10,8 @@ thousand   one task and all 1000 of that bank in turn, first the one and then th
            tasks cost, beyond the noise of the turns above.
 large      a bank of 200 000 tasks (rank 4, q_proj alone) with 1000 cores in memory, asked for all alike, so that
            nearly every request finds its core on disk; in turns with 1000 tasks of the same bank.
-soak       ten minutes of load on the bank of 200 000 tasks with 500 cores in memory, all asked for alike; memory every
-           half minute. It says nothing of speed, and may run beside other work.
+soak       minutes of load (--seconds) on the bank of 200 000 tasks with 500 cores in memory, all asked for alike;
+           memory every half minute. It says nothing of speed, and may run beside other work.
 
 Factors and cores are random, so that answers go on to their random lengths of 8 to 32 tokens; the same for all. The
 records go to benchmarks/records/serving_PART.json. To be run on a machine that is otherwise idle.
@@ -326,12 +326,13 @@ def soak_line() -> str:
     if found is None:
         return ""
     samples = found["samples"]
-    late = [one["own_megabytes"] for one in samples if one["second"] >= 120]
     load, end = found["load"], samples[-1]
+    settled = next(one["own_megabytes"] for one in samples if one["second"] >= 120)
+    last = [one["own_megabytes"] for one in samples if one["second"] >= end["second"] - 600]
     return (
         f"{load['requests']} requests in {load['seconds']:.0f} s for {LARGE} tasks, {SOAKED} cores in memory, "
-        f"{end['core_misses_total']:.0f} fetched: {late[0]:.0f} MB after two minutes, {late[-1]:.0f} MB at the end, "
-        f"{max(late):.0f} MB at most, and {end['megabytes'] - end['own_megabytes']:.0f} MB of mapped files."
+        f"{end['core_misses_total']:.0f} fetched: {settled:.1f} MB after two minutes, {min(last):.1f} to "
+        f"{max(last):.1f} MB in the last ten, and {end['megabytes'] - end['own_megabytes']:.0f} MB of mapped files."
     )
 
 

@@ -11,6 +11,7 @@ from benchmarks.federation import choices_table
 from benchmarks.federation import table as federation_markdown
 from benchmarks.grouping import table as grouping_table
 from benchmarks.import_demo import table as import_table
+from benchmarks.onboarding import H200_RECORD
 from benchmarks.onboarding import table as onboarding_table
 from benchmarks.serving import table as serving_table
 from benchmarks.spectral import table as spectral_table
@@ -59,6 +60,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (TASKS, "transfer", transfer_table),
         (TASKS, "onboarding", onboarding_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
+        (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
         (DECISIONS, "spectral", spectral_table),
         (DECISIONS, "grouping", grouping_table),
