@@ -599,6 +599,15 @@ def trained(tmp_path_factory, base):
     return folder / "out"
 
 
+def test_the_command_does_what_the_function_does(saved, examples, tmp_path):
+    options = ("--steps", 3, "--rows", 2, "--lr", 0.05, "--extend", 1, "--seed", 7)
+    assert cli("onboard", saved, examples, "--output", tmp_path / "one", *options).exit_code == 0
+    onboard(saved, examples, output=tmp_path / "two", settings=Settings(3, 2, lr=0.05, extend=1, seed=7))
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize("extend", [0, 1])
 def test_the_command_on_a_run(trained, tmp_path, extend):
     run = tmp_path / "out"

@@ -79,11 +79,13 @@ def onboard(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the core; by default 0.12, with --extend 0.06.")
     ] = None,
-    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B for it, such as 16.")] = 0,
+    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
 ) -> None:
     """Add a task to a trained bank: r × r numbers a layer are trained, every other task stays as it is to the bit.
+
+    `--extend 16` also trains sixteen directions of A and B that no other task uses, where r × r numbers are not enough.
 
     Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
     """
@@ -91,7 +93,7 @@ def onboard(
         from colora.newcomers.fit import Settings
         from colora.newcomers.onboard import onboard as add
 
-        settings = Settings(steps, rows, lr, extend, seed)
+        settings = Settings(steps, rows, lr, extend, seed=seed)
         found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
         table = Table(title="nats per token")
         columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")
