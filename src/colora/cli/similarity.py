@@ -85,7 +85,7 @@ def onboard(
 ) -> None:
     """Add a task to a trained bank: r × r numbers a layer are trained, every other task stays as it is to the bit.
 
-    `--extend 16` also trains sixteen directions of A and B that no other task uses, where r × r numbers are not enough.
+    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r numbers are not enough.
 
     Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
     """

@@ -3,7 +3,7 @@
 A gets further rows and B further columns; the cores of all tasks get zeros there, so that B Λ_k A is the same. The new
 directions are the leading ones of the newcomer's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
 for B, each as long as the bank's own are on average. Where the gradient has fewer of them, chance fills them up. No
-other task uses them, so they may be trained with the newcomer's core.
+other task uses them, so they may be trained with the newcomer's core (`Settings.factor_lr`).
 """
 
 from collections.abc import Mapping

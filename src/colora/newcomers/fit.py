@@ -32,7 +32,8 @@ class Settings:
         steps: optimiser steps. rows: examples of a step.
         lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or with `extend` 0.06.
         extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
-        factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them.
+        factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them, which measured no
+            worse.
         seed: of the order of examples, and of dropout.
 
     Raises:
@@ -43,7 +44,7 @@ class Settings:
     rows: int = 8
     lr: float | None = None
     extend: int = 0
-    factor_lr: float = 5e-3
+    factor_lr: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
