@@ -56,7 +56,7 @@ CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEWCOMERS = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
-SEEDS, CHOICES_SEEDS = [0, 1, 2], [3, 4]
+SEEDS, CHOICES_SEEDS = [0, 1, 2], [3]
 TRAINED = 5e-3
 CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)} | {
     "--extend 16": Settings(extend=16),
@@ -86,6 +86,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/onboarding"))
     parser.add_argument("--table", action="store_true", help="print the table of the records, and run nothing")
     args = parser.parse_args()
+    known = (*CHOICES, "retrained") if args.choices else METHODS
+    if unknown := [one for one in args.only or () if one not in known]:
+        parser.error(f"--only: expected some of {'; '.join(known)}; found {'; '.join(unknown)}")
     seeds = args.seeds or (CHOICES_SEEDS if args.choices else SEEDS)
     record = args.record or (CHOICES_RECORD if args.choices else RECORD)
     if args.clock:
