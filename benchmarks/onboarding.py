@@ -9,8 +9,8 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
 
     before      the base model, zero-shot
     onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
-    extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; the
-                directions stay as the newcomer's gradient gave them, or are trained with the core
+    extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; with and
+                without the pull towards the start, and with these directions trained beside the core
     retrained   one bank of the six and this newcomer from the start, or of all nine tasks, where the newcomers help
                 each other too; with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
@@ -59,17 +59,20 @@ CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 SEEDS, CHOICES_SEEDS = [0, 1, 2], [3]
 TRAINED = 5e-3
 CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)} | {
-    "--extend 16": Settings(extend=16),
-    "--extend 16, 24 steps": Settings(24, extend=16),
-    "--extend 16, directions trained": Settings(extend=16, factor_lr=TRAINED),
+    "--extend 16, no pull": Settings(extend=16, pull=0),
+    "--extend 16, no pull, 24 steps": Settings(24, extend=16, pull=0),
+    "--extend 16, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
+    "--extend 16, pull 0.1": Settings(extend=16, pull=0.1),
+    "--extend 16, pull 0.2": Settings(extend=16, pull=0.2),
 }
 H200_RECORD = HERE / "records" / "onboarding_choices_h200.jsonl"
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 ONBOARDED = {
     "onboarded": Settings(),
     "onboarded, 40 steps": Settings(40),
+    "extended, no pull": Settings(extend=16, pull=0),
+    "extended, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
     "extended": Settings(extend=16),
-    "extended, directions trained": Settings(extend=16, factor_lr=TRAINED),
 }
 METHODS = ("before", *ONBOARDED, "retrained, seven tasks", "retrained", "own LoRA")
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
@@ -234,7 +237,9 @@ class Seed:
 
 
 def _short(settings: Settings) -> str:
-    return f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}-{settings.factor_lr:g}"
+    return (
+        f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}-{settings.back:g}-{settings.factor_lr:g}"
+    )
 
 
 def json_line(row: dict[str, str]) -> str:

@@ -80,6 +80,10 @@ def onboard(
         float | None, typer.Option(help="Learning rate of the core; by default 0.12, with --extend 0.06.")
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
+    pull: Annotated[
+        float | None,
+        typer.Option(help="Share of the way back to its start after a step; by default 0, with --extend 0.1."),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
 ) -> None:
@@ -93,7 +97,7 @@ def onboard(
         from colora.newcomers.fit import Settings
         from colora.newcomers.onboard import onboard as add
 
-        settings = Settings(steps, rows, lr, extend, seed=seed)
+        settings = Settings(steps, rows, lr, extend, pull=pull, seed=seed)
         found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
         table = Table(title="nats per token")
         columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")

@@ -34,6 +34,9 @@ class Settings:
         extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
         factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them, which measured no
             worse.
+        pull: the share of the way back to its start that the core goes after a step at the peak rate; it falls with the
+            rate. None: 0, or with `extend` 0.1, for that many numbers learn a few examples by heart and, far from their
+            start, forget what the bank knows of all others. (L2-SP, arXiv:1802.01483, decoupled as in AdamW.)
         seed: of the order of examples, and of dropout.
 
     Raises:
@@ -45,6 +48,7 @@ class Settings:
     lr: float | None = None
     extend: int = 0
     factor_lr: float = 0.0
+    pull: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +59,8 @@ class Settings:
             faults.append(f"lr: expected a number above 0, found {self.lr}")
         if not 0 <= self.factor_lr < float("inf"):
             faults.append(f"factor_lr: expected 0 or a number above, found {self.factor_lr}")
+        if not 0 <= self.back <= 1:
+            faults.append(f"pull: expected 0 to 1, found {self.pull}")
         if faults:
             raise ConfigError("a newcomer cannot be trained with these settings:", faults)
 
@@ -62,6 +68,11 @@ class Settings:
     def rate(self) -> float:
         """The peak learning rate."""
         return (0.06 if self.extend else 0.12) if self.lr is None else self.lr
+
+    @property
+    def back(self) -> float:
+        """The share of the way back at the peak rate."""
+        return (0.1 if self.extend else 0.0) if self.pull is None else self.pull
 
 
 def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
@@ -92,6 +103,8 @@ def _steps(
 ) -> None:
     optimizer = TaskAdamW(parameter_groups(model, settings.factor_lr, settings.rate), betas=BETAS)
     optimizer.zero_grad()
+    (cores,) = [group for group in optimizer.param_groups if group["role"] == "core"]
+    starts = [core.detach()[own].clone() for core in cores["params"]]
     scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
     order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
     encoder_decoder = is_encoder_decoder(model)
@@ -108,6 +121,10 @@ def _steps(
             loss.backward()
             optimizer.expect(torch.tensor([own]))
             optimizer.step()
+            if settings.back:
+                with torch.no_grad():
+                    for core, start in zip(cores["params"], starts, strict=True):
+                        core[own].lerp_(start, settings.back * cores["lr"] / settings.rate)
             scheduler.step()
             optimizer.zero_grad()
             bar.advance(counter)
