@@ -53,7 +53,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     ("text", "name", "table"),
     [
         (README, "main", main_markdown),
-        (README, "groups", groups_markdown),
+        (DECISIONS, "groups", groups_markdown),
         (FEDERATED, "federation", federation_markdown),
         (DECISIONS, "federation choices", choices_table),
         (TASKS, "import", import_table),
@@ -84,6 +84,11 @@ def test_the_multipliers_are_those_of_the_records():
         f"{by_rouge_4} its {few} examples, and {by_rouge_16} its {more}; by likelihood {by_nll_4} and {by_nll_16}."
         in told
     )
+
+
+def test_the_gain_that_is_none_is_that_of_the_records():
+    (row,) = [line.split("|") for line in groups_markdown().splitlines() if line.startswith("| similar | explicit")]
+    assert f"one LoRA\nfor all does as well ({row[4].strip()} and {row[5].strip()})" in README
 
 
 def test_the_cost_of_a_step_is_that_of_the_record():
