@@ -11,6 +11,8 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; with and
                 without the pull towards the start, and with these directions trained beside the core
+    second      a core alone in the bank that was extended for another newcomer; with the default settings, or the rate
+                and pull that the other had
     retrained   one bank of the six and this newcomer from the start, or of all nine tasks, where the newcomers help
                 each other too; with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
@@ -30,6 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -74,7 +77,8 @@ ONBOARDED = {
     "extended, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
     "extended": Settings(extend=16),
 }
-METHODS = ("before", *ONBOARDED, "retrained, seven tasks", "retrained", "own LoRA")
+SECOND = {"second of its kind": Settings(), "second of its kind, as the first": Settings(lr=0.06, pull=0.1)}
+METHODS = ("before", *ONBOARDED, *SECOND, "retrained, seven tasks", "retrained", "own LoRA")
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
 
@@ -119,11 +123,12 @@ class Seed:
         configure_threads(self.threads)
         bank = self.bank("bank", self.old)
         measures: dict[str, Callable[[], list[Record]]] = {
-            name: lambda s=settings: self.onboarded(bank, s)
+            name: partial(self.onboarded, bank, settings)
             for name, settings in (CHOICES if choices else ONBOARDED).items()
         } | {"retrained": self.retrained}
         if not choices:
             measures = {"before": self.before} | measures
+            measures |= {name: partial(self.second, bank, settings) for name, settings in SECOND.items()}
             measures |= {"retrained, seven tasks": self.retrained_with_one, "own LoRA": self.own}
         for name, measure in measures.items():
             if only is None or name in only:
@@ -170,14 +175,25 @@ class Seed:
         )  # fmt: skip
 
     def onboarded(self, bank: Path, settings: Settings) -> list[Record]:
-        records, target = [], bank
-        for task in self.new:
-            after = self.output / "onboarded" / _short(settings) / task.name
-            shutil.rmtree(after, ignore_errors=True)  # of a run that was stopped before it was measured
-            done = onboard(target, self.output / "tasks" / task.name, output=after, settings=settings, log=print)
-            records += self.measured(after, [task])
-            records.append(Record("", "", task.name, "test", "seconds", done.seconds, 1, self.seed))
+        return [one for task in self.new for one in self.one_onboarded(bank, task, settings)]
+
+    def second(self, bank: Path, settings: Settings) -> list[Record]:
+        """Each newcomer on the bank that `--extend 16` made for another, which is still there or made once more."""
+        records = []
+        for place, task in enumerate(self.new):
+            other, extended = self.new[place - 1], ONBOARDED["extended"]
+            larger = self.output / "onboarded" / _short(extended) / other.name
+            if not larger.is_dir():
+                onboard(bank, self.output / "tasks" / other.name, output=larger, settings=extended, log=print)
+            records += self.one_onboarded(larger, task, settings, "second")
         return records
+
+    def one_onboarded(self, bank: Path, task: Task, settings: Settings, folder: str = "onboarded") -> list[Record]:
+        after = self.output / folder / _short(settings) / task.name
+        shutil.rmtree(after, ignore_errors=True)  # of a run that was stopped before it was measured
+        done = onboard(bank, self.output / "tasks" / task.name, output=after, settings=settings, log=print)
+        seconds = Record("", "", task.name, "test", "seconds", done.seconds, 1, self.seed)
+        return [*self.measured(after, [task]), seconds]
 
     def measured(self, bank: Path, tasks: list[Task]) -> list[Record]:
         model, tokenizer, _ = load_bank(bank)
