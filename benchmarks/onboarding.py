@@ -11,8 +11,8 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; with and
                 without the pull towards the start, and with these directions trained beside the core
-    second      a core alone in the bank that was extended for another newcomer; with the default settings, or the rate
-                and pull that the other had
+    second      a core alone in the bank that was extended for another newcomer; with the settings for such cores, and
+                with those for smaller ones
     retrained   one bank of the six and this newcomer from the start, or of all nine tasks, where the newcomers help
                 each other too; with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
@@ -77,7 +77,7 @@ ONBOARDED = {
     "extended, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
     "extended": Settings(extend=16),
 }
-SECOND = {"second of its kind": Settings(), "second of its kind, as the first": Settings(lr=0.06, pull=0.1)}
+SECOND = {"second of its kind, as small cores": Settings(lr=0.12, pull=0), "second of its kind": Settings()}
 METHODS = ("before", *ONBOARDED, *SECOND, "retrained, seven tasks", "retrained", "own LoRA")
 METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
 
@@ -253,9 +253,8 @@ class Seed:
 
 
 def _short(settings: Settings) -> str:
-    return (
-        f"{settings.rate:g}-{settings.steps}-{settings.rows}-{settings.extend}-{settings.back:g}-{settings.factor_lr:g}"
-    )
+    values = (settings.lr, settings.pull, settings.steps, settings.rows, settings.extend, settings.factor_lr)
+    return "-".join("default" if value is None else f"{value:g}" for value in values)
 
 
 def json_line(row: dict[str, str]) -> str:

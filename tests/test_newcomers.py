@@ -149,6 +149,21 @@ def test_a_failure_half_way_leaves_the_bank_as_it_was(monkeypatch, place, error)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_large_cores_move_less():
+    assert [Settings().rates(rank) for rank in (15, 16)] == [(0.12, 0), (0.06, 0.1)]
+    assert Settings(lr=0.3).rates(16) == (0.3, 0.1)
+    assert Settings(pull=0).rates(16) == (0.06, 0)
+
+    def core(r, **settings):
+        model = bank(r=r)
+        add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(2, 4, **settings))
+        return torch.stack([one[0, 0] for one in bank_tuner(model).core("new").values()])
+
+    assert torch.equal(core(15), core(15, lr=0.12, pull=0))
+    assert torch.equal(core(16), core(16, lr=0.06, pull=0.1))
+    assert not torch.equal(core(16), core(16, lr=0.06, pull=0))
+
+
 def test_a_step_goes_part_of_the_way_back():
     def core(pull, steps):
         model = bank()
@@ -163,7 +178,6 @@ def test_a_step_goes_part_of_the_way_back():
     far, near = (sum(float((one - start[name]).square().sum()) for name, one in core(pull, 20)[0].items())
                  for pull in (0, 0.25))  # fmt: skip
     assert 0 < near < far / 2
-    assert (Settings().back, Settings(extend=1).back, Settings(extend=1, pull=0).back) == (0, 0.1, 0)
 
 
 def test_divergence_is_an_error_and_leaves_the_bank_as_it_was(monkeypatch):

@@ -21,6 +21,7 @@ from colora.training.optimizer import TaskAdamW, parameter_groups
 
 __all__ = ["Settings", "fit_core"]
 
+LARGE = 16  # rank of a core
 BETAS = (0.9, 0.95)  # within few steps a second moment at 0.999 would remember one large gradient throughout
 
 
@@ -30,14 +31,16 @@ class Settings:
 
     Attributes:
         steps: optimiser steps. rows: examples of a step.
-        lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or with `extend` 0.06.
+        lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or 0.06 for large cores.
         extend: further directions of A and B for the newcomer, see `colora.newcomers.extend`.
         factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them, which measured no
             worse.
         pull: the share of the way back to its start that the core goes after a step at the peak rate; it falls with the
-            rate. None: 0, or with `extend` 0.1, for that many numbers learn a few examples by heart and, far from their
-            start, forget what the bank knows of all others. (L2-SP, arXiv:1802.01483, decoupled as in AdamW.)
+            rate. None: 0, or 0.1 for large cores, which learn a few examples by heart and, far from their start, forget
+            what the bank knows of all others. (L2-SP, arXiv:1802.01483, decoupled as in AdamW.)
         seed: of the order of examples, and of dropout.
+
+    A core is large from rank 16, `extend` included; measured were 8 and 24.
 
     Raises:
         ConfigError: naming every field that is out of range.
@@ -55,24 +58,19 @@ class Settings:
         least = {"steps": 1, "rows": 1, "extend": 0, "seed": 0}
         faults = [f"{name}: expected at least {low}, found {getattr(self, name)}" for name, low in least.items()
                   if getattr(self, name) < low]  # fmt: skip
-        if not 0 < self.rate < float("inf"):
+        if self.lr is not None and not 0 < self.lr < float("inf"):
             faults.append(f"lr: expected a number above 0, found {self.lr}")
         if not 0 <= self.factor_lr < float("inf"):
             faults.append(f"factor_lr: expected 0 or a number above, found {self.factor_lr}")
-        if not 0 <= self.back <= 1:
+        if self.pull is not None and not 0 <= self.pull <= 1:
             faults.append(f"pull: expected 0 to 1, found {self.pull}")
         if faults:
             raise ConfigError("a newcomer cannot be trained with these settings:", faults)
 
-    @property
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return (0.06 if self.extend else 0.12) if self.lr is None else self.lr
-
-    @property
-    def back(self) -> float:
-        """The share of the way back at the peak rate."""
-        return (0.1 if self.extend else 0.0) if self.pull is None else self.pull
+    def rates(self, rank: int) -> tuple[float, float]:
+        """Peak learning rate and pull for cores of `rank` × `rank` numbers, `extend` included."""
+        lr, pull = (0.06, 0.1) if rank >= LARGE else (0.12, 0.0)
+        return lr if self.lr is None else self.lr, pull if self.pull is None else self.pull
 
 
 def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
@@ -101,7 +99,9 @@ def fit_core(model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollat
 def _steps(
     model: PeftModel, own: int, data: EncodedTasks, collate: TaskCollator, settings: Settings, device: torch.device
 ) -> None:
-    optimizer = TaskAdamW(parameter_groups(model, settings.factor_lr, settings.rate), betas=BETAS)
+    layers = bank_layers(model, model.active_adapters[0]).values()
+    lr, pull = settings.rates(max(layer.colora_core[model.active_adapters[0]].shape[-1] for layer in layers))
+    optimizer = TaskAdamW(parameter_groups(model, settings.factor_lr, lr), betas=BETAS)
     optimizer.zero_grad()
     (cores,) = [group for group in optimizer.param_groups if group["role"] == "core"]
     starts = [core.detach()[own].clone() for core in cores["params"]]
@@ -121,10 +121,10 @@ def _steps(
             loss.backward()
             optimizer.expect(torch.tensor([own]))
             optimizer.step()
-            if settings.back:
+            if pull:
                 with torch.no_grad():
                     for core, start in zip(cores["params"], starts, strict=True):
-                        core[own].lerp_(start, settings.back * cores["lr"] / settings.rate)
+                        core[own].lerp_(start, pull * cores["lr"] / lr)
             scheduler.step()
             optimizer.zero_grad()
             bar.advance(counter)
