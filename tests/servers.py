@@ -64,11 +64,11 @@ class Running:
         assert found, f"{name} is not in\n{text}"
         return float(found[1])
 
-    def until(self, name: str, value: float, seconds: float = 20) -> None:
+    def until(self, name: str, value: float, seconds: float = 20, or_more: bool = False) -> None:
         """Wait until a metric has a value."""
         end = time.monotonic() + seconds
-        while self.metric(name) != value:
-            assert time.monotonic() < end, f"{name} is {self.metric(name)}, not {value}"
+        while (found := self.metric(name)) != value and not (or_more and found > value):
+            assert time.monotonic() < end, f"{name} is {found}, not {value}"
             time.sleep(0.02)
 
 

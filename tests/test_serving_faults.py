@@ -36,6 +36,7 @@ def test_a_long_request_is_long(bank):
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.usefixtures("unhurried")
 def test_a_client_that_hangs_up_frees_its_row(bank, stream):
     with serving(bank, rows=1) as server:
         if stream:
@@ -53,6 +54,7 @@ def test_a_client_that_hangs_up_frees_its_row(bank, stream):
         assert again.status_code == 200
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(bank):
     with serving(bank, rows=1) as server:
         running = long(server)
@@ -64,6 +66,7 @@ def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(bank):
         assert running[0].result().status_code == 200
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_full_queue_refuses_and_takes_again_later(bank):
     with serving(bank, rows=1, queue=2) as server:
         running = long(server, 3)
@@ -136,11 +139,11 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_server(bank):
 def test_sigterm_lets_every_request_end_and_exits_with_zero(bank, tmp_path):
     log = tmp_path / "log"
     with process(bank, "--rows", "1", log=log) as (server, one):
-        running = long(server, 3, max_tokens=200)
-        server.until("waiting_requests", 2)
+        running = long(server, 8)
+        server.until("waiting_requests", 2, or_more=True)
         one.send_signal(signal.SIGTERM)
         answers = [request.result() for request in running]
-        assert [answer.status_code for answer in answers] == [200] * 3
+        assert [answer.status_code for answer in answers] == [200] * 8
         assert one.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")

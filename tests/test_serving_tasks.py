@@ -239,6 +239,7 @@ def replace_bank(bank, newer):
     shutil.move(newer, bank)
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("r", [3, 5])
 def test_a_newer_bank_is_taken_up_without_dropping_a_request(bank, tmp_path, r):
     newer = make_bank(tmp_path, ["legal", "sales", "added"], seed=7, r=r, name="newer")
