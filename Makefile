@@ -24,9 +24,9 @@ demo: $(STAMP)  ## run the demonstration from training to report
 	$(BIN)/colora demo
 
 report: $(STAMP)  ## write docs/report.html and the figures from the committed records
-	$(BIN)/colora report benchmarks/records/compare docs/report.html
-	$(BIN)/python -m benchmarks.figures
-	$(BIN)/python -m benchmarks.theory --figures
+	$(BIN)/colora report benchmarks/compare/records docs/report.html
+	$(BIN)/python -m benchmarks.compare.figures
+	$(BIN)/python -m benchmarks.recover.theory --figures
 
 test: lint  ## run all checks: lint, then every test
 	$(BIN)/python -m pytest --ignore=tests/test_imports.py

@@ -12,7 +12,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture
 def unhurried(monkeypatch):
     """A server in this process whose steps take long enough to look at what is going on, on any machine."""
-    from colora.decoding.batch import Batch
+    from colora.models.decoding.batch import Batch
 
     step = Batch.step
     monkeypatch.setattr(Batch, "step", lambda batch: time.sleep(0.005) or step(batch))

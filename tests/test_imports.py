@@ -1,165 +1,118 @@
-"""The shape of the code: imports run downwards only, files stay small, and nothing names one machine's folders.
+"""The shape of the code: imports run downwards only and in no circle, files stay small, no text names a home folder.
 
-A room is a module or subpackage directly under `colora`. The table says what each may import besides itself,
-from the bottom to the top; a new room is added where it belongs.
+A package is a folder, or a module, directly under `colora`. The table says what each may import besides itself, from
+the bottom to the top; a new package is added where it belongs.
 """
 
 import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "colora"
-MOST_LINES = 350
+from tests.helpers.import_graph import ROOT, SOURCE, imported, imports_of, modules
 
-_MODEL = {
-    "errors",
-    "specs",
-    "placement",
-    "config",
-    "files",
-    "algebra",
-    "likelihood",
-    "adapter",
-    "bankconfig",
-    "tasks",
-    "base",
-}
-_TRAINED = _MODEL | {"dates", "training", "evaluation", "bank", "export"}
-_STUDIES = {"cells", "baselines", "groups", "compare", "federated", "regression", "recovery", "report"}
-_RUN = _TRAINED | _STUDIES | {"runfolder", "run"}
+MOST_LINES = 350
+MOST_ENTRIES = 17
+
+_LIBRARY = ("errors", "common", "tasks", "models", "bank", "evaluation", "training", "transfer", "federated", "serving")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "specs": set(),
-    "placement": set(),
-    "config": {"errors", "specs"},
-    "files": {"errors"},
-    "cells": {"errors", "files"},
     "algebra": set(),
-    "likelihood": {"errors"},
-    "adapter": {"errors", "config", "files", "algebra"},
-    "bankconfig": {"specs", "adapter"},
-    "tasks": {"errors", "files"},
-    "dates": {"errors", "files", "tasks"},
-    "base": {"errors", "files"},
-    "training": _MODEL,
-    "evaluation": _MODEL,
-    "bank": {"errors", "files", "adapter", "base"},
-    "export": {"errors", "config", "files", "algebra", "adapter", "base"},
-    "loras": {"errors", "algebra", "adapter", "base", "bank"},
-    "bankfiles": {"errors", "files", "adapter", "bank"},
-    "editing": {"errors", "adapter", "bank", "bankfiles"},
-    "corefiles": {"errors", "files", "adapter", "bank", "bankfiles"},
-    "decoding": {"errors", "tasks"},
-    "similarity": _MODEL | {"bank", "bankfiles"},
-    "newcomers": _MODEL | {"training", "bank", "bankfiles", "similarity"},
-    "baselines": _TRAINED | {"cells"},
-    "groups": {"errors", "files", "tasks", "dates"},
-    "compare": _TRAINED | {"cells", "baselines", "groups"},
-    "federated": _TRAINED | {"compare"},
-    "regression": {"errors", "algebra"},
-    "recovery": {"errors", "config", "files", "evaluation", "compare", "regression"},
-    "report": {"errors", "files", "cells", "recovery", "similarity"},
-    "runfolder": {"errors", "config", "files", "tasks"},
-    "starting": {"errors", "specs", "adapter", "bank", "bankfiles", "runfolder"},
-    "spectral": _MODEL | {"similarity"},
-    "run": (_RUN - {"run"}) | {"starting", "spectral"},
-    "generate": _MODEL | {"evaluation", "bank", "decoding"},
-    "serving": _MODEL | {"bank", "bankfiles", "corefiles", "decoding"},
-    "check": _MODEL | {"bank", "runfolder", "starting", "spectral", "run"},
-    "forecast": _MODEL | {"run", "similarity"},
-    "grouping": _MODEL | {"evaluation", "runfolder", "run", "similarity", "forecast"},
-    "company": _MODEL | {"evaluation", "run", "grouping"},
-    "simulate": _RUN,
-    "demo": _RUN,
-    "cli": _RUN
-    | {"loras", "editing", "similarity", "newcomers", "generate", "check", "forecast", "grouping", "company"}
-    | {"corefiles", "decoding", "serving", "simulate", "demo"},
+    "common": {"errors"},
+    "tasks": {"errors", "common"},
+    "adapter": {"errors", "algebra", "common"},
+    "models": {"errors", "tasks"},
+    "bank": {"errors", "algebra", "common", "tasks", "adapter", "models"},
+    "evaluation": {"errors", "common", "tasks", "models"},
+    "training": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation"},
+    "transfer": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
+    "federated": {"errors", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
+    "serving": {"errors", "common", "tasks", "adapter", "models", "bank"},
+    "theory": {"errors", "algebra", "common"},
+    "experiments": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
+    "cli": {*_LIBRARY, "theory", "experiments"},
     "__main__": {"cli"},
 }
-ROOMS = list(ALLOWED)
-# Outside libraries: these rooms use no others, and these libraries are used in no other room.
-ONLY_USES = {"errors": set(), "algebra": {"torch"}}
+PACKAGES = list(ALLOWED)
+# Outside libraries: these packages use no others, and these libraries are used in no other package.
+ONLY_USES = {"errors": set(), "algebra": {"torch", "jaxtyping"}}
 ONLY_USED_IN = {
-    "flwr": "federated",
-    "matplotlib": "report",
-    "typer": "cli",
-    "sklearn": "regression",
-    "fastapi": "serving",
-    "uvicorn": "serving",
+    "flwr": {"federated"},
+    "matplotlib": {"transfer", "theory", "experiments"},
+    "scipy": {"transfer", "theory"},
+    "typer": {"cli"},
+    "sklearn": {"theory"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
+    "babel": {"tasks"},
+    "datasets": {"tasks"},
 }
 
 # A home folder in a text file works on one machine only. The look-behind leaves the paths of URLs alone.
 HOME_PATH = re.compile(r"(?<![\w.-])/(home|root|Users)/\w")
 
 
-def room_of(module: str) -> str:
-    """The room of a dotted module name; the package's own `__init__` has none: ''."""
+def package_of(module: str) -> str:
+    """The package of a dotted module name; the root's own `__init__` has none: ''."""
     return [*module.split("."), ""][1]
-
-
-def imported(tree: ast.AST, module: str, is_package: bool = False) -> list[tuple[int, str]]:
-    """Each import anywhere in `tree`, also inside functions, as (line, absolute dotted name)."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = module.split(".")
-            above = parts[: len(parts) - node.level + is_package] if node.level else []
-            origin = ".".join([*above, *([node.module] if node.module else [])])
-            # `from colora import x` may mean the room x or a name of the package itself.
-            found += [
-                (node.lineno, f"{origin}.{alias.name}" if origin == "colora" and alias.name in ROOMS else origin)
-                for alias in node.names
-            ]
-    return sorted(set(found))
 
 
 def violations(tree: ast.AST, module: str, is_package: bool = False) -> list[str]:
     """What in `tree`, the code of `module`, breaks the rules above."""
-    room = room_of(module)
+    package = package_of(module)
     faults = []
     for line, name in imported(tree, module, is_package):
         top = name.split(".")[0]
         where = f"{module}:{line}"
         if top == "colora":
-            target = room_of(name)
-            if target == "cli" and room not in ("cli", "__main__"):
+            target = package_of(name)
+            if target == "cli" and package not in ("cli", "__main__"):
                 faults.append(f"{where}: nobody imports cli")
-            elif target == "" and room not in ("", "cli"):
+            elif target == "" and package not in ("", "cli"):
                 faults.append(f"{where}: import from the module itself, not from the package's root")
-            elif room and target not in {room, ""} | ALLOWED.get(room, set()):
-                faults.append(f"{where}: {room} may not import {target}")
+            elif package and target not in {package, ""} | ALLOWED.get(package, set()):
+                faults.append(f"{where}: {package} may not import {target}")
         elif top not in sys.stdlib_module_names:
-            if top not in ONLY_USES.get(room, {top}):
-                faults.append(f"{where}: {room} may not import {top}")
-            if room != ONLY_USED_IN.get(top, room):
-                faults.append(f"{where}: only {ONLY_USED_IN[top]} imports {top}")
+            if top not in ONLY_USES.get(package, {top}):
+                faults.append(f"{where}: {package} may not import {top}")
+            if package not in ONLY_USED_IN.get(top, {package}):
+                faults.append(f"{where}: only {' and '.join(sorted(ONLY_USED_IN[top]))} may import {top}")
     return faults
 
 
-def modules() -> list[tuple[Path, str, bool]]:
-    found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        parts = ["colora", *path.relative_to(SOURCE).with_suffix("").parts]
-        is_package = parts[-1] == "__init__"
-        found.append((path, ".".join(parts[:-1] if is_package else parts), is_package))
-    return found
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle of imports, the first one again at the end; none if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def test_the_table_itself_runs_downwards():
-    for place, (room, below) in enumerate(ALLOWED.items()):
-        assert below <= set(ROOMS[:place]), f"{room} may import only rooms above it in the table"
+    for place, (package, below) in enumerate(ALLOWED.items()):
+        assert below <= set(PACKAGES[:place]), f"{package} may import only packages above it in the table"
 
 
-def test_every_room_is_in_the_table():
-    unknown = {room_of(module) for _, module, _ in modules()} - {""} - set(ROOMS)
-    assert not unknown, f"give these rooms their place in the table: {sorted(unknown)}"
+def test_the_table_has_a_row_for_each_package_and_no_other():
+    assert {package_of(module) for _, module, _ in modules()} - {""} == set(PACKAGES)
+
+
+def test_every_permission_of_the_table_is_used():
+    used: dict[str, set[str]] = {package: set() for package in PACKAGES}
+    for module, names in imports_of().items():
+        if package := package_of(module):
+            used[package] |= {package_of(name) for name in names} - {package, ""}
+    unused = {package: ALLOWED[package] - used[package] for package in PACKAGES if ALLOWED[package] - used[package]}
+    assert not unused, f"nobody needs these: {unused}"
+
+
+def test_the_top_of_the_package_is_short():
+    entries = [path.name for path in SOURCE.iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
 
 
 def test_imports_run_downwards_only():
@@ -167,25 +120,48 @@ def test_imports_run_downwards_only():
     assert not faults, "\n".join(faults)
 
 
+def test_no_imports_run_in_a_circle():
+    """Imports for type checkers alone and imports inside functions count as well."""
+    assert circle(imports_of()) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "is_circle"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, False),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a"}}, True),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, False),
+    ],
+)
+def test_a_circle_is_found(graph, is_circle):
+    assert bool(circle(graph)) is is_circle
+
+
+def test_an_import_for_type_checkers_counts():
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from colora.tasks import read\n"
+    assert (3, "colora.tasks.read") in imported(ast.parse(code), "colora.errors")
+
+
 @pytest.mark.parametrize(
     ("module", "code", "fault"),
     [
-        ("colora.adapter.layer", "from colora.training.loss import row_loss", "adapter may not import training"),
+        ("colora.adapter.layer", "from colora.training.loop.loss import x", "adapter may not import training"),
         ("colora.adapter.layer", "import colora.training", "adapter may not import training"),
         ("colora.adapter.layer", "from colora import training", "adapter may not import training"),
         ("colora.adapter.layer", "from ..training import loss", "adapter may not import training"),
         ("colora.adapter.layer", "from .. import training", "adapter may not import training"),
         ("colora.adapter.layer", "def f():\n    from colora.tasks import read", "adapter may not import tasks"),
-        ("colora.tasks.read", "from colora.config import Config", "tasks may not import config"),
+        ("colora.tasks.read", "from colora.training.config import RunConfig", "tasks may not import training"),
         ("colora.tasks.read", "from colora import CoLoRAConfig", "not from the package's root"),
         ("colora.tasks.read", "import colora", "not from the package's root"),
         ("colora.algebra", "import numpy as np", "algebra may not import numpy"),
-        ("colora.training.loss", "import flwr.app", "only federated imports flwr"),
-        ("colora.run", "from colora.cli import app", "nobody imports cli"),
-        ("colora", "from colora.cli import app", "nobody imports cli"),
-        ("colora.demo", "import colora.__main__", "demo may not import __main__"),
-        ("colora.__main__", "from colora.run import train", "__main__ may not import run"),
-        ("colora.bank", "from colora.training.trainer import CoLoRATrainer", "bank may not import training"),
+        ("colora.training.loop.loss", "import flwr.app", "only federated may import flwr"),
+        ("colora.training.run", "from colora.cli.main import app", "nobody imports cli"),
+        ("colora", "from colora.cli.main import app", "nobody imports cli"),
+        ("colora.experiments.demo", "import colora.__main__", "experiments may not import __main__"),
+        ("colora.__main__", "from colora.training.run import train", "__main__ may not import training"),
+        ("colora.bank.load", "from colora.training.loop.trainer import x", "bank may not import training"),
+        ("colora.theory.recover", "from colora.adapter.layer import x", "theory may not import adapter"),
         ("colora.errors", "from colora.nowhere import x", "errors may not import nowhere"),
     ],
 )
@@ -203,8 +179,11 @@ def test_a_violation_is_found(module, code, fault):
             "from .routing import Router\nfrom . import hook\nfrom ..errors import ConfigError",
         ),
         ("colora.algebra", "import torch.linalg\nfrom collections import Counter"),
-        ("colora.cli", "import typer\nfrom colora import __version__\nfrom colora.demo import demonstrate"),
-        ("colora.__main__", "from colora.cli import app"),
+        (
+            "colora.cli.main",
+            "import typer\nfrom colora import __version__\nfrom colora.experiments.demo import run_demo",
+        ),
+        ("colora.__main__", "from colora.cli.main import app"),
         ("colora", "from colora.adapter.config import CoLoRAConfig"),
         ("colora.federated.app", "from flwr.app import Context"),
     ],
@@ -216,6 +195,16 @@ def test_what_is_allowed_is_not_reported(module, code):
 def test_subpackages_export_nothing():
     filled = [path for path, module, pkg in modules() if pkg and module != "colora" and path.read_text("utf-8").strip()]
     assert not filled, "the __init__.py of a subpackage is empty; only the package's root exports"
+
+
+def test_no_test_imports_another():
+    """What several tests need stands in tests/helpers."""
+    faults = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for line, name in imported(ast.parse(path.read_text("utf-8")), "tests"):
+            if name.split(".")[-1].startswith("test_"):
+                faults.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert not faults, "\n".join(faults)
 
 
 def test_files_stay_small():

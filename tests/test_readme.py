@@ -2,40 +2,40 @@
 
 import json
 import re
-from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 
-from benchmarks.federation import choices_table
-from benchmarks.federation import table as federation_markdown
-from benchmarks.grouping import table as grouping_table
-from benchmarks.import_demo import table as import_table
-from benchmarks.onboarding import H200_RECORD
-from benchmarks.onboarding import table as onboarding_table
-from benchmarks.serving import table as serving_table
-from benchmarks.spectral import table as spectral_table
-from benchmarks.steadiness import RECORD as STEADINESS
-from benchmarks.steadiness import read as read_steadiness
-from benchmarks.steadiness import table_markdown as steadiness_markdown
-from benchmarks.step import summary_markdown as step_markdown
-from benchmarks.summary import groups_markdown, main_markdown, multiplier_markdown, rounding_markdown, tuning_markdown
-from benchmarks.transfer import table as transfer_table
-from colora.cells import read_cell_records
-from colora.compare.experiment import load_experiment
-from colora.compare.run import chosen_cells
-from tiny import tiny_llama, tiny_tokenizer
+from benchmarks.adapter.step import summary_markdown as step_markdown
+from benchmarks.compare.summary import (
+    groups_markdown,
+    main_markdown,
+    multiplier_markdown,
+    rounding_markdown,
+    tuning_markdown,
+)
+from benchmarks.federated.federation import choices_table
+from benchmarks.federated.federation import table as federation_markdown
+from benchmarks.importing.import_demo import table as import_table
+from benchmarks.serving.serving import table as serving_table
+from benchmarks.training.spectral import table as spectral_table
+from benchmarks.training.steadiness import RECORD as STEADINESS
+from benchmarks.training.steadiness import read as read_steadiness
+from benchmarks.training.steadiness import table_markdown as steadiness_markdown
+from benchmarks.transfer.grouping import table as grouping_table
+from benchmarks.transfer.onboarding import H200_RECORD
+from benchmarks.transfer.onboarding import table as onboarding_table
+from benchmarks.transfer.transfer import table as transfer_table
+from colora.experiments.load import load_experiment
+from colora.experiments.run import chosen_cells
+from colora.experiments.trial import read_cell_records
+from tests.helpers.docs import README, ROOT, between, doc
+from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FEDERATED = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
-TASKS = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-DECISIONS = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
-
-
-def between(text: str, name: str) -> str:
-    return text.split(f"<!-- from the records: {name} -->\n")[1].split("\n<!-- end -->")[0]
+FEDERATED = doc("federated.md")
+TASKS = doc("tasks.md")
+SERVING = doc("serving.md")
+DECISIONS = doc("decisions.md")
 
 
 def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
@@ -101,9 +101,9 @@ def test_what_a_newcomer_gets_is_that_of_the_records():
 
 
 def test_the_cost_of_a_step_is_that_of_the_record():
-    record = json.loads((ROOT / "benchmarks" / "records" / "step.json").read_text(encoding="utf-8"))
+    record = json.loads((ROOT / "benchmarks" / "adapter" / "records" / "step.json").read_text(encoding="utf-8"))
     (row,) = [line for line in step_markdown(record).splitlines() if "bank of 1024 tasks" in line]
-    assert re.search(r"`python -m benchmarks.step`: ([\d.]+) of it", README)[1] == row.split("|")[3].strip()
+    assert re.search(r"`python -m benchmarks.adapter.step`: ([\d.]+) of it", README)[1] == row.split("|")[3].strip()
 
 
 def test_the_command_for_one_row_is_that_row():
@@ -114,7 +114,7 @@ def test_the_command_for_one_row_is_that_row():
 
 
 def test_what_rounding_did_is_told():
-    records = read_cell_records(ROOT / "benchmarks" / "records" / "compare" / "stability.jsonl")
+    records = read_cell_records(ROOT / "benchmarks" / "compare" / "records" / "stability.jsonl")
     again = [record for record in records if record.cell.method == "colora"]
     assert {record.environment["threads"] for record in again} == {2}
     means = [record.mean("rougeL") for record in again]

@@ -6,8 +6,8 @@ from typing import Any
 
 from peft import PeftConfig
 
+from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import BankFileError, ConfigError
-from colora.files import NAME_RULE, fits_name_rule
 
 __all__ = ["COLORA", "FORMAT_VERSION", "CoLoRAConfig", "check_task_name"]
 

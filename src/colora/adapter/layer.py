@@ -218,7 +218,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             self.set_base_weight(weight)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT's own numerical LoRA conversion applies; `colora.export` does it exactly."""
+        """PEFT's own numerical LoRA conversion applies; `colora.bank.export` does it exactly."""
         return True
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ Some things in PEFT 0.21 are closed to outside methods, and all are dealt with h
   transformers, which refuses it. For models with a bank, and for these alone, the ids are taken around.
 - `PeftModel.load_adapter` lets safetensors' error through, which names no file.
 
-`tests/test_adapter_registration.py` fails loudly when PEFT changes any of this.
+`tests/adapter/test_registration.py` fails loudly when PEFT changes any of this.
 """
 
 import functools

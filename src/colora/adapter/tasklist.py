@@ -2,7 +2,7 @@
 
 The Parameter objects stay the same and only their storage changes, so optimisers keep working on them. Each stack of
 cores carries `task_uids`, one never reused number per row; an optimiser that keeps state per task uses them to move
-its rows along (see `colora.training.optimizer`).
+its rows along (see `colora.training.loop.optimizer`).
 """
 
 import itertools

@@ -30,7 +30,7 @@ def import_(
     relative to the LoRA's own update; a larger --rank brings them closer, down to rounding.
     """
     with errors():
-        from colora.loras.bank import import_loras
+        from colora.bank.importing.bank import import_loras
 
         report = import_loras(folders, output, rank, base, name or None, log=say, progress=True)
         table = Table(title=f"{len(report.tasks)} LoRAs as one bank, r = {report.rank}")
@@ -62,7 +62,7 @@ def merge(
     Weights may be negative and need not add to one: `half legal=0.5 billing=0.5`, `accent british=1 plain=-1`.
     """
     with errors():
-        from colora.editing import merge_tasks
+        from colora.bank.edit import merge_tasks
         from colora.errors import ConfigError
 
         weights: dict[str, float] = {}
@@ -94,7 +94,7 @@ def forget(
     The shared A and B were trained with these tasks too and stay as they are; copies elsewhere are not looked for.
     """
     with errors():
-        from colora.editing import forget_tasks
+        from colora.bank.edit import forget_tasks
 
         done = forget_tasks(bank, tasks, purge)
         say(f"forgotten: {', '.join(tasks)}; {len(done.tasks)} tasks are left in {done.bank}")

@@ -32,9 +32,9 @@ def simulate(run: RunFile, overrides: Overrides = None) -> None:
     The section `federation` says how; `colora schema` lists its fields. The same command again goes on after a crash.
     """
     with errors():
-        from colora.config import load_config
         from colora.evaluation.table import records_table
-        from colora.simulate import simulate as run_simulation
+        from colora.federated.simulate import simulate as run_simulation
+        from colora.training.config_file import load_config
 
         config = load_config(run, overrides or [])
         evaluation = run_simulation(config, log=say)
@@ -153,10 +153,10 @@ def start(
     The same command again after a crash goes on after the last whole round.
     """
     with errors():
-        from colora.config import load_federation
         from colora.errors import FederationError
         from colora.federated.launch import flower_environment, run_command, write_app, write_connection
         from colora.federated.storage import load_server
+        from colora.training.config_file import load_federation
 
         config = load_federation(run, overrides or [])
         write_connection(home, CONNECTION, server, ca)

@@ -37,14 +37,14 @@ def train(
     With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
     """
     with errors():
-        from colora.config import load_config
-        from colora.run import train_and_evaluate
+        from colora.training.config_file import load_config
+        from colora.training.run import train_and_evaluate
 
         config = load_config(run, overrides or [])
         if start is not None:
             config.start_from = str(start.resolve())
         if config.grouping != "none":
-            from colora.grouping import train_groups
+            from colora.transfer.grouping import train_groups
 
             done = train_groups(config, log=say)
             _print_evaluation(done.evaluation)
@@ -64,8 +64,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
     KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
     with errors():
-        from colora.check import check_run
-        from colora.config import load_config
+        from colora.training.check import check_run
+        from colora.training.config_file import load_config
 
         plan = check_run(load_config(run, overrides or []))
         table = Table(title="training examples")
@@ -100,8 +100,8 @@ def evaluate(
 ) -> None:
     """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl."""
     with errors():
-        from colora.files import write_text
-        from colora.run import evaluate_bank
+        from colora.common.files import write_text
+        from colora.training.run import evaluate_bank
 
         chosen = {key: value for key, value in {"split": split, "limit": limit}.items() if value is not None}
         result = evaluate_bank(bank, base=base, overrides=chosen)
@@ -132,8 +132,8 @@ def generate(
     `colora serve` gives the same outputs for the same temperature, top_p, seed and stop.
     """
     with errors():
-        from colora.decoding.sampling import Sampling
-        from colora.generate import Request, generate_texts, read_requests
+        from colora.bank.generate import Request, generate_texts, read_requests
+        from colora.models.decoding.sampling import Sampling
 
         if (prompt is None) == (file is None):
             raise typer.BadParameter("give a prompt, or --file FILE")
@@ -159,9 +159,9 @@ def export(
 ) -> None:
     """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model."""
     with errors():
-        from colora.bank import load_bank
+        from colora.bank.export import export_lora, export_loras, export_merged
+        from colora.bank.load import load_bank
         from colora.errors import ConfigError
-        from colora.export import export_lora, export_loras, export_merged
 
         model, tokenizer, _ = load_bank(bank, base)
         if merged and task is None:
@@ -179,7 +179,7 @@ def export(
 def tasks(bank: Bank) -> None:
     """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
     with errors():
-        from colora.bank import bank_overview
+        from colora.bank.load import bank_overview
 
         overview = bank_overview(bank)
         table = Table(title=escape(f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}"))
@@ -205,7 +205,7 @@ def demo(
     whatever is there.
     """
     with errors():
-        from colora.demo import run_demo
+        from colora.experiments.demo import run_demo
 
         out.print(run_demo(output, seed=seed, steps=steps, log=say))
 

@@ -102,7 +102,7 @@ def core(
 ) -> None:
     """Write one task's core to a file of its own, such as a server takes in. The base model is not needed."""
     with errors():
-        from colora.corefiles import extract_core
+        from colora.bank.core_file import extract_core
 
         extract_core(bank, task, output)
         say(f"written: {output}")

@@ -34,18 +34,18 @@ def similarity(
     model says what the task would change first; takes about a minute for ten tasks on two cores.
     """
     with errors():
+        from colora.common.files import write_json
         from colora.errors import ConfigError
-        from colora.files import write_json
-        from colora.similarity.clusters import cluster_tree
-        from colora.similarity.measure import bank_similarity
+        from colora.transfer.clusters import cluster_tree
+        from colora.transfer.similarity import bank_similarity
 
         if figure is not None:  # before what takes a minute
-            from colora.report.similarity_figure import check_figure, draw_similarity
+            from colora.transfer.figure import check_figure, draw_similarity
 
             check_figure(figure)
         if path.suffix in (".yaml", ".yml"):
-            from colora.config import load_config
-            from colora.forecast import run_similarity
+            from colora.training.config_file import load_config
+            from colora.transfer.before_training import run_similarity
 
             found = run_similarity(load_config(path, overrides or []), rows)
         elif overrides:
@@ -94,8 +94,8 @@ def onboard(
     Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
     """
     with errors():
-        from colora.newcomers.fit import Settings
-        from colora.newcomers.onboard import onboard as add
+        from colora.transfer.onboarding.fit import Settings
+        from colora.transfer.onboarding.onboard import onboard as add
 
         settings = Settings(steps, rows, lr, extend, pull=pull, seed=seed)
         found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)

@@ -41,12 +41,12 @@ def compare(
     KEY=VALUE changes a field of the file: `seeds=[0]`, `methods.colora.lr=1e-3`.
     """
     with errors():
-        from colora.base import configure_threads
-        from colora.compare.experiment import load_experiment
-        from colora.compare.run import chosen_cells, collect_experiment, parse_shard, run_experiment
-        from colora.compare.store import Store
-        from colora.report.gather import read_experiments
-        from colora.report.markdown import quality_markdown
+        from colora.experiments.load import load_experiment
+        from colora.experiments.report.gather import read_experiments
+        from colora.experiments.report.markdown import quality_markdown
+        from colora.experiments.run import chosen_cells, collect_experiment, parse_shard, run_experiment
+        from colora.experiments.store import Store
+        from colora.models.base import configure_threads
 
         plan, part = load_experiment(experiment, overrides or []), parse_shard(shard)
         if list_cells:
@@ -84,7 +84,7 @@ def report(
     Each file of records is an experiment. Needs `pip install "colora[report]"`.
     """
     with errors():
-        from colora.report.build import write_report
+        from colora.experiments.report.build import write_report
 
         write_report(records, page, markdown, mixed)
         for file in (page, markdown):
@@ -123,9 +123,9 @@ def recover(
         import psutil
 
         from colora.errors import ColoraError
-        from colora.recovery.experiment import load_recovery
-        from colora.recovery.run import run_recovery
-        from colora.recovery.summary import table_markdown
+        from colora.theory.experiments.config import load_recovery
+        from colora.theory.experiments.run import run_recovery
+        from colora.theory.experiments.summary import table_markdown
 
         plan = load_recovery(experiment, overrides or [])
         at_work = workers or psutil.cpu_count(logical=False) or 1
@@ -135,7 +135,7 @@ def recover(
         if len(summary.records) > len(summary.failed):
             print(table_markdown(summary.records), end="")
             if plan.figure is not None:
-                from colora.report.recovery_figures import draw_recovery
+                from colora.theory.experiments.figures import draw_recovery
 
                 place = figure or output / f"{plan.name}.svg"
                 try:
@@ -157,18 +157,19 @@ def schema(
     recovery: Annotated[bool, typer.Option("--recovery", help="Of an experiment of `colora recover`.")] = False,
 ) -> None:
     """List every field of a run file, or of an experiment, with its type, default and meaning."""
-    from colora.config import RunConfig, field_rows
+    from colora.training.config import RunConfig
+    from colora.training.config_file import field_rows
 
     spec: Any = RunConfig
     rows = [*field_rows()]
     if experiment:
-        from colora.compare.experiment import Experiment, MethodSettings
+        from colora.experiments.config import Experiment, MethodSettings
 
         spec, rows = Experiment, [*field_rows(Experiment), *field_rows(MethodSettings, "methods.NAME.")]
     if recovery:
-        from colora.recovery.experiment import RecoveryExperiment
-        from colora.recovery.records import MethodSettings as RecoveryMethod
-        from colora.recovery.records import ProblemSettings
+        from colora.theory.experiments.config import RecoveryExperiment
+        from colora.theory.experiments.records import MethodSettings as RecoveryMethod
+        from colora.theory.experiments.records import ProblemSettings
 
         spec, rows = RecoveryExperiment, [*field_rows(RecoveryExperiment)]
         rows += [*field_rows(ProblemSettings, "problem."), *field_rows(RecoveryMethod, "methods.NAME.")]

@@ -1,26 +1,22 @@
 """Measure a model on tasks: text metrics of what it generates, and the likelihood of the right answers."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import LongTensor, nn
 
+from colora.common.progress import progress_bar
 from colora.errors import ConfigError, TaskIdError
-from colora.evaluation.generate import generate_outputs
-from colora.evaluation.likelihood import token_nll
 from colora.evaluation.metrics import exact_match, rouge_l
+from colora.evaluation.nll import token_nll
 from colora.evaluation.records import Record
-from colora.likelihood import is_encoder_decoder
-from colora.tasks.prompts import fit_prompt
-from colora.tasks.schema import SPLITS, Example, Task
+from colora.models.generate import fit_prompts, generate_outputs
+from colora.tasks.schema import SPLITS, Task
 
-__all__ = ["METRICS", "Evaluation", "Prediction", "evaluate", "fit_prompts"]
+__all__ = ["METRICS", "Evaluation", "Prediction", "evaluate"]
 
 TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"rougeL": rouge_l, "exact_match": exact_match}
 METRICS = (*TEXT_METRICS, "nll")
@@ -110,7 +106,7 @@ def evaluate(
     values: dict[tuple[str, str], tuple[float, int]] = {}
     predictions: list[Prediction] = []
 
-    with _progress_bar(progress) as bar:
+    with progress_bar(shown=progress) as bar:
         if rows and text_metrics:
             step = bar.add_task("generating", total=len(rows))
             prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
@@ -149,42 +145,6 @@ def _row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:
     return torch.tensor([task_index[name] for name in names], dtype=torch.long)  # type: ignore[return-value]
 
 
-def fit_prompts(
-    rows: Sequence[tuple[str, Example]], model: nn.Module, tokenizer: Any, max_length: int, max_new_tokens: int
-) -> list[list[int]]:
-    """The prompts of (task, example) rows in tokens, cut to `max_length` and to the model's positions.
-
-    Raises:
-        ConfigError: if the model has no more than `max_new_tokens` positions.
-
-    Warns:
-        UserWarning: once for each task whose prompts had to be cut.
-    """
-    seq2seq, room = is_encoder_decoder(model), max_length
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if positions is not None:
-        room = min(room, positions if seq2seq else positions - max_new_tokens)
-    if room < 1:
-        raise ConfigError(
-            f"expected room for a prompt, found {positions} positions and max_new_tokens={max_new_tokens}"
-        )
-    prompts, cut = [], Counter[str]()
-    for name, example in rows:
-        prompt, dropped = fit_prompt(example, tokenizer, room, seq2seq)
-        prompts.append(prompt)
-        cut[name] += dropped > 0
-    for name, number in cut.items():
-        if number:
-            warnings.warn(f"task {name!r}: {number} prompts were cut to fit {room} tokens", stacklevel=3)
-    return prompts
-
-
 def _nothing_in(split: str, task: Task) -> str:
     filled = ", ".join(name for name, examples in task.splits.items() if examples)
     return f"no examples in split {split!r}; splits with examples: {filled or 'none'}"
-
-
-def _progress_bar(wanted: bool) -> Progress:
-    console = Console(stderr=True)  # standard output belongs to results
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True)

@@ -3,23 +3,16 @@
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from colora.common.files import read_lines
 from colora.errors import ColoraError
-from colora.files import read_lines
 
-__all__ = ["Record", "append_records", "environment", "read_records"]
+__all__ = ["Record", "append_records", "read_records"]
 
 
 @dataclass(frozen=True)
@@ -120,50 +113,3 @@ def _parse(line: bytes) -> Record:
 
 def _short(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[:most] + "...")
-
-
-def environment(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Where a measurement was made, ready for JSON: to be written beside the records.
-
-    Args:
-        device: the device used; by default the accelerator if there is one, else the CPU.
-
-    Returns:
-        date (ISO 8601, UTC), versions of python, torch, transformers, peft and colora, platform, machine, cpu_count,
-        threads (torch's, within one operation), device (its name), git_revision (of colora's sources if they are
-        under git, with "-dirty" if they were edited; else None).
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    used = torch.device(device) if device is not None else accelerator or torch.device("cpu")
-    packages = {name: _version(name) for name in ("torch", "transformers", "peft", "colora")}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        **packages,
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
-        "git_revision": _git_revision(Path(__file__)),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision(source: Path) -> str | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's repository: only a tracked file has a revision of ours.
-        git("ls-files", "--error-unmatch", source.name)
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -18,13 +18,13 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from colora.base import configure_threads
-from colora.config import FederationConfig
 from colora.errors import ConfigError
-from colora.federated.member import Member
+from colora.federated.client import Member
 from colora.federated.state import Reply
 from colora.federated.wire import read_broadcast, reply_record
+from colora.models.base import configure_threads
 from colora.tasks.schema import TaskSource
+from colora.training.config import FederationConfig
 
 __all__ = ["app", "member"]
 

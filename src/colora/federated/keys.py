@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import ConfigError
-from colora.files import NAME_RULE, fits_name_rule
 
 __all__ = ["client_key", "make_credentials"]
 

@@ -16,8 +16,8 @@ from shutil import which
 from subprocess import Popen
 from typing import Any
 
+from colora.common.files import write_text
 from colora.errors import ConfigError, FederationError
-from colora.files import write_text
 
 __all__ = [
     "client_command",

@@ -14,14 +14,14 @@ from transformers import set_seed
 
 from colora.adapter.identity import base_identity
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bankconfig import bank_config
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors
-from colora.likelihood import is_encoder_decoder, label_tokens, row_nll
-from colora.specs import AdapterSpec
+from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
+from colora.training.adapter_config import bank_config
+from colora.training.config import AdapterSpec
 
 __all__ = ["LocalData", "LocalModel", "Phase"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 
+from colora.common.files import write_json
 from colora.errors import CheckpointError, ConfigError
 from colora.federated.combine import combine
 from colora.federated.state import Tensors
-from colora.files import write_json
-from colora.specs import FederationSpec
+from colora.training.config import FederationSpec
 
 __all__ = ["PrivateMean"]
 

@@ -29,7 +29,7 @@ from colora.federated.compression import compress, decompress
 from colora.federated.local import LocalData, LocalModel, Phase
 from colora.federated.optimizer import server_step
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState, Tensors, digests, moving
-from colora.specs import FederationSpec
+from colora.training.config import FederationSpec
 
 __all__ = [
     "AfterRound",

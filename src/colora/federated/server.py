@@ -11,18 +11,18 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from colora.adapter.identity import check_base
-from colora.compare.claim import claimed
-from colora.config import FederationConfig
+from colora.common.files import write_json
+from colora.common.locks import claimed
+from colora.common.provenance import environment
 from colora.errors import FederationError
-from colora.evaluation.records import environment
+from colora.federated.client import local_model
 from colora.federated.history import RoundCost, history_line, round_records, write_round
-from colora.federated.member import local_model
 from colora.federated.privacy import PrivateMean
 from colora.federated.protocol import RoundReport, aggregate, broadcast, init, sample
 from colora.federated.state import Reply, ServerState, digests
 from colora.federated.storage import load_server, message_bytes, save_server
 from colora.federated.wire import broadcast_record, read_name, read_reply
-from colora.files import write_json
+from colora.training.config import FederationConfig
 
 __all__ = ["FINISH", "TRAIN", "serve"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from colora.base import configure_threads
-from colora.config import FederationConfig
 from colora.federated.server import serve
+from colora.models.base import configure_threads
+from colora.training.config import FederationConfig
 
 __all__ = ["app"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
+from colora.common.files import write_bytes
 from colora.errors import CheckpointError, FederationError
 from colora.federated.state import ClientState, ServerState, Tensors, digests
-from colora.files import write_bytes
 
 __all__ = ["client_folder", "load_client", "load_server", "message_bytes", "save_client", "save_server"]
 

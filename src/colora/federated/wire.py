@@ -12,10 +12,10 @@ import numpy as np
 import safetensors.torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from colora.common.files import fits_name_rule
 from colora.errors import FederationError
 from colora.federated.history import ALL
 from colora.federated.state import Broadcast, Reply, Tensors
-from colora.files import fits_name_rule
 
 __all__ = ["broadcast_record", "read_broadcast", "read_name", "read_reply", "reply_record"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from colora.common.files import write_json
 from colora.errors import ColoraError, ConfigError
-from colora.files import write_json
 
 __all__ = ["Access", "RateError", "Tenant", "WrongKeyError", "add_tenant", "read_tenants", "remove_tenant"]
 

@@ -17,9 +17,9 @@ from typing import Literal
 import psutil
 import torch
 
-from colora.bank import NEEDED
-from colora.bankfiles import BankFiles, write_bank_files
-from colora.corefiles import BankTensors, CoreHeader, core_bytes, layer_name
+from colora.bank.core_file import BankTensors, CoreHeader, core_bytes, layer_name
+from colora.bank.load import NEEDED
+from colora.bank.tensors import BankFiles, write_bank_files
 from colora.errors import ColoraError, ConfigError
 from colora.serving.store import CoreStore
 

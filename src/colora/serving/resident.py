@@ -10,7 +10,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from colora.adapter.model import bank_layers
-from colora.corefiles import BankTensors
+from colora.bank.core_file import BankTensors
 from colora.errors import ConfigError
 from colora.serving.store import Core
 

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from colora.decoding.batch import Batch, Piece, Row
-from colora.decoding.sampling import Sampling
 from colora.errors import ColoraError
+from colora.models.decoding.batch import Batch, Piece, Row
+from colora.models.decoding.sampling import Sampling
 from colora.serving.metrics import Metrics
 from colora.serving.resident import NoRoomError, Resident
 from colora.serving.store import Core, CoreStore

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from colora.decoding.sampling import Sampling
+from colora.models.decoding.sampling import Sampling
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "SamplingRequest", "UnsupportedError"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from colora.base import configure_threads, load_base
-from colora.corefiles import CoreHeader, core_bytes
-from colora.decoding.batch import Batch, Piece
-from colora.decoding.layout import lay_out_by_columns
-from colora.decoding.sampling import Sampling
+from colora.bank.core_file import CoreHeader, core_bytes
+from colora.common.device import training_device
 from colora.errors import BaseMismatchError, ConfigError
-from colora.placement import training_device
+from colora.models.base import configure_threads, load_base
+from colora.models.decoding.batch import Batch, Piece
+from colora.models.decoding.layout import lay_out_by_columns
+from colora.models.decoding.sampling import Sampling
 from colora.serving.metrics import Metrics
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from colora.adapter.tasklist import check_task_name
-from colora.corefiles import HEADER, BankTensors, CoreHeader, core_bytes, read_core, shared_sha256
+from colora.bank.core_file import HEADER, BankTensors, CoreHeader, core_bytes, read_core, shared_sha256
+from colora.common.files import write_bytes, write_json
 from colora.errors import CheckpointError, ConfigError, TaskIdError
-from colora.files import write_bytes, write_json
 
 __all__ = ["Core", "CoreStore"]
 

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import TaskFileError
-from colora.files import NAME_RULE, fits_name_rule
 from colora.tasks.examples import table_examples
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset

@@ -1,0 +1,80 @@
+"""The README's figure, from the committed records of the comparison.
+
+    python -m benchmarks.compare.figures
+
+Left: quality against examples, alone and together. Middle and right: alone, pooled and together, from similar to
+different tasks, with prompts that do not and that do say whose task it is. It goes to docs/figures/compare.svg.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from colora.experiments.trial import CellRecord, read_cell_records
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "records"
+LOOKS = {"local": ("#0072b2", "s", "--"), "pooled": ("#009e73", "^", ":"), "colora": ("#d55e00", "o", "-")}
+TITLES = {"local": "one LoRA each", "pooled": "one LoRA for all", "colora": "CoLoRA"}
+GROUPS = {"similar-8": "similar", "half-8": "half", "different-8": "different"}
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "colora"  # the same figure from the same records, byte for byte
+    from matplotlib import pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3), sharey=False)
+    samples = finished("samples")
+    sizes = sorted({one.cell.examples for one in samples})
+    for method in ("local", "colora"):
+        line(left, method, sizes, [values(samples, method=method, examples=size) for size in sizes])
+    left.set_xscale("log", base=2)
+    left.set_xticks(sizes, map(str, sizes))
+    left.set_xlabel("examples a task")
+    left.set_ylabel("ROUGE-L")
+    left.set_title("eight similar tasks, implicit", fontsize=9)
+
+    similarity = finished("similarity")
+    for axis, regime in ((middle, "implicit"), (right, "explicit")):
+        for method in LOOKS:
+            found = [values(similarity, method=method, group=group, regime=regime) for group in GROUPS]
+            line(axis, method, range(len(GROUPS)), found)
+        axis.set_xticks(range(len(GROUPS)), GROUPS.values())
+        axis.set_xlabel("tasks")
+        axis.set_title(f"16 examples a task, {regime}", fontsize=9)
+    right.legend(fontsize=8, frameon=False)
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    file = HERE.parents[1] / "docs" / "figures" / "compare.svg"
+    figure.savefig(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    print(f"written: {file.relative_to(HERE.parents[1])}")
+
+
+def finished(name: str) -> list[CellRecord]:
+    """The records of an experiment that ended well."""
+    return [record for record in read_cell_records(RECORDS / f"{name}.jsonl") if record.error is None]
+
+
+def values(records: Sequence[CellRecord], **wanted: Any) -> list[float]:
+    """The mean ROUGE-L over tasks, of each seed of the cells with these settings."""
+    chosen = [one for one in records if all(getattr(one.cell, key) == value for key, value in wanted.items())]
+    return [mean for one in chosen if (mean := one.mean("rougeL")) is not None]
+
+
+def line(axis: Any, method: str, places: Sequence[float], found: Sequence[list[float]]) -> None:
+    """Means joined by a line, and every seed as a dot; places without a value are left out."""
+    colour, marker, dashes = LOOKS[method]
+    known = [(place, one) for place, one in zip(places, found, strict=True) if one]
+    means = [fmean(one) for _, one in known]
+    axis.plot([place for place, _ in known], means, color=colour, marker=marker, linestyle=dashes, label=TITLES[method])
+    for place, one in known:
+        axis.plot([place] * len(one), one, ".", color=colour, alpha=0.45, markersize=4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The tables of the README and of docs/decisions.md, from the committed records of the comparison.
+
+python -m benchmarks.compare.summary
+"""
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+from colora.experiments.report.efficiency import multiplier_tables
+from colora.experiments.report.gather import Experiment, read_experiments
+from colora.experiments.report.markdown import main_table_markdown, table_markdown
+from colora.experiments.report.statistics import paired_difference
+from colora.experiments.trial import Cell, CellRecord, read_cell_records
+
+RECORDS = Path(__file__).parent / "records"
+CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
+COLUMNS = ("method", "ROUGE-L", "exact match, %", "token NLL", "ROUGE-L − colora", "numbers kept a task")
+
+
+def main() -> None:
+    for table in (main_markdown(), groups_markdown(), multiplier_markdown(), rounding_markdown(), tuning_markdown()):
+        print(table, end="\n\n")
+
+
+def main_markdown() -> str:
+    """The similar tasks, implicit: a row a method."""
+    records = read_cell_records(RECORDS / "similarity.jsonl")
+    return main_table_markdown(records, "similar-8", "implicit", columns=COLUMNS).strip()
+
+
+def groups_markdown() -> str:
+    """ROUGE-L from similar to different tasks, in both regimes: CoLoRA, and the better of what does not collaborate."""
+    lines = [
+        "| tasks | prompts | one LoRA each | one for all | CoLoRA | CoLoRA − the better |",
+        "|---|---|---|---|---|---|",
+    ]
+    experiment = read("similarity")
+    for group in ("similar-8", "half-8", "different-8"):
+        for regime in ("implicit", "explicit"):
+            rows = {
+                row.method: row.sample
+                for place, rows in experiment.places.items()
+                if (place.group, place.regime) == (group, regime)
+                for row in rows
+            }
+            if not rows:
+                continue
+            means = {name: sample.mean("rougeL") or 0.0 for name, sample in rows.items()}
+            better = max((name for name in means if name.split("-")[0] in ("local", "pooled")), key=means.__getitem__)
+            apart = paired_difference(rows["colora"], rows[better], "rougeL")
+            shown = f"{apart.mean:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]" if apart else "–"
+            cells = [f"{means[name]:.1f}" if name in means else "–" for name in ("local", "pooled", "colora")]
+            lines.append(f"| {group.removesuffix('-8')} | {regime} | {' | '.join(cells)} | {shown} ({better}) |")
+    return "\n".join(lines)
+
+
+def multiplier_markdown() -> str:
+    """How many times its examples local LoRA needs to equal CoLoRA."""
+    (table,) = multiplier_tables(read("samples"))
+    return table_markdown(table, title=False, notes=False).strip()
+
+
+def rounding_markdown() -> str:
+    """The same cells with one thread and with two: sums in another order, and nothing else."""
+    once, again = (read_cell_records(RECORDS / f"{name}.jsonl") for name in ("similarity", "stability"))
+    lines = ["| method | one thread | two threads | differences, seed by seed |", "|---|---|---|---|"]
+    for method in dict.fromkeys(record.cell.method for record in again):
+        pairs = [
+            (rouge(first), rouge(second))
+            for second in again
+            for first in once
+            if second.cell.method == method and first.cell == second.cell
+        ]
+        means = [f"{fmean(values):.1f} ± {stdev(values):.1f}" for values in zip(*pairs, strict=True)]
+        lines.append(f"| {method} | {' | '.join(means)} | {', '.join(f'{b - a:+.1f}' for a, b in pairs)} |")
+    return "\n".join(lines)
+
+
+def tuning_markdown() -> str:
+    """What was tried of each method, and the nats per token that each try came to on validation data."""
+    lines = ["| method | rate: nats per token |", "|---|---|"]
+    for name, note in (("tuning", ""), ("tuning_explicit", ", explicit")):
+        for method, found in tries(name).items():
+            best = min(nats for _, nats in found)
+            shown = [f"{rate:g}: {f'**{nats:.3f}**' if nats == best else f'{nats:.3f}'}" for rate, nats in found]
+            lines.append(f"| {method}{note} | {' · '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def tries(name: str) -> dict[str, list[tuple[float, float]]]:
+    """Of each method of a tuning, the rates that were tried in rising order, each with its nats per token."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in read_cell_records(RECORDS / f"{name}.jsonl"):
+        rate, nats = tuned_rate(record.cell), record.mean("token_nll")
+        if rate is None or nats is None:
+            raise ValueError(f"{record.cell.key}: expected a rate and its nats per token, found {rate} and {nats}")
+        found.setdefault(record.cell.method, []).append((rate, nats))
+    return {method: sorted(several) for method, several in found.items()}
+
+
+def tuned_rate(cell: Cell) -> float | None:
+    """The rate that tuning varies: that of the factors, or of the cores where only these are trained."""
+    return cell.core_lr if cell.method in CORES_ONLY else cell.lr
+
+
+def rouge(record: CellRecord) -> float:
+    """Mean ROUGE-L over tasks."""
+    mean = record.mean("rougeL")
+    if mean is None:
+        raise ValueError(f"{record.cell.key}: expected answers, found none")
+    return mean
+
+
+def read(name: str) -> Experiment:
+    """The records of an experiment."""
+    (experiment,) = read_experiments(RECORDS / f"{name}.jsonl")
+    return experiment
+
+
+if __name__ == "__main__":
+    main()

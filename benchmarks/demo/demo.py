@@ -1,0 +1,91 @@
+"""The demo's comparison over several seeds: before, alone (a LoRA for each task), together (one bank).
+
+    python -m benchmarks.demo.demo [--seeds 0 1 2] [--output runs/demo]
+
+What has been trained and measured is reused. The records go to benchmarks/demo/records/demo.jsonl, the table to standard
+output, the figure to docs/figures/demo.svg.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from colora.common.files import write_json
+from colora.common.provenance import environment
+from colora.evaluation.records import Record, append_records, read_records
+from colora.evaluation.table import comparison_markdown
+from colora.experiments.demo import METHODS, run_demo
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--record", type=Path, default=HERE / "records" / "demo.jsonl")
+    parser.add_argument("--figure", type=Path, default=HERE.parents[1] / "docs" / "figures" / "demo.svg")
+    args = parser.parse_args()
+    for seed in args.seeds:
+        run_demo(args.output, seed=seed, log=lambda line: print(line, flush=True))
+    records = [one for one in read_records(args.output / "records.jsonl") if one.seed in args.seeds]
+    args.record.unlink(missing_ok=True)
+    append_records(args.record, records)
+    write_json(args.record.with_suffix(".environment.json"), environment())
+    print(comparison_markdown(records))
+    print(summary_markdown(records))
+    for metric in ("rougeL", "exact_match", "token_nll"):
+        gains = [mean(records, "together", metric, seed) - mean(records, "alone", metric, seed) for seed in args.seeds]
+        spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
+        shown = ", ".join(f"{gain:+.2f}" for gain in gains)
+        print(f"{metric}: together − alone = {statistics.mean(gains):+.2f}{spread} over seeds ({shown})")
+    draw(records, args.seeds, args.figure)
+
+
+def summary_markdown(records: list[Record], methods: Sequence[str] = METHODS) -> str:
+    """A row a method: the mean over tasks, its mean over seeds and standard deviation between seeds."""
+    seeds = sorted({record.seed for record in records})
+    lines = ["| method | ROUGE-L | exact match, % | token NLL |", "|---|---|---|---|"]
+    for method in methods:
+        cells = []
+        for metric, digits in (("rougeL", 1), ("exact_match", 1), ("token_nll", 3)):
+            values = [mean(records, method, metric, seed) for seed in seeds]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean(records: list[Record], method: str, metric: str, seed: int) -> float:
+    """The mean over tasks."""
+    return statistics.mean(r.value for r in records if (r.method, r.metric, r.seed) == (method, metric, seed))
+
+
+def draw(records: list[Record], seeds: list[int], file: Path) -> None:
+    """One bar a method for the mean over seeds, one dot a seed."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "colora"  # the same figure from the same records, byte for byte
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.6))
+    colours = ("#bbbbbb", "#0072b2", "#d55e00")  # Okabe and Ito's, safe for colour-blind readers
+    for axis, (metric, label) in zip(axes, (("rougeL", "ROUGE-L"), ("exact_match", "exact match, %")), strict=True):
+        for place, (method, colour) in enumerate(zip(METHODS, colours, strict=True)):
+            values = [mean(records, method, metric, seed) for seed in seeds]
+            axis.barh(place, statistics.mean(values), color=colour, alpha=0.85)
+            axis.plot(values, [place] * len(values), "k.", markersize=5)
+        axis.set_yticks(range(len(METHODS)), METHODS)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 100)
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A load for a server from a process of its own: so many at once, each asking again as soon as it is answered.
+
+    python -m benchmarks.serving.serving_load URL --tasks 64 --requests 96 [--concurrency 16] [--seconds 600]
+
+Tasks are drawn by Zipf's law, prompts and lengths of outputs at random; the same seed asks the same. Prints one line of
+JSON: tokens a second, latencies, and how answers ended.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from statistics import quantiles
+from typing import Any
+
+import httpx
+
+EXPONENT = 1.1
+WORDS = ("river", "ledger", "harbour", "signal", "winter", "paper", "copper", "garden", "window", "seven", "thirty")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("url")
+    parser.add_argument("--tasks", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--seconds", type=float, help="go on for so long instead")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--uniform", action="store_true", help="all tasks alike instead of by Zipf's law")
+    args = parser.parse_args()
+    print(json.dumps(asyncio.run(load(args))))
+
+
+def bodies(tasks: int, seed: int, uniform: bool) -> Iterator[dict[str, Any]]:
+    """Requests without end."""
+    draw = random.Random(seed)
+    weights = list(accumulate(1.0 if uniform else 1 / rank**EXPONENT for rank in range(1, tasks + 1)))
+    while True:
+        (task,) = draw.choices(range(tasks), cum_weights=weights)
+        prompt = " ".join(draw.choices(WORDS, k=draw.randint(4, 24)))
+        yield {"model": f"user-{task}", "prompt": prompt, "temperature": 0, "max_tokens": draw.randint(8, 32)}
+
+
+async def load(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask, and tell what it was like."""
+    source, statuses = bodies(args.tasks, args.seed, args.uniform), Counter[int]()
+    latencies: list[float] = []
+    answers: dict[int, str] = {}
+    tokens = asked = 0
+    began = time.monotonic()
+
+    def going_on() -> bool:
+        return time.monotonic() < began + args.seconds if args.seconds else asked < args.requests
+
+    async def ask_again_and_again(client: httpx.AsyncClient) -> None:
+        nonlocal tokens, asked
+        while going_on():
+            number, body = asked, next(source)
+            asked += 1
+            at = time.monotonic()
+            answer = await client.post(f"{args.url}/completions", json=body)
+            latencies.append(time.monotonic() - at)
+            statuses[answer.status_code] += 1
+            if answer.status_code == 200:
+                found = answer.json()
+                tokens += found["usage"]["completion_tokens"]
+                if not args.seconds:
+                    answers[number] = found["choices"][0]["text"]
+
+    limits = httpx.Limits(max_connections=args.concurrency)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+        await asyncio.gather(*(ask_again_and_again(client) for _ in range(args.concurrency)))
+    seconds = time.monotonic() - began
+    cuts = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else [latencies[0]] * 99
+    said = json.dumps([answers.get(number) for number in range(len(answers))])
+    return {
+        "tasks": args.tasks, "requests": asked, "statuses": dict(statuses), "seconds": round(seconds, 2),
+        "tokens": tokens, "tokens_per_second": round(tokens / seconds, 2),
+        "latency_p50": round(cuts[49], 3), "latency_p95": round(cuts[94], 3),
+        "answers_sha256": hashlib.sha256(said.encode()).hexdigest(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Changing the tasks of a saved bank, file to file: a task that is a mixture of others, and forgetting tasks.
+
+All tasks share A and B, so W_k − W0 is linear in the core: a weighted sum of cores is, exactly, the same weighted sum
+of the weights' updates.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from colora.adapter.config import check_task_name
+from colora.bank.tensors import BankFiles, read_bank_files, write_bank_files
+from colora.errors import CheckpointError, ConfigError, TaskIdError
+
+__all__ = ["Forgotten", "forget_tasks", "merge_tasks"]
+
+# Beside a bank in the folder of its run: what holds cores of its tasks, and what may name them.
+HOLD_CORES = ("checkpoints", "checkpoint")
+HOLD_NAMES = ("run.yaml", "tasks.json", "records.jsonl", "rounds.jsonl")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget_tasks` did.
+
+    Attributes:
+        bank: the folder of the bank.
+        tasks: that are left in it.
+        purged: folders beside it that were removed.
+        cores_left: folders beside it that still hold the cores.
+        names_left: files beside it that still hold a name of theirs: results, paths, digests of the examples.
+    """
+
+    bank: Path
+    tasks: list[str]
+    purged: list[Path] = field(default_factory=list)
+    cores_left: list[Path] = field(default_factory=list)
+    names_left: list[Path] = field(default_factory=list)
+
+
+def merge_tasks(
+    bank_folder: str | Path, name: str, weights: Mapping[str, float], output: str | Path | None = None
+) -> Path:
+    """Add a task whose update is a weighted sum of those of others: W_new − W0 = Σ w_k (W_k − W0).
+
+    Args:
+        bank_folder: of a bank, or of its run.
+        name: of the new task.
+        weights: by task. They may be negative and need not add to one.
+        output: folder of the new bank, must not hold anything; by default the bank itself is replaced.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        BankFileError: no bank there, or a damaged one.
+        ConfigError, TaskIdError: a name that is taken or cannot be one, an unknown task, a weight that is no number, an
+            output that is there already.
+        CheckpointError: the bank cannot be written.
+    """
+    bank = read_bank_files(bank_folder)
+    if fault := check_task_name(name):
+        raise ConfigError(fault)
+    if name in bank.tasks:
+        raise ConfigError(f"{name!r} is already a task of {bank.folder}; choose another name, or forget it first")
+    if not weights:
+        raise ConfigError("expected the weight of at least one task, found none")
+    for task, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ConfigError(f"weight of {task!r}: expected a finite number, found {weight}")
+    rows = _indices(bank, list(weights))
+    target = bank.folder if output is None else Path(output)
+    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    factors = torch.tensor(list(weights.values()), dtype=torch.float64)
+    for key, cores in bank.cores.items():
+        new = torch.einsum("k,kij->ij", factors, cores[rows].double())
+        bank.tensors[key] = torch.cat([cores, new[None].to(cores.dtype)])
+    bank.config["tasks"] = [*bank.tasks, name]
+    if bank.info is not None:
+        # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
+        bank.info.sources[name] = {"merged": dict(weights)}
+    write_bank_files(bank, target)
+    return target
+
+
+def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = False) -> Forgotten:
+    """Remove tasks from a bank: it is then, byte for byte, one that holds only the others' cores.
+
+    What cannot be taken back: A and B were trained with the examples of these tasks too, and other places may hold
+    copies (exported LoRAs, the banks of runs that started from this one, backups). The checkpoints of the run hold the
+    cores until it is purged of them.
+
+    Args:
+        bank_folder: of a bank, or of its run.
+        tasks: to be forgotten.
+        purge: whether the run's checkpoints go too.
+
+    Raises:
+        BankFileError: no bank there, or a damaged one.
+        TaskIdError: an unknown task.
+        ConfigError: no task would be left, or one that is left was merged from one to be forgotten. In both cases
+            nothing is changed.
+        CheckpointError: the bank cannot be written, or a checkpoint not removed.
+    """
+    bank = read_bank_files(bank_folder)
+    if not tasks:
+        raise ConfigError("expected the name of at least one task, found none")
+    _indices(bank, tasks)
+    gone = set(tasks)
+    keep = [place for place, name in enumerate(bank.tasks) if name not in gone]
+    if not keep:
+        raise ConfigError(f"no task would be left in {bank.folder}: remove the folder instead")
+    if held := [f"{name}: merged from {', '.join(parts)}" for name, parts in _mixtures(bank, gone).items()]:
+        raise ConfigError("these tasks hold what is to be forgotten; forget them too. Nothing was changed:", held)
+    for key, cores in bank.cores.items():
+        bank.tensors[key] = cores[keep].contiguous()
+    bank.config["tasks"] = [bank.tasks[place] for place in keep]
+    if bank.info is not None:
+        for table in (bank.info.examples, bank.info.seen, bank.info.sources):
+            for name in gone & table.keys():
+                del table[name]
+    write_bank_files(bank, bank.folder)
+    return _beside(bank, gone, purge)
+
+
+def _indices(bank: BankFiles, names: Sequence[str]) -> list[int]:
+    place = {name: number for number, name in enumerate(bank.tasks)}
+    if unknown := [name for name in names if name not in place]:
+        known = ", ".join(bank.tasks[:10]) + (f", ... ({len(bank.tasks)})" if len(bank.tasks) > 10 else "")
+        raise TaskIdError(f"{bank.folder} has no task {', '.join(map(repr, unknown))}; it has {known}")
+    return [place[name] for name in names]
+
+
+def _mixtures(bank: BankFiles, gone: set[str]) -> dict[str, list[str]]:
+    """Tasks that would be left and are sums with a part that is to go, with these parts; sums of sums as well."""
+    recipes = {
+        name: set(source["merged"])
+        for name, source in (bank.info.sources if bank.info is not None else {}).items()
+        if isinstance(source, dict) and isinstance(source.get("merged"), dict)
+    }
+    held: dict[str, list[str]] = {}
+    while more := {
+        name: sorted(parts & (gone | held.keys()))
+        for name, parts in recipes.items()
+        if name not in gone | held.keys() and parts & (gone | held.keys())
+    }:
+        held |= more
+    return held
+
+
+def _beside(bank: BankFiles, gone: set[str], purge: bool) -> Forgotten:
+    run = bank.folder.parent
+    result = Forgotten(bank.folder, bank.tasks)
+    if bank.folder.name != "bank" or not (run / "run.yaml").is_file():
+        return result  # not the bank of a run: what lies beside it is not its own
+    for folder in filter(Path.is_dir, (run / name for name in HOLD_CORES)):
+        if purge:
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise CheckpointError(f"{folder}: could not be removed ({error}); the bank itself is done") from error
+            result.purged.append(folder)
+        else:
+            result.cores_left.append(folder)
+    for file in filter(Path.is_file, (run / name for name in HOLD_NAMES)):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in gone):
+            result.names_left.append(file)
+    return result

@@ -1,0 +1,133 @@
+"""From a bank to files that need no CoLoRA: plain LoRA folders, and merged models.
+
+The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's scale (see `colora.algebra`).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from colora.adapter.config import CoLoRAConfig
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.common.files import staged_folder
+from colora.errors import ConfigError
+
+__all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
+
+LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
+    """The tensors of a task's plain LoRA, by the names that PEFT saves them under.
+
+    `lora_B` is computed in float64 and rounded once to the bank's own precision. In float64 the LoRA gives the bank's
+    logits to about 1e-12; in float32 they differ by rounding, up to some 1e-4 on logits of magnitude 35.
+
+    Raises:
+        TaskIdError: if the bank has no such task.
+    """
+    bank, config = _bank(model)
+    index = bank_tuner(model).router.index(task, bank)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in bank_layers(model, bank).items():
+        A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
+        core = layer.colora_core[bank].detach()[index]
+        own_B = (B.cpu().double() @ core.cpu().double()).to(B.dtype)  # not every accelerator has float64
+        tensors[f"base_model.model.{name}.lora_A.weight"] = A.cpu().contiguous().clone()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = own_B.contiguous()
+    if config.modules_to_save:
+        saved = get_peft_model_state_dict(model, adapter_name=bank, save_embedding_layers=False)
+        tensors |= {key: value.cpu().contiguous() for key, value in saved.items() if "colora_" not in key}
+    return tensors
+
+
+def export_lora(model: PeftModel, task: str, folder: Path) -> None:
+    """Write one task as a plain LoRA that stock PEFT, vLLM or TGI load; atomic.
+
+    Raises:
+        TaskIdError: if the bank has no such task.
+        ConfigError: if the folder holds anything but an earlier export of this kind.
+        CheckpointError: if the folder cannot be written.
+    """
+    bank, config = _bank(model)
+    tensors = lora_tensors(model, task)
+    folder = _replaceable(folder)
+    layers = bank_layers(model, bank)
+    transposed = {layer.transposed for layer in layers.values()}
+    lora = LoraConfig(
+        r=config.r,
+        # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        use_rslora=config.use_rslora,
+        lora_dropout=config.lora_dropout,
+        target_modules=sorted(layers),
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=transposed == {True},
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+    with staged_folder(folder) as staging:
+        save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+        lora.save_pretrained(str(staging))
+
+
+def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
+    """Write several tasks, all by default, each to its folder `folder/TASK`; returns the folders."""
+    names = list(tasks) if tasks is not None else bank_tuner(model).tasks
+    for name in names:
+        bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
+        _replaceable(folder / name)
+    if len({name.casefold() for name in names}) < len(names):
+        raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
+    for name in names:
+        export_lora(model, name, folder / name)
+    return {name: folder / name for name in names}
+
+
+def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Any = None) -> None:
+    """Write the whole base model with a task's update added to its weights. The model in memory is used up.
+
+    Raises:
+        TaskIdError: if the bank has no such task.
+        ConfigError: if the folder holds anything but an exported LoRA.
+        CheckpointError: if the folder cannot be written.
+    """
+    bank_tuner(model).router.index(task, _bank(model)[0])
+    folder = _replaceable(folder)
+    merged: Any = bank_tuner(model).merge_and_unload(task=task)
+    with staged_folder(folder) as staging:
+        merged.save_pretrained(str(staging))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(staging))
+
+
+def _replaceable(folder: Path) -> Path:
+    """The folder by its full path. Whatever is there is replaced whole, so it may only be empty or a plain LoRA."""
+    folder = Path(os.path.abspath(folder))
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        try:
+            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = None
+        if not names or (kind == "LORA" and names <= LORA_FILES):
+            return folder
+    elif not folder.exists():
+        return folder
+    raise ConfigError(f"{folder} is there already and is no exported LoRA; choose another folder, or remove it")
+
+
+def _bank(model: PeftModel) -> tuple[str, CoLoRAConfig]:
+    tuner = bank_tuner(model)
+    active = tuner.active_adapters
+    config = tuner.peft_config[active[0]] if len(active) == 1 else None
+    if not isinstance(config, CoLoRAConfig):
+        raise ConfigError(f"expected a model with one active bank, found {', '.join(active) or 'no adapter'}")
+    return active[0], config

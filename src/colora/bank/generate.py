@@ -1,0 +1,91 @@
+"""Outputs of a saved bank for prompts of many tasks at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from colora.bank.load import load_bank
+from colora.errors import ConfigError, TaskIdError
+from colora.models.base import configure_threads
+from colora.models.decoding.batch import Batch, Row, run_rows
+from colora.models.decoding.layout import lay_out_by_columns
+from colora.models.decoding.sampling import Sampling
+from colora.models.generate import fit_prompts, generate_outputs
+from colora.tasks.schema import Example
+
+__all__ = ["Request", "generate_texts", "read_requests"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `task` may be None only for a bank of one task."""
+
+    task: str | None
+    input: str
+    instruction: str | None = None
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Requests from JSONL lines {"task", "input", "instruction"?}. Raises ConfigError listing every faulty line."""
+    requests, faults = [], []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits at U+2028, within strings
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.append(f"{path}:{number}: expected a JSON object, found {error.msg} at column {error.colno}")
+            continue
+        keys = ("task", "input", "instruction")
+        if not isinstance(value, dict) or not all(isinstance(value.get(key, ""), str) for key in keys):
+            faults.append(f"{path}:{number}: expected an object of strings, found {line[:60]}")
+        elif missing := [key for key in ("task", "input") if key not in value]:
+            faults.append(f"{path}:{number}: {' and '.join(missing)} missing")
+        else:
+            requests.append(Request(value["task"], value["input"], value.get("instruction")))
+    if not requests and not faults:
+        faults.append(f"{path}: expected at least one line, found none")
+    if faults:
+        more = [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
+        raise ConfigError("the prompts cannot be used:", [*faults[:20], *more])
+    return requests
+
+
+def generate_texts(
+    bank: Path, requests: Sequence[Request], max_new_tokens: int = 64, base: str | None = None,
+    sampling: Sampling | None = None,
+) -> list[str]:  # fmt: skip
+    """The outputs, in the order of the requests; prompts of all tasks are mixed in the batches.
+
+    Args:
+        sampling: how each is drawn, as a server draws it: alone or in a batch, one seed gives one output. By default
+            the likeliest token is taken.
+
+    Raises:
+        ConfigError: a sampling that the model cannot do, see `Batch`.
+        TaskIdError: a task that the bank does not know, or none given where it knows several.
+        BankFileError: no bank there.
+    """
+    configure_threads()
+    model, tokenizer, info = load_bank(bank, base, device=torch.accelerator.current_accelerator(check_available=True))
+    lay_out_by_columns(model)
+    names: list[str] = model.base_model.tasks
+    if any(request.task is None for request in requests) and len(names) > 1:
+        raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")
+    wanted = [names[0] if request.task is None else request.task for request in requests]
+    device = next(model.parameters()).device
+    router = model.base_model.router
+    ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
+    rows = [(task, Example(one.input, (), one.instruction)) for task, one in zip(wanted, requests, strict=True)]
+    prompts = fit_prompts(rows, model, tokenizer, info.max_length, max_new_tokens)
+    if sampling is None:
+        return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)
+    drawn = replace(sampling, max_tokens=max_new_tokens)
+    return run_rows(Batch(model, tokenizer), [Row(one, int(own), drawn) for one, own in zip(prompts, ids, strict=True)])

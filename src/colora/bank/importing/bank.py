@@ -1,0 +1,178 @@
+"""From plain LoRAs to one bank: K adapters on one base, trained apart, as shared factors and a core for each.
+
+`algebra.joint_diagonalisation` finds the factors, layer by layer: memory is what one layer of all K LoRAs takes in
+float64, and the bank that comes out. The base model is loaded once at the end of the checks, since a bank records which
+model it belongs to.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from colora.adapter.config import CoLoRAConfig
+from colora.adapter.layer import CoLoRALinear
+from colora.adapter.model import bank_layers
+from colora.bank.importing.compress import share_layer
+from colora.bank.importing.fit import bank_rank, common_base, layer_sizes, target_names
+from colora.bank.importing.read import WEIGHTS, Lora, read_loras
+from colora.bank.load import BankInfo, save_bank
+from colora.errors import ConfigError
+from colora.models.base import load_base
+
+__all__ = ["ImportReport", "ImportedTask", "import_loras"]
+
+BANK = "default"
+
+
+@dataclass(frozen=True)
+class ImportedTask:
+    """What became of one LoRA.
+
+    Attributes:
+        name, rank: of the task; the largest rank of its LoRA's layers.
+        error: ‖W_k − W_k'‖ / ‖W_k − W0‖ over all layers together, in Frobenius norms; W_k is the LoRA's weight and
+            W_k' the bank's.
+        worst_layer, worst_error: the same of the layer where it is largest.
+    """
+
+    name: str
+    rank: int
+    error: float
+    worst_layer: str
+    worst_error: float
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import came to; errors are those of sharing, storing the bank in float32 adds about 1e-7.
+
+    Attributes:
+        bank: its folder.
+        base: the base model's name.
+        rank: r of the bank.
+        tasks: in the order of the bank.
+        bytes_before, bytes_after: sizes of the files of tensors, of all LoRAs and of the bank.
+    """
+
+    bank: Path
+    base: str
+    rank: int
+    tasks: list[ImportedTask]
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the bank is."""
+        return self.bytes_before / self.bytes_after
+
+
+def import_loras(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    rank: int | None = None,
+    base: str | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
+) -> ImportReport:
+    """Turn plain LoRAs on one base model into a bank.
+
+    Ranks, scales and adapted layers may differ; a layer that a LoRA lacks has an update of zero there. The factors
+    minimise the sum over tasks of the squared relative errors, so that a small update counts as much as a large one.
+    The bank has scale 1 and float32 tensors (float64 if a LoRA has); its factors are balanced so that training can go
+    on, see `colora.bank.importing.compress`. Prompts are taken to use the chat template, of which LoRAs say nothing. One LoRA
+    alone works, but then nothing is shared.
+
+    Args:
+        folders: of the LoRAs, as PEFT saves them.
+        output: folder of the bank; must not hold anything.
+        rank: r of the bank; by default twice the largest rank of the LoRAs, but not more than the layers allow, nor
+            than is needed to hold all of them exactly.
+        base: the base model, if not what the LoRAs say.
+        names: of the tasks; by default the folders' names.
+
+    Raises:
+        ConfigError: listing what is wrong with the folders, their layers, the rank or the output. Nothing is written.
+        BaseModelError: the base cannot be loaded.
+        CheckpointError: the bank cannot be written.
+    """
+    output = Path(output).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there already; choose another output, or remove it")
+    loras = read_loras([Path(folder) for folder in folders], names)
+    source = base or common_base(loras)
+    for lora in loras:
+        if base and lora.base != base:
+            log(f"{lora.folder} names the base {lora.base}; taken to be the same as {base}")
+    if source != "smollm2" and Path(source).expanduser().exists():
+        source = str(Path(source).expanduser().resolve())  # the bank will be used from other folders
+    model, _ = load_base(source, dtype="auto")
+    sizes = layer_sizes(loras, model)
+    r = bank_rank(loras, sizes, rank)
+    missing = sum(any(layer not in lora.shapes for lora in loras) for layer in sizes)
+    if missing:
+        log(f"{missing} of {len(sizes)} layers are not adapted by every LoRA; the update of the others is zero there")
+    if len(loras) == 1:
+        log("one LoRA alone: the bank holds it, but nothing is shared")
+
+    config = CoLoRAConfig(
+        r=r, lora_alpha=r, tasks=[lora.name for lora in loras], target_modules=target_names(model, set(sizes)),
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )  # fmt: skip
+    bank: Any = get_peft_model(model, config, adapter_name=BANK)
+    layers = bank_layers(bank, BANK)
+    assert layers.keys() == sizes.keys()
+    dtype = torch.float64 if any(lora.dtype == torch.float64 for lora in loras) else torch.float32
+    lost, energy = (torch.zeros(len(loras), len(layers), dtype=torch.float64) for _ in range(2))
+    norms = [_norm(lora) or 1.0 for lora in loras]
+    steps = track(
+        layers.items(), "sharing layers", console=Console(stderr=True), transient=True, disable=not progress
+    )  # fmt: skip
+    for number, (name, layer) in enumerate(steps):
+        pairs = [lora.factors(name) if name in lora.shapes else _nothing(*sizes[name]) for lora in loras]
+        shared = share_layer([B for B, _ in pairs], [A for _, A in pairs], r, norms)
+        _fill(layer, shared.A, shared.B, shared.cores, dtype)
+        lost[:, number], energy[:, number] = shared.lost, shared.energy
+    save_bank(bank, output, BankInfo(base=model.name_or_path))
+    return ImportReport(
+        output, model.name_or_path, r, _task_rows(loras, list(layers), lost, energy),
+        bytes_before=sum(lora.bytes for lora in loras), bytes_after=(output / WEIGHTS).stat().st_size,
+    )  # fmt: skip
+
+
+def _norm(lora: Lora) -> float:
+    """‖W − W0‖ over all layers."""
+    squares = 0.0
+    for layer in lora.shapes:
+        B, A = lora.factors(layer)
+        squares += float(((B.T @ B) * (A @ A.T)).sum())
+    return max(squares, 0.0) ** 0.5
+
+
+def _nothing(d_out: int, d_in: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(d_out, 0, dtype=torch.float64), torch.zeros(0, d_in, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _fill(layer: CoLoRALinear, A: Tensor, B: Tensor, cores: Tensor, dtype: torch.dtype) -> None:
+    # As new storage: the base's precision, in which the bank was made, need not be the bank's.
+    for parameter, value in ((layer.colora_A, A), (layer.colora_B, B), (layer.colora_core, cores)):
+        parameter[BANK].data = value.to(dtype).contiguous()
+
+
+def _task_rows(loras: Sequence[Lora], layers: list[str], lost: Tensor, energy: Tensor) -> list[ImportedTask]:
+    by_layer = torch.where(energy > 0, lost / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0).sqrt()
+    whole = (lost.sum(1) / energy.sum(1).clamp(min=torch.finfo(energy.dtype).tiny)).sqrt()
+    return [
+        ImportedTask(lora.name, lora.rank, float(error), layers[int(own.argmax())], float(own.max()))
+        for lora, error, own in zip(loras, whole, by_layer, strict=True)
+    ]

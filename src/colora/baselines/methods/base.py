@@ -1,7 +1,0 @@
-"""The base model as it is, zero-shot: W_k = W0. Nothing is trained."""
-
-from colora.baselines.method import Method
-
-__all__ = ["BASE"]
-
-BASE = Method("base", "base, zero-shot", terms=())

@@ -1,0 +1,94 @@
+"""YAML files that people write: read with overrides, and every fault told with its place."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colora.errors import ConfigError
+
+__all__ = ["near", "read_yaml", "tell_fault"]
+
+
+def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, with "key=value" overrides applied; `needs` names what it must have.
+
+    Raises:
+        ConfigError: a file or an override that cannot be read, with its place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        value = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}") from error
+    except ValueError as error:  # a day that no calendar has, for instance
+        raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping with at least {needs}, found {_kind(value)}")
+    for override in overrides:
+        _apply(value, override)
+    return value
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """What to add to "unknown": "; did you mean 'x'?" if a known name is like this one, else nothing."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def tell_fault(error: Mapping[str, Any], fields: Collection[str], whole: str) -> str:
+    """One of pydantic's errors as "place: expected, found"; `fields` are the known ones, `whole` names the file."""
+    place = ".".join(str(part) for part in error["loc"] if part != "[key]") or whole
+    if error["type"] == "extra_forbidden":
+        return f"{place}: no such field{near(str(error['loc'][-1]), fields)}"
+    if error["type"] == "missing":
+        return f"{place}: missing"
+    if error["type"] == "model_type":
+        return f"{place}: expected a mapping, found {_kind(error['input'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = error.get("input")
+    shown = "" if isinstance(found, dict | list) or error["type"] == "value_error" else f", found {found!r}"
+    return f"{place}: {message.replace('input should be', 'expected')}{shown}"
+
+
+def _apply(value: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found or not key.strip():
+        raise ConfigError(f"override {override!r}: expected key=value, such as training.lr=1e-3")
+    try:
+        new = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+    here: Any = value
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        if isinstance(here, list):
+            here = here[_place(here, part, override)]
+        else:
+            if here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+        if not isinstance(here, dict | list):
+            raise ConfigError(f"override {override!r}: {part!r} holds {_kind(here)}, which has no fields")
+    here[_place(here, last, override) if isinstance(here, list) else last] = new
+
+
+def _place(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"override {override!r}: expected a number from 0 to {len(items) - 1}, found {part!r}")
+    return int(part)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r}"[:80]

@@ -1,0 +1,98 @@
+"""Negative log-likelihood of the right answers: the measure that moves before any text metric does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from colora.models.batching import device_of, length_batches, pad, pad_token_id
+from colora.models.likelihood import IGNORED, is_encoder_decoder, label_tokens, row_nll
+from colora.models.modes import eval_mode
+from colora.tasks.encode import encode_tasks
+from colora.tasks.schema import Task
+
+__all__ = ["TokenNLL", "token_nll"]
+
+
+@dataclass(frozen=True)
+class TokenNLL:
+    """The negative log-likelihood of one task's answers.
+
+    Attributes:
+        sum: over all answer tokens, in nats.
+        tokens: how many answer tokens there are, end tokens included.
+    """
+
+    sum: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token; NaN without tokens."""
+        return self.sum / self.tokens if self.tokens else float("nan")
+
+
+def token_nll(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    split: str,
+    task_index: Mapping[str, int] | None,
+    max_length: int,
+    batch_rows: int = 16,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, TokenNLL]:
+    """Summed negative log-likelihood of the first acceptable output of every example, end token included.
+
+    Rows of all tasks are mixed in batches of similar length. Rows are right-padded, so position 0 is the first token
+    for models with absolute positions too. The logits of answer tokens are turned into log-probabilities in float32
+    (or float64 if the model is in float64), and the sums of the rows are added up in float64.
+
+    Args:
+        model: a transformers model, causal or encoder-decoder, plain or wrapped by PEFT.
+        tokenizer: its tokenizer.
+        tasks: what to measure.
+        split: the split of each task; a task without examples in it is absent from the result.
+        task_index: the id of each task, given to the model as `task_ids` LongTensor (rows,). None: the model gets no
+            `task_ids`, as a base model or a plain LoRA wants it.
+        max_length: longest row in tokens as in training (causal: prompt and answer; encoder-decoder: each of the two);
+            longer inputs lose their beginning.
+        batch_rows: rows per forward pass.
+        limit: use only the first so many examples of each task.
+        progress: called with the number of rows just measured.
+
+    Returns:
+        for each task name its sum in nats and its number of tokens.
+
+    Raises:
+        TaskIdError: if `task_index` lacks a task.
+        TaskFileError: listing every example that is too long even without its input.
+
+    Warns:
+        UserWarning: once for each task whose inputs had to be cut.
+    """
+    seq2seq = is_encoder_decoder(model)
+    measured = [replace(task, splits={split: task.splits[split][:limit]}) for task in tasks if task.splits.get(split)]
+    encoded = encode_tasks(measured, tokenizer, split, max_length, seq2seq, task_index)
+    rows = [encoded[row] for row in range(len(encoded))]
+    names = [task.name for task in measured for _ in task.splits[split]]
+    device, filler = device_of(model), pad_token_id(tokenizer)
+    sums, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    with eval_mode(model):
+        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
+        for batch in length_batches(lengths, batch_rows):
+            input_ids, mask = pad([rows[row]["input_ids"] for row in batch], filler, device)
+            labels, _ = pad([rows[row]["labels"] for row in batch], IGNORED, device)
+            inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+            if task_index is not None:
+                inputs["task_ids"] = torch.tensor([rows[row]["task_ids"] for row in batch], device=device)
+            losses, counts = row_nll(model, inputs, labels), label_tokens(labels, seq2seq)
+            for row, loss, count in zip(batch, losses.tolist(), counts.tolist(), strict=True):
+                sums[names[row]] += loss
+                tokens[names[row]] += count
+            if progress is not None:
+                progress(len(batch))
+    return {name: TokenNLL(sums[name], tokens[name]) for name in sums}

@@ -1,0 +1,140 @@
+"""An experiment: one YAML file that says which methods are compared, on which tasks, with which budget."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from colora.common.files import NAME_RULE, fits_name_rule
+from colora.experiments.methods.registry import METHODS
+from colora.experiments.names import unknown
+from colora.experiments.trial import Regime
+from colora.tasks.families.named import GROUPS
+
+__all__ = ["Experiment", "MethodSettings"]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _different(values: list[Any]) -> list[Any]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"expected each once, found {', '.join(map(str, twice))} more than once")
+    return values
+
+
+def _filled(values: Any) -> Any:
+    if not values:
+        raise ValueError("expected at least one, found none")
+    return values
+
+
+def _name(value: str) -> str:
+    if not fits_name_rule(value):
+        raise ValueError(f"expected {NAME_RULE}, found {value!r}")
+    return value
+
+
+def _groups(value: Any) -> Any:
+    """Every way to write groups as a mapping from name to tasks."""
+    if isinstance(value, str | list):
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected names of groups, found {names!r}")
+        value = {name: name for name in _different(names)}
+    if not isinstance(value, dict):
+        return value
+    asked = [tasks for tasks in value.values() if isinstance(tasks, str)]
+    faults = unknown("group", asked, GROUPS)
+    for name, tasks in value.items():
+        if isinstance(tasks, list) and name in GROUPS and tasks != list(GROUPS[name]):
+            faults.append(f"{name!r} is the name of a known group with other tasks; give yours another name")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return {name: list(GROUPS[tasks]) if isinstance(tasks, str) else tasks for name, tasks in value.items()}
+
+
+def _methods(value: Any) -> Any:
+    """Every way to write methods as a mapping from name to a list of settings."""
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        value = dict.fromkeys(_different(value))
+    if not isinstance(value, dict):
+        return value
+    faults = unknown("method", map(str, value), METHODS)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return {name: [{}] if one is None else _listed(one) for name, one in value.items()}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+OneOrMore = (BeforeValidator(_listed), AfterValidator(_different), AfterValidator(_filled))
+Named = Annotated[str, AfterValidator(_name)]
+
+
+class MethodSettings(_Settings):
+    """One variant of a method: what differs from the experiment's own settings."""
+
+    lr: Rate | None = Field(None, description="Peak learning rate of the factors A and B.")
+    core_lr: Rate | None = Field(None, description="Peak learning rate of the cores.")
+    rank: Count | None = Field(None, description="Rank of this method alone.")
+    alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
+    steps: Count | None = Field(None, description="Optimiser steps; another number needs allow_unequal_steps.")
+    rows: Count | None = Field(None, description="Rows of each task in a step; likewise.")
+    local_steps: Count | None = Field(None, description="Steps of each client in a round, if federated.")
+    options: dict[str, float] = Field({}, description="What only this method knows, by name.")
+    regimes: list[Regime] | None = Field(None, description="Only in these of the experiment's regimes.")
+    groups: list[str] | None = Field(None, description="Only on these of the experiment's groups.")
+    examples: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of examples.")
+    tasks_used: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of tasks.")
+    seeds: list[Seed] | None = Field(None, description="Only with these of the experiment's seeds.")
+
+
+class Experiment(_Settings):
+    """What `colora compare` runs. Where a field is a list, every combination is one cell."""
+
+    name: Named = Field(..., description="Name of the experiment, and of its file of records.")
+    note: str | None = Field(None, description="What it is for, in your words.")
+    base: str = Field("smollm2", min_length=1, description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
+    dtype: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="Of the base weights and its computations.")
+    first_layer: int = Field(0, ge=0, description="Adapters sit on this layer of the base and on all above it.")
+    groups: Annotated[dict[Named, Annotated[list[str], AfterValidator(_different), AfterValidator(_filled)]],
+                      BeforeValidator(_groups), AfterValidator(_filled)] = Field(
+        ..., description="Known groups by name (one, or a list), or a mapping from names of yours to lists of tasks."
+    )  # fmt: skip
+    tasks_used: Annotated[list[Count], *OneOrMore] | None = Field(
+        None, description="Sizes K: the first K tasks of each group are used; all by default. One or a list."
+    )
+    regimes: Annotated[list[Regime], *OneOrMore] = Field(
+        ["implicit"], description="Whether prompts say whose task it is: implicit, explicit, or a list of both."
+    )
+    examples: Annotated[list[Count], *OneOrMore] = Field(
+        [16], description="Training examples of a task; one or a list."
+    )
+    seeds: Annotated[list[Seed], *OneOrMore] = Field([0], description="Of all that is drawn; one or a list.")
+    methods: Annotated[dict[str, Annotated[list[MethodSettings], AfterValidator(_filled)]],
+                       BeforeValidator(_methods), AfterValidator(_filled)] = Field(
+        ..., description="Each method with its settings (see methods.NAME below), or with a list of them: its variants."
+    )  # fmt: skip
+    rank: Annotated[list[Count], *OneOrMore] = Field([8], description="Rank of every method; one or a list.")
+    alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
+    lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
+    core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
+    steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")
+    rows: Count = Field(2, description="Rows of each task in each step.")
+    local_steps: Count = Field(10, description="Steps of each client in a round of a federated method.")
+    allow_unequal_steps: bool = Field(False, description="Allow methods with more or fewer steps or rows than others.")
+    split: Literal["val", "test"] = Field("test", description="What is measured on; rates are chosen on 'val'.")
+    test: Count = Field(24, description="Examples of each task whose likelihood is measured.")
+    generate: int = Field(12, ge=0, description="The first so many of these are also answered by generation.")
+    max_length: int = Field(64, ge=8, description="Longest row in tokens.")
+    max_new_tokens: Count = Field(32, description="Longest answer in tokens.")
+    grid: dict[str, str] = Field({}, description="For each method, which settings were tried to choose its own.")

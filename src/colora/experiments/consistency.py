@@ -1,0 +1,105 @@
+"""What the fields of an experiment must be to each other: above all, that every method gets the same budget."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from colora.errors import ConfigError
+from colora.experiments.config import Experiment, MethodSettings
+from colora.experiments.methods.registry import METHODS
+from colora.experiments.names import misnamed_tasks
+from colora.experiments.plan import planned_cells, variants
+
+__all__ = ["inconsistencies"]
+
+
+def inconsistencies(experiment: Experiment) -> list[str]:
+    """Every fault between fields, each with its place; none if the experiment can be run."""
+    faults = [*_budgets(experiment), *_sizes(experiment), *_filters(experiment), *_settings(experiment)]
+    return faults or list(_cells(experiment))
+
+
+def _budgets(experiment: Experiment) -> Iterator[str]:
+    budgets: dict[str, set[tuple[int, int]]] = {}
+    for method, settings in variants(experiment):
+        if METHODS[method].terms:  # the base model as it is has none, and no budget
+            budget = (settings.steps or experiment.steps, settings.rows or experiment.rows)
+            budgets.setdefault(method, set()).add(budget)
+    if len(set().union(*budgets.values())) > 1 and not experiment.allow_unequal_steps:
+        listed = "; ".join(
+            f"{method}: {' and '.join(f'{steps} steps of {rows} rows of each task' for steps, rows in sorted(found))}"
+            for method, found in budgets.items()
+        )
+        yield (
+            f"methods: expected the same budget for all, found {listed}. "
+            "With allow_unequal_steps: true they are run nevertheless"
+        )
+
+
+def _sizes(experiment: Experiment) -> Iterator[str]:
+    if experiment.generate > experiment.test:
+        yield f"generate: expected at most test ({experiment.test}), found {experiment.generate}"
+    for group, tasks in experiment.groups.items():
+        for fault in misnamed_tasks(tasks):
+            yield f"groups.{group}: {fault}"
+    most = max(experiment.tasks_used or [1])
+    for group, tasks in experiment.groups.items():
+        if len(tasks) < most:
+            yield f"tasks_used: expected at most the {len(tasks)} tasks of group {group!r}, found {most}"
+
+
+def _filters(experiment: Experiment) -> Iterator[str]:
+    known: dict[str, list[Any]] = {
+        "regimes": list(experiment.regimes),
+        "groups": list(experiment.groups),
+        "examples": experiment.examples,
+    }
+    for place, _, settings in _placed(experiment):
+        for name, allowed in known.items():
+            chosen = getattr(settings, name)
+            other = [one for one in chosen or () if one not in allowed]
+            if chosen == []:
+                yield f"{place}.{name}: expected at least one, found none"
+            if other:
+                yield (
+                    f"{place}.{name}: expected some of the experiment's {name} ({', '.join(map(str, allowed))}), "
+                    f"found {', '.join(map(str, other))}"
+                )
+    for method in experiment.grid:
+        if method not in experiment.methods:
+            yield f"grid.{method}: expected a method of this experiment: {', '.join(experiment.methods)}"
+
+
+def _settings(experiment: Experiment) -> Iterator[str]:
+    for place, name, settings in _placed(experiment):
+        method = METHODS[name]
+        steps, local = settings.steps or experiment.steps, settings.local_steps or experiment.local_steps
+        if method.federated and steps % local:
+            yield f"{place}: expected steps to be a multiple of local_steps, found {steps} and {local}"
+        if settings.local_steps is not None and not method.federated:
+            yield f"{place}.local_steps: a method that is not federated has no rounds"
+        if settings.core_lr is not None and not method.core_rate:
+            yield f"{place}.core_lr: this method has no cores with a rate of their own"
+        if steps <= experiment.warmup_steps:
+            yield f"{place}: expected more steps than warmup_steps, found {steps} and {experiment.warmup_steps}"
+        try:
+            method.with_defaults(settings.options)
+        except ConfigError as error:
+            yield f"{place}.options: {error}"
+
+
+def _placed(experiment: Experiment) -> Iterator[tuple[str, str, MethodSettings]]:
+    """Each variant with its place in the file and its method."""
+    for method, several in experiment.methods.items():
+        for number, settings in enumerate(several):
+            yield f"methods.{method}" + (f".{number}" if len(several) > 1 else ""), method, settings
+
+
+def _cells(experiment: Experiment) -> Iterator[str]:
+    seen: set[str] = set()
+    twice = []
+    for cell in planned_cells(experiment):
+        if cell.key in seen and cell.method not in twice:
+            twice.append(cell.method)
+        seen.add(cell.key)
+    for method in twice:
+        yield f"methods.{method}: two variants give the same cell; settings that are the defaults count as these"

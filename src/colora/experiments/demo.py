@@ -1,0 +1,199 @@
+"""The demonstration: six small tasks on a real model, before training, each alone, and all together."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.table import Table
+
+from colora.adapter.model import bank_tuner
+from colora.bank.load import bank_overview
+from colora.common.files import write_json, write_text
+from colora.common.provenance import environment
+from colora.evaluation.evaluate import evaluate
+from colora.evaluation.records import Record, append_records, read_records
+from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
+from colora.tasks.schema import Task
+from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.training.run import train
+
+__all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", "write_tasks"]
+
+METHODS = ("before", "alone", "together")
+RANK = 8
+ROWS = 12
+METRICS = {"rougeL": "ROUGE-L", "exact_match": "exact match", "token_nll": "token NLL"}
+RATES: dict[str, dict[str, float]] = {"alone": {"lr": 2e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
+"""Learning rates, chosen by `python -m benchmarks.demo.demo_rates` on dates of another seed; see `docs/decisions.md`."""
+
+
+def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
+    """Write the tasks, train and measure each method that has no records yet, and make the table.
+
+    "alone" is a plain LoRA of the same rank for each task, with the same number of optimiser steps and of rows of this
+    task in each step as "together".
+
+    Args:
+        output: folder for everything; what is there is reused.
+        seed: of the days drawn, of the order of examples, and of initial weights.
+        steps: optimiser steps.
+        log: takes lines for the user.
+    """
+    configure_threads()
+    folders = write_tasks(output / "tasks" / f"seed-{seed}", seed, log)
+    file = output / "records.jsonl"
+    measures: dict[str, Callable[..., list[Record]]] = {
+        "before": _measure_before,
+        "alone": measure_alone,
+        "together": measure_together,
+    }
+    for number, method in enumerate(METHODS, start=1):
+        if _of(file, method, seed, steps):
+            log(f"{number} of 3, {method}: measured before, reused")
+            continue
+        place = f"{number} of 3, {method}: "
+        records = measures[method](output, folders, seed, steps, log=lambda line, place=place: log(place + line))
+        append_records(file, records)
+        write_json(output / "environment.json", environment())
+    return _table(file, output, seed, steps)
+
+
+def _measure_before(
+    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
+) -> list[Record]:
+    log("the model as it is, zero-shot")
+    model, tokenizer = load_base(DEFAULT_BASE)
+    tokenizer.chat_template = None
+    return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed, steps)
+
+
+def measure_alone(
+    output: Path,
+    folders: dict[str, Path],
+    seed: int,
+    steps: int,
+    rates: dict[str, float] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Record]:
+    """Train and measure a plain LoRA for each task, with the rows a step that the task has in the bank's steps."""
+    records: list[Record] = []
+    for name, folder in folders.items():
+        log(f"a LoRA of its own for {name}")
+        config = _config(
+            output / f"alone-{steps}-steps-seed-{seed}" / name, {name: folder}, seed, steps, rates or RATES["alone"]
+        )
+        result = train(config, make_model=_plain_lora, log=log)
+        records += _measure(result.model, result.tokenizer, result.tasks, "alone", seed, steps)
+    return records
+
+
+def measure_together(
+    output: Path,
+    folders: dict[str, Path],
+    seed: int,
+    steps: int,
+    rates: dict[str, float] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Record]:
+    """Train and measure one bank of all tasks."""
+    log("one bank for all six")
+    config = _config(output / f"together-{steps}-steps-seed-{seed}", folders, seed, steps, rates or RATES["together"])
+    result = train(config, log=log)
+    index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
+    return _measure(result.model, result.tokenizer, result.tasks, "together", seed, steps, index)
+
+
+def _plain_lora(base: Any, names: Sequence[str]) -> PeftModel:
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates: dict[str, float]) -> RunConfig:
+    return RunConfig(
+        base=DEFAULT_BASE,
+        chat_template=False,  # its default system message would double the tokens
+        output=str(output),
+        seed=seed,
+        tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
+        adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+        training=TrainingSpec(
+            steps=steps, rows=ROWS * len(folders) // len(DEMO_LOCALES), max_length=64, save_every=30, keep=1,
+            log_every=15, **rates,
+        ),
+        evaluation=EvaluationSpec(max_new_tokens=32),
+    )  # fmt: skip
+
+
+def _measure(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    method: str,
+    seed: int,
+    steps: int,
+    index: dict[str, int] | None = None,
+) -> list[Record]:
+    return evaluate(
+        model,
+        tokenizer,
+        tasks,
+        task_index=index,
+        max_length=64,
+        max_new_tokens=32,
+        batch_rows=48,
+        run=_run(steps),
+        method=method,
+        seed=seed,
+    ).records
+
+
+def _run(steps: int) -> str:
+    return f"demo-{steps}-steps"
+
+
+def write_tasks(folder: Path, seed: int, log: Callable[[str], None] = lambda line: None) -> dict[str, Path]:
+    """Write the six tasks as folders of JSONL files; returns the folder of each."""
+    folders = {}
+    for task in date_tasks(seed=seed):
+        folders[task.name] = folder / task.name
+        for split in ("train", "test"):
+            lines = []
+            for example in task.splits[split]:
+                row = asdict(example)
+                lines.append(json.dumps({"input": row["input"], "output": row["outputs"][0]}, ensure_ascii=False))
+            write_text(folder / task.name / f"{split}.jsonl", "\n".join(lines) + "\n")
+    first = next(iter(date_tasks(seed=seed))).splits["train"][0]
+    log(f"six tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
+    return folders
+
+
+def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
+    records = read_records(file) if file.is_file() else []
+    return [one for one in records if (one.run, one.method, one.seed) == (_run(steps), method, seed)]
+
+
+def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
+    overview = bank_overview(output / f"together-{steps}-steps-seed-{seed}")
+    own, shared = overview.per_task, overview.shared
+    # A LoRA of the same rank has an A and a B of the size of the shared ones.
+    sizes = {"before": None, "alone": shared, "together": own}
+    table = Table(
+        title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
+        caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
+    )
+    for column in ("method", *METRICS.values(), "parameters a task", "bytes a task"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method in METHODS:
+        records = _of(file, method, seed, steps)
+        means = {metric: fmean(one.value for one in records if one.metric == metric) for metric in METRICS}
+        size = sizes[method]
+        table.add_row(
+            method,
+            *(f"{mean:.3f}" if metric == "token_nll" else f"{mean:.1f}" for metric, mean in means.items()),
+            *(("-", "-") if size is None else (f"{size.parameters:,}", f"{size.bytes:,}")),
+        )
+    return table

@@ -1,0 +1,73 @@
+"""What a running experiment shows: a bar on a terminal's standard error, and a line for each cell that ended."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.progress import Progress
+
+from colora.common.progress import progress_bar
+from colora.experiments.trial import Cell, CellRecord
+
+__all__ = ["Bar", "cell_names", "open_bar", "result_line"]
+
+TRIALS_SECONDS = 3600.0  # a trial takes a minute, so their speed shows only over many
+# Shown only where the cells of one method differ in them.
+VARYING = {"rank": "r", "steps": "steps ", "lr": "lr ", "core_lr": "core "}
+
+
+class Bar:
+    """A bar of trials; within a trial it moves with the steps."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+
+    def start(self, done: int, name: str) -> None:
+        """`done` trials have ended, and the one called `name` begins."""
+        self._done = done
+        self._progress.update(self._task, completed=done, description=name)
+
+    def step(self, done: int, total: int) -> None:
+        """Of the present trial `done` of `total` steps have passed."""
+        if total:
+            self._progress.update(self._task, completed=self._done + min(done / total, 1.0))
+
+
+@contextmanager
+def open_bar(total: int, wanted: bool) -> Iterator[Bar]:
+    """A bar for `total` trials, shown if `wanted` and if standard error is a terminal."""
+    with progress_bar(shown=wanted, period=TRIALS_SECONDS) as progress:
+        yield Bar(progress, total)
+
+
+def cell_names(cells: Sequence[Cell]) -> dict[str, str]:
+    """For each key a name for people: what tells the cell from the others of its experiment."""
+    varying = {
+        (name, method)
+        for name in VARYING
+        for method in {cell.method for cell in cells}
+        if len({getattr(cell, name) for cell in cells if cell.method == method}) > 1
+    }
+    sized = len({(cell.group, len(cell.tasks)) for cell in cells}) > len({cell.group for cell in cells})
+    names = {}
+    for cell in cells:
+        parts = [cell.method, cell.group, *([f"k{len(cell.tasks)}"] if sized else []), cell.regime, f"n{cell.examples}"]
+        for name, sign in VARYING.items():
+            value = getattr(cell, name)
+            if (name, cell.method) in varying and value is not None:
+                parts.append(f"{sign}{value:g}")
+        parts += [f"{name} {value:g}" for name, value in cell.options.items()]
+        names[cell.key] = " ".join([*parts, f"seed {cell.seed}"])
+    return names
+
+
+def result_line(record: CellRecord) -> str:
+    """What it gave, as "ROUGE-L 84.1, NLL 0.312, 38 s", or the first line of why it failed."""
+    if record.error is not None:
+        return "failed: " + record.error.splitlines()[0]
+    shown = []
+    if (rouge := record.mean("rougeL")) is not None:
+        shown.append(f"ROUGE-L {rouge:.1f}")
+    if (nll := record.mean("token_nll")) is not None:
+        shown.append(f"NLL {nll:.3f}")
+    return ", ".join([*shown, f"{sum(record.seconds.values()):.0f} s"])

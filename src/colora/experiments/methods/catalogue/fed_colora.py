@@ -1,0 +1,26 @@
+"""Federated CoLoRA: A and B averaged, the core stays at home (arXiv:2602.07218).
+
+    simultaneous:  client k: A_k, B_k, Λ_k ← Adam(∇ L_k);     server: A = mean_k A_k, B = mean_k B_k
+    alternating:   even rounds: B_k, Λ_k move and B is averaged; odd rounds: A_k, Λ_k move and A is averaged
+
+    W_k = W0 + s · B Λ_k A
+
+In alternating rounds every client's weight is linear in what is averaged.
+"""
+
+from colora.experiments.methods.catalogue.rolora import one_factor_a_round
+from colora.experiments.methods.method import MEAN, OWN, Method, Term
+
+__all__ = ["FED_COLORA", "FED_COLORA_ALTERNATING"]
+
+_TERMS = (Term(A=MEAN, B=MEAN, core=OWN),)
+
+FED_COLORA = Method("fed-colora", "CoLoRA, federated", terms=_TERMS, federated=True, core_rate=True)
+FED_COLORA_ALTERNATING = Method(
+    "fed-colora-alternating",
+    "CoLoRA, federated, alternating rounds",
+    terms=_TERMS,
+    federated=True,
+    core_rate=True,
+    resting=one_factor_a_round,
+)

@@ -1,0 +1,22 @@
+"""Pooled LoRA: one for all tasks, W_k = W0 + s · B A (Hu et al., arXiv:2106.09685).
+
+    A, B ← Adam(∇ Σ_k L_k)
+
+Once at CoLoRA's rank r, and once with at least as many numbers as CoLoRA trains, which is the next larger rank or so.
+"""
+
+import math
+
+from colora.experiments.methods.method import SHARED, Method, Sizes, Term
+
+__all__ = ["POOLED", "POOLED_MATCHED"]
+
+
+def _matched(sizes: Sizes) -> int:
+    return math.ceil(sizes.colora / sizes.widths)
+
+
+POOLED = Method("pooled", "pooled LoRA, same rank", terms=(Term(A=SHARED, B=SHARED),))
+POOLED_MATCHED = Method(
+    "pooled-matched", "pooled LoRA, same parameters", terms=(Term(A=SHARED, B=SHARED, rank=_matched),)
+)

@@ -1,0 +1,114 @@
+"""What a trained method is worth on held-out examples, example by example, and what it costs to keep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colora.evaluation.metrics import exact_match, rouge_l
+from colora.experiments.methods.forward import Row, SplitForward
+from colora.experiments.methods.layer import ConstrainedLinear
+from colora.experiments.trial import TaskScores
+from colora.models.generate import fit_prompts, generate_outputs
+from colora.models.modes import eval_mode
+from colora.tasks.schema import Task
+
+__all__ = ["kept_numbers", "likelihoods", "score", "similarity", "texts", "trained_numbers"]
+
+ROWS = 96
+
+
+def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
+    """Nats of every row's answer, task by task. Tasks may differ in their number of rows: short ones are filled up."""
+    longest = max(map(len, rows))
+    found: list[list[float]] = [[] for _ in rows]
+    block = max(1, ROWS // len(rows))
+    with eval_mode(forward.model):
+        for start in range(0, longest, block):
+            places = range(start, min(start + block, longest))
+            batch = [examples[place % len(examples)] for examples in rows for place in places]
+            values = forward.row_nll(batch).view(len(rows), -1).tolist()
+            for own, part in zip(found, values, strict=True):
+                own.extend(part)
+    return [own[: len(examples)] for own, examples in zip(found, rows, strict=True)]
+
+
+def texts(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], split: str, limit: int, max_length: int, max_new_tokens: int
+) -> list[list[str]]:
+    """The greedy answers to the first `limit` examples of each task."""
+    number = min(limit, *(len(task.splits[split]) for task in tasks))
+    rows = [(task.name, example) for task in tasks for example in task.splits[split][:number]]
+    prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
+    block = max(1, ROWS // len(tasks))
+    # Every batch holds the tasks in equal blocks.
+    batches = [
+        [task * number + place for task in range(len(tasks)) for place in range(start, min(start + block, number))]
+        for start in range(0, number, block)
+    ]
+    answers = generate_outputs(model, tokenizer, prompts, None, max_new_tokens, batches=batches)
+    return [answers[task * number : (task + 1) * number] for task in range(len(tasks))]
+
+
+def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], answers: Sequence[str]) -> TaskScores:
+    """The scores of one task, rounded to what can matter."""
+    references = [example.outputs for example in task.splits[split][: len(answers)]]
+    pairs = list(zip(answers, references, strict=True))
+    return TaskScores(
+        nll=[round(value, 4) for value in nll],
+        tokens=[row.answer_tokens for row in rows],
+        rougeL=[round(rouge_l(answer, right), 2) for answer, right in pairs],
+        exact_match=[exact_match(answer, right) for answer, right in pairs],
+    )
+
+
+def trained_numbers(layers: dict[str, ConstrainedLinear]) -> int:
+    """Numbers that moved: copies that a server averages count once."""
+    total = 0
+    for layer in layers.values():
+        for term in layer.term_layers():
+            for name, tensor in term.parts():
+                part = term.term.parts()[name]
+                if part.trained:
+                    total += tensor[0].numel() if part.averaged else tensor.numel()
+    return total
+
+
+def kept_numbers(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
+    """Numbers to be kept after training: once for all tasks, and for each task."""
+    shared = own = 0
+    for layer in layers.values():
+        shared += 0 if layer.folded is None else layer.folded.numel()
+        for term in layer.term_layers():
+            for name, tensor in term.parts():
+                part = term.term.parts()[name]
+                if part.own and not part.averaged:
+                    own += tensor[0].numel()
+                else:
+                    shared += tensor[0].numel()
+    return shared, own
+
+
+@torch.no_grad()
+def similarity(layers: dict[str, ConstrainedLinear]) -> list[list[float]] | None:
+    """Cosine of the tasks' full updates, (K, K), over all layers; None without updates of their own.
+
+    ⟨B_i A_i, B_j A_j⟩ = ⟨B_iᵀ B_j, A_i A_jᵀ⟩, so no weight-sized matrix is formed. What is folded into W0 for all tasks
+    is left out.
+    """
+    gram: Tensor | None = None
+    for layer in layers.values():
+        terms = layer.term_layers()
+        if not terms:
+            return None
+        pairs = [[term.factors(task) for term in terms] for task in range(layer.tasks)]
+        B = torch.stack([torch.cat([left for left, _ in pair], dim=1) for pair in pairs])
+        A = torch.stack([torch.cat([right for _, right in pair], dim=0) for pair in pairs])
+        left, right = torch.einsum("iab,jac->ijbc", B, B), torch.einsum("iba,jca->ijbc", A, A)
+        part = layer.scale**2 * (left * right).sum((-1, -2))
+        gram = part if gram is None else gram + part
+    if gram is None:
+        return None
+    norm = gram.diagonal().clamp(min=1e-30).sqrt()
+    return [[round(value, 4) for value in row] for row in (gram / norm[:, None] / norm).tolist()]

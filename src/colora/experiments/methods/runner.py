@@ -1,0 +1,146 @@
+"""`Bench`: a base model, loaded once, on which cells are run one after the other."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from colora.algebra import joint_diagonalisation
+from colora.errors import ConfigError
+from colora.experiments.methods.attach import attached
+from colora.experiments.methods.data import encode_rows, step_rows
+from colora.experiments.methods.forward import SplitForward
+from colora.experiments.methods.layer import ConstrainedLinear, TermLayer
+from colora.experiments.methods.measure import kept_numbers, likelihoods, score, similarity, texts, trained_numbers
+from colora.experiments.methods.method import OWN, SHARED, Method, Term
+from colora.experiments.methods.registry import METHODS
+from colora.experiments.methods.starts import start_from_gradient, start_from_weights
+from colora.experiments.methods.train import Training, task_losses, train
+from colora.experiments.trial import Cell, CellRecord
+from colora.models.base import load_base
+from colora.tasks.schema import Task
+
+__all__ = ["Bench", "compress", "find_method"]
+
+# For short rows on a CPU the plain attention trains faster, and the fused one generates faster.
+TRAINING_ATTENTION, GENERATING_ATTENTION = "eager", "sdpa"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+class Bench:
+    """Runs cells on one base model. Each cell finds the model as the first one did.
+
+    Args:
+        base: anything `colora.models.base.load_base` takes; a causal model.
+        dtype: "fp32", "bf16" or "fp64", of the base's weights and computations. Adapters are float32 (float64 with
+            "fp64") and are cast to the base's dtype where they meet it.
+        device: by default an accelerator if there is one.
+    """
+
+    def __init__(self, base: str, dtype: str = "fp32", device: torch.device | str | None = None) -> None:
+        if device is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.model, self.tokenizer = load_base(
+            base, dtype=DTYPES[dtype], device=device, kind="causal", attn_implementation=TRAINING_ATTENTION
+        )
+        # The last positions of a prompt are a strided slice, for which torch copies a bfloat16 weight once a row.
+        self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
+        self.tokenizer.chat_template = None  # its default system message would double the tokens
+        self.base, self.dtype = base, dtype
+        self._forwards: dict[int, SplitForward] = {}
+
+    def run(self, cell: Cell, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> CellRecord:
+        """Train the cell's method on the tasks and measure it. `code` and `environment` are the caller's to add.
+
+        Args:
+            cell: what to run; of this bench's base.
+            tasks: its tasks, with training examples and those of `cell.split`.
+            progress: called with (steps done, steps).
+
+        Raises:
+            ConfigError: for an unknown method or option, or a rank that does not fit.
+            TaskFileError: for examples that are missing or too long.
+            TrainingDivergedError: if the loss is NaN or infinite.
+        """
+        method = find_method(cell.method)
+        forward = self._forward(cell.first_layer)
+        torch.manual_seed(cell.seed)
+        train_rows = encode_rows(tasks, self.tokenizer, "train", cell.max_length)
+        test_rows = [rows[: cell.test] for rows in encode_rows(tasks, self.tokenizer, cell.split, cell.max_length)]
+        begun = time.perf_counter()
+        with attached(self.model, method, cell.first_layer, len(tasks), cell.rank, cell.alpha, cell.options) as layers:
+            if self.dtype == "fp64":
+                for layer in layers.values():
+                    layer.terms.double()
+            training = Training()
+            if method.start == "weights":
+                start_from_weights(layers)
+            elif method.start == "gradient":
+                # The stacked batch of the first step; only the first client's loss counts.
+                batch = step_rows(train_rows, cell.rows, 0, cell.seed)
+                sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(tasks))[0])
+                training.traffic.up, training.traffic.down = sent.up, sent.down
+            if method.terms:
+                done = train(method, layers, forward, train_rows, cell, progress)
+                done.traffic.up += training.traffic.up
+                done.traffic.down += training.traffic.down
+                training = done
+            trained = time.perf_counter()
+            trainable = trained_numbers(layers)
+            if method.compresses:
+                compress(layers, cell.rank)
+            values = likelihoods(forward, test_rows)
+            answers: list[list[str]] = [[] for _ in tasks]
+            if cell.generate:
+                self.model.set_attn_implementation(GENERATING_ATTENTION)
+                try:
+                    answers = texts(
+                        self.model, self.tokenizer, tasks, cell.split, cell.generate, cell.max_length,
+                        cell.max_new_tokens,
+                    )  # fmt: skip
+                finally:
+                    self.model.set_attn_implementation(TRAINING_ATTENTION)
+            shared, own = kept_numbers(layers)
+            alike = similarity(layers) if own and len(tasks) > 1 else None
+        ended = time.perf_counter()
+        rows_scored = zip(tasks, test_rows, values, answers, strict=True)
+        return CellRecord(
+            cell=cell,
+            scores={task.name: score(task, cell.split, rows, nll, own) for task, rows, nll, own in rows_scored},
+            trainable=trainable,
+            shared_numbers=shared,
+            task_numbers=own,
+            rounds=training.rounds if method.federated else None,
+            bytes_up=training.traffic.up if method.federated else None,
+            bytes_down=training.traffic.down if method.federated else None,
+            seconds={"train": round(trained - begun, 2), "evaluate": round(ended - trained, 2)},
+            peak_memory=training.peak_memory,
+            losses=training.losses,
+            similarity=alike,
+        )
+
+    def _forward(self, first_layer: int) -> SplitForward:
+        if first_layer not in self._forwards:
+            self._forwards[first_layer] = SplitForward(self.model, first_layer)
+        return self._forwards[first_layer]
+
+
+def find_method(name: str) -> Method:
+    """The method of this name. Raises ConfigError with the known ones if there is none."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+@torch.no_grad()
+def compress(layers: dict[str, ConstrainedLinear], rank: int) -> None:
+    """Replace each layer's K updates by their joint diagonalisation of this rank: shared A and B, a core each."""
+    for layer in layers.values():
+        (local,) = layer.term_layers()
+        U, cores, V = joint_diagonalisation(local.B.double(), local.A.double(), rank)
+        term = TermLayer(
+            Term(A=SHARED, B=SHARED, core=OWN), layer.tasks, rank, local.A.shape[-1], local.B.shape[-2], local.A.device
+        ).to(local.A.dtype)
+        term.A[0], term.B[0] = V.T, U
+        term.core = torch.nn.Parameter(cores.to(local.A.dtype), requires_grad=False)
+        layer.terms = torch.nn.ModuleList([term])

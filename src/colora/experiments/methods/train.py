@@ -1,0 +1,167 @@
+"""The one training loop of all methods: equal steps, equal rows, one optimiser; only the method's table differs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from colora.errors import TrainingDivergedError
+from colora.experiments.methods.data import step_rows
+from colora.experiments.methods.federation import Traffic, averaged_parts, end_round
+from colora.experiments.methods.forward import Row, SplitForward
+from colora.experiments.methods.layer import ConstrainedLinear
+from colora.experiments.methods.method import Method
+from colora.experiments.trial import Cell
+
+__all__ = ["Training", "task_losses", "train"]
+
+LOGGED = 10  # losses kept of a run
+
+# Adam's second moment forgets within a run: at the usual 0.999 one large gradient early in fifty steps makes all later
+# steps small, and which run meets one is decided by rounding (docs/decisions.md, "Rounding").
+BETAS = (0.9, 0.95)
+
+
+@dataclass
+class Training:
+    """What a training came to.
+
+    Attributes:
+        losses: (step, mean over tasks of nats per token) now and then.
+        rounds: of a federated method.
+        traffic: what travelled.
+        peak_memory: bytes.
+    """
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    rounds: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    peak_memory: int = 0
+
+
+def train(
+    method: Method,
+    layers: dict[str, ConstrainedLinear],
+    forward: SplitForward,
+    rows: Sequence[Sequence[Row]],
+    cell: Cell,
+    progress: Callable[[int, int], None] | None = None,
+) -> Training:
+    """Train a method that is attached to the model of `forward`.
+
+    The loss is Σ_k of task k's mean nats per answer token: so each task's gradient is the one it would have alone.
+    AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101). The rates rise to their peak in equal stairs,
+    `cell.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks couples tasks that
+    share nothing. In a federated method the moments of what is averaged start anew in each round, for clients keep no
+    state of it; those of what stays at home remain.
+
+    Args:
+        method: what is attached.
+        layers: where.
+        forward: computes the likelihood.
+        rows: the training rows of each task.
+        cell: steps, rows, rates and seed.
+        progress: called with (steps done, steps).
+
+    Raises:
+        TrainingDivergedError: if the loss is NaN or infinite.
+    """
+    options = method.with_defaults(cell.options)
+    result = Training()
+    optimizer = _optimizer(method, layers, cell)
+    if forward.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(forward.device)  # of this cell, not of the largest before it
+    log_every = max(1, cell.steps // LOGGED)
+    for step in range(cell.steps):
+        round_number = step // cell.local_steps if method.federated else 0
+        resting = method.resting(step, round_number, options)
+        _rest(layers, resting)
+        batch = step_rows(rows, cell.rows, step, cell.seed)
+        loss = task_losses(forward.row_nll(batch), batch, len(rows))
+        result.peak_memory = max(result.peak_memory, _memory(forward.device))
+        mean = float(loss.detach().mean())
+        if not math.isfinite(mean):
+            raise TrainingDivergedError(f"the loss of {method.name!r} became {mean} at step {step}: lower the rates")
+        if step % log_every == 0 or step == cell.steps - 1:
+            result.losses.append((step, round(mean, 5)))
+        loss.sum().backward()
+        _set_rates(optimizer, step, cell)
+        optimizer.step()
+        optimizer.zero_grad()
+        if "pull" in options:
+            _pull_to_mean(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
+        last = step == cell.steps - 1
+        if method.federated and ((step + 1) % cell.local_steps == 0 or last):
+            bytes_ = end_round(layers, method, resting)
+            result.rounds += 1
+            result.traffic.up += bytes_.up
+            result.traffic.down += bytes_.down
+            _forget_moments(optimizer, layers, resting)
+        if progress is not None:
+            progress(step + 1, cell.steps)
+    return result
+
+
+def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
+    """Mean nats per answer token of each task of a batch in equal blocks: (K,)."""
+    tokens = torch.tensor([row.answer_tokens for row in batch], device=row_nll.device, dtype=row_nll.dtype)
+    return row_nll.view(tasks, -1).sum(1) / tokens.view(tasks, -1).sum(1)
+
+
+def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], cell: Cell) -> torch.optim.AdamW:
+    factors: list[Tensor] = []
+    cores: list[Tensor] = []
+    for layer in layers.values():
+        for term in layer.term_layers():
+            for name, tensor in term.parts():
+                if term.term.parts()[name].trained:
+                    (cores if name == "core" else factors).append(tensor)
+    core_lr = cell.core_lr if method.core_rate and cell.core_lr is not None else cell.lr
+    groups: list[dict[str, Any]] = [
+        {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, cell.lr), (cores, core_lr)) if params
+    ]
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, step: int, cell: Cell) -> None:
+    warmup = cell.warmup_steps
+    if step < warmup:
+        share = (step + 1) / warmup
+    else:
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cell.steps - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def _rest(layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]) -> None:
+    for layer in layers.values():
+        for term in layer.term_layers():
+            for name, tensor in term.parts():
+                tensor.requires_grad_(term.term.parts()[name].trained and name not in resting)
+
+
+@torch.no_grad()
+def _pull_to_mean(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
+    """Λ_k ← Λ_k − strength · (Λ_k − mean_j Λ_j), never beyond the mean."""
+    for layer in layers.values():
+        for term in layer.term_layers():
+            if term.core is not None:
+                term.core.lerp_(term.core.mean(0, keepdim=True).expand_as(term.core), min(1.0, strength))
+
+
+def _forget_moments(
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]
+) -> None:
+    for layer in layers.values():
+        for *_, copies in averaged_parts(layer, resting):
+            optimizer.state.pop(copies, None)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,211 @@
+"""From files of records to experiments, their places, and the rows at each place.
+
+An experiment is a file. A place is where methods can be compared: a group of tasks, a regime, a number of
+examples and of tasks, and whatever else decides what is measured. A row is a method at a place; where an
+experiment tries several settings of one method at the same place, each is a row, and its label says what differs
+within the group.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from colora.errors import ColoraError
+from colora.experiments.report.methods import REFERENCES, method_order
+from colora.experiments.report.statistics import Sample
+from colora.experiments.trial import Cell, CellRecord, read_cell_records
+
+__all__ = ["Experiment", "Place", "Row", "read_experiments", "reference_row", "setting"]
+
+_PLACE = ("base", "dtype", "split", "test", "generate", "max_length", "max_new_tokens")
+_SETTINGS = tuple(
+    name
+    for name in Cell.model_fields
+    if name not in {"method", "group", "tasks", "regime", "examples", "seed", *_PLACE}
+)
+MOST_FAULTS = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where methods are compared; `rest` holds what else decides the measurement, if the experiment varies it."""
+
+    group: str
+    regime: str
+    examples: int
+    tasks: int
+    rest: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return self.describe()
+
+    def describe(self, without: str = "") -> str:
+        """The place in words; `without` names a field to leave out."""
+        examples = [] if without == "examples" else [f"{_count(self.examples, 'example')} a task"]
+        tasks = [] if without == "tasks" else [_count(self.tasks, "task")]
+        return " · ".join([self.group, self.regime, *examples, *tasks, *self.rest])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a place, with the cells of all its seeds.
+
+    Attributes:
+        label: the method's name and the settings in which its rows differ.
+        settings: those settings alone, by name.
+    """
+
+    method: str
+    label: str
+    settings: dict[str, object]
+    records: tuple[CellRecord, ...]
+
+    @cached_property
+    def sample(self) -> Sample:
+        return Sample(self.records)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The records of one file; those of failed cells apart."""
+
+    name: str
+    records: tuple[CellRecord, ...]
+    failed: tuple[CellRecord, ...] = ()
+    repeated: int = field(default=0)  # records of a cell that a later record of the same cell replaced
+
+    @classmethod
+    def of(cls, name: str, records: Sequence[CellRecord]) -> "Experiment":
+        """The last record of each cell counts."""
+        last = {record.cell.key: record for record in records}
+        ended = tuple(record for record in last.values() if record.error is None)
+        failed = tuple(record for record in last.values() if record.error is not None)
+        return cls(name, ended, failed, len(records) - len(last))
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """How many cells each digest of the sources gave."""
+        return dict(sorted(Counter(record.code or "unknown" for record in (*self.records, *self.failed)).items()))
+
+    @cached_property
+    def places(self) -> dict[Place, list[Row]]:
+        """The rows at each place, both in the order in which they are shown."""
+        varied = [name for name in _PLACE if len({getattr(record.cell, name) for record in self.records}) > 1]
+        at: dict[Place, list[CellRecord]] = {}
+        for record in self.records:
+            cell = record.cell
+            rest = tuple(f"{name}={setting(cell, name)}" for name in varied)
+            at.setdefault(Place(cell.group, cell.regime, cell.examples, len(cell.tasks), rest), []).append(record)
+        differing = _differing(at.values())
+        places = sorted(at, key=lambda one: (one.group, one.regime != "implicit", one.rest, one.tasks, one.examples))
+        return {place: _rows(at[place], differing) for place in places}
+
+
+def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
+    """The experiments of a JSONL file of cell records, or of a folder of such files, each named by its file.
+
+    Args:
+        path: the file or folder.
+        mixed: whether an experiment may hold records of several digests of the sources.
+
+    Raises:
+        ColoraError: if there is nothing to read, for lines that are no cell records, and for mixed digests.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            raise ColoraError(f"{path}: expected JSONL files of cell records in this folder, found none")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ColoraError(f"{path}: expected a JSONL file of cell records or a folder of them, found neither")
+    experiments = [Experiment.of(file.stem, _read(file)) for file in files]
+    for file, one in zip(files, experiments, strict=True):
+        if len(one.codes) > 1 and not mixed:
+            found = ", ".join(f"{code} ({_count(number, 'cell')})" for code, number in one.codes.items())
+            raise ColoraError(
+                f"{file}: expected records of one code, found several digests: {found}. Run the older cells again, or "
+                "report them all the same with --mixed"
+            )
+    return experiments
+
+
+def reference_row(rows: Sequence[Row]) -> Row | None:
+    """The row that others are compared with: colora's, or federated colora's; of several the best in ROUGE-L."""
+    for method in REFERENCES:
+        found = [row for row in rows if row.method == method]
+        if found:
+            return max(
+                found, key=lambda row: (row.sample.mean("rougeL") or 0.0, -(row.sample.mean("token_nll") or 0.0))
+            )
+    return None
+
+
+def setting(cell: Cell, name: str) -> str:
+    """A setting for readers; `name` is a field of the cell or one of its options."""
+    value = _value(cell, name)
+    if name == "core_lr" and value is None:
+        return "as lr"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _read(file: Path) -> list[CellRecord]:
+    try:
+        records = read_cell_records(file)
+    except OSError as error:
+        raise ColoraError(f"{file}: expected a readable file of cell records, found: {error.strerror}") from error
+    except ColoraError as error:
+        faults = str(error).splitlines()
+        more = [f"... and {len(faults) - MOST_FAULTS} more lines like these"] if len(faults) > MOST_FAULTS else []
+        head = f"{file}: expected a cell record on each line, found"
+        raise ColoraError("\n  ".join([head, *faults[:MOST_FAULTS], *more])) from error
+    if not records:
+        raise ColoraError(f"{file}: expected a cell record on each line, found an empty file")
+    return records
+
+
+def _differing(places: Iterable[list[CellRecord]]) -> dict[tuple[str, str], list[str]]:
+    """For each group and method the settings that take several values at one place, in the order of the fields."""
+    found: dict[tuple[str, str], set[str]] = {}
+    names = list(_SETTINGS)
+    names.remove("options")
+    for records in places:
+        options = sorted({option for record in records for option in record.cell.options})
+        names += [option for option in options if option not in names]
+        for method in {record.cell.method for record in records}:
+            cells = [record.cell for record in records if record.cell.method == method]
+            varied = {name for name in names if len({setting(cell, name) for cell in cells}) > 1}
+            found.setdefault((records[0].cell.group, method), set()).update(varied)
+    return {key: [name for name in names if name in varied] for key, varied in found.items()}
+
+
+def _rows(records: list[CellRecord], differing: dict[tuple[str, str], list[str]]) -> list[Row]:
+    found: dict[tuple[str, tuple[str, ...]], list[CellRecord]] = {}
+    for record in records:
+        values = tuple(setting(record.cell, name) for name in differing[record.cell.group, record.cell.method])
+        found.setdefault((record.cell.method, values), []).append(record)
+    rows = []
+    for (method, values), of_row in found.items():
+        names = differing[of_row[0].cell.group, method]
+        label = ", ".join([method, *(f"{name}={value}" for name, value in zip(names, values, strict=True))])
+        cell = of_row[0].cell
+        settings = {name: _value(cell, name) for name in names}
+        rows.append(
+            Row(method, label, settings, tuple(sorted(of_row, key=lambda one: (one.cell.seed, one.cell.tasks))))
+        )
+    return sorted(rows, key=lambda row: (method_order(row.method), [_sortable(v) for v in row.settings.values()]))
+
+
+def _value(cell: Cell, name: str) -> object:
+    return getattr(cell, name) if name in Cell.model_fields else cell.options.get(name)
+
+
+def _sortable(value: object) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, (int, float)) else (float("-inf"), str(value))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,161 @@
+"""A cell of a comparison: one method on one group of tasks with one seed. What it is, and what it gave.
+
+An experiment is many cells. A cell knows nothing of the experiment it was made for, so two experiments that need the
+same cell share it, and a cell that has ended is never run again.
+
+FOLDER/KEY.json       one finished or failed cell, written atomically
+RECORDS.jsonl         the cells of one experiment, one `CellRecord` a line
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from colora.common.files import read_lines, write_text
+from colora.errors import ColoraError
+
+__all__ = ["Cell", "CellRecord", "Regime", "TaskScores", "read_cell_records", "write_cell_records"]
+
+Regime = Literal["implicit", "explicit"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Frozen):
+    """Everything that decides a result, the code and the machine apart."""
+
+    method: str = Field(description="Name of the method.")
+    group: str = Field(description="Name of the group of tasks.")
+    tasks: tuple[str, ...] = Field(min_length=1, description="Names of the tasks.")
+    regime: Regime = Field(description="Whether the prompt says whose task it is ('explicit') or not ('implicit').")
+    examples: int = Field(ge=1, description="Training examples of each task.")
+    seed: int = Field(ge=0, description="Of the examples drawn, their order, and the initial weights.")
+    base: str = Field(description="The base model.")
+    dtype: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="Of the base weights and its computations.")
+    first_layer: int = Field(0, ge=0, description="Adapters sit on this layer of the base and on all above it.")
+    rank: int = Field(8, ge=1, description="Rank r of the method, before any matching of parameters.")
+    alpha: float = Field(8.0, gt=0, description="Updates are scaled by alpha / r.")
+    steps: int = Field(ge=1, description="Optimiser steps (of each client, if federated).")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak.")
+    rows: int = Field(2, ge=1, description="Rows of each task in each step.")
+    local_steps: int = Field(10, ge=1, description="Steps of each client in a round, if the method is federated.")
+    lr: float = Field(gt=0, description="Peak learning rate of the factors A and B.")
+    core_lr: float | None = Field(None, gt=0, description="Peak learning rate of the cores; None: as the factors.")
+    options: dict[str, float] = Field({}, description="What only this method knows, such as a penalty.")
+    split: Literal["val", "test"] = Field("test", description="What is measured on.")
+    test: int = Field(24, ge=1, description="Examples of each task whose likelihood is measured.")
+    generate: int = Field(12, ge=0, description="The first so many of these are also answered by generation.")
+    max_length: int = Field(64, ge=8, description="Longest row in tokens.")
+    max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's file: readable, and unique by a digest of all settings."""
+        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        size = f"k{len(self.tasks)}-n{self.examples}-r{self.rank}"
+        return f"{self.method}-{self.group}-{self.regime}-{size}-seed{self.seed}-{digest}"
+
+
+class TaskScores(_Frozen):
+    """What was measured on one task, example by example, in the order of the split.
+
+    Attributes:
+        nll: nats of each example's answer, summed over its tokens.
+        tokens: answer tokens of each example, the end token included.
+        rougeL, exact_match: in [0, 100], of the first examples of the split (as many as were generated).
+    """
+
+    nll: list[float]
+    tokens: list[int]
+    rougeL: list[float] = []
+    exact_match: list[float] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TaskScores":
+        if len(self.nll) != len(self.tokens) or len(self.rougeL) != len(self.exact_match):
+            raise ValueError("expected as many nll as tokens, and as many rougeL as exact_match")
+        return self
+
+    def value(self, metric: str) -> float | None:
+        """Mean over examples of "rougeL" or "exact_match"; nats per token for "token_nll"; None if not measured."""
+        if metric == "token_nll":
+            return sum(self.nll) / sum(self.tokens) if sum(self.tokens) else None
+        values: list[float] = getattr(self, metric)
+        return sum(values) / len(values) if values else None
+
+
+class CellRecord(_Frozen):
+    """A cell and what it gave, or why it died.
+
+    Attributes:
+        cell: what was run.
+        error: why it failed; None if it ended well. A failed cell has no scores.
+        scores: for each task.
+        trainable: numbers trained, over all tasks.
+        shared_numbers, task_numbers: numbers to be kept after training: once for all tasks, and for each task.
+        rounds, bytes_up, bytes_down: of a federated method; bytes over all clients and rounds. None if centralised.
+        seconds: "train", "evaluate", and what else was timed.
+        peak_memory: bytes of the process's resident set (of the accelerator's memory, on one), the most seen.
+        losses: the training loss now and then, as (step, mean over tasks of nats per token).
+        similarity: cosine of the tasks' full updates, (K, K), where the method has one update per task.
+        code: digest of the library's sources; records of two codes are not one experiment.
+        environment: where and when it was run, with the revision of the sources.
+    """
+
+    cell: Cell
+    error: str | None = None
+    scores: dict[str, TaskScores] = {}
+    trainable: int = 0
+    shared_numbers: int = 0
+    task_numbers: int = 0
+    rounds: int | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    seconds: dict[str, float] = {}
+    peak_memory: int = 0
+    losses: list[tuple[int, float]] = []
+    similarity: list[list[float]] | None = None
+    code: str = ""
+    environment: dict[str, Any] = {}
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over tasks of `TaskScores.value`, or None where a task lacks it."""
+        values = [scores.value(metric) for scores in self.scores.values()]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def write_cell_records(path: Path, records: Iterable[CellRecord]) -> None:
+    """Write the records of an experiment, or of one cell, one JSON object a line, atomically.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
+    """All records of a JSONL file; empty lines are passed over.
+
+    Raises:
+        ColoraError: with one "file:line: ..." for each faulty line.
+        OSError: if the file cannot be read.
+    """
+    return read_lines(Path(path), _parse)
+
+
+def _parse(line: bytes) -> CellRecord:
+    try:
+        return CellRecord.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None

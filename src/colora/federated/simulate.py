@@ -1,0 +1,135 @@
+"""A whole federation in one process: hundreds of clients, the same protocol, one model that stands for each in turn.
+
+OUTPUT/run.yaml, tasks.json         as of `colora train`
+OUTPUT/checkpoint/                  the server and every client after the last round that was saved
+OUTPUT/rounds.jsonl                 bytes, losses, seconds of each round
+OUTPUT/bank/                        A, B and all cores, which no one place would hold in a real federation
+OUTPUT/records.jsonl                what was measured
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from colora.bank.load import BankInfo, save_bank
+from colora.common.files import staged_folder
+from colora.common.locks import claimed
+from colora.common.progress import progress_bar
+from colora.errors import ConfigError, InterruptedRunError
+from colora.evaluation.evaluate import Evaluation
+from colora.federated.client import local_data, local_model
+from colora.federated.history import RoundCost, history_line, round_records, write_round
+from colora.federated.local import LocalData, LocalModel
+from colora.federated.protocol import Private, RoundReport, federate, init
+from colora.federated.state import Broadcast, ClientState, Reply, ServerState
+from colora.federated.storage import load_client, load_server, message_bytes, save_client, save_server
+from colora.models.base import configure_threads
+from colora.tasks.schema import Task
+from colora.training.config import FederationConfig, RunConfig
+from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
+from colora.training.run import evaluate_bank, measure, read_run_tasks
+from colora.training.run_folder import check_free, claim
+
+__all__ = ["simulate"]
+
+SAVE_SECONDS = 60.0
+SHARED_FIELDS = ("base", "chat_template", "seed", "adapter", "training", "federation")
+
+
+def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Evaluation:
+    """Run a federation of all tasks of a run in this process, or go on with it, and measure every client's model.
+
+    Raises:
+        ConfigError: the output folder holds another run, a task has no training examples, `start_from` or
+            `grouping` is set, or the bank is to begin with the tasks' gradients.
+        TaskFileError: listing all faults of the task files.
+        InterruptedRunError: after Ctrl-C; the same command goes on.
+        TrainingDivergedError, CheckpointError: as in training.
+    """
+    if config.start_from is not None:
+        raise ConfigError("start_from: a federation starts from fresh factors; remove this field from the run file")
+    check_federated_start(config.adapter)
+    if config.grouping != "none":
+        raise ConfigError(FEDERATED_GROUPING)
+    configure_threads(config.training.threads)
+    output = Path(config.output)
+    with claimed(output.with_name(f".{output.name}.lock")) as mine:
+        if not mine:
+            raise ConfigError(f"{output}: another process runs this federation")
+        tasks = read_run_tasks(config)
+        check_free(output, config, tasks, federated=True)
+        if (output / "bank" / "adapter_config.json").is_file():
+            log(f"{output} has ended before; nothing to train")
+            return evaluate_bank(output)
+        try:
+            return _simulate(config, output, tasks, log)
+        except KeyboardInterrupt:
+            raise InterruptedRunError("interrupted; run the same command again to go on from the last save") from None
+
+
+def _simulate(config: RunConfig, output: Path, tasks: list[Task], log: Callable[[str], None]) -> Evaluation:
+    agreed = FederationConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
+    local, tokenizer = local_model(agreed)
+    spec, seed = config.federation, config.seed
+    data = {task.name: local_data(task, tokenizer, local, config.training.max_length) for task in tasks}
+    private = _private(config, output / "privacy.json")
+    claim(output, config, tasks)
+    state, clients = _resume(output / "checkpoint", local, data)
+    if state.round:
+        log(f"going on after round {state.round} of {spec.rounds}")
+    with progress_bar() as progress:
+        progress.add_task("rounds", total=spec.rounds, completed=state.round)
+        clock = {"round": time.monotonic(), "saved": time.monotonic()}
+
+        def after_round(
+            now: ServerState, report: RoundReport, messages: Sequence[Broadcast], replies: Sequence[Reply]
+        ) -> None:
+            cost = RoundCost(
+                sum(message_bytes(reply.payload) for reply in replies),
+                sum(message_bytes(message.factors) for message in messages),
+                time.monotonic() - clock["round"],
+                getattr(private, "epsilon", None),
+            )
+            write_round(output / "rounds.jsonl", round_records(output.resolve().name, seed, report, cost))
+            progress.console.print(history_line(report, cost, spec.rounds), highlight=False, markup=False)
+            progress.advance(progress.task_ids[0])
+            if private is not None or time.monotonic() - clock["saved"] > SAVE_SECONDS:
+                _save(output / "checkpoint", now, clients)  # noise that was drawn must not be drawn again
+                clock["saved"] = time.monotonic()
+            clock["round"] = time.monotonic()
+
+        state = federate(state, clients, data, local, spec, seed, after_round, private)
+    bank = local.bank(state.shared, {name: client.cores for name, client in clients.items()})
+    info = BankInfo(
+        base=config.base, chat_template=config.chat_template, max_length=config.training.max_length,
+        examples={name: len(own.rows) for name, own in data.items()},
+        seen={name: client.position * spec.rows for name, client in clients.items()},
+    )  # fmt: skip
+    save_bank(bank, output / "bank", info)
+    return measure(config, bank, tokenizer, tasks, config.training.max_length)
+
+
+def _private(config: RunConfig, ledger: Path) -> Private | None:
+    if config.federation.clip is None:
+        return None
+    from colora.federated.privacy import PrivateMean  # needs Flower
+
+    return PrivateMean(config.federation, ledger)
+
+
+def _resume(folder: Path, local: LocalModel, data: dict[str, LocalData]) -> tuple[ServerState, dict[str, ClientState]]:
+    """The server and all clients as they were saved, or at the start."""
+    state = load_server(folder)
+    if state is None:
+        return init(uuid.uuid4().hex, local), {name: local.newcomer() for name in data}
+    found = {name: load_client(folder / name, state.round, state.shared) for name in data}
+    return state, {name: client or local.newcomer() for name, client in found.items()}
+
+
+def _save(folder: Path, state: ServerState, clients: dict[str, ClientState]) -> None:
+    with staged_folder(folder) as staging:
+        save_server(staging, state)
+        for name, client in clients.items():
+            if client.steps or client.position:
+                save_client(staging / name, client, with_shared=False)

@@ -1,0 +1,46 @@
+"""A model that is looked at and not trained: evaluation mode, with gradients only where they are wanted."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+__all__ = ["eval_mode", "eval_mode_with_gradients"]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every submodule has the mode it had.
+
+    `no_grad` and not `inference_mode`: what a module computes once and keeps (a rotary table, a dequantised weight)
+    would otherwise be an inference tensor, and the next training step would fail on it.
+    """
+    with _evaluating(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def eval_mode_with_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Evaluation mode in which `parameters` require gradients; afterwards all is as it was."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with _evaluating(model), torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Module by module, for `model.train()` would also change those that somebody had put into evaluation mode.
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,95 @@
+"""Tasks by name, such as "date-es": the same name, seed and sizes give the same examples everywhere."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from colora.errors import ConfigError
+from colora.tasks.families.dates import draw_dates
+from colora.tasks.families.draw import Ask, Draw
+from colora.tasks.families.instructions import draw_codah, draw_odd_man_out, draw_scan
+from colora.tasks.families.numbers import draw_numbers
+from colora.tasks.families.tweets import draw_tweets
+from colora.tasks.schema import Task
+
+__all__ = ["known_families", "make_tasks"]
+
+
+@dataclass(frozen=True)
+class _Family:
+    about: str
+    draw: Callable[[Ask], Draw]
+
+
+FAMILIES = {
+    "date": _Family("an ISO date in words, in a locale that Babel knows: date-es", draw_dates),
+    "number": _Family("0 to 9999 in words, in a language that num2words knows: number-de", draw_numbers),
+    "scan": _Family("commands and actions, Natural Instructions 126 to 129: scan-126", draw_scan),
+    "odd-man-out": _Family("the word that does not belong, Natural Instructions 141 to 143: odd-man-out-142",
+                           draw_odd_man_out),
+    "codah": _Family("the most plausible of four completions, Natural Instructions 156: codah-156", draw_codah),
+    "tweet": _Family("the label of a tweet, a folder of TweetEval: tweet-irony", draw_tweets),
+}  # fmt: skip
+
+
+def make_tasks(
+    names: Sequence[str],
+    *,
+    examples: int,
+    val: int,
+    test: int,
+    seed: int,
+    regime: Literal["implicit", "explicit"],
+    data: Path | None = None,
+) -> list[Task]:
+    """The tasks with these names, in this order; `colora.tasks.families.draw` says what its draws promise.
+
+    Args:
+        names: a family and a variant each, such as "date-es"; see `known_families`.
+        examples, val, test: how many examples each split of each task has, exactly.
+        seed: other seeds draw other examples.
+        regime: "implicit": the prompt is the input alone, and does not say whose task it is. "explicit": a few words
+            that do, the same in each example of a task, stand before it. The examples are the same ones.
+        data: the folder with "natural_instructions" and "tweeteval", for the tasks that are read from files; by
+            default $COLORA_DATA, or else ../shared/data beside the checkout.
+
+    Raises:
+        ConfigError: if a name is unknown or comes twice, a package or the data is missing, or there are too few
+            examples.
+        TaskFileError: with every fault of a file of examples.
+    """
+    if regime not in ("implicit", "explicit"):
+        raise ConfigError(f'expected the regime "implicit" or "explicit", found "{regime}"')
+    sizes = {"train": examples, "val": val, "test": test}
+    negative = [f"{split}: {size}" for split, size in sizes.items() if size < 0]
+    if negative:
+        raise ConfigError(f"expected no negative number of examples, found {', '.join(negative)}")
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ConfigError(f"expected each task once, found twice: {', '.join(twice)}")
+    asks = [(_family(name), name) for name in names]
+    tasks = []
+    for prefix, name in asks:
+        draw = FAMILIES[prefix].draw(Ask(name, name.removeprefix(f"{prefix}-"), sizes, seed, data))
+        splits = draw.splits
+        if regime == "explicit":
+            splits = {
+                split: tuple(replace(one, instruction=draw.instruction) for one in drawn)
+                for split, drawn in splits.items()
+            }
+        tasks.append(Task(name, splits, draw.source, seed))
+    return tasks
+
+
+def known_families() -> dict[str, str]:
+    """What the tasks of each family are, with the name of one of them, by the prefix of their names."""
+    return {prefix: family.about for prefix, family in FAMILIES.items()}
+
+
+def _family(name: str) -> str:
+    for prefix in FAMILIES:
+        if name.startswith(f"{prefix}-"):
+            return prefix
+    known = "; ".join(f"{prefix}-: {about}" for prefix, about in known_families().items())
+    raise ConfigError(f'expected the name of a task, found "{name}"; known: {known}')

@@ -1,0 +1,136 @@
+"""A cell of a recovery experiment: one method on one problem, for all its seeds. What it is, and what it gave.
+
+RECORDS.jsonl   one `RecoveryRecord` a line, in the order of the experiment
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from colora.common.files import read_lines, write_text
+from colora.errors import ColoraError
+
+__all__ = ["MethodSettings", "ProblemSettings", "RecoveryCell", "RecoveryRecord", "Study", "read_recovery_records",
+           "write_recovery_records"]  # fmt: skip
+
+Study = Literal["recovery", "newcomer", "digits"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProblemSettings(_Frozen):
+    """What is to be recovered: the fields of `colora.theory.problems.Problem`, its seed apart, and two more."""
+
+    users: Count = Field(20, description="Users K; digits: always 45.")
+    samples: Count | None = Field(None, description="Samples of each user.")
+    times_freedom: float | None = Field(
+        None, gt=0, description="In place of samples: observations of all users together, in degrees of freedom."
+    )
+    d_out: Count = Field(20, description="Rows of W_k; digits: 8.")
+    d_in: Count = Field(20, description="Columns of W_k; digits: 8.")
+    rank: Count = Field(2, description="Rank r of the truth and of every method; digits: of the methods.")
+    design: Literal["dense", "rank-one", "multivariate"] = Field("dense", description="What the X_i are.")
+    noise: float = Field(0.0, ge=0, description="Standard deviation of the noise on an observation.")
+    spread: float = Field(0.0, ge=0, le=1, description="Samples vary evenly by this part of themselves among users.")
+    condition: float | None = Field(None, ge=1, description="Of each core; as drawn by default.")
+    diversity: float = Field(1.0, ge=0, le=1, description="0: one core for all; 1: unrelated cores.")
+    angle: float = Field(0.0, ge=0, le=90, description="Degrees by which users' subspaces are turned away.")
+    newcomer: Count | None = Field(None, description="Samples of each new user; study newcomer only.")
+
+
+class MethodSettings(_Frozen):
+    """One method: a solver of `colora.theory.recover` with its options, or a baseline."""
+
+    solver: Literal["alternating", "second-order", "gradient", "scaled-gradient"] | None = Field(
+        None, description="Solver of CoLoRA's model; this or baseline."
+    )
+    baseline: Literal["local-least-squares", "local-low-rank", "local-second-order", "pooled", "oracle"] | None = Field(
+        None, description="What it is compared with; this or solver."
+    )
+    init: Literal["spectral", "random"] = Field("spectral", description="Start of a solver.")
+    ridge: float = Field(0.0, ge=0, description="Weight of ‖W_k‖² beside the squared residuals.")
+    annealing: tuple[float, ...] | None = Field(
+        None, description="Ridges to go through first, as multiples of what the samples weigh; the solver's by default."
+    )
+    restarts: int | None = Field(None, ge=0, description="Random starts after the first; the solver's by default.")
+    max_iter: Count = Field(1000, description="Iterations of a start.")
+    tol: float = Field(1e-7, ge=0, description="A start ends when the objective falls by less, relatively.")
+    splits: Count = Field(1, description="Parts for sample splitting; alternating only.")
+
+
+class RecoveryCell(_Frozen):
+    """Everything that decides a result, the code and the machine apart."""
+
+    study: Study = "recovery"
+    method: str
+    settings: MethodSettings
+    problem: ProblemSettings
+    seeds: tuple[int, ...] = Field(min_length=1)
+    history: bool = False
+
+    @property
+    def key(self) -> str:
+        """A digest of all settings."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RecoveryRecord(_Frozen):
+    """A cell and what it gave, seed by seed, or why it died.
+
+    Attributes:
+        cell: what was run.
+        failure: why it died; None if it ended well.
+        errors: relative error of all W_k together (newcomer: of all new users'; digits: mean test error over users).
+        users: for each seed the error of each user, where asked for (newcomer and digits), else empty.
+        bounds: Cramér–Rao bound in the units of errors, where there is noise and the truth is shared; else empty.
+        bounds_alone: the same for each user alone; empty too where a user alone is not identifiable.
+        exact, starts, iterations: of a solver; empty for a baseline.
+        seconds: of the method alone.
+        history: of a solver, if asked for: for each seed (start, ridge, objective, seconds, distances of A and B,
+        error). code: digest of the sources; environment: where and when it was run.
+    """
+
+    cell: RecoveryCell
+    failure: str | None = None
+    errors: list[float] = []
+    users: list[list[float]] = []
+    bounds: list[float] = []
+    bounds_alone: list[float] = []
+    exact: list[bool] = []
+    starts: list[int] = []
+    iterations: list[int] = []
+    seconds: list[float] = []
+    history: list[list[tuple[float, ...]]] = []
+    code: str = ""
+    environment: dict[str, Any] = {}
+
+
+def write_recovery_records(path: Path, records: Iterable[RecoveryRecord]) -> None:
+    """Write records, one JSON object a line, atomically. Raises CheckpointError if the file cannot be written."""
+    write_text(path, "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records))
+
+
+def read_recovery_records(path: Path) -> list[RecoveryRecord]:
+    """All records of a JSONL file.
+
+    Raises:
+        ColoraError: with one "file:line: ..." for each faulty line.
+        OSError: if the file cannot be read.
+    """
+    return read_lines(path, _parse)
+
+
+def _parse(line: bytes) -> RecoveryRecord:
+    try:
+        return RecoveryRecord.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None

@@ -1,0 +1,102 @@
+"""What a run would do, without doing it: files and config validated, tokens counted, memory estimated."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import get_peft_model
+
+from colora.bank.load import TaskSize, task_sizes
+from colora.common.device import DTYPES
+from colora.models.base import load_base
+from colora.tasks.encode import EncodingReport
+from colora.training.adapter_config import bank_config
+from colora.training.config import RunConfig
+from colora.training.config_file import check_grouping
+from colora.training.run import encode_run, read_run_tasks
+from colora.training.run_folder import task_manifest
+from colora.training.starts.from_bank import check_start, resolve_start
+from colora.training.starts.spectral import check_spectral, start_cost
+
+__all__ = ["RunPlan", "check_run"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What would be trained.
+
+    Attributes:
+        reports: tokens of each task's training examples.
+        manifest: source and splits of each task.
+        base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
+        tokens_per_step: of an average step; padding not counted.
+        notes: what else a run does than to train one bank from an ordinary start.
+        memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
+    """
+
+    reports: list[EncodingReport]
+    manifest: dict[str, Any]
+    base_parameters: int
+    shared: TaskSize
+    per_task: TaskSize
+    tokens_per_step: float
+    memory_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def check_run(config: RunConfig) -> RunPlan:
+    """Validate everything a run needs and say what it would train. Trains nothing and writes nothing.
+
+    Raises:
+        TaskFileError: listing all faults of all task files.
+        ConfigError: a rank that is too large, a target that matches nothing, ...
+        BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
+    """
+    check_spectral(config)
+    config = resolve_start(config)
+    tasks = read_run_tasks(config)
+    check_grouping(config, [task.name for task in tasks])
+    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
+    check_start(config, model)
+    if not config.chat_template:
+        tokenizer.chat_template = None
+    data, _ = encode_run(config, tasks, tokenizer, model)
+    base_parameters = sum(parameter.numel() for parameter in model.parameters())
+    base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
+        bank = get_peft_model(model, bank_config(config.adapter, [task.name for task in tasks], model))
+        if model.dtype == torch.float64:
+            bank.double()  # PEFT does that where the weights are real
+    per_task, shared = task_sizes(bank)
+    tokens = sum(report.tokens for report in data.report) / len(data)
+    longest = max(report.max_tokens for report in data.report)
+    trained = shared.bytes + per_task.bytes * len(tasks)
+    rows = config.training.rows // config.training.accumulation
+    return RunPlan(
+        data.report, task_manifest(tasks), base_parameters, shared, per_task, tokens * config.training.rows,
+        base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+        _notes(config, len(tasks)),
+    )  # fmt: skip
+
+
+def _notes(config: RunConfig, tasks: int) -> tuple[str, ...]:
+    found = []
+    if config.grouping == "auto":
+        found.append(
+            f"grouping: {tasks} forward and backward passes of the base model say which tasks are alike; then each "
+            "group has a bank, with an A and a B, of its own"
+        )
+    elif config.grouping != "none":
+        found.append(f"grouping: {len(config.grouping)} banks, each with an A and a B of its own")
+    return (*found, *start_cost(config, tasks))
+
+
+def _activations(model_config: Any, tokens: int, config: RunConfig) -> int:
+    """Bytes kept for the backward pass: per token and layer about 34 hidden vectors (Korthikanti et al.,
+    arXiv:2205.05198, without the attention scores), a hidden vector per layer if checkpointed, and the logits twice."""
+    text = model_config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    width = torch.finfo(DTYPES[config.training.base_dtype]).bits // 8
+    kept = layers + 34 if config.training.gradient_checkpointing else layers * 34
+    return int(tokens * (kept * hidden * width / 2 + text.vocab_size * (width + 4)))

@@ -1,0 +1,244 @@
+"""What a run file may say: its fields, their types, defaults and meaning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = [
+    "SPECTRAL",
+    "AdapterSpec",
+    "EvaluationSpec",
+    "FederationConfig",
+    "FederationSpec",
+    "RunConfig",
+    "TaskSpec",
+    "TrainingSpec",
+]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
+"""Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.training.starts`."""
+
+
+def _names(value: Any) -> Any:
+    # Of a union pydantic reports the faults of both sides; here there is one.
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError(f"expected a name, an expression or a list of names, found {value!r}")
+
+
+Names = Annotated[str | list[str], BeforeValidator(_names)]
+
+
+def _groups(value: Any) -> Any:
+    named = isinstance(value, list) and all(isinstance(one, list) and one for one in value)
+    if value in ("none", "auto") or (value and named and all(isinstance(name, str) for one in value for name in one)):
+        return value
+    raise ValueError(f"expected 'none', 'auto' or a list of lists of task names, found {value!r}")
+
+
+Groups = Annotated[str | list[list[str]], BeforeValidator(_groups)]
+
+
+class _Spec(BaseModel):
+    # A misspelt key is a fault, not a default.
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class TaskSpec(_Spec):
+    """One task: where its examples are and how many to use."""
+
+    name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
+    path: str | None = Field(
+        None,
+        description="A .jsonl, .csv or .json file, a folder of train/val/test files, or one of `save_to_disk`; "
+        "relative to the YAML file.",
+    )
+    dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
+    subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
+    fields: dict[Literal["input", "output", "instruction"], str] = Field(
+        {}, description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'."
+    )
+    instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
+    train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
+    val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
+    test: int | None = Field(None, ge=0, description="Test examples to use; all, or 20 % where drawn, by default.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TaskSpec":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("expected exactly one of 'path' and 'dataset'")
+        return self
+
+
+class AdapterSpec(_Spec):
+    """The bank; see `CoLoRAConfig`."""
+
+    r: Count = Field(8, description="Rank of the shared factors; each task has r × r numbers per layer.")
+    lora_alpha: Rate = Field(8.0, description="Scale: updates are multiplied by lora_alpha / r.")
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead.")
+    lora_dropout: Share = Field(0.0, description="Dropout on the adapters' input while training.")
+    target_modules: Names = Field("all-linear", description="Layers to adapt, by name or expression.")
+    exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
+    layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
+    modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
+    init_weights: Literal["kaiming", "gaussian", "orthogonal", "spectral", "spectral_neutral", "spectral_factors"] = (
+        Field(
+            "kaiming",
+            description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
+            "over a few examples of each: a small step down them, or none (neutral: A and cores; factors: A alone).",
+        )
+    )
+
+
+class TrainingSpec(_Spec):
+    """How long, how fast, in which order."""
+
+    steps: Count = Field(200, description="Optimiser steps.")
+    rows: Count = Field(12, description="Rows of an optimiser step, over all tasks, devices and accumulation.")
+    accumulation: Count = Field(1, description="Micro-batches per step; more need less memory.")
+    lr: Rate = Field(2e-3, description="Learning rate of the shared factors A and B.")
+    core_lr: Rate = Field(6e-2, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of A and B.")
+    core_weight_decay: float = Field(0.0, ge=0, description="The same for cores of tasks that are in the batch.")
+    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How both rates fall.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise from zero.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient to this norm; 0 does not clip.")
+    schedule: Literal["joint", "alternating"] = Field(
+        "joint", description="Cores and shared factors together, or in turns (the paper's alternating minimisation)."
+    )
+    turn: Count = Field(5, description="Steps of one turn, if alternating.")
+    mixing: Literal["uniform", "proportional", "temperature"] = Field(
+        "uniform", description="Share of each task in the batches: equal, by its examples, or n ** (1/temperature)."
+    )
+    temperature: Rate = Field(2.0, description="Of mixing by temperature.")
+    weighting: Literal["task", "token", "example"] = Field(
+        "task", description="The loss is the mean over the step's tasks of their mean token loss, over tokens, or rows."
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        512, description="Tokens of prompt and output; longer inputs are cut from their beginning and reported."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the computation (mixed precision).")
+    base_dtype: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="Of the frozen base weights.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+    eval_every: int | None = Field(None, ge=1, description="Measure the validation loss every so many steps.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop a task after so many measurements without improvement; needs eval_every."
+    )
+    save_every: Count = Field(50, description="Steps between checkpoints.")
+    keep: Count = Field(2, description="Checkpoints to keep.")
+    log_every: Count = Field(10, description="Steps between logged losses.")
+    tensorboard: bool = Field(False, description="Write TensorBoard events to OUTPUT/logs.")
+    device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSpec":
+        faults = []
+        if self.rows % self.accumulation:
+            faults.append(f"rows ({self.rows}) must be a multiple of accumulation ({self.accumulation})")
+        if self.patience is not None and self.eval_every is None:
+            faults.append("patience needs eval_every")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class EvaluationSpec(_Spec):
+    """What is measured after training, and by `colora evaluate`."""
+
+    metrics: list[Literal["rougeL", "exact_match", "nll"]] = Field(
+        ["rougeL", "exact_match", "nll"], description="ROUGE-L and exact match of greedy outputs, token likelihood."
+    )
+    split: Literal["train", "val", "test"] = Field("test", description="The examples to measure on.")
+    limit: int | None = Field(None, ge=1, description="At most so many examples of each task.")
+    max_new_tokens: Count = Field(64, description="Longest output to generate.")
+    rows: Count = Field(16, description="Rows of a batch.")
+
+
+class FederationSpec(_Spec):
+    """How clients train together without their text or cores leaving home. Learning rates are those of `training`."""
+
+    rounds: Count = Field(30, description="Rounds.")
+    schedule: Literal["simultaneous", "alternating"] = Field(
+        "simultaneous", description="Both shared factors in every round, or one a round, B and A in turns."
+    )
+    order: Literal["together", "core_first"] = Field(
+        "together", description="Core and factors move in all local steps of a round; or the core first, then these."
+    )
+    core_steps: int = Field(1, ge=0, description="Local steps of the core a round; 0 leaves cores at the identity.")
+    local_steps: Count = Field(2, description="Local steps of the factors; 'together' makes core_steps + local_steps.")
+    rows: Count = Field(4, description="Rows of a local step.")
+    factor_moments: Literal["fresh", "kept"] = Field(
+        "fresh", description="Whether a client's Adam of the factors begins anew each round, or goes on (kept at home)."
+    )
+    onboard_steps: int = Field(20, ge=0, description="Further core steps of a client that joins late.")
+    finish_steps: int = Field(5, ge=0, description="Core steps on the final A and B, after the last round.")
+    weights: Literal["examples", "uniform"] = Field("examples", description="Of the clients in the mean.")
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of the clients that take part in a round.")
+    rule: Literal["mean", "median", "trimmed"] = Field("mean", description="How updates are combined.")
+    trim: float = Field(0.25, ge=0, lt=0.5, description="Share cut off at both ends by 'trimmed'.")
+    server: Literal["average", "momentum", "adam"] = Field("average", description="The server's optimiser.")
+    server_lr: Rate = Field(1.0, description="Its learning rate; 1 suits 'average', 0.01 suits 'adam'.")
+    server_momentum: Share = Field(0.9, description="Its momentum.")
+    compression: Literal["none", "int8", "topk"] = Field("none", description="Of uploads, with error feedback.")
+    download: Literal["fp32", "fp16"] = Field("fp32", description="Numbers of A and B, as the server holds and sends.")
+    keep: float = Field(0.1, gt=0, le=1, description="Share of the numbers that 'topk' sends.")
+    max_norm: float | None = Field(None, gt=0, description="Drop updates of a larger norm than this.")
+    norm_ratio: float = Field(10.0, gt=1, description="Drop updates so many times larger than the round's median.")
+    clients: Count = Field(2, description="Clients that must be there for a round to begin.")
+    replies: Count = Field(1, description="Good replies without which a round does not count.")
+    wait: Rate = Field(300.0, description="Seconds to wait for the clients; then the run ends.")
+    deadline: Rate = Field(600.0, description="Seconds for a round; later replies do not count.")
+    void_rounds: Count = Field(3, description="Rounds in a row that do not count, after which the run ends.")
+    clip: float | None = Field(None, gt=0, description="Differential privacy: clip updates to this norm.")
+    noise: Rate = Field(1.0, description="Differential privacy: standard deviation of the noise over clip.")
+    delta: float = Field(1e-5, gt=0, lt=1, description="Differential privacy: the delta at which epsilon is told.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FederationSpec":
+        faults = []
+        if self.clip is not None and (self.rule, self.compression, self.weights) != ("mean", "none", "uniform"):
+            faults.append("clip needs rule: mean, compression: none and weights: uniform")
+        if self.replies > self.clients:
+            faults.append(f"replies ({self.replies}) cannot be more than clients ({self.clients})")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class RunConfig(_Spec):
+    """A run: a base model, tasks, and how to train them together."""
+
+    base: str = Field("smollm2", description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
+    chat_template: bool = Field(True, description="Prompt with the tokenizer's chat template, if it has one.")
+    output: str = Field(..., min_length=1, description="Folder of this run, relative to where you are.")
+    seed: int = Field(0, ge=0, description="Of everything drawn: splits, order of examples, initial weights.")
+    start_from: str | None = Field(
+        None,
+        description="A bank, or its run, to start from: its A, B and cores by task; new tasks start at the mean core. "
+        "Its adapter settings hold. Relative to the YAML file.",
+    )
+    grouping: Groups = Field(
+        "none",
+        description="'none': one bank for all tasks. 'auto': one for each group of tasks whose gradients at the base "
+        "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
+    )
+    tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
+    adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training.")
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="The evaluation.")
+    federation: FederationSpec = Field(default_factory=FederationSpec, description="For `colora federate`.")
+
+
+class FederationConfig(_Spec):
+    """What the server and all clients of a federation agree on: a run file without tasks, output and evaluation."""
+
+    base: str = "smollm2"
+    chat_template: bool = True
+    seed: int = Field(0, ge=0)
+    adapter: AdapterSpec = Field(default_factory=AdapterSpec)
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    federation: FederationSpec = Field(default_factory=FederationSpec)

@@ -1,0 +1,149 @@
+"""One YAML file is one run. Everything in it is checked before anything is loaded, and all faults are shown at once."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from colora.common.yaml import near, read_yaml, tell_fault
+from colora.errors import ConfigError
+from colora.training.config import (
+    SPECTRAL,
+    AdapterSpec,
+    EvaluationSpec,
+    FederationConfig,
+    FederationSpec,
+    RunConfig,
+    TaskSpec,
+    TrainingSpec,
+)
+
+__all__ = [
+    "FEDERATED_GROUPING",
+    "check_federated_start",
+    "check_grouping",
+    "field_rows",
+    "load_config",
+    "load_federation",
+    "parse_config",
+]
+
+
+FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a run file.
+
+    Args:
+        path: the YAML file; paths of tasks and `start_from` in it are relative to its folder.
+        overrides: "key=value" with a dotted key ("training.lr=1e-3", "tasks.0.train=16"); values are YAML.
+
+    Raises:
+        ConfigError: listing every fault with its place in the file.
+    """
+    path = Path(path)
+    value = read_yaml(path, overrides, needs="'output' and 'tasks'")
+    config = parse_config(value, str(path))
+    if config.base != "smollm2" and Path(config.base).expanduser().exists():
+        config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
+    if config.start_from is not None:
+        config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
+    for task in config.tasks:
+        if task.path is not None:
+            task.path = str((path.parent / Path(task.path).expanduser()).resolve())
+    return config
+
+
+def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> FederationConfig:
+    """Read what a federation agrees on from a run file; its tasks, output and evaluation are not looked at.
+
+    Raises:
+        ConfigError: listing every fault with its place in the file.
+    """
+    value = read_yaml(Path(path), overrides, needs="'federation'")
+    if value.pop("start_from", None) is not None:
+        raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
+    if value.pop("grouping", "none") != "none":
+        raise ConfigError(f"{path}: {FEDERATED_GROUPING}")
+    value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
+    try:
+        config = FederationConfig.model_validate(value)
+    except ValidationError as error:
+        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
+        raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+    check_federated_start(config.adapter, f"{path}: ")
+    return config
+
+
+def check_grouping(config: RunConfig, names: Sequence[str]) -> None:
+    """Raises ConfigError unless the groups of a run file, if it lists any, hold every task once.
+
+    Args:
+        names: the tasks of the run, as they were read.
+    """
+    if isinstance(config.grouping, str):
+        return
+    placed = [name for group in config.grouping for name in group]
+    faults = [f"{name}: no task of this run{near(name, names)}" for name in sorted(set(placed) - set(names))]
+    faults += [f"{name}: in {placed.count(name)} places" for name in sorted(set(placed)) if placed.count(name) > 1]
+    faults += [f"{name}: in no group" for name in names if name not in placed]
+    if faults:
+        raise ConfigError("grouping: expected every task in one group:", faults)
+
+
+def check_federated_start(adapter: AdapterSpec, place: str = "") -> None:
+    """Raises ConfigError if a federation is to begin with its clients' gradients."""
+    if adapter.init_weights in SPECTRAL:
+        raise ConfigError(
+            f"{place}adapter.init_weights: {adapter.init_weights} needs the gradients of all tasks in one place, and a "
+            "federation's clients keep theirs; choose kaiming, gaussian or orthogonal"
+        )
+
+
+def parse_config(value: dict[str, Any], place: str) -> RunConfig:
+    """A checked config from what YAML gave; `place` names the file in errors. Raises ConfigError with all faults."""
+    try:
+        return RunConfig.model_validate(value)
+    except ValidationError as error:
+        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
+        raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+
+
+def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Every field of a run file: its dotted key, type, default and description."""
+    for name, info in spec.model_fields.items():
+        inner: dict[str, type[BaseModel]] = {
+            "tasks": TaskSpec,
+            "adapter": AdapterSpec,
+            "training": TrainingSpec,
+            "evaluation": EvaluationSpec,
+            "federation": FederationSpec,
+        }
+        key = f"{prefix}{name}"
+        if not prefix and name in inner:
+            yield from field_rows(inner[name], f"{key}.N." if name == "tasks" else f"{key}.")
+        else:
+            schema = spec.model_json_schema()["properties"][name]
+            default = "required" if info.is_required() else _show(info.default)
+            yield key, _type(schema), default, info.description or ""
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return " | ".join(_type(one) for one in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    return {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "object": "mapping"}.get(
+        schema.get("type", ""), schema.get("type", "")
+    )
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_FIELDS = [*(key.rsplit(".", 1)[-1] for key, *_ in field_rows()), *RunConfig.model_fields]

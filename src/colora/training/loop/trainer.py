@@ -1,0 +1,329 @@
+"""`CoLoRATrainer`: transformers' `Trainer` for a bank: tasks mixed by plan, per-task losses, whole checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from colora.common.files import staged_folder
+from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
+from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
+from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import EncodedTasks
+from colora.tasks.mixing import TaskMixture
+from colora.training.loop import checkpoint
+from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
+from colora.training.loop.loss import TaskWeighting, row_weights
+from colora.training.loop.optimizer import TaskAdamW, parameter_groups
+from colora.training.loop.schedule import AlternatingCallback, Schedule
+from colora.training.loop.stopping import TaskEarlyStopping
+
+__all__ = ["CoLoRATrainer"]
+
+
+class CoLoRATrainer(Trainer):
+    """Trains a bank, or any model without task ids (a plain LoRA), on a mixture of tasks.
+
+    Args:
+        model: a `PeftModel`.
+        args: `args.max_steps` optimiser steps with `args.learning_rate` for the shared factors.
+        train_data, eval_data: encoded tasks; ids in them index `task_names`.
+        task_names: names of the K tasks, by id.
+        mixture: which example comes when; `len(mixture)` must be all rows of all steps.
+        pad_token_id: what to fill shorter rows with.
+        core_lr: learning rate of the cores.
+        core_weight_decay: decoupled weight decay of the cores.
+        weighting: how the tasks' losses add up, see `row_weights`.
+        schedule, turn: joint, or alternating every `turn` steps, see `frozen_roles`.
+        patience: evaluations without improvement after which a task stops; None never stops one.
+        routed: whether the model takes `task_ids` (a bank does, a plain LoRA does not).
+
+    Raises:
+        ConfigError: if the rows of a step cannot be spread over devices and accumulation, or one process has several
+            GPUs (transformers would run them as threads that share the task ids).
+        TrainingDivergedError: if the loss or the gradient becomes NaN or infinite; the last checkpoint stays.
+        CheckpointError: if a checkpoint cannot be written; the ones before stay.
+    """
+
+    control: TrainerControl
+    optimizer: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_data: EncodedTasks,
+        task_names: list[str],
+        mixture: TaskMixture,
+        pad_token_id: int,
+        *,
+        eval_data: EncodedTasks | None = None,
+        core_lr: float = 6e-2,
+        core_weight_decay: float = 0.0,
+        weighting: TaskWeighting = "task",
+        schedule: Schedule = "joint",
+        turn: int = 5,
+        patience: int | None = None,
+        routed: bool = True,
+        description: str = "training",
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        args.remove_unused_columns = False  # else the Trainer drops task_ids and every row trains one task
+        args.logging_nan_inf_filter = False  # a NaN must stop training, not vanish from the log
+        args.restore_callback_states_from_checkpoint = True
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"one process sees {args.n_gpu} GPUs: start one process for each (torchrun --nproc_per_node "
+                f"{args.n_gpu} -m colora train RUN.yaml), or let it see one (CUDA_VISIBLE_DEVICES=0)"
+            )
+        rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if len(mixture) != rows * args.max_steps:
+            raise ConfigError(
+                f"the mixture has {len(mixture)} rows, but {args.max_steps} steps of {rows} rows "
+                f"({args.per_device_train_batch_size} a device × {args.world_size} processes × "
+                f"{args.gradient_accumulation_steps} accumulated) need {rows * args.max_steps}"
+            )
+        super().__init__(
+            model=model, args=args, train_dataset=train_data, eval_dataset=eval_data,
+            data_collator=TaskCollator(pad_token_id),
+        )  # fmt: skip
+        self.loss_is_scaled_for_ga = True  # row weights already count all micro-batches
+        self.task_names = task_names
+        self.mixture = mixture
+        self.core_lr = core_lr
+        self.core_weight_decay = core_weight_decay
+        self.weighting: TaskWeighting = weighting
+        self.routed = routed
+        self._staging: Path | None = None
+        self._sums = torch.zeros(2, len(task_names), dtype=torch.float64)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.interrupt = InterruptCallback()
+        self.progress = TaskProgressCallback(description)
+        self.add_callback(self.interrupt)
+        if not args.disable_tqdm:
+            self.add_callback(self.progress)
+        if routed:
+            self.add_callback(AlternatingCallback(schedule, turn))
+        if patience is not None and eval_data is not None:
+            measured = [name for name, size in zip(task_names, eval_data.sizes, strict=True) if size]
+            self.add_callback(TaskEarlyStopping(measured, patience))
+        for callback in callbacks or []:
+            self.add_callback(callback)
+
+    # ---- data and loss --------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixture:
+        return self.mixture
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], None]:
+        """The micro-batches of one step, each with the `row_weights` that the whole step gives its rows."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        shape = (2, len(self.task_names))
+        totals = torch.zeros(shape, dtype=torch.float32, device=device)
+        counts = []
+        for batch in batches:
+            tokens = label_tokens(batch["labels"], is_encoder_decoder(self.model)).to(device)
+            counts.append(tokens)
+            ids = batch["task_ids"].to(device)
+            totals[0].index_add_(0, ids, tokens.float())
+            totals[1].index_add_(0, ids, torch.ones_like(tokens, dtype=torch.float32))
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        active = self._active().to(device)
+        self._task_adamw.expect((totals[1] * active).nonzero().squeeze(1))
+        for batch, tokens in zip(batches, counts, strict=True):
+            batch["row_weights"] = row_weights(
+                batch["task_ids"].to(device), tokens, totals[0], totals[1], active, self.weighting
+            )
+        return batches, None
+
+    def _active(self) -> Tensor:
+        stopped = {name for cb in self._callbacks(TaskEarlyStopping) for name in cb.stopped_at}
+        return torch.tensor([name not in stopped for name in self.task_names])
+
+    def _callbacks(self, kind: type[Any]) -> list[Any]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, kind)]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        labels, weights, task_ids = inputs.pop("labels"), inputs.pop("row_weights"), inputs["task_ids"]
+        if not self.routed:
+            del inputs["task_ids"]
+        losses = row_nll(model, inputs, labels)
+        if not torch.isfinite(losses).all():
+            bad = task_ids[~torch.isfinite(losses.detach())].unique().tolist()
+            raise self._diverged("the loss", [self.task_names[task] for task in bad])
+        tokens = label_tokens(labels, is_encoder_decoder(model))
+        seen = torch.stack([losses.detach().cpu().double(), tokens.cpu().double()])  # some devices have no float64
+        self._sums.index_add_(1, task_ids.cpu(), seen)
+        # DDP takes the mean over ranks of what is here a sum over them.
+        return (losses * weights.to(losses)).sum() * self.args.world_size
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._task_adamw.drop_frozen_gradients()
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all() and self.accelerator.scaler is None:
+            raise self._diverged("the gradient", [])
+        return norm
+
+    def _diverged(self, what: str, tasks: list[str], step: int | None = None) -> TrainingDivergedError:
+        folder = self.args.output_dir
+        saved = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        return TrainingDivergedError(
+            f"{what} became NaN or infinite in step {step or self.state.global_step + 1}"
+            + (f", in task {', '.join(tasks)}" if tasks else "")
+            + (f". The last good checkpoint is {saved}" if saved else ". No checkpoint had been saved")
+            + "; try a smaller learning rate (lr, core_lr), or bf16 instead of fp16, in another output folder"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            sums = self._sums.clone()
+            if dist.is_initialized():
+                moved = sums.to(self.args.device)
+                dist.all_reduce(moved)
+                sums = moved.cpu()
+            self._sums.zero_()
+            for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True):
+                if tokens:
+                    logs[f"loss/{name}"] = total / tokens
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean token loss in nats of each task, `eval_loss/NAME`, and `eval_loss`, the mean over tasks."""
+        data = eval_dataset if eval_dataset is not None else self.eval_dataset
+        model, rows = self.model, self.args.per_device_eval_batch_size
+        sums = torch.zeros(2, len(self.task_names), dtype=torch.float64)
+        was_training = model.training
+        model.eval()
+        for start in range(0, len(data), rows):
+            batch = self.data_collator([data[index] for index in range(start, min(start + rows, len(data)))])
+            batch = self._prepare_inputs(batch)
+            labels, task_ids = batch.pop("labels"), batch["task_ids"]
+            if not self.routed:
+                del batch["task_ids"]
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                losses = row_nll(model, batch, labels)
+            tokens = label_tokens(labels, is_encoder_decoder(model))
+            sums.index_add_(1, task_ids.cpu(), torch.stack([losses.cpu().double(), tokens.cpu().double()]))
+        model.train(was_training)
+        if dist.is_initialized():
+            moved = sums.to(self.args.device)
+            dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
+            sums = moved.cpu()
+        means = {
+            f"{metric_key_prefix}_loss/{name}": total / tokens
+            for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True)
+            if tokens
+        }
+        metrics = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1), **means}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(
+                model or self.model, args.learning_rate, self.core_lr, args.weight_decay, self.core_weight_decay
+            )
+            self.optimizer = TaskAdamW(
+                groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+            )
+        return self.optimizer
+
+    @property
+    def _task_adamw(self) -> TaskAdamW:
+        optimizer: TaskAdamW = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return optimizer
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; the terminal and the signal handlers are given back however it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.progress.close()
+            self.interrupt._restore()
+
+    # ---- checkpoints: whole or not there, and without pickle -------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Without clipping nobody has looked at the gradients of the last step.
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise self._diverged("the weights", [], self.state.global_step)
+        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        leader, barrier = self.args.should_save, self.accelerator.wait_for_everyone
+        with staged_folder(final, leader, barrier) as folder:
+            self._staging = folder.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+        if self.args.should_save:
+            rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit, use_mtime=False)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
+            self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir)
+            checkpoint.save_state(folder, "optimizer", self.optimizer.state_dict())
+            checkpoint.save_state(folder, "scheduler", self.lr_scheduler.state_dict())
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.args.should_save and self.accelerator.scaler is not None:
+            checkpoint.save_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        checkpoint.save_random_state(Path(output_dir), self.args.process_index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except Exception as error:
+            raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        if self.routed and saved.get("tasks", self.task_names) != self.task_names:
+            raise CheckpointError(
+                f"{folder} holds the tasks {', '.join(saved['tasks'])}, in this order; expected "
+                f"{', '.join(self.task_names)}"
+            )
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is not None:
+            self.optimizer.load_state_dict(checkpoint.load_state(Path(folder), "optimizer"))
+            self.lr_scheduler.load_state_dict(checkpoint.load_state(Path(folder), "scheduler"))
+
+    def _load_scaler(self, folder: str | None) -> None:
+        if folder is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.load_state(Path(folder), "scaler"))
+
+    def _load_rng_state(self, folder: str | None) -> None:
+        if folder is not None:
+            checkpoint.load_random_state(Path(folder), self.args.process_index)

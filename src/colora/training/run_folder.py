@@ -1,0 +1,142 @@
+"""The folder of a run: whose it is, and that its tasks are still the same."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colora.common.files import STAGING_PREFIX, write_json, write_text
+from colora.errors import ConfigError
+from colora.tasks.schema import SPLITS, Task
+from colora.training.config import RunConfig
+from colora.training.config_file import parse_config
+
+__all__ = ["check_free", "check_same_tasks", "claim", "run_config", "task_manifest"]
+
+FREE = (
+    "output", "evaluation", "training.threads", "training.log_every", "training.save_every",
+    "training.keep", "training.tensorboard", "training.device",
+)  # fmt: skip
+"""Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
+paths of task files: `tasks.json` has digests of what is in them."""
+
+
+def task_manifest(tasks: Sequence[Task]) -> dict[str, Any]:
+    """For each task its source, the seed of drawn splits, and size and digest of each split, ready for JSON."""
+    return {
+        task.name: {
+            "source": task.source,
+            "split_seed": task.split_seed,
+            "splits": {
+                split: {"examples": len(task.splits[split]), "sha256": _digest(task, split)} for split in SPLITS
+            },
+        }
+        for task in tasks
+    }
+
+
+def run_config(run: Path) -> RunConfig:
+    """The config that a run was started with. Raises ConfigError if there is none."""
+    file = run / "run.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{file}: missing; a bank is measured on the tasks of its run, so name the run's folder")
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file}: damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: damaged: expected a mapping")
+    return parse_config(value, str(file))
+
+
+def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
+    """Make the output folder this run's. To be called when nothing else can be wrong with the run any more.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    # The run first: if this process dies before the second file is there, the next start writes it.
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(output / "run.yaml", text)
+    write_json(output / "tasks.json", task_manifest(tasks))
+
+
+def check_free(output: Path, config: RunConfig, tasks: list[Task], federated: bool = False) -> None:
+    """See that the output folder is this run's, or nobody's. What does not change the bank may differ.
+
+    Args:
+        federated: whether the run is a federation, of which the folder has a record of the rounds.
+
+    Raises:
+        ConfigError: if the folder holds another run, or anything else, or the examples have changed.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; choose another output")
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    file = output / "run.yaml"
+    now = config.model_dump(mode="json")
+    if file.name in names:
+        before = run_config(output).model_dump(mode="json")
+        rounds = now.pop("federation"), before.pop("federation")
+        now, before = _essence(now), _essence(before)
+        if federated:
+            now |= _essence(rounds[0], "federation.")
+            before |= _essence(rounds[1], "federation.")
+        if federated != ("rounds.jsonl" in names) and names & {"checkpoints", "rounds.jsonl", "bank"}:
+            was = "a run of `colora train`" if federated else "a federation"
+            raise ConfigError(f"{output} holds {was}: choose another output, or remove that folder")
+        if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
+            raise ConfigError(
+                f"{output} holds another run: choose another output, or remove that folder. Different:",
+                [f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing[:8]],
+            )
+        check_same_tasks(output, tasks)
+    elif any(name != "logs" and not name.startswith(STAGING_PREFIX) for name in names):
+        raise ConfigError(f"{output} is not empty and holds no run; choose another output")
+
+
+def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields that decide what the bank becomes, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if f"{prefix}{key}" in FREE:
+            continue
+        if key == "tasks":
+            for number, task in enumerate(value):
+                flat |= {f"tasks.{number}.{name}": one for name, one in task.items() if name != "path"}
+        elif isinstance(value, dict):
+            flat |= _essence(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check_same_tasks(run: Path, tasks: list[Task]) -> None:
+    """Raises ConfigError if the examples are no longer those that the run was started with."""
+    file = run / "tasks.json"
+    if not file.is_file():
+        return
+    now = task_manifest(tasks)
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [
+            f"task {name!r}, split {split}: {before[name]['splits'][split]['examples']} examples then, "
+            f"{now[name]['splits'][split]['examples']} now"
+            for name in now.keys() & before.keys()
+            for split in SPLITS
+            if now[name]["splits"][split]["sha256"] != before[name]["splits"][split]["sha256"]
+        ]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: damaged: {error!r}") from error
+    changed += [f"task {name!r}: not in that run" for name in now.keys() - before.keys()]
+    changed += [f"task {name!r}: in that run only" for name in before.keys() - now.keys()]
+    if changed:
+        raise ConfigError(f"the task files are no longer those of the run in {run}:", sorted(changed))
+
+
+def _digest(task: Task, split: str) -> str:
+    rows = [[one.instruction, one.input, list(one.outputs)] for one in task.splits[split]]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""Starting a run from a bank (`start_from`): its A, B and the cores of tasks by name, instead of fresh ones.
+
+A task of the run that the bank does not know starts at the mean of all its cores; a task that the run does not have is
+left out. The bank's adapter settings hold; the run file may repeat them, not change them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from torch import nn
+
+from colora.adapter.config import CoLoRAConfig
+from colora.adapter.identity import check_base
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.targets import is_target
+from colora.bank.load import attach_bank
+from colora.bank.tensors import read_bank_config
+from colora.errors import ConfigError
+from colora.training.config import AdapterSpec, RunConfig
+from colora.training.run_folder import run_config
+
+__all__ = ["check_start", "resolve_start", "start_bank"]
+
+# Which layers: the same ones can be said in several ways, so these are compared on the base model (`check_start`).
+LAYERS = {"target_modules", "exclude_modules", "layers_to_transform"}
+
+
+def resolve_start(config: RunConfig) -> RunConfig:
+    """The run with the adapter settings of the bank that it starts from; without `start_from` the run itself.
+
+    A run whose folder has been claimed knows these settings; what has ended does not need its first bank any more.
+
+    Raises:
+        BankFileError: no bank there, or a damaged one.
+        ConfigError: listing fields of the run file's `adapter` that differ from the bank's.
+    """
+    if config.start_from is None:
+        return config
+    spec = _claimed(config) or _spec(read_bank_config(config.start_from))
+    own, given = config.adapter, config.adapter.model_fields_set - {"init_weights"}
+    faults = [
+        f"adapter.{name}: the bank has {getattr(spec, name)!r}, the run file {getattr(own, name)!r}"
+        for name in sorted(given - LAYERS)
+        if getattr(own, name) != getattr(spec, name)
+    ]
+    if faults:
+        raise ConfigError(
+            f"a run that starts from {config.start_from} keeps its adapter; remove from the run file:",
+            faults,
+        )
+    layers = {name: getattr(own, name) for name in given & LAYERS}
+    return config.model_copy(update={"adapter": spec.model_copy(update=layers)})
+
+
+def check_start(config: RunConfig, model: Any) -> None:
+    """See that the bank that a resolved run starts from fits this base model and the layers that the run adapts.
+
+    Raises:
+        BankFileError: no bank there, or a damaged one.
+        BaseMismatchError: the bank belongs to another base model.
+        ConfigError: the run file names other layers than the bank has.
+    """
+    if config.start_from is None:
+        return
+    bank = read_bank_config(config.start_from)
+    if bank.base_identity is not None:
+        check_base(bank.base_identity, model, model.name_or_path)
+    spec = config.adapter
+    asked = CoLoRAConfig(
+        r=spec.r, target_modules=spec.target_modules, exclude_modules=spec.exclude_modules,
+        layers_to_transform=spec.layers_to_transform, layers_pattern=bank.layers_pattern,
+    )  # fmt: skip
+    has, wants = _targets(bank, model), _targets(asked, model)
+    if has != wants:
+        differing = sorted(has ^ wants)
+        raise ConfigError(
+            f"the run file's adapter names other layers than {config.start_from} has: remove target_modules, "
+            "exclude_modules and layers_to_transform from it. Different:",
+            [f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing[:5]],
+        )
+
+
+def start_bank(config: RunConfig, names: list[str], model: Any, log: Callable[[str], None]) -> PeftModel:
+    """The bank that a resolved run starts from, on the base model, trainable and with the run's tasks in its order.
+
+    Raises:
+        as `check_start`.
+    """
+    check_start(config, model)
+    bank = attach_bank(model, Path(str(config.start_from)), trainable=True)
+    tuner = bank_tuner(bank)
+    place = {name: number for number, name in enumerate(tuner.tasks)}
+    if new := [name for name in names if name not in place]:
+        log(f"not in {config.start_from}, start at the mean core: {', '.join(new)}")
+    if left := [name for name in place if name not in names]:
+        log(f"only in {config.start_from}, left out: {', '.join(left)}")
+    (adapter,) = tuner.active_adapters
+    with torch.no_grad():
+        for layer in bank_layers(bank, adapter).values():
+            cores = layer.colora_core[adapter]
+            mean = cores.mean(0)
+            cores.data = torch.stack([cores[place[name]] if name in place else mean for name in names])
+    settings = tuner.peft_config[adapter]
+    settings.tasks, settings.base_model_name_or_path = list(names), model.name_or_path
+    tuner.router.register(adapter, settings.tasks)
+    return bank
+
+
+def _claimed(config: RunConfig) -> AdapterSpec | None:
+    """The settings in the run's own folder, if it has been started from this bank before."""
+    output = Path(config.output)
+    if not (output / "run.yaml").is_file():
+        return None
+    before = run_config(output)
+    return before.adapter if before.start_from == config.start_from else None
+
+
+def _spec(bank: CoLoRAConfig) -> AdapterSpec:
+    chosen, names = bank.layers_to_transform, bank.target_modules
+    return AdapterSpec(
+        r=bank.r, lora_alpha=bank.lora_alpha, use_rslora=bank.use_rslora, lora_dropout=bank.lora_dropout,
+        target_modules=sorted(names) if isinstance(names, list) else names or [], exclude_modules=bank.exclude_modules,
+        layers_to_transform=[chosen] if isinstance(chosen, int) else chosen, modules_to_save=bank.modules_to_save,
+    )  # fmt: skip
+
+
+def _targets(config: CoLoRAConfig, model: nn.Module) -> set[str]:
+    """Names of the modules that such a bank adapts."""
+    chosen: Any = _maybe_include_all_linear_layers(config, model)
+    return {name for name, _ in model.named_modules() if name and is_target(chosen, name)}

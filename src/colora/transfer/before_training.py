@@ -1,0 +1,50 @@
+"""Which tasks of a run belong together, before anything is trained."""
+
+import warnings
+
+from peft import get_peft_model
+
+from colora.common.device import DTYPES, training_device
+from colora.errors import ConfigError
+from colora.models.base import configure_threads, load_base
+from colora.tasks.encode import encode_tasks
+from colora.training.adapter_config import bank_config
+from colora.training.config import RunConfig
+from colora.training.run import read_run_tasks
+from colora.training.task_gradients import TaskGradients, task_gradients
+from colora.transfer.similarity import Similarity, gradient_similarity
+
+__all__ = ["run_gradients", "run_similarity"]
+
+
+def run_similarity(config: RunConfig, rows: int = 16) -> Similarity:
+    """How alike the tasks' gradients are at the base model's weights, in the layers that the run adapts.
+
+    Args:
+        rows: examples of each task, the first of its training split.
+
+    Raises:
+        TaskFileError: listing all faults of the task files.
+        ConfigError: one task only, or a task without training examples.
+    """
+    return gradient_similarity(run_gradients(config, rows))
+
+
+def run_gradients(config: RunConfig, rows: int = 16) -> TaskGradients:
+    """The gradients of a run's tasks; see `run_similarity`."""
+    configure_threads(config.training.threads)
+    tasks = read_run_tasks(config)
+    names = [task.name for task in tasks]
+    if len(names) < 2:
+        raise ConfigError(f"similarity needs two tasks at least, found one: {', '.join(names)}")
+    model, tokenizer = load_base(
+        config.base, DTYPES[config.training.base_dtype], training_device(config.training.device)
+    )
+    if not config.chat_template:
+        tokenizer.chat_template = None
+    adapter = config.adapter.model_copy(update={"lora_dropout": 0.0})
+    peft = get_peft_model(model, bank_config(adapter, names, model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # training tells which inputs are cut
+        data = encode_tasks(tasks, tokenizer, "train", config.training.max_length, model.config.is_encoder_decoder)
+    return task_gradients(peft, data, names, tokenizer.pad_token_id, rows=rows)

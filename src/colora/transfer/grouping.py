@@ -1,0 +1,164 @@
+"""Tasks in groups, a bank for each: the `grouping` of a run file.
+
+OUTPUT/run.yaml, tasks.json     the run as it was asked for
+OUTPUT/grouping.json            the groups, which run each task is in, and the cosines they come from
+OUTPUT/groups/NAME/             an ordinary run of one group, named after its first task
+
+A task costs the same as in one bank for all: the same optimiser steps, and as many rows of it in each. Rows of a step
+are spread over the tasks in it, so a group takes that share of `training.rows` that its tasks have in the whole mix. A
+group of one task is a bank of one task: a plain LoRA in effect, with nobody to share A and B with.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colora.common.files import write_json
+from colora.errors import ConfigError
+from colora.evaluation.evaluate import Evaluation
+from colora.tasks.schema import Task
+from colora.training.config import RunConfig
+from colora.training.config_file import check_grouping
+from colora.training.run import read_run_tasks, train_and_evaluate
+from colora.training.run_folder import check_free, claim
+from colora.transfer.before_training import run_gradients
+from colora.transfer.clusters import cluster_tree
+from colora.transfer.similarity import gradient_similarity
+
+__all__ = ["GroupedRun", "folder_names", "part_of", "train_groups"]
+
+FILE = "grouping.json"
+
+
+@dataclass(frozen=True)
+class GroupedRun:
+    """What a run in groups left behind.
+
+    Attributes:
+        groups: the tasks of each group, by the name of its folder.
+        banks: the bank of each.
+        evaluation: of all tasks, each by the bank of its group.
+    """
+
+    groups: dict[str, list[str]]
+    banks: dict[str, Path]
+    evaluation: Evaluation
+
+
+def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> GroupedRun:
+    """Decide the groups of a run, train and measure a bank for each, or go on with what is there.
+
+    Groups that were decided once stay, and a group's run that has ended is not run again.
+
+    Raises:
+        ConfigError: the output folder holds another run, listed groups are not the run's tasks, or there are several
+            processes.
+        otherwise as `train_and_evaluate`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "grouping: expected one process; let one decide the groups, then give each OUTPUT/groups/NAME/run.yaml to "
+            "torchrun"
+        )
+    tasks, output = read_run_tasks(config), Path(config.output)
+    check_grouping(config, [task.name for task in tasks])
+    check_free(output, config, tasks)
+    groups = _known(output / FILE)
+    if groups is None:
+        found = _decide(config, [task.name for task in tasks])
+        claim(output, config, tasks)
+        write_json(output / FILE, found)
+        groups = found["groups"]
+    banks: dict[str, Path] = {}
+    evaluation = Evaluation([], [])
+    for number, (name, members) in enumerate(groups.items(), start=1):
+        log(f"group {number} of {len(groups)}: {', '.join(members)}")
+        part = part_of(config, tasks, members, output / "groups" / name, log)
+        result, measured = train_and_evaluate(part, log=log)
+        banks[name] = result.bank
+        if measured is not None:
+            evaluation.records.extend(measured.records)
+            evaluation.skipped.update(measured.skipped)
+    return GroupedRun(groups, banks, evaluation)
+
+
+def part_of(
+    config: RunConfig,
+    tasks: Sequence[Task],
+    members: Sequence[str],
+    output: Path,
+    log: Callable[[str], None] = lambda line: None,
+) -> RunConfig:
+    """The run of some tasks of a run: equal steps, and as many rows of each task in a step as it has there.
+
+    Args:
+        tasks: all tasks of the run, as they were read.
+        members: the names of those to keep.
+        output: folder of the new run.
+        log: told where the rows of a step do not divide, so that a task gets more or fewer rows.
+    """
+    spec = config.training
+    power = {"uniform": 0.0, "proportional": 1.0, "temperature": 1.0 / spec.temperature}[spec.mixing]
+    largest = max(len(task.splits["train"]) for task in tasks)
+    weights = {task.name: (len(task.splits["train"]) / largest) ** power for task in tasks}
+    exact = spec.rows * sum(weights[name] for name in members) / sum(weights.values())
+    rows = max(1, round(exact / spec.accumulation)) * spec.accumulation
+    if abs(rows - exact) > 1e-6 * exact:
+        log(f"{', '.join(members)}: {rows} rows a step in place of {exact:.3g}, a whole number being needed")
+    kept = [
+        one.model_copy(update={"name": task.name})
+        for task, one in zip(tasks, config.tasks, strict=True)
+        if task.name in members
+    ]
+    changes: dict[str, Any] = {"output": str(output), "grouping": "none", "tasks": kept}
+    return config.model_copy(update=changes | {"training": spec.model_copy(update={"rows": rows})})
+
+
+def folder_names(firsts: Sequence[str]) -> list[str]:
+    """A folder's name for each task name: letters, digits and _ . + - alone, and no two that some systems take for one.
+
+    Example:
+        >>> folder_names(["legal: uk", "legal  UK", "sales"])
+        ['legal-uk', 'legal-UK-2', 'sales']
+    """
+    found: list[str] = []
+    for first in firsts:
+        stem = re.sub(r"[^\w.+]+", "-", first).strip("-.") or "group"
+        name, number = stem, 1
+        while name.casefold() in {one.casefold() for one in found}:
+            number += 1
+            name = f"{stem}-{number}"
+        found.append(name)
+    return found
+
+
+def _decide(config: RunConfig, names: list[str]) -> dict[str, Any]:
+    """What `grouping.json` says of a run."""
+    cosine: list[list[float]] | None = None
+    if isinstance(config.grouping, list):
+        groups = [[name for name in names if name in group] for group in config.grouping]
+    elif len(names) == 1:
+        groups = [names]
+    else:
+        similarity = gradient_similarity(run_gradients(config))
+        groups = cluster_tree(similarity).groups()
+        cosine = [[round(value, 4) for value in row] for row in similarity.overall().tolist()]
+    groups.sort(key=lambda group: names.index(group[0]))
+    named = dict(zip(folder_names([group[0] for group in groups]), groups, strict=True))
+    runs = {name: f"groups/{folder}" for folder, group in named.items() for name in group}
+    return {"groups": named, "runs": {name: runs[name] for name in names}, "tasks": names, "cosine": cosine}
+
+
+def _known(file: Path) -> dict[str, list[str]] | None:
+    """The groups that were decided before, if they were."""
+    if not file.is_file():
+        return None
+    try:
+        groups = json.loads(file.read_text(encoding="utf-8"))["groups"]
+        return {str(name): [str(task) for task in group] for name, group in groups.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: damaged: {error!r}; restore it, or remove it together with the groups") from error

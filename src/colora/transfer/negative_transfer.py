@@ -1,0 +1,187 @@
+"""Who is worse off in a bank than alone (negative transfer), task by task, on held-out examples.
+
+Each task is trained a second time, alone, with equal steps and rows of its own: OUTPUT/alone/NAME, an ordinary run of
+one task. Both models are measured on the same validation examples, so the difference has a paired standard error:
+for nats d_i and tokens t_i of n examples, R = Σ d_i / Σ t_i and se² = n / (n − 1) · Σ (d_i − R t_i)² / (Σ t_i)². More
+than two standard errors decide; of forty tasks without any difference about one is then called worse off.
+
+Test examples are not looked at: who trains alone would be chosen by them, and no number on them could be trusted after.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from colora.adapter.model import bank_tuner
+from colora.common.files import write_json
+from colora.errors import ConfigError
+from colora.evaluation.evaluate import evaluate
+from colora.evaluation.metrics import rouge_l
+from colora.evaluation.nll import token_nll
+from colora.tasks.schema import Task
+from colora.training.config import RunConfig
+from colora.training.run import TrainResult, read_run_tasks, train
+from colora.transfer.grouping import folder_names, part_of
+
+__all__ = ["Paired", "TaskCompany", "company", "paired"]
+
+SPLIT = "val"
+ERRORS = 2.0
+"""Standard errors that a difference must exceed to be called one."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One measure of a task in the bank and alone.
+
+    Attributes:
+        together, alone: means.
+        difference: together − alone.
+        error: its standard error over examples; None with fewer than two.
+    """
+
+    together: float
+    alone: float
+    difference: float
+    error: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than chance over examples explains."""
+        return self.error is not None and abs(self.difference) > ERRORS * self.error
+
+
+@dataclass(frozen=True)
+class TaskCompany:
+    """What company did to one task, measured on `examples` validation examples.
+
+    Attributes:
+        nll: nats per token.
+        rouge: ROUGE-L, 0 to 100; None if it was not asked for.
+    """
+
+    task: str
+    examples: int
+    nll: Paired
+    rouge: Paired | None = None
+
+    @property
+    def verdict(self) -> str:
+        """ "loses", "gains" or "even", by the likelihood."""
+        if not self.nll.clear:
+            return "even"
+        return "loses" if self.nll.difference > 0 else "gains"
+
+    def sentence(self) -> str:
+        """What to tell the user."""
+        found = self.nll
+        if self.verdict == "even":
+            few = ", too few examples to tell" if found.error is None else ""
+            return f"task {self.task}: no clear difference ({found.together:.2f}; alone {found.alone:.2f}{few})"
+        size = f"{self.verdict} {abs(found.difference):.2f} ± {found.error:.2f} nats a token in company"
+        advice = ": train it alone" if self.verdict == "loses" else ""
+        return f"task {self.task} {size} ({found.together:.2f}; alone {found.alone:.2f}){advice}"
+
+
+def company(
+    config: RunConfig, rouge: bool = False, log: Callable[[str], None] = lambda line: None
+) -> list[TaskCompany]:
+    """Measure every task of a run in its bank and alone; trains what is not there yet, and goes on where it stopped.
+
+    Writes OUTPUT/company.json.
+
+    Args:
+        config: the run, of several tasks in one bank.
+        rouge: also generate the outputs and compare ROUGE-L.
+        log: takes lines for the user.
+
+    Raises:
+        ConfigError: one task alone, a run in groups, a task without validation examples or not in the bank any more.
+        otherwise as `train`.
+    """
+    output = Path(config.output)
+    if config.grouping != "none":
+        raise ConfigError(f"{output} is a run in groups: name the run of one group, {output / 'groups'}/NAME")
+    tasks = read_run_tasks(config)
+    if len(tasks) < 2:
+        raise ConfigError(f"expected several tasks, found {tasks[0].name!r} alone, which has no company")
+    if without := [task.name for task in tasks if not task.splits[SPLIT]]:
+        raise ConfigError(
+            f"expected validation examples (tasks.N.{SPLIT}) for every task, found none for {', '.join(without)}; test "
+            "examples must not choose who trains alone"
+        )
+    result = train(config, log=log)
+    index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
+    if gone := [task.name for task in tasks if task.name not in index]:
+        raise ConfigError(f"{result.bank}: expected the run's tasks, but it has no {', '.join(gone)} (any more)")
+    together = {task.name: _measured(result, task, index[task.name], config, rouge) for task in tasks}
+    del result
+    found = []
+    for task, folder in zip(tasks, folder_names([task.name for task in tasks]), strict=True):
+        log(f"{task.name} alone")
+        own = part_of(config, tasks, [task.name], output / "alone" / folder, log)
+        alone = _measured(train(own, log=log), task, 0, config, rouge)
+        found.append(_compared(task.name, together[task.name], alone))
+    write_json(output / "company.json", {"split": SPLIT, "tasks": [_as_json(one) for one in found]})
+    return found
+
+
+def paired(together: Sequence[float], alone: Sequence[float], weights: Sequence[float]) -> Paired:
+    """Compare Σ together / Σ weights with the same of `alone`, example by example.
+
+    Args:
+        together, alone: of each example its nats, or its score.
+        weights: of each example its tokens, or 1.
+    """
+    total, n = math.fsum(weights), len(weights)
+    differences = [one - other for one, other in zip(together, alone, strict=True)]
+    ratio = math.fsum(differences) / total
+    error = None
+    if n > 1:
+        spread = math.fsum((d - ratio * t) ** 2 for d, t in zip(differences, weights, strict=True))
+        error = math.sqrt(n / (n - 1) * spread) / total
+    return Paired(math.fsum(together) / total, math.fsum(alone) / total, ratio, error)
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Nats, tokens and scores of one model on each validation example of one task."""
+
+    nats: list[float]
+    tokens: list[int]
+    scores: list[float]
+
+
+def _measured(result: TrainResult, task: Task, index: int, config: RunConfig, rouge: bool) -> _Examples:
+    spec, length = config.evaluation, config.training.max_length
+    # A task for each example: what is measured of a task is then measured of the example.
+    rows = [
+        Task(f"{task.name}/{number}", {SPLIT: (one,)}, task.source, None)
+        for number, one in enumerate(task.splits[SPLIT][: spec.limit])
+    ]
+    ids = {row.name: index for row in rows}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one for each example that is cut
+        found = token_nll(result.model, result.tokenizer, rows, SPLIT, ids, length, spec.rows)
+    scores = []
+    if rouge:
+        done = evaluate(
+            result.model, result.tokenizer, [task], split=SPLIT, task_index={task.name: index}, metrics=("rougeL",),
+            max_length=length, max_new_tokens=spec.max_new_tokens, batch_rows=spec.rows, limit=spec.limit,
+        )  # fmt: skip
+        scores = [rouge_l(one.prediction, one.outputs) for one in done.predictions]
+    return _Examples([found[row.name].sum for row in rows], [found[row.name].tokens for row in rows], scores)
+
+
+def _compared(task: str, together: _Examples, alone: _Examples) -> TaskCompany:
+    nll = paired(together.nats, alone.nats, together.tokens)
+    ones = [1.0] * len(together.scores)
+    rouge = paired(together.scores, alone.scores, ones) if ones else None
+    return TaskCompany(task, len(together.nats), nll, rouge)
+
+
+def _as_json(found: TaskCompany) -> dict[str, Any]:
+    return asdict(found) | {"verdict": found.verdict, "sentence": found.sentence()}

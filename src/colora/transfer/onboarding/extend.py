@@ -1,0 +1,81 @@
+"""More rank for a newcomer that the shared subspace does not hold, with every other task's model as it was.
+
+A gets further rows and B further columns; the cores of all tasks get zeros there, so that B Λ_k A is the same. The new
+directions are the leading ones of the newcomer's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
+for B, each as long as the bank's own are on average. Where the gradient has fewer of them, chance fills them up. No
+other task uses them, so they may be trained with the newcomer's core (`Settings.factor_lr`).
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from math import sqrt
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from colora.adapter.config import CoLoRAConfig
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.errors import ConfigError
+from colora.training.task_gradients import TaskGradients
+from colora.transfer.onboarding.coverage import orthonormal
+
+__all__ = ["extend_rank"]
+
+
+def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, place: int = 0) -> PeftModel:
+    """A bank of rank r + `extra` on the same base, which it takes out of `model`.
+
+    Args:
+        model: with one active bank.
+        gradients: of the newcomer, at `place`.
+
+    Raises:
+        ConfigError: a layer is smaller than the new rank, or the bank has modules trained in full; `model` is then as
+            it was.
+    """
+    tuner = bank_tuner(model)
+    bank = tuner.active_adapters[0]
+    config: CoLoRAConfig = deepcopy(tuner.peft_config[bank])
+    if config.modules_to_save:
+        raise ConfigError("a bank with modules_to_save cannot be extended")
+    grown = {}
+    for name, layer in bank_layers(model, bank).items():
+        A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
+        left, right = (one[place] for one in gradients.factors[name])
+        if min(layer.in_features - A.shape[0], layer.out_features - B.shape[1]) < extra:
+            raise ConfigError(f"layer {name} has no room for {extra} further directions: choose fewer")
+        grown[name] = (*_grown(A, B, left, right, extra), layer.colora_core[bank].detach().cpu())
+    scaling, r = config.scaling, config.r + extra
+    config.r, config.lora_alpha = r, scaling * (sqrt(r) if config.use_rslora else r)
+    larger = get_peft_model(tuner.unload(), config)
+    _fill(larger, grown, extra)
+    return larger
+
+
+@torch.no_grad()
+def _fill(model: PeftModel, grown: Mapping[str, tuple[Tensor, Tensor, Tensor]], extra: int) -> None:
+    for name, layer in bank_layers(model, "default").items():
+        A, B, cores = grown[name]
+        layer.colora_A["default"].copy_(A)
+        layer.colora_B["default"].copy_(B)
+        layer.colora_core["default"].copy_(torch.nn.functional.pad(cores, (0, extra, 0, extra)))
+
+
+def _grown(A: Tensor, B: Tensor, left: Tensor, right: Tensor, extra: int) -> tuple[Tensor, Tensor]:
+    """A and B with the leading directions of left right outside of them."""
+    q_a, q_b = orthonormal(A.cpu().mT), orthonormal(B.cpu())
+    left, right = left.double(), right.double()
+    more_a = _leading_outside(right.mT, q_a, extra).mT
+    more_b = _leading_outside(left @ torch.linalg.qr(right.mT).R.mT, q_b, extra)
+    more_a, more_b = more_a * A.norm(dim=1).mean().cpu(), more_b * B.norm(dim=0).mean().cpu()
+    return torch.cat([A.cpu(), more_a.to(A.dtype)]), torch.cat([B.cpu(), more_b.to(B.dtype)], dim=1)
+
+
+def _leading_outside(columns: Tensor, basis: Tensor, count: int) -> Tensor:
+    """The leading left singular vectors (d, count) of the columns (d, q) without what `basis` (d, r) spans."""
+    # A shorter gradient leaves singular vectors to choice, and those that LAPACK chooses may lie inside.
+    chance = torch.randn(len(columns), count, generator=torch.Generator().manual_seed(0), dtype=columns.dtype)
+    filled = torch.cat([columns, 1e-9 * (columns.norm() or 1.0) * chance], dim=1)
+    outside = filled - basis @ (basis.mT @ filled)
+    return torch.linalg.svd(outside, full_matrices=False).U[:, :count]

@@ -1,0 +1,194 @@
+"""A new task in a trained bank: r × r numbers a layer are trained on its examples, all that was there stays."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from colora.adapter.model import bank_layers, bank_router, bank_tuner
+from colora.bank.load import load_bank
+from colora.bank.tensors import read_bank_files, write_bank_files
+from colora.common.device import training_device
+from colora.errors import ConfigError
+from colora.models.base import configure_threads
+from colora.models.likelihood import is_encoder_decoder
+from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import EncodedTasks, encode_tasks
+from colora.tasks.hub import VAL_NAMES
+from colora.tasks.read import read_tasks
+from colora.tasks.schema import Task, TaskSource
+from colora.training.task_gradients import task_gradients
+from colora.transfer.onboarding.coverage import Coverage, coverage
+from colora.transfer.onboarding.extend import extend_rank
+from colora.transfer.onboarding.fit import Settings, fit_core
+from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
+from colora.transfer.onboarding.write import take_in
+
+__all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
+
+ENOUGH = (
+    0.005  # of relative coverage: tasks like the bank's own have more, others less (benchmarks/transfer/coverage.py)
+)
+LOOKED_AT = 16  # examples that the gradient is of
+TRIED = 4  # examples that starts are compared on: each start is a pass over them, and training follows anyway
+
+
+@dataclass(frozen=True)
+class Onboarding:
+    """What came of it.
+
+    Attributes:
+        task: the new task's name.
+        bank: folder of the bank that has it.
+        start: where the core started, and what other starts were worth.
+        coverage: how much of its gradient the shared subspace holds.
+        before, after: nats per token of its training examples without any adapter, and with the trained core.
+        validation: nats per token of its validation examples, or None if it has none.
+        seconds: for all of it, loading the base model included.
+    """
+
+    task: str
+    bank: Path
+    start: Start
+    coverage: Coverage
+    before: float
+    after: float
+    validation: float | None
+    seconds: float
+
+    @property
+    def advice(self) -> str:
+        """A sentence on whether the shared subspace is enough."""
+        share = f"the shared subspace holds {self.coverage.relative:.2%} of what one of its own would of its gradient"
+        if self.coverage.relative >= ENOUGH:
+            return share
+        return f"{share}: little. --extend 16 gives it further directions without changing the other tasks' models"
+
+
+def onboard(
+    bank: str | Path,
+    examples: str | Path,
+    *,
+    name: str | None = None,
+    output: str | Path | None = None,
+    base: str | None = None,
+    settings: Settings | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Onboarding:
+    """Add a task to a saved bank and train its core on its examples.
+
+    Args:
+        bank: folder of a bank or of a run.
+        examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
+        name: the task's name; by default the file's.
+        output: folder for the new bank, must not hold anything; by default it takes the old one's place, at once and
+            whole.
+        base: another place of the same base model.
+        log: takes lines for the user.
+
+    Raises:
+        BankFileError, BaseMismatchError: see `load_bank`.
+        TaskFileError: listing all faults of the examples.
+        ConfigError: the name is taken, the output is there already, or there is no room for `extend`.
+        TrainingDivergedError: a loss became NaN or infinite; nothing is written.
+        CheckpointError: the bank cannot be written; what was there still is.
+    """
+    began = time.monotonic()
+    configure_threads()
+    settings = settings or Settings()
+    files = read_bank_files(bank)
+    target = files.folder if output is None else Path(output)
+    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    task = _read(Path(examples), name, settings.seed)
+    if task.name in files.tasks:
+        raise ConfigError(f"{task.name!r} is already a task of {files.folder}; choose another name (--name)")
+    model, tokenizer, info = load_bank(files.folder, base, device=training_device("auto"))
+    model, found = add_newcomer(model, tokenizer, task, info.max_length, settings, log)
+    info.examples[task.name] = len(task.splits["train"])
+    info.seen[task.name] = settings.steps * settings.rows
+    info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
+    files.info = info
+    take_in(files, model, task.name)
+    write_bank_files(files, target)
+    return Onboarding(task.name, target, *found, time.monotonic() - began)
+
+
+def add_newcomer(
+    model: PeftModel,
+    tokenizer: Any,
+    task: Task,
+    max_length: int,
+    settings: Settings,
+    log: Callable[[str], None] = lambda line: None,
+) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:
+    """Add a task to a bank in memory and train its core; no other number of the bank changes.
+
+    If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
+    that was to be returned has it.
+
+    Returns:
+        the model, another one than before if its rank was extended; start, coverage, nats per token before, after, and
+        of the validation examples.
+
+    Raises:
+        ConfigError: the name is taken, the bank is merged into the base, or there is no room for `extend`.
+        TaskFileError: listing every example that is too long.
+        TrainingDivergedError: a loss became NaN or infinite.
+    """
+    tuner = bank_tuner(model)
+    if any(layer.merged for layer in bank_layers(model, tuner.active_adapters[0]).values()):
+        raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before adding a task")
+    encoder_decoder = is_encoder_decoder(model)
+    data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
+    held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
+    tuner.add_tasks([task.name])
+    try:
+        return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log)
+    except BaseException:  # Ctrl-C too
+        if bank_router(tuner.model) is not None:  # else it was taken off to be extended
+            tuner.remove_task(task.name)
+        raise
+
+
+def _add(
+    model: PeftModel, pad_token_id: int, name: str, data: EncodedTasks, held_out: EncodedTasks, settings: Settings,
+    log: Callable[[str], None],
+) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:  # fmt: skip
+    collate = TaskCollator(pad_token_id)
+    batches, validation = _batches(data, collate), _batches(held_out, collate)
+    tuner = bank_tuner(model)
+    bank, own = tuner.active_adapters[0], tuner.tasks.index(name)
+    tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
+    gradients = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+    before = float(gradients.loss[0]) if len(data) <= LOOKED_AT else mean_nll(model, batches, own)
+    factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
+               for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
+    covered = coverage(gradients, 0, factors)
+    start = choose_start(model, name, _batches(data, collate, TRIED)[:1], gradient_at_zero(model, gradients, 0))
+    log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
+    if settings.extend:  # along what is left to learn from there
+        left = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+        model = extend_rank(model, settings.extend, left)
+    fit_core(model, own, data, collate, settings)
+    after = mean_nll(model, batches, own)
+    late = mean_nll(model, validation, own) if validation else None
+    return model, (start, covered, before, after, late)
+
+
+def _read(source: Path, name: str | None, seed: int) -> Task:
+    """The newcomer's task; nothing is set aside of its training examples, for it has few."""
+    there = {path.stem for path in source.iterdir()} if source.is_dir() else set()
+    val = None if there & set(VAL_NAMES) else 0
+    test = None if "test" in there else 0
+    (task,) = read_tasks([TaskSource(name=name, path=str(source), val=val, test=test)], seed=seed)
+    return task
+
+
+def _batches(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+    items = [data[place] for place in range(len(data))]
+    return [collate(items[at : at + rows]) for at in range(0, len(items), rows)]

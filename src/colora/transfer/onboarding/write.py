@@ -1,0 +1,35 @@
+"""A bank's files with a newcomer in them: all that was there is written again as it was read, to the bit."""
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.bank.tensors import BankFiles
+
+__all__ = ["take_in"]
+
+
+def take_in(files: BankFiles, model: PeftModel, name: str) -> None:
+    """Add the task `name`, the last of the bank in `model`, to the bank that `model` was loaded from.
+
+    Files may hold other numbers than the model computes in (bfloat16, float64). What they hold stays; only stacks that
+    grow become as fine as both, so that neither is rounded.
+    """
+    bank = bank_tuner(model).active_adapters[0]
+    for layer_name, layer in bank_layers(model, bank).items():
+        for part in ("colora_A", "colora_B", "colora_core"):
+            key = f"base_model.model.{layer_name}.{part}"
+            files.tensors[key] = _grown(files.tensors[key], getattr(layer, part)[bank].detach().cpu())
+    config = bank_tuner(model).peft_config[bank]
+    files.config["tasks"] = [*files.tasks, name]
+    if files.config["r"] != config.r:
+        files.config |= {"r": config.r, "lora_alpha": config.lora_alpha}
+
+
+def _grown(before: Tensor, after: Tensor) -> Tensor:
+    if before.shape == after.shape:
+        return before
+    result = after.to(torch.promote_types(before.dtype, after.dtype), copy=True).contiguous()
+    result[tuple(slice(size) for size in before.shape)] = before.to(result)
+    return result

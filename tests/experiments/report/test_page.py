@@ -1,0 +1,282 @@
+"""The page and its figures: what they hold, that names cannot break them, and that they do not change by themselves."""
+
+import ast
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from colora.errors import ColoraError
+from colora.experiments.report.build import write_report
+from colora.experiments.report.figures import draw
+from colora.experiments.report.gather import Experiment
+from colora.experiments.report.page import page
+from colora.experiments.report.panels import (
+    collaborator_panels,
+    efficiency_panels,
+    federated_panels,
+    similarity_maps,
+    styles,
+    sweep_panels,
+)
+from colora.experiments.report.sections import report_sections
+from colora.experiments.trial import write_cell_records
+from tests.helpers.run_files import cli
+from tests.helpers.trial_records import record, rich_records
+
+EVIL = '<script>alert("x")</script>&\' $\\frac{$ _a'
+ROOT = Path(__file__).parents[3]
+
+
+class Elements(HTMLParser):
+    """Counts elements, checks that they close, and keeps ids and what is linked."""
+
+    VOID = ("meta", "link", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.names, self.open, self.ids, self.texts = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.names.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def html(*records, name="x"):
+    return page(report_sections([Experiment.of(name, list(records))]), "Report")
+
+
+@pytest.fixture(scope="module")
+def rich():
+    return html(*rich_records())
+
+
+def experiment():
+    return Experiment.of("x", rich_records())
+
+
+# ---- figures as data ---------------------------------------------------------------------------------------------
+
+
+def test_curves_over_examples():
+    one = experiment()
+    panels = efficiency_panels(one, styles([one]))
+    assert [panel.title for panel in panels] == [
+        f"{metric} · dates · {regime} · 3 tasks"
+        for regime in ("implicit", "explicit")
+        for metric in ("ROUGE-L", "exact match, %", "token NLL")
+    ]
+    lines = {line.label: line for line in panels[0].lines}
+    assert list(lines) == ["base", "local", "pooled", "colora"]
+    assert lines["colora"].x == (8, 16, 32)
+    assert lines["colora"].mean == pytest.approx((51, 61, 71))
+    assert lines["colora"].low == pytest.approx((50, 60, 70))
+    assert lines["colora"].high == pytest.approx((52, 62, 72))
+    assert panels[0].scale == "log2"
+    assert "colora: 51 at 8, 61 at 16, 71 at 32" in panels[0].text
+
+
+def test_curves_over_tasks():
+    one = experiment()
+    panel = collaborator_panels(one, styles([one]))[0]
+    assert panel.title == "ROUGE-L · few · implicit · 16 examples a task"
+    assert panel.scale == "log2"
+    assert {line.label: line.mean for line in panel.lines} == {
+        "local": pytest.approx((51, 51)), "colora": pytest.approx((57, 60)),
+    }  # fmt: skip
+
+
+def test_sweeps_over_rank_and_rates():
+    one = experiment()
+    panels = [panel for panel in sweep_panels(one, styles([one])) if panel.y_label == "ROUGE-L"]
+    assert [(panel.x_label, [(line.label, line.x) for line in panel.lines]) for panel in panels] == [
+        ("rank r", [("colora", (2, 4))])
+    ] * 2 + [("learning rate of the cores", [("colora", (0.02, 0.06))])] * 2
+
+
+def test_a_grid_has_a_line_for_each_other_setting_and_none_for_what_follows():
+    grid = [record(lr=lr, core_lr=core) for lr in (1e-3, 2e-3) for core in (0.02, 0.06)]
+    one = Experiment.of("x", grid)
+    panel = next(p for p in sweep_panels(one, styles([one])) if p.x_label == "learning rate of the cores")
+    assert [line.label for line in panel.lines] == ["colora, lr=0.001", "colora, lr=0.002"]
+    one = Experiment.of("x", [record(rank=r, alpha=float(r)) for r in (2, 4, 8)])
+    panel = next(p for p in sweep_panels(one, styles([one])) if p.x_label == "rank r")
+    assert [(line.label, line.x) for line in panel.lines] == [("colora", (2, 4, 8))]
+
+
+def test_quality_against_bytes():
+    one = experiment()
+    panel = federated_panels(one, styles([one]))[0]
+    assert {line.label: line.x for line in panel.lines} == {"fedit": (12e6,), "fed-colora": (3e6,)}
+    assert (panel.scale, panel.joined) == ("log10", False)
+
+
+def test_similarity_is_the_mean_over_seeds_at_the_most_examples():
+    def similar(value, **changes):
+        return record(tasks=("a", "b"), similarity=[[1.0, value], [value, 1.0]], **changes)
+
+    records = [similar(0.2, seed=0), similar(0.6, seed=1), similar(0.9, examples=8)]
+    (found,) = similarity_maps(Experiment.of("x", records))
+    assert found.title == "colora · dates · implicit · 16 examples a task · 2 tasks"
+    assert found.names == ("a", "b")
+    assert found.values == ((1.0, pytest.approx(0.4)), (pytest.approx(0.4), 1.0))
+    with pytest.raises(ColoraError, match=r"x: colora-dates.*expected a similarity of 3 × 3, found lines of 1"):
+        similarity_maps(Experiment.of("x", [record(similarity=[[1.0]])]))
+
+
+def test_looks_are_the_same_on_the_page_and_differ_between_methods():
+    names = [f"m{number}" for number in range(40)]
+    looks = styles([Experiment.of("x", [record(name) for name in names]), Experiment.of("y", [record("m3")])])
+    from colora.experiments.report.figures import COLOURS, DASHES, MARKERS
+
+    kinds = {(n % len(COLOURS), n % len(MARKERS), n % len(DASHES)) for n in looks.values()}
+    assert len(kinds) == 40
+    assert len({n % len(MARKERS) for n in list(looks.values())[:11]}) == 11  # told apart without colours
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_whole(rich):
+    found = Elements(rich)
+    assert len(found.ids) == len(set(found.ids))
+    for target in re.findall(r'(?:href="#|url\(#)([^")]+)', rich):
+        assert target in found.ids
+    for name in ("script", "img", "iframe", "object"):
+        assert name not in found.names
+    assert found.names.count("svg") == found.names.count("figure") == found.names.count("desc") == 32
+
+
+def test_every_figure_is_well_formed_and_has_a_text(rich):
+    figures = re.findall(r"<svg.*?</svg>", rich, flags=re.DOTALL)
+    for figure in figures:
+        root = ElementTree.fromstring(figure)
+        assert root.get("role") == "img"
+        assert root[0].text == root.get("aria-label")
+        assert len(root[1].text) > 20
+        assert "currentColor" in figure
+        assert "#010203" not in figure
+    colora = next(f for f in figures if "ROUGE-L · dates · implicit · 3 tasks" in f)
+    assert "colora: 51 at 8, 61 at 16, 71 at 32" in colora
+    assert {"examples a task", "ROUGE-L", "local"} <= set(ElementTree.fromstring(colora).itertext())
+
+
+def test_nothing_is_fetched(rich):
+    plain = re.sub(r'xmlns(:\w+)?="[^"]*"', "", rich)
+    assert "http" not in plain
+    assert "@import" not in plain
+    assert "src=" not in plain
+
+
+def test_names_cannot_break_the_page():
+    tasks = (EVIL, "b")
+    made = [
+        record(EVIL + method, 50 + n, seed=seed, examples=n, group=EVIL, tasks=tasks,
+               similarity=[[1.0, 0.5], [0.5, 1.0]], bytes_up=5, bytes_down=5)
+        for method in ("1", "2") for n in (8, 16) for seed in (0, 1)
+    ]  # fmt: skip
+    found = html(*made, record(EVIL, error=EVIL, code="c0de"), name=EVIL)
+    assert "script" not in Elements(found).names
+    assert "<script" not in found
+    assert any(EVIL in text for text in Elements(found).texts)
+    for figure in re.findall(r"<svg.*?</svg>", found, flags=re.DOTALL):
+        ElementTree.fromstring(figure)
+
+
+def test_the_page_has_bold_bests_warnings_and_failures():
+    found = html(record(quality=60), record("local", 50, code="beef"), record("pooled", error="died of <NaN>"))
+    assert "<strong>60.0</strong>" in found
+    assert "<strong>50.0</strong>" not in found
+    assert found.count('class="warning"') == 2
+    assert "beef (1 cell), c0de (2 cells)" in found
+    assert "died of &lt;NaN&gt;" in found
+
+
+def test_an_experiment_of_failures_only():
+    found = html(record(error="died"))
+    assert "Every cell of this experiment failed." in found
+    assert "At no place were both sides measured." in found
+
+
+# ---- from end to end ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    write_cell_records(tmp_path / "r" / "main.jsonl", rich_records())
+    for name in ("one", "two"):
+        write_report(tmp_path / "r", tmp_path / f"{name}.html", tmp_path / f"{name}.md")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert (tmp_path / "one.md").read_bytes() == (tmp_path / "two.md").read_bytes()
+
+
+def test_the_command_writes_a_page_and_markdown(tmp_path):
+    write_cell_records(tmp_path / "r" / "a.jsonl", [record(), record("local")])
+    write_cell_records(tmp_path / "r" / "b.jsonl", [record("pooled", code="x"), record("local", code="y")])
+    refused = cli("report", tmp_path / "r", tmp_path / "out.html")
+    assert refused.exit_code == 2
+    assert "b.jsonl: expected records of one code" in refused.stderr
+    assert not (tmp_path / "out.html").exists()
+    result = cli("report", tmp_path / "r", tmp_path / "new" / "out.html", "--mixed", "--markdown", tmp_path / "out.md")
+    assert result.exit_code == 0, result.stderr
+    assert f"written: {tmp_path / 'new' / 'out.html'}" in result.stderr
+    found = (tmp_path / "new" / "out.html").read_text(encoding="utf-8")
+    assert "<h2>Experiment a</h2>" in found
+    assert "<h2>Experiment b</h2>" in found
+    assert "| colora | 1 | 50.0 |" in (tmp_path / "out.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_is_no_page(tmp_path):
+    write_cell_records(tmp_path / "a.jsonl", [record()])
+    with pytest.raises(ColoraError, match="expected the name of a file to write, found a folder"):
+        write_report(tmp_path / "a.jsonl", tmp_path)
+
+
+def test_matplotlib_is_imported_by_the_figures_only_and_its_absence_is_explained():
+    for path in (ROOT / "src" / "colora").rglob("*.py"):
+        names = [
+            ast.unparse(n)
+            for n in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
+        draws = path.name in ("figures.py", "figure.py")
+        assert any("matplotlib" in name for name in names) == draws, path
+    for module in ("experiments.report.page", "theory.experiments.figures"):
+        code = (
+            "import sys; sys.modules['matplotlib'] = None\n"
+            "import colora.experiments.report.sections, colora.experiments.report.markdown\n"
+            "from colora.errors import ColoraError\n"
+            f"try: import colora.{module}\n"
+            "except ColoraError as error: print(error)\n"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert "expected matplotlib for the figures" in found
+        assert 'pip install "colora[report]"' in found
+
+
+def test_many_tasks_have_a_map_and_one_has_none():
+    names = tuple(f"task-{number}" for number in range(32))
+    square = [[1.0 if i == j else 0.5 for j in range(32)] for i in range(32)]
+    many, alone = record(tasks=names, similarity=square), record(tasks=names[:1], similarity=[[1.0]])
+    one = Experiment.of("x", [many, alone])
+    (found,) = similarity_maps(one)
+    assert len(found.names) == 32
+    drawn = [text for text in ElementTree.fromstring(draw(found, 1)).itertext() if text in names]
+    assert drawn == [*names, *names]  # along both sides

@@ -1,0 +1,56 @@
+"""The committed experiments and their records belong together: each record is of its experiment, each rate tuned."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compare.summary import tries, tuned_rate
+from colora.experiments.load import load_experiment
+from colora.experiments.plan import planned_cells
+from colora.experiments.report.gather import read_experiments
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "benchmarks" / "compare" / "records"
+EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
+# These try rates on purpose.
+SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
+TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
+
+
+@pytest.fixture(scope="module")
+def best():
+    """The tuned rate of each method and regime: that with the least nats per token on validation data."""
+    return {
+        (method, regime): min((nats, rate) for rate, nats in found)[1]
+        for regime, name in (("implicit", "tuning"), ("explicit", "tuning_explicit"))
+        for method, found in tries(name).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["tuning", "tuning_explicit"])
+def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(name):
+    for method, found in tries(name).items():
+        nats = [value for _, value in found]
+        best = nats.index(min(nats[:4]))
+        assert len(nats) == (5 if best == 3 else 4), method
+        assert 0 < nats.index(min(nats)) < len(nats) - 1, f"{method}: the best rate is not bracketed"
+
+
+@pytest.mark.parametrize("path", [one for one in EXPERIMENTS if one.stem not in SWEEPS], ids=lambda path: path.stem)
+def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
+    for cell in planned_cells(load_experiment(path)):
+        if cell.method == "base":
+            continue
+        tuned = best[TUNED_AS.get(cell.method, cell.method), cell.regime]
+        assert tuned_rate(cell) == tuned, cell.key
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_records_are_those_of_the_experiment(path):
+    file = RECORDS / f"{path.stem}.jsonl"
+    (experiment,) = read_experiments(file)
+    known = {cell.key for cell in planned_cells(load_experiment(path))}
+    assert experiment.records, "expected at least one record"
+    assert {record.cell.key for record in experiment.records} == known
+    assert len(experiment.codes) == 1
+    assert not experiment.failed

@@ -1,0 +1,291 @@
+"""The server of a federation against clients that fail in every way, over a grid inside this process.
+
+The clients are the real ClientApp with folders of their own; what they do wrong is done to their replies.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from colora.common.locks import claimed
+from colora.errors import ConfigError, FederationError
+from colora.evaluation.records import read_records
+from colora.federated import client_app
+from colora.federated.client import Member
+from colora.federated.client_app import app, member
+from colora.federated.protocol import broadcast, init
+from colora.federated.server import serve
+from colora.federated.state import digests
+from colora.federated.storage import load_server
+from colora.tasks.schema import TaskSource
+from colora.training.config import FederationConfig
+from tests.helpers.run_files import save_base, write_task
+
+Fault = Callable[[Message, Message], Message | None]
+NAMES = ("red", "blue", "green", "grey")
+
+
+class LocalGrid(Grid):
+    """Reaches the ClientApps of this process; `faults` change a client's replies, None is silence."""
+
+    def __init__(self, config: FederationConfig, folder: Path, faults: dict[str, Fault] | None = None) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self.config, self.folder, self.faults = config, folder, faults or {}
+        self.nodes = dict(enumerate(NAMES, start=10))
+        self.sent: list[Message] = []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = []
+        for message in messages:
+            self.sent.append(message)
+            name = self.nodes[message.metadata.dst_node_id]
+            context = Context(
+                node_id=message.metadata.dst_node_id, state=RecordDict(), run_id=1,
+                node_config={
+                    "task": str(self.folder / f"{name}.jsonl"), "name": name,
+                    "state": str(self.folder / "state" / name),
+                },
+                run_config={"colora": self.config.model_dump_json()},
+            )  # fmt: skip
+            try:
+                reply: Message | None = app(message, context)
+            except Exception as error:
+                reply = Message(Error(0, f"Traceback\n{type(error).__name__}: {error}"), reply_to=message)
+            if name in self.faults and message.metadata.message_type == "train" and reply is not None:
+                reply = self.faults[name](message, reply)
+            replies += [] if reply is None else [reply]
+        return replies
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    push_messages = pull_messages = set_run = create_message
+    run = None
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Fault:
+    """A client whose payload is changed."""
+
+    def fault(message: Message, reply: Message) -> Message:
+        content = reply.content.array_records["payload"]["safetensors"].numpy().tobytes()
+        changed_content = safetensors.torch.save(change(safetensors.torch.load(content)))
+        reply.content["payload"] = ArrayRecord({"safetensors": Array(np.frombuffer(changed_content, np.uint8))})
+        return reply
+
+    return fault
+
+
+def of_round(number: int) -> Fault:
+    """A client that answers an earlier round."""
+
+    def fault(message: Message, reply: Message) -> Message:
+        reply.content.config_records["reply"]["round"] = number
+        return reply
+
+    return fault
+
+
+def first(payload: dict[str, torch.Tensor], new: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = next(iter(payload))
+    return payload | {name: new(payload[name])}
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "raises": (
+        lambda m, r: Message(Error(0, "Traceback\nKeyError: 'x'"), reply_to=m),
+        "failed: Traceback KeyError: 'x'",
+    ),
+    "silent": (lambda m, r: None, "no reply by the deadline"),
+    "NaN": (changed(lambda p: first(p, lambda t: t * float("nan"))), "NaN or infinite"),
+    "infinite": (changed(lambda p: first(p, lambda t: t + float("inf"))), "NaN or infinite"),
+    "shape": (changed(lambda p: first(p, lambda t: t[:1])), "expected shape"),
+    "type": (changed(lambda p: first(p, lambda t: t.double())), "expected torch.float32"),
+    "key": (changed(lambda p: dict(list(p.items())[1:])), "first difference"),
+    "large": (changed(lambda p: {name: 1000 * t for name, t in p.items()}), "times the round's median"),
+    "round": (of_round(99), "expected round"),
+    "empty": (lambda m, r: Message(RecordDict(), reply_to=m), "not a message of a CoLoRA client"),
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FederationConfig:
+    member.cache_clear()
+    for name in NAMES:
+        write_task(tmp_path, name)
+    return FederationConfig.model_validate(
+        {
+            "base": save_base(tmp_path / "base"),
+            "adapter": {"r": 4, "lora_alpha": 4},
+            "training": {"max_length": 96, "threads": 1},
+            "federation": {"rounds": 2, "rows": 2, "wait": 0.1, "clients": 2, "void_rounds": 2},
+        }
+    )
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_one_bad_client_is_dropped_counted_and_told_and_the_run_goes_on(
+    tmp_path: Path, config: FederationConfig, name: str
+):
+    fault, why = FAULTS[name]
+    lines: list[str] = []
+    state = serve(LocalGrid(config, tmp_path, {"grey": fault}), config, tmp_path / "out", lines.append)
+    assert state.round == 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.shared.values())
+    records = read_records(tmp_path / "out" / "rounds.jsonl")
+    for number in range(2):
+        found = {one.metric: one for one in records if one.split == f"round {number}"}
+        assert (found["accepted"].value, found["dropped"].value) == (3, 1)
+        (reason,) = [metric for metric in found if metric.startswith("dropped: ")]
+        assert why in reason
+    assert sum(why in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed"])
+def test_with_a_bad_client_dropped_the_factors_are_those_of_a_run_without_it(
+    tmp_path: Path, config: FederationConfig, rule: str
+):
+    config = config.model_copy(update={"federation": config.federation.model_copy(update={"rule": rule})})
+    with_bad = serve(LocalGrid(config, tmp_path, {"grey": FAULTS["NaN"][0]}), config, tmp_path / "bad", quiet)
+    grid = LocalGrid(config, tmp_path / "again")
+    (tmp_path / "again").mkdir()
+    for name in NAMES:
+        write_task(tmp_path / "again", name)
+    grid.nodes = {number: name for number, name in grid.nodes.items() if name != "grey"}
+    without = serve(grid, config, tmp_path / "good", quiet)
+    for name, tensor in without.shared.items():
+        torch.testing.assert_close(with_bad.shared[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_rounds_in_which_nobody_answers_end_the_run_with_the_reason(tmp_path: Path, config: FederationConfig):
+    grid = LocalGrid(config, tmp_path, {name: lambda message, reply: None for name in NAMES})
+    with pytest.raises(FederationError, match=r"2 rounds in a row did not count; the last: .*no reply by the deadline"):
+        serve(grid, config, tmp_path / "out", quiet)
+    state = load_server(tmp_path / "out")
+    assert state is not None
+    assert state.round == 2
+
+
+def test_too_few_clients_end_the_run_after_the_wait(tmp_path: Path, config: FederationConfig):
+    grid = LocalGrid(config, tmp_path)
+    grid.nodes = {}
+    with pytest.raises(FederationError, match=r"expected 2 clients within 0\.1 seconds, found 0"):
+        serve(grid, config, tmp_path / "out", quiet)
+
+
+def test_a_server_that_crashed_goes_on_to_the_same_factors(tmp_path: Path, config: FederationConfig):
+    whole = serve(LocalGrid(config, tmp_path), config, tmp_path / "whole", quiet)
+
+    class Killed(LocalGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if self.sent[-1].content.config_records["round"]["round"] == 1:
+                raise SystemExit  # the clients have trained for round 1, and nobody heard of it
+            return replies
+
+    (tmp_path / "second").mkdir()
+    for name in NAMES:
+        write_task(tmp_path / "second", name)
+    with pytest.raises(SystemExit):
+        serve(Killed(config, tmp_path / "second"), config, tmp_path / "out", quiet)
+    lines: list[str] = []
+    after = serve(LocalGrid(config, tmp_path / "second"), config, tmp_path / "out", lines.append)
+    assert lines[0] == "going on after round 1 of 2"
+    for name, tensor in whole.shared.items():
+        assert torch.equal(after.shared[name], tensor)
+    rounds = [one.split for one in read_records(tmp_path / "out" / "rounds.jsonl") if one.metric == "accepted"]
+    assert rounds == ["round 0", "round 1"]
+
+
+def test_two_servers_of_one_folder_are_refused(tmp_path: Path, config: FederationConfig):
+    with claimed(tmp_path / "out" / "lock") as mine:
+        assert mine
+        with pytest.raises(FederationError, match="another process serves this federation"):
+            serve(LocalGrid(config, tmp_path), config, tmp_path / "out", quiet)
+
+
+def test_a_client_on_another_base_is_dropped_by_itself(tmp_path: Path, config: FederationConfig, monkeypatch):
+    from tests.helpers.tiny import tiny_llama
+
+    other = save_base(tmp_path / "other", tiny_llama(seed=5))
+
+    def strange(agreed: str, flags: Any) -> Any:
+        named = dict(flags)["name"]
+        return member(agreed, tuple(sorted((dict(flags) | ({"base": other} if named == "grey" else {})).items())))
+
+    monkeypatch.setattr(client_app, "member", strange)
+    serve(LocalGrid(config, tmp_path), config, tmp_path / "out", quiet)
+    records = read_records(tmp_path / "out" / "rounds.jsonl")
+    (dropped,) = {one.metric for one in records if one.metric.startswith("dropped: ")}
+    assert "BaseMismatchError: the federation's base model is not this client's" in dropped
+
+
+def test_every_client_ends_with_a_bank_of_its_own_and_nothing_of_another_task(tmp_path: Path, config: FederationConfig):
+    serve(LocalGrid(config, tmp_path), config, tmp_path / "out", quiet)
+    for name in NAMES:
+        (bank,) = (tmp_path / "state" / name).glob("*/bank")
+        assert json.loads((bank / "adapter_config.json").read_text())["tasks"] == [name]
+
+
+@pytest.mark.parametrize("name", ["11", "all clients", "a\nb"])
+def test_no_client_takes_the_name_of_a_node_or_of_all(tmp_path: Path, config: FederationConfig, name: str):
+    def renamed(message: Message, reply: Message) -> Message:
+        reply.content.config_records["reply"]["name"] = name
+        return reply
+
+    grid = LocalGrid(config, tmp_path, {"red": renamed})
+    serve(grid, config, tmp_path / "out", quiet)
+    told = [one.task for one in read_records(tmp_path / "out" / "rounds.jsonl") if one.metric == "train_nll"]
+    (node,) = (str(number) for number, known in grid.nodes.items() if known == "red")
+    assert sorted(told) == sorted(2 * [node, "blue", "green", "grey"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("precision", "bf16"), ("weight_decay", 0.1), ("warmup_steps", 5)])
+def test_fields_that_clients_do_not_know_are_refused_not_passed_over(
+    tmp_path: Path, config: FederationConfig, field: str, value: Any
+):
+    training = config.training.model_copy(update={field: value})
+    with pytest.raises(ConfigError, match=rf"training\.{field} cannot be used"):
+        serve(LocalGrid(config, tmp_path), config.model_copy(update={"training": training}), tmp_path / "out", quiet)
+
+
+@pytest.mark.parametrize("name", ["A/evil", None])
+def test_a_client_takes_no_factor_that_its_model_does_not_have(tmp_path: Path, config: FederationConfig, name: str):
+    source = TaskSource(path=str(tmp_path / "red.jsonl"), val=0, test=0)
+    client = Member(config, source, tmp_path / "state")
+    state = init("0" * 32, client.local)
+    known = next(iter(state.shared))
+    bad = replace(broadcast(state, "red", digests(client.local.start)), factors={name or known: torch.zeros(3, 3)})
+    with pytest.raises(FederationError, match="expected"):
+        client.take_part(bad)
+    assert not list((tmp_path / "state").rglob("before-round-*"))
+
+
+def test_a_core_is_not_lost_to_a_server_restored_from_long_before(tmp_path: Path, config: FederationConfig):
+    source = TaskSource(path=str(tmp_path / "red.jsonl"), val=0, test=0)
+    client = Member(config, source, tmp_path / "state")
+    state = init("0" * 32, client.local)
+    start = digests(client.local.start)
+    for number in range(4):
+        client.take_part(broadcast(replace(state, round=number), "red", start))
+    kept = {path.name for path in (tmp_path / "state").rglob("before-round-*")}
+    assert kept == {"before-round-3.safetensors", "before-round-4.safetensors"}
+    with pytest.raises(FederationError, match="has the core before round 3 and later, but the server asks for round 1"):
+        client.take_part(broadcast(replace(state, round=1), "red", start))
+    assert {path.name for path in (tmp_path / "state").rglob("before-round-*")} == kept

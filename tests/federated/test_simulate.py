@@ -1,0 +1,148 @@
+"""A federation in one process, from the command line: it resumes to the same bits, and refuses what cannot be meant."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import colora.federated.simulate
+from colora.evaluation.records import read_records
+from colora.federated.history import RoundCost, round_records, write_round
+from colora.federated.protocol import RoundReport
+from colora.federated.simulate import simulate
+from colora.training.config_file import load_config
+from tests.helpers.run_files import bank_tensors, cli, refusal, run_file, save_base, write_task
+
+FIELDS = ("federation.rounds=3", "federation.rows=2", "federation.finish_steps=1")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return run_file(tmp_path, save_base(tmp_path / "base"))
+
+
+def test_a_simulation_ends_with_a_bank_of_all_clients_and_is_not_run_again(tmp_path: Path, path: Path):
+    done = cli("federate", "simulate", path, *FIELDS)
+    assert done.exit_code == 0, done.stderr
+    assert "red" in done.stdout
+    records = read_records(tmp_path / "out" / "rounds.jsonl")
+    assert [one.value for one in records if one.metric == "accepted"] == [2, 2, 2]
+    assert {one.task for one in records if one.metric == "train_nll"} == {"red", "blue"}
+    again = cli("federate", "simulate", path, *FIELDS)
+    assert "has ended before" in again.stderr
+
+
+def test_a_simulation_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, path: Path, monkeypatch):
+    whole = load_config(path, [*FIELDS, f"output={tmp_path / 'whole'}"])
+    simulate(whole)
+    monkeypatch.setattr(colora.federated.simulate, "SAVE_SECONDS", -1.0)
+    save = colora.federated.simulate._save
+
+    def killed(folder, state, clients):
+        save(folder, state, clients)
+        if state.round == 2:
+            raise SystemExit
+
+    monkeypatch.setattr(colora.federated.simulate, "_save", killed)
+    with pytest.raises(SystemExit):
+        simulate(load_config(path, FIELDS))
+    monkeypatch.setattr(colora.federated.simulate, "_save", save)
+    lines: list[str] = []
+    simulate(load_config(path, FIELDS), lines.append)
+    assert lines[0] == "going on after round 2 of 3"
+    expected, found = bank_tensors(tmp_path / "whole"), bank_tensors(tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    rounds = [one.split for one in read_records(tmp_path / "out" / "rounds.jsonl") if one.metric == "accepted"]
+    assert rounds == ["round 0", "round 1", "round 2"]
+
+
+def test_a_folder_holds_one_federation_and_no_other_run(tmp_path: Path, path: Path):
+    assert cli("federate", "simulate", path, *FIELDS).exit_code == 0
+    said = refusal("federate", "simulate", path, *FIELDS, "federation.fraction=0.5")
+    assert "federation.fraction: it has 1.0, this run 0.5" in said
+    assert "holds a federation" in refusal("train", path, *FIELDS)
+
+
+def test_the_output_of_training_is_not_taken_for_a_federation(tmp_path: Path, path: Path):
+    assert cli("train", path).exit_code == 0
+    assert "holds a run of `colora train`" in refusal("federate", "simulate", path)
+
+
+def test_private_rounds_tell_a_growing_epsilon_and_their_noise_is_not_of_the_seed(tmp_path: Path, path: Path):
+    private = [*FIELDS, "federation.clip=1.0", "federation.weights=uniform"]
+    banks = []
+    for name in ("first", "second"):
+        simulate(load_config(path, [*private, f"output={tmp_path / name}"]))
+        banks.append(bank_tensors(tmp_path / name))
+    spent = [one.value for one in read_records(tmp_path / "first" / "rounds.jsonl") if one.metric == "epsilon"]
+    assert 0 < spent[0] < spent[1] < spent[2]
+    assert (tmp_path / "first" / "privacy.json").is_file()
+    assert any(not torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
+
+
+def test_rounds_that_a_crash_undid_are_written_over(tmp_path: Path):
+    file = tmp_path / "rounds.jsonl"
+
+    def write(number: int, up: int) -> None:
+        report = RoundReport(number, ["a"], {"b": "late"}, {"a": 1.0})
+        write_round(file, round_records("run", 0, report, RoundCost(up, 0, 1.0)))
+
+    for number, up in ((0, 1), (1, 2), (2, 3), (1, 20), (2, 30)):
+        write(number, up)
+    records = read_records(file)
+    assert [one.value for one in records if one.metric == "bytes_up"] == [1, 20, 30]
+    assert [one.split for one in records if one.metric == "dropped: late"] == [f"round {number}" for number in range(3)]
+    write(0, 5)
+    assert {one.split for one in read_records(file)} == {"round 0"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["federation.clip=1", "federation.rule=median"], "clip needs rule: mean, compression: none and weights"),
+        (["federation.clip=1", "federation.weights=uniform", "federation.compression=int8"], "clip needs rule: mean"),
+        (["federation.replies=3"], "replies (3) cannot be more than clients (2)"),
+        (["federation.fraction=0"], "federation.fraction: expected greater than 0, found 0"),
+        (["federation.trim=0.5"], "federation.trim: expected less than 0.5"),
+        (["adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save cannot be used"),
+        (["adapter.lora_dropout=0.1"], "adapter.lora_dropout and"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path: Path, path: Path, fields, said):
+    assert said in refusal("federate", "simulate", path, *fields)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_training_examples_is_refused(tmp_path: Path):
+    task = {"path": write_task(tmp_path, "blue"), "test": 10, "val": 0}
+    said = refusal("federate", "simulate", run_file(tmp_path, save_base(tmp_path / "base"), ["red", task]))
+    assert "blue.jsonl: expected 1 examples for the train split" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_some_clients_a_round_also_resumes_to_the_same_bits(tmp_path: Path, monkeypatch):
+    """Clients that were away have older factors than the server when it goes on, and newcomers have none."""
+    path = run_file(tmp_path, save_base(tmp_path / "base"), ("red", "blue", "green", "grey"))
+    fields = (
+        "federation.rounds=4", "federation.fraction=0.5", "federation.rows=2", "federation.schedule=alternating",
+        "federation.compression=int8", "federation.server=momentum", "federation.server_lr=0.5",
+    )  # fmt: skip
+    simulate(load_config(path, [*fields, f"output={tmp_path / 'whole'}"]))
+    monkeypatch.setattr(colora.federated.simulate, "SAVE_SECONDS", -1.0)
+    save = colora.federated.simulate._save
+    for stop in (1, 2, 3):
+
+        def killed(folder, state, clients, stop=stop):
+            save(folder, state, clients)
+            if state.round == stop:
+                raise SystemExit
+
+        monkeypatch.setattr(colora.federated.simulate, "_save", killed)
+        with pytest.raises(SystemExit):
+            simulate(load_config(path, fields))
+    monkeypatch.setattr(colora.federated.simulate, "_save", save)
+    simulate(load_config(path, fields))
+    expected, found = bank_tensors(tmp_path / "whole"), bank_tensors(tmp_path / "out")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -1,0 +1,196 @@
+"""Tenants: a key opens its own tasks and nothing else, so often and not oftener; and where a server may listen."""
+
+import json
+import time
+
+import pytest
+
+from colora.errors import ConfigError
+from colora.serving.access import (
+    Access,
+    RateError,
+    Tenant,
+    WrongKeyError,
+    add_tenant,
+    read_tenants,
+    remove_tenant,
+)
+from colora.serving.server import Listen, check_listen
+from tests.helpers.run_files import cli, refusal
+from tests.helpers.servers import ask, make_bank, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """A file of keys, and the keys."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    made = {
+        "acme": add_tenant(path, "acme", ["acme-*"]),
+        "globex": add_tenant(path, "globex", ["globex-*", "common"]),
+        "hurried": add_tenant(path, "hurried", ["*"], requests_per_minute=2),
+        "root": add_tenant(path, "root", ["*"], admin=True),
+    }
+    return path, made
+
+
+@pytest.fixture(scope="module")
+def server(keys, tmp_path_factory):
+    bank = make_bank(tmp_path_factory.mktemp("bank"), ["acme-1", "acme-2", "globex-1", "common"])
+    with serving(bank, read_tenants(keys[0])) as one:
+        yield one
+
+
+@pytest.fixture
+def asking(server, keys):
+    """A function that sends a request with a tenant's key."""
+
+    def send(tenant, method, path, **options):
+        return server.http.request(method, path, headers={"Authorization": f"Bearer {keys[1][tenant]}"}, **options)
+
+    return send
+
+
+def test_a_tenant_sees_and_uses_its_own_tasks(asking):
+    listed = {tenant: [one["id"] for one in asking(tenant, "GET", "/v1/models").json()["data"]]
+              for tenant in ("acme", "globex", "root")}  # fmt: skip
+    assert listed == {
+        "acme": ["acme-1", "acme-2"],
+        "globex": ["globex-1", "common"],
+        "root": ["acme-1", "acme-2", "globex-1", "common"],
+    }
+    assert asking("acme", "POST", "/v1/chat/completions", json=ask("acme-2", "a", max_tokens=2)).status_code == 200
+
+
+def test_what_belongs_to_others_is_as_if_it_were_absent(asking):
+    for method, path, options in [
+        ("POST", "/v1/chat/completions", {"json": ask("NAME", "a")}),
+        ("POST", "/v1/completions", {"json": {"model": "NAME", "prompt": "a"}}),
+        ("GET", "/v1/models/NAME", {}),
+        ("GET", "/v1/tasks/NAME/core", {}),
+        ("DELETE", "/v1/models/NAME", {}),
+        ("PUT", "/v1/tasks/NAME/core", {"content": b"x"}),
+        ("POST", "/v1/tasks/NAME/examples", {"content": b"x"}),
+    ]:
+        answers = []
+        for name in ("globex-1", "nobody"):
+            sent = json.loads(json.dumps(options, default=bytes.decode).replace("NAME", name))
+            answer = asking("acme", method, path.replace("NAME", name), **sent)
+            answers.append((answer.status_code, answer.text.replace(name, "NAME")))
+        assert answers[0] == answers[1]  # nothing tells that the one is there and the other is not
+        assert answers[0][0] == 404
+    assert asking("root", "GET", "/v1/models/globex-1").status_code == 200
+
+
+def test_only_an_admin_reads_metrics_and_reloads(asking):
+    for method, path in [("GET", "/metrics"), ("POST", "/v1/reload")]:
+        assert asking("acme", method, path).status_code == 404
+    assert asking("root", "GET", "/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic abc"])
+def test_a_wrong_key_is_refused(server, header):
+    headers = {} if header is None else {"Authorization": header}
+    for method, path in [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/metrics")]:
+        answer = server.http.request(
+            method, path, headers=headers, json=ask("acme-1", "a") if method == "POST" else None
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert server.http.get("/health").status_code == 200
+
+
+def test_a_tenant_that_asks_too_often_is_told_when_to_come_again(asking):
+    answers = [asking("hurried", "GET", "/v1/models") for _ in range(3)]
+    assert [one.status_code for one in answers] == [200, 200, 429]
+    assert 0 < int(answers[2].headers["retry-after"]) <= 30
+    assert asking("acme", "GET", "/v1/models").status_code == 200
+
+
+def test_rates_fill_up_again():
+    tenant = Tenant(name="a", key_sha256="0" * 64, requests_per_minute=600)
+    access = Access([tenant])
+    for _ in range(600):
+        access.count(tenant)
+    with pytest.raises(RateError, match=r"try again in 0\.[01] seconds"):
+        any(access.count(tenant) for _ in range(100))  # faster than ten a second
+    time.sleep(0.15)
+    access.count(tenant)
+
+
+def test_a_file_of_keys_holds_no_key(keys):
+    path, made = keys
+    text = path.read_text()
+    assert not [key for key in made.values() if key in text or key.removeprefix("colora-") in text]
+    access = Access(read_tenants(path))
+    for name, key in made.items():
+        assert access.tenant(f"Bearer {key}").name == name
+        with pytest.raises(WrongKeyError):
+            access.tenant(f"Bearer {key}x")
+    assert len(set(made.values())) == 4
+
+
+def test_keys_come_and_go_while_the_server_runs(tmp_path, caplog):
+    path = tmp_path / "keys.json"
+    first = f"Bearer {add_tenant(path, 'first', ['*'])}"
+    access = Access.of_file(path)
+    assert access.tenant(first).name == "first"
+    second = f"Bearer {add_tenant(path, 'second', ['*'])}"
+    assert access.tenant(second).name == "second"
+    remove_tenant(path, "first")
+    with pytest.raises(WrongKeyError):
+        access.tenant(first)
+    for spoil in (lambda: path.write_text("{"), path.unlink):
+        spoil()
+        caplog.clear()
+        assert [access.tenant(second).name for _ in range(3)] == ["second"] * 3
+        assert [record.message.split(":")[0] for record in caplog.records] == ["the keys stay as they were"]
+    add_tenant(path, "third", ["*"])
+    with pytest.raises(WrongKeyError):
+        access.tenant(second)
+
+
+def test_the_commands_for_keys(tmp_path):
+    path = tmp_path / "keys.json"
+    done = cli("keys", "add", path, "acme", "--tasks", "acme-*", "--tasks", "common", "--rate", 30)
+    assert done.exit_code == 0, done.stderr
+    (tenant,) = read_tenants(path)
+    assert Access([tenant]).tenant(f"Bearer {done.stdout.strip()}") == tenant
+    assert (tenant.tasks, tenant.requests_per_minute, tenant.admin) == (("acme-*", "common"), 30, False)
+    assert "has a key already" in refusal("keys", "add", path, "acme", "--tasks", "*")
+    assert "no tenant 'nobody'" in refusal("keys", "remove", path, "nobody")
+    assert "requests_per_minute" in refusal("keys", "add", path, "b", "--tasks", "*", "--rate", -1)
+    assert cli("keys", "remove", path, "acme").exit_code == 0
+    assert read_tenants(path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Invalid JSON"), ('{"tenants": [{"name": "a"}]}', "tenants.0.key_sha256"),
+        ('{"tenants": [{"name": "a", "key_sha256": "short"}]}', "key_sha256"),
+        (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64}] * 2}), "stand twice: a"),
+        (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64, "tusks": []}]}), "tusks"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_keys_is_refused(tmp_path, content, message):
+    (tmp_path / "keys.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_tenants(tmp_path / "keys.json")
+
+
+def test_no_server_for_others_without_keys_and_tls(tmp_path):
+    some = tmp_path / "file"
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.3"):
+        check_listen(Listen(host))
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        with pytest.raises(ConfigError, match=r"keys .* and TLS"):
+            check_listen(Listen(host))
+        with pytest.raises(ConfigError, match="expected TLS"):
+            check_listen(Listen(host, keys=some))
+        with pytest.raises(ConfigError, match="expected keys"):
+            check_listen(Listen(host, certificate=some, private_key=some))
+        check_listen(Listen(host, keys=some, certificate=some, private_key=some))
+    with pytest.raises(ConfigError, match="both a certificate"):
+        check_listen(Listen(certificate=some))
+    assert "can be reached from other machines" in refusal("serve", tmp_path, "--host", "0.0.0.0")
