@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
@@ -35,7 +36,8 @@ from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 FEDERATED = doc("federated.md")
 TASKS = doc("tasks.md")
 SERVING = doc("serving.md")
-DECISIONS = doc("decisions.md")
+DECISION_FILES = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+DECISIONS = "\n".join(path.read_text(encoding="utf-8") for path in DECISION_FILES)
 
 
 def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
@@ -124,3 +126,25 @@ def test_what_rounding_did_is_told():
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").glob("*.md")), *DECISION_FILES], ids=lambda page: page.stem)
+def test_links_of_the_docs_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_every_decision_file_is_in_the_index():
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in DECISION_FILES} - set(re.findall(r"^\| \[(.*?)\]", index, flags=re.MULTILINE)) == {
+        "README.md"
+    }

@@ -1,4 +1,4 @@
-"""The tables of the README and of docs/decisions.md, from the committed records of the comparison.
+"""The tables of the README and of docs/decisions, from the committed records of the comparison.
 
 python -m benchmarks.compare.summary
 """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo.demo [--seeds 0 1 2] [--output runs/demo]
 
-What has been trained and measured is reused. The records go to benchmarks/demo/records/demo.jsonl, the table to standard
-output, the figure to docs/figures/demo.svg.
+What has been trained and measured is reused. The records go to benchmarks/demo/records/demo.jsonl, the table to
+standard output, the figure to docs/figures/demo.svg.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """Federated CoLoRA against training in one place and against FedIT, on the demo's tasks at equal local steps.
 
     python -m benchmarks.federated.federation [--seeds 0 1 2] [--only NAME] [--output runs/federation] [--threads 1]
-    python -m benchmarks.federated.federation --choices [--only NAME]    # what the defaults were chosen by, on other dates
+    python -m benchmarks.federated.federation --choices [--only NAME]  # what the defaults were chosen by
     python -m benchmarks.federated.federation --table
 
 Every client makes as many local steps as the demo's bank, each with as many rows of its task. A finished run is never
 run again, and one that was stopped goes on; several processes may share the work by --only. The records go to
-benchmarks/federated/records/federation.jsonl and federation_choices.jsonl; the rows "in one place" and "alone" are those of
-`python -m benchmarks.demo.demo` and, for the choices, of `python -m benchmarks.demo.demo_rates`.
+federation.jsonl and federation_choices.jsonl in benchmarks/federated/records; the rows "in one place" and "alone" are
+those of `python -m benchmarks.demo.demo` and, for the choices, of `python -m benchmarks.demo.demo_rates`.
 """
 
 import argparse

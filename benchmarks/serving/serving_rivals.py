@@ -1,8 +1,8 @@
 """What `colora serve` is compared with, as servers of their own with the same interface.
 
-    python -m benchmarks.serving.serving_rivals merged BANK          # one task merged into the base, in our own batches
-    python -m benchmarks.serving.serving_rivals mixed LORA...        # stock PEFT, adapter_names: all adapters in one batch
-    python -m benchmarks.serving.serving_rivals switching LORA...    # stock PEFT, set_adapter: a batch of one adapter at a time
+    python -m benchmarks.serving.serving_rivals merged BANK      # one task merged into the base, in our own batches
+    python -m benchmarks.serving.serving_rivals mixed LORA...    # stock PEFT, adapter_names: all adapters in one batch
+    python -m benchmarks.serving.serving_rivals switching LORA...    # stock PEFT, set_adapter: one adapter at a time
 
 PEFT has no server, so it gets the simplest that is fair: whoever waits when a batch ends is in the next, up to sixteen.
 Its weights lie in memory as ours do, so that no difference comes of that.

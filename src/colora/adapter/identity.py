@@ -20,8 +20,8 @@ __all__ = ["REFUSE_ABOVE", "WARN_ABOVE", "base_identity", "check_base", "sketch_
 
 SKETCHED_LAYERS = 8
 SKETCHED_WEIGHTS = 16
-# Relative distances of sketches on SmolLM2, by `python -m benchmarks.adapter.identity`: bfloat16 0.001, 8 bits 0.007, noise of
-# 2 % 0.02, 4 bits 0.12, unrelated weights 1.6.
+# Relative distances of sketches on SmolLM2, by `python -m benchmarks.adapter.identity`: bfloat16 0.001, 8 bits 0.007,
+# noise of 2 % 0.02, 4 bits 0.12, unrelated weights 1.6.
 WARN_ABOVE = 0.015
 REFUSE_ABOVE = 0.4
 

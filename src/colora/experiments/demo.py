@@ -29,7 +29,7 @@ RANK = 8
 ROWS = 12
 METRICS = {"rougeL": "ROUGE-L", "exact_match": "exact match", "token_nll": "token NLL"}
 RATES: dict[str, dict[str, float]] = {"alone": {"lr": 2e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
-"""Learning rates, chosen by `python -m benchmarks.demo.demo_rates` on dates of another seed; see `docs/decisions.md`."""
+"""Learning rates, chosen by `python -m benchmarks.demo.demo_rates` on other dates (docs/decisions/training.md)."""
 
 
 def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:

@@ -91,7 +91,8 @@ def run_experiment(
         rerun_old: run these again.
         log: told a line when a cell ends.
         progress: show a bar, if standard error is a terminal.
-        make_bench, make_tasks: `Bench` and `make_tasks` of `colora.experiments.methods` and `colora.tasks.families`, or stand-ins.
+        make_bench, make_tasks: `Bench` and `make_tasks` of `colora.experiments.methods` and
+            `colora.tasks.families`, or stand-ins.
 
     Raises:
         ConfigError: finished cells of other sources, without `mixed` and `rerun_old`; a task that cannot be made; no

@@ -8,8 +8,8 @@ client k moves Λ_k and the factors whose turn it is by a few local steps, and s
 
 With one factor resting every client's weight is linear in what is averaged, so the mean of the factors is the mean of
 the updates; averaging both at once adds cross terms. In the measurements both at once learn more all the same
-(docs/decisions.md). The first turn is B's, for B starts at zero, where A has no gradient. A client is sent only the
-factors it does not have, so in alternating rounds one of the two goes each way.
+(docs/decisions/federated.md). The first turn is B's, for B starts at zero, where A has no gradient. A client is sent
+only the factors it does not have, so in alternating rounds one of the two goes each way.
 
 Nothing here knows of Flower, of files or of clocks; `federate` is the whole algorithm in one process.
 """

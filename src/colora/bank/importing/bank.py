@@ -89,8 +89,8 @@ def import_loras(
     Ranks, scales and adapted layers may differ; a layer that a LoRA lacks has an update of zero there. The factors
     minimise the sum over tasks of the squared relative errors, so that a small update counts as much as a large one.
     The bank has scale 1 and float32 tensors (float64 if a LoRA has); its factors are balanced so that training can go
-    on, see `colora.bank.importing.compress`. Prompts are taken to use the chat template, of which LoRAs say nothing. One LoRA
-    alone works, but then nothing is shared.
+    on, see `colora.bank.importing.compress`. Prompts are taken to use the chat template, of which LoRAs say nothing.
+    One LoRA alone works, but then nothing is shared.
 
     Args:
         folders: of the LoRAs, as PEFT saves them.

@@ -22,7 +22,7 @@ __all__ = ["Training", "task_losses", "train"]
 LOGGED = 10  # losses kept of a run
 
 # Adam's second moment forgets within a run: at the usual 0.999 one large gradient early in fifty steps makes all later
-# steps small, and which run meets one is decided by rounding (docs/decisions.md, "Rounding").
+# steps small, and which run meets one is decided by rounding (docs/decisions/training.md, "warm-up").
 BETAS = (0.9, 0.95)
 
 

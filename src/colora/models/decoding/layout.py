@@ -12,8 +12,8 @@ def lay_out_by_columns(model: nn.Module) -> None:
 
     torch's product of a few rows with a weight that lies row by row takes longer there than with one that lies column
     by column: a decoding step of 16 rows takes 1.5 times as long, of one or of 64 rows the same
-    (`python -m benchmarks.serving.decoding`). To be called before a model decodes in batches, not on one that is to be saved:
-    safetensors refuses such weights.
+    (`python -m benchmarks.serving.decoding`). To be called before a model decodes in batches, not on one that is to be
+    saved: safetensors refuses such weights.
     """
     weights = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)}
     for parameter in model.parameters():
