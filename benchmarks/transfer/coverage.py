@@ -2,8 +2,8 @@
 
     python -m benchmarks.transfer.coverage [--bank demo/together-90-steps-seed-0] [--threads 2]
 
-The bank is that of `make demo`. The record goes to benchmarks/transfer/records/coverage.json: for each task the share of
-its gradient in the shared subspace, and that share over what the task's own best subspaces of the same rank would hold.
+The bank is that of `make demo`. The record goes to benchmarks/transfer/records/coverage.json: for each task the share
+of its gradient in the shared subspace, and that share over what its own best subspaces of the same rank would hold.
 """
 
 import argparse

@@ -6,7 +6,8 @@
 Every training has 40 steps with four rows of each of its tasks, so that a task sees the same rows in all of them; the
 base is in bf16. How much j helps i is log(nats of i alone / nats of i with j) on test examples. A finished training is
 never run again; several processes may share the work by --share. The records go to
-benchmarks/transfer/records/transfer.jsonl, the cosines to transfer_gradients.json (before training) and transfer_cores.json (of the bank of all tasks).
+benchmarks/transfer/records/transfer.jsonl, the cosines to transfer_gradients.json (before training) and
+transfer_cores.json (of the bank of all tasks).
 """
 
 import argparse

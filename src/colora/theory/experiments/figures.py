@@ -231,9 +231,11 @@ def _methods(found: Sequence[Row]) -> list[str]:
 def _look(method: str) -> dict[str, Any]:
     number = LOOKS.get(method, len(LOOKS) + sum(method.encode()) % 7)
     return {
-        "color": (*COLOURS, INK)[number % (len(COLOURS) + 1)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4,
+        "color": (*COLOURS, INK)[number % (len(COLOURS) + 1)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
         "linestyle": DASHES[number % len(DASHES)],
-    }  # fmt: skip
+    }
 
 
 def _plain(*axes: Axes) -> None:
