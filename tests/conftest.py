@@ -8,6 +8,9 @@ import pytest
 # A shell starts background jobs with Ctrl-C ignored, and every process that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What writes the files there needs the sources of an old revision.
+collect_ignore = ["data"]
+
 
 @pytest.fixture
 def unhurried(monkeypatch):

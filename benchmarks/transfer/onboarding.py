@@ -19,9 +19,9 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
 
 A finished run is never run again. The records go to benchmarks/transfer/records/onboarding.jsonl, or to --record;
 "seconds" is the wall time of the onboarding, the loading of the base model included, and of the LoRA that had the same
-time; both are longer where other work runs beside. How long the command takes by itself, as a process of its own and with a thread
-for each core, is in onboarding_seconds.json. onboarding_choices_h200.jsonl has the choices of seeds 3 to 7 as made on
-an accelerator, fifteen processes at once.
+time; both are longer where other work runs beside. How long the command takes by itself, as a process of its own and
+with a thread for each core, is in onboarding_seconds.json. onboarding_choices_h200.jsonl has the choices of seeds 3 to
+7 as made on an accelerator, fifteen processes at once.
 """
 
 import argparse
