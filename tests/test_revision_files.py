@@ -16,9 +16,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from colora.bank.core_file import BankTensors, read_core, shared_sha256
-from colora.bank.load import bank_overview, find_bank, load_bank, read_bank_info
-from colora.bank.tensors import read_bank_files, write_bank_files
+from colora.bank.core_file import read_core
+from colora.bank.layout import find_bank, read_bank_info
+from colora.bank.load import load_bank
+from colora.bank.overview import bank_overview
+from colora.bank.tensors import SavedBank, write_bank
 from colora.errors import BankFileError
 from colora.evaluation.records import read_records
 from colora.experiments.load import load_experiment
@@ -151,20 +153,20 @@ def test_modules_trained_in_full_are_in_the_bank(data):
 @pytest.mark.parametrize("name", ["finished", "modules", "extended"])
 def test_a_bank_is_written_again_as_it_was(data, name):
     before, after = find_bank(data / name), data / "again"
-    write_bank_files(read_bank_files(before), after)
+    write_bank(SavedBank(before).load(), after)
     assert {path: one for path, (one, _) in content(before).items()} == {
         path: one for path, (one, _) in content(after).items()
     }
 
 
 def test_a_mixture_is_known_as_one_and_tasks_are_forgotten(data):
-    before = read_bank_files(data / "extended").cores
+    before = SavedBank(data / "extended").load().cores
     for cores in before.values():
         torch.testing.assert_close(cores[3], 0.75 * cores[0] + 0.5 * cores[1])
     assert "half: merged from blue" in refusal("forget", data / "extended", "blue")
     done = cli("forget", data / "extended", "blue", "half")
     assert done.exit_code == 0, done.stderr
-    after = read_bank_files(data / "extended")
+    after = SavedBank(data / "extended").load()
     assert after.tasks == ["red", "rot"]
     for name, cores in before.items():
         assert torch.equal(after.cores[name], cores[[0, 2]])
@@ -184,8 +186,8 @@ def test_a_core(data):
     written = data / "red.safetensors"
     assert cli("core", FOLDER / "finished", "red", written).exit_code == 0  # of the bank that names the placeholder
     assert written.read_bytes() == stored
-    bank = BankTensors(data / "finished")
-    core, header = read_core(stored, dict.fromkeys(bank.core(0), (2, 2)), shared_sha256(bank))
+    bank = SavedBank(data / "finished")
+    core, header = read_core(stored, dict.fromkeys(bank.core(0), (2, 2)), bank.shared_sha256)
     assert (header.task, header.base, header.format) == ("red", "@DATA@/base", 1)
     stacks = load_file(data / "finished" / "bank" / "adapter_model.safetensors")
     assert len(core) == 14

@@ -36,7 +36,8 @@ from peft import get_peft_model
 
 from colora.adapter.config import CoLoRAConfig
 from colora.bank.export import export_lora
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.common.files import write_json
 from colora.common.provenance import environment
 from colora.models.base import DEFAULT_BASE, load_base

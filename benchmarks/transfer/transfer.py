@@ -23,7 +23,8 @@ from scipy.stats import spearmanr
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from colora.adapter.model import bank_tuner
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.common.files import write_json
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment

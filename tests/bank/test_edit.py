@@ -12,8 +12,9 @@ import colora.bank.edit
 import colora.bank.tensors
 from colora.adapter.config import CoLoRAConfig
 from colora.bank.edit import forget_tasks, merge_tasks
-from colora.bank.load import BankInfo, load_bank, read_bank_info, save_bank
-from colora.bank.tensors import read_bank_files, write_bank_files
+from colora.bank.layout import BankInfo, read_bank_info
+from colora.bank.load import load_bank, save_bank
+from colora.bank.tensors import SavedBank, write_bank
 from colora.errors import BankFileError, CheckpointError, ConfigError, TaskIdError
 from colora.models.base import load_base
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base
@@ -69,7 +70,7 @@ def updates(folder, task):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reading_and_writing_changes_no_byte(base, tmp_path, options, dtype):
     save_bank(make_bank(base, dtype, **options), tmp_path / "b", info(base, TASKS))
-    write_bank_files(read_bank_files(tmp_path / "b"), tmp_path / "again")
+    write_bank(SavedBank(tmp_path / "b").load(), tmp_path / "again")
     assert files(tmp_path / "again") == files(tmp_path / "b")
 
 
@@ -279,10 +280,10 @@ def test_a_link_to_a_bank_and_the_current_folder(bank, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(bank)
     forget_tasks(tmp_path / "link", ["legal"])
     assert (tmp_path / "link").is_symlink()
-    assert read_bank_files(bank).tasks == ["billing", "sales"]
+    assert SavedBank(bank).load().tasks == ["billing", "sales"]
     monkeypatch.chdir(bank)
     merge_tasks(".", "both", {"sales": 1})
-    assert read_bank_files(bank).tasks == ["billing", "sales", "both"]
+    assert SavedBank(bank).load().tasks == ["billing", "sales", "both"]
 
 
 def test_purging_removes_the_checkpoints(run):

@@ -16,7 +16,8 @@ import colora.bank.importing.bank
 from colora.adapter.config import CoLoRAConfig
 from colora.bank.importing.bank import import_loras
 from colora.bank.importing.compress import share_layer
-from colora.bank.load import load_bank, read_bank_info
+from colora.bank.layout import read_bank_info
+from colora.bank.load import load_bank
 from colora.errors import CheckpointError, ConfigError
 from tests.helpers.lora_folders import change_config, change_tensors, dense_updates, save_lora
 from tests.helpers.run_files import cli, content, refusal, save_base

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from colora.bank.load import bank_overview
+from colora.bank.overview import bank_overview
 from colora.evaluation.records import read_records
 from colora.experiments.demo import METHODS, run_demo
 from colora.tasks.read import read_tasks

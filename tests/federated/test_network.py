@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.federated.leaks import core_slices, factor_slices, found_in, texts
 from benchmarks.federated.loopback import federation
-from colora.bank.load import bank_overview
+from colora.bank.overview import bank_overview
 from colora.evaluation.records import read_records
 from colora.federated.simulate import simulate
 from colora.training.config_file import load_config

@@ -18,7 +18,8 @@ import uvicorn
 from peft import get_peft_model
 
 from colora.adapter.config import CoLoRAConfig
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.serving.access import Access, Tenant
 from colora.serving.app import make_app
 from colora.serving.service import Options, Service

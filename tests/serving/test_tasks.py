@@ -10,8 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from colora.bank.core_file import BankTensors, CoreHeader, core_bytes, extract_core, shared_sha256
+from colora.bank.core_file import CoreHeader, core_bytes, extract_core
 from colora.bank.generate import Request, generate_texts
+from colora.bank.tensors import SavedBank, shared_sha256
 from colora.errors import BankFileError, CheckpointError, TaskIdError
 from colora.serving.resident import NoRoomError, Resident, attach_slots
 from colora.serving.store import CoreStore
@@ -53,7 +54,7 @@ def test_a_core_file_is_small_and_says_what_it_belongs_to(bank, tmp_path):
     done = cli("core", bank, "billing", tmp_path / "billing.safetensors")
     assert done.exit_code == 0, done.stderr
     content = (tmp_path / "billing.safetensors").read_bytes()
-    tensors = BankTensors(bank)
+    tensors = SavedBank(bank)
     core = safetensors.torch.load(content)
     assert {name: one.tolist() for name, one in core.items()} == {
         name: one.tolist() for name, one in tensors.core(1).items()
@@ -319,7 +320,7 @@ def test_few_cores_in_memory_serve_many_tasks(tmp_path):
 
 def test_the_least_recently_used_core_gives_way_unless_it_is_in_use(bank):
     store = CoreStore(bank)
-    model = attach_slots(tiny_llama(), store.tensors, 2)
+    model = attach_slots(tiny_llama(), store.saved, 2)
     resident = Resident(model)
     reads = []
 
@@ -349,7 +350,7 @@ def test_the_least_recently_used_core_gives_way_unless_it_is_in_use(bank):
 
 def test_a_read_that_fails_leaves_its_slot_free(bank):
     store = CoreStore(bank)
-    resident = Resident(attach_slots(tiny_llama(), store.tensors, 1))
+    resident = Resident(attach_slots(tiny_llama(), store.saved, 1))
 
     def fail():
         raise OSError("gone")
@@ -361,8 +362,8 @@ def test_a_read_that_fails_leaves_its_slot_free(bank):
 
 
 def test_the_digest_of_the_shared_factors_is_of_nothing_else(bank, tmp_path):
-    tensors = BankTensors(bank)
-    digest = shared_sha256(tensors)
+    tensors = SavedBank(bank)
+    digest = tensors.shared_sha256
     held = {key: tensors[key] for key in tensors}
     core = next(key for key in held if "core" in key)
     assert shared_sha256(held | {core: held[core] + 1}) == digest

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from colora.bank.load import bank_overview, load_bank, task_sizes
+from colora.bank.load import load_bank
+from colora.bank.overview import bank_overview, task_sizes
 from colora.training.check import check_run
 from colora.training.run import train
 from tests.helpers.run_files import cli, config_of, content, run_file, save_base, write_task

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import colora.bank.load
 from colora.adapter.model import bank_layers
-from colora.bank.load import load_bank, read_bank_info
+from colora.bank.layout import read_bank_info
+from colora.bank.load import load_bank
 from colora.errors import (
     BankFileError,
     BaseMismatchError,

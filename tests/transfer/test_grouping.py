@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from colora.bank.load import bank_overview, find_bank, read_bank_info
+from colora.bank.layout import find_bank, read_bank_info
+from colora.bank.overview import bank_overview
 from colora.errors import BankFileError, ConfigError
 from colora.federated.simulate import simulate
 from colora.training.check import check_run

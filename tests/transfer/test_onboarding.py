@@ -13,8 +13,9 @@ import colora.transfer.onboarding.fit
 import colora.transfer.onboarding.onboard
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank.load import BankInfo, load_bank, read_bank_info, save_bank
-from colora.bank.tensors import read_bank_files
+from colora.bank.layout import BankInfo, read_bank_info
+from colora.bank.load import load_bank, save_bank
+from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, CheckpointError, ConfigError, TaskFileError, TrainingDivergedError
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import encode_tasks
@@ -544,7 +545,7 @@ def test_numbers_of_another_kind_stay_to_the_bit(saved, examples, dtype, extend)
     save_file(stored, file)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_sha256": None}))
     onboard(saved, examples, settings=Settings(2, 2, extend=extend))
-    after = read_bank_files(saved)
+    after = SavedBank(saved).load()
     for name, one in stored.items():
         now = after.tensors[name][tuple(slice(size) for size in one.shape)]
         assert torch.equal(one.double(), now.double())
@@ -573,7 +574,7 @@ def test_another_output_leaves_the_old_bank_alone(saved, examples, tmp_path):
     found = onboard(saved, examples, output=tmp_path / "more" / "n", settings=Settings(2, 2, extend=2))
     assert content(saved) == before
     assert found.bank == tmp_path / "more" / "n"
-    assert read_bank_files(found.bank).config["r"] == 5
+    assert SavedBank(found.bank).load().config["r"] == 5
     assert load_bank(found.bank)[0].base_model.tasks == [*TASKS, "new"]
 
 
@@ -662,8 +663,8 @@ def test_the_command_on_a_run(trained, tmp_path, extend):
     assert cli("evaluate", run).exit_code == 0
     assert cli("forget", run, "a:de:b").exit_code == 0
     if not extend:
-        before = read_bank_files(trained)
-        after = read_bank_files(run)
+        before = SavedBank(trained).load()
+        after = SavedBank(run).load()
         assert all(torch.equal(one, after.tensors[name]) for name, one in before.tensors.items())
 
 
@@ -671,15 +672,3 @@ def test_the_command_refuses(saved, examples, tmp_path):
     assert "'sales' is already a task" in refusal("onboard", saved, examples, "--name", "sales")
     assert "lr: expected a number above 0" in refusal("onboard", saved, examples, "--lr", 0)
     assert "no such folder" in refusal("onboard", tmp_path / "none", examples)
-
-
-def test_a_bar_is_shown_on_a_terminal_only(monkeypatch, capsys):
-    from colora.common import progress as bar
-
-    console = bar.Console
-    for terminal in (True, False):
-        monkeypatch.setattr(bar, "Console", lambda stderr, on=terminal: console(stderr=stderr, force_terminal=on))
-        progress, counter = bar.terminal_bar("onboarding", 2)
-        with progress:
-            progress.advance(counter)
-        assert ("onboarding" in capsys.readouterr().err) == terminal

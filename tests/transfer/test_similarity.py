@@ -13,7 +13,8 @@ from scipy.linalg import subspace_angles
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_layers
 from colora.algebra import canonical_gauge, compose
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.errors import BankFileError, ColoraError, ConfigError
 from colora.training.task_gradients import TaskGradients
 from colora.transfer.clusters import cluster_tree

@@ -7,29 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from colora.adapter.model import CoLoRAModel, tensors_sha256
-from colora.bank.load import NEEDED, find_bank, read_bank_info
-from colora.bank.tensors import CORE, read_bank_config
+from colora.bank.tensors import SavedBank
 from colora.common.files import write_bytes
 from colora.errors import BankFileError, TaskIdError
 
-__all__ = [
-    "HEADER",
-    "BankTensors",
-    "CoreHeader",
-    "core_bytes",
-    "extract_core",
-    "layer_name",
-    "read_core",
-    "shared_sha256",
-]
+__all__ = ["HEADER", "CoreHeader", "core_bytes", "extract_core", "read_core", "read_core_header"]
 
 HEADER = "colora_core"
 FORMAT = 1
@@ -50,81 +38,6 @@ class CoreHeader:
     base: str
     shared: str
     format: int = FORMAT
-
-
-class BankTensors(Mapping[str, Tensor]):
-    """The tensors of a saved bank, each read off the memory-mapped file when it is asked for.
-
-    Raises:
-        BankFileError: no bank there, or a damaged one.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.folder = find_bank(path).resolve()
-        self.config = read_bank_config(self.folder)
-        self.info = read_bank_info(self.folder)
-        try:
-            self._file = safe_open(self.folder / NEEDED[1], "pt")
-            self._keys = dict.fromkeys(self._file.keys())
-            self.cores = [key for key in self._keys if key.endswith(CORE)]
-            # Views of the mapped file: a page is read when a number on it is. Slices by name take longer.
-            self._stacks = {layer_name(key): self._file.get_tensor(key) for key in self.cores}
-        except (SafetensorError, OSError) as error:
-            raise BankFileError(f"{self.folder / NEEDED[1]}: truncated or no safetensors file ({error})") from error
-        shape = (len(self.config.tasks), self.config.r, self.config.r)
-        faults = [key for key in self.cores if self._stacks[layer_name(key)].shape != shape]
-        if faults or not self.cores:
-            raise BankFileError(
-                f"{self.folder / NEEDED[1]}: {faults[0] if faults else 'a core'}: expected shape {shape}"
-            )
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._file.get_tensor(key)
-
-    def __iter__(self) -> Any:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def core(self, index: int) -> dict[str, Tensor]:
-        """A task's core, (r, r) for each adapted layer by its name in the base model; nothing else is read."""
-        return {name: stack[index].clone() for name, stack in self._stacks.items()}
-
-    def check_digest(self) -> None:
-        """Raises BankFileError if these are not the tensors that the config was saved with."""
-        own = [key for key in self._keys if f".{CoLoRAModel.prefix}" in key]
-        if self.config.weights_sha256 and self.config.weights_sha256 != tensors_sha256(_Selection(self, own)):
-            raise BankFileError(f"{self.folder}: the tensors are not those of adapter_config.json (weights_sha256)")
-
-
-class _Selection(Mapping[str, Tensor]):
-    """Some of a bank's tensors, each still read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], chosen: list[str]) -> None:
-        self.tensors, self.chosen = tensors, chosen
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def __iter__(self) -> Any:
-        return iter(self.chosen)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-
-def layer_name(key: str) -> str:
-    """The name in the base model of the layer that a core of a bank file belongs to."""
-    return key.removeprefix("base_model.model.").removesuffix(CORE)
-
-
-def shared_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of a bank's A and B."""
-    shared = [key for key in tensors if ".colora_A" in key or ".colora_B" in key]
-    return tensors_sha256(_Selection(tensors, shared))
 
 
 def core_bytes(core: Mapping[str, Tensor], header: CoreHeader) -> bytes:
@@ -177,6 +90,16 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
     return {name: one.float() for name, one in tensors.items()}, header
 
 
+def read_core_header(path: Path) -> CoreHeader:
+    """What a core file says of itself; its tensors are not read.
+
+    Raises:
+        OSError, SafetensorError, ValueError, KeyError, TypeError: it is no core file.
+    """
+    with safe_open(path, "pt") as file:
+        return CoreHeader(**json.loads((file.metadata() or {})[HEADER]))
+
+
 def extract_core(bank: str | Path, task: str, output: Path) -> CoreHeader:
     """Write one task's core of a saved bank to a file of its own; the base model is not needed.
 
@@ -185,10 +108,10 @@ def extract_core(bank: str | Path, task: str, output: Path) -> CoreHeader:
         TaskIdError: the bank does not know the task.
         CheckpointError: the file cannot be written.
     """
-    tensors = BankTensors(bank)
-    tensors.check_digest()
-    if task not in tensors.config.tasks:
-        raise TaskIdError(f"unknown task {task!r}; {tensors.folder} has {len(tensors.config.tasks)} others")
-    header = CoreHeader(task, tensors.info.base, shared_sha256(tensors))
-    write_bytes(output, core_bytes(tensors.core(tensors.config.tasks.index(task)), header))
+    saved = SavedBank(bank)
+    saved.check()
+    if task not in saved.tasks:
+        raise TaskIdError(f"unknown task {task!r}; {saved.folder} has {len(saved.tasks)} others")
+    header = CoreHeader(task, saved.info.base, saved.shared_sha256)
+    write_bytes(output, core_bytes(saved.core(saved.tasks.index(task)), header))
     return header

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
-from colora.bank.tensors import BankFiles, read_bank_files, write_bank_files
+from colora.bank.tensors import BankContents, SavedBank, write_bank
 from colora.errors import CheckpointError, ConfigError, TaskIdError
 
 __all__ = ["Forgotten", "forget_tasks", "merge_tasks"]
@@ -63,7 +63,7 @@ def merge_tasks(
             output that is there already.
         CheckpointError: the bank cannot be written.
     """
-    bank = read_bank_files(bank_folder)
+    bank = SavedBank(bank_folder).load()
     if fault := check_task_name(name):
         raise ConfigError(fault)
     if name in bank.tasks:
@@ -85,7 +85,7 @@ def merge_tasks(
     if bank.info is not None:
         # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
         bank.info.sources[name] = {"merged": dict(weights)}
-    write_bank_files(bank, target)
+    write_bank(bank, target)
     return target
 
 
@@ -108,7 +108,7 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
             nothing is changed.
         CheckpointError: the bank cannot be written, or a checkpoint not removed.
     """
-    bank = read_bank_files(bank_folder)
+    bank = SavedBank(bank_folder).load()
     if not tasks:
         raise ConfigError("expected the name of at least one task, found none")
     _indices(bank, tasks)
@@ -125,11 +125,11 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
         for table in (bank.info.examples, bank.info.seen, bank.info.sources):
             for name in gone & table.keys():
                 del table[name]
-    write_bank_files(bank, bank.folder)
+    write_bank(bank, bank.folder)
     return _beside(bank, gone, purge)
 
 
-def _indices(bank: BankFiles, names: Sequence[str]) -> list[int]:
+def _indices(bank: BankContents, names: Sequence[str]) -> list[int]:
     place = {name: number for number, name in enumerate(bank.tasks)}
     if unknown := [name for name in names if name not in place]:
         known = ", ".join(bank.tasks[:10]) + (f", ... ({len(bank.tasks)})" if len(bank.tasks) > 10 else "")
@@ -137,7 +137,7 @@ def _indices(bank: BankFiles, names: Sequence[str]) -> list[int]:
     return [place[name] for name in names]
 
 
-def _mixtures(bank: BankFiles, gone: set[str]) -> dict[str, list[str]]:
+def _mixtures(bank: BankContents, gone: set[str]) -> dict[str, list[str]]:
     """Tasks that would be left and are sums with a part that is to go, with these parts; sums of sums as well."""
     recipes = {
         name: set(source["merged"])
@@ -154,7 +154,7 @@ def _mixtures(bank: BankFiles, gone: set[str]) -> dict[str, list[str]]:
     return held
 
 
-def _beside(bank: BankFiles, gone: set[str], purge: bool) -> Forgotten:
+def _beside(bank: BankContents, gone: set[str], purge: bool) -> Forgotten:
     run = bank.folder.parent
     result = Forgotten(bank.folder, bank.tasks)
     if bank.folder.name != "bank" or not (run / "run.yaml").is_file():

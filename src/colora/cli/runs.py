@@ -179,7 +179,7 @@ def export(
 def tasks(bank: Bank) -> None:
     """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
     with errors():
-        from colora.bank.load import bank_overview
+        from colora.bank.overview import bank_overview
 
         overview = bank_overview(bank)
         table = Table(title=escape(f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}"))

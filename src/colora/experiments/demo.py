@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 
 from colora.adapter.model import bank_tuner
-from colora.bank.load import bank_overview
+from colora.bank.overview import bank_overview
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
 from colora.evaluation.evaluate import evaluate

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from colora.adapter.identity import check_base
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.locks import claimed
 from colora.errors import BaseMismatchError, ColoraError, ConfigError, FederationError

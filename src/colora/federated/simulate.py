@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.common.files import staged_folder
 from colora.common.locks import claimed
 from colora.common.progress import progress_bar

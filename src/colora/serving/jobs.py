@@ -1,6 +1,5 @@
 """Onboarding while the server answers: `colora onboard` in a process of its own, one at a time."""
 
-import json
 import os
 import queue
 import subprocess
@@ -17,9 +16,8 @@ from typing import Literal
 import psutil
 import torch
 
-from colora.bank.core_file import BankTensors, CoreHeader, core_bytes, layer_name
-from colora.bank.load import NEEDED
-from colora.bank.tensors import BankFiles, write_bank_files
+from colora.bank.core_file import CoreHeader, core_bytes
+from colora.bank.tensors import BankContents, SavedBank, split_key, write_bank
 from colora.errors import ColoraError, ConfigError
 from colora.serving.store import CoreStore
 
@@ -122,8 +120,8 @@ class Jobs:
         said = said.replace(str(folder), "").strip()
         if self._process.returncode:
             raise ColoraError(said or f"the onboarding ended with code {self._process.returncode}")
-        after = BankTensors(folder / "after")
-        core = after.core(after.config.tasks.index(job.task))
+        after = SavedBank(folder / "after")
+        core = after.core(after.tasks.index(job.task))
         self.put(job.task, core_bytes(core, CoreHeader(job.task, after.info.base, store.shared)))
         return said
 
@@ -135,12 +133,12 @@ def companions(store: CoreStore, newcomer: str, folder: Path) -> None:
     chosen = names[::step][:COMPANIONS]
     if not chosen:
         raise ConfigError("expected at least one task beside the newcomer, found none")
-    bank = store.tensors
+    bank = store.saved
     cores = [store.read(name)[1] for name in chosen]
-    tensors = {
-        key: torch.stack([core[layer_name(key)] for core in cores]) if key in set(bank.cores) else bank[key]
-        for key in bank
-    }
-    config = json.loads((bank.folder / NEEDED[0]).read_text("utf-8")) | {"tasks": chosen}
+    tensors = dict(bank)
+    for key in bank:
+        layer, part = split_key(key) or ("", "")
+        if part == "core":
+            tensors[key] = torch.stack([core[layer] for core in cores])
     info = replace(bank.info, examples={}, seen={}, sources={})
-    write_bank_files(BankFiles(bank.folder, config, tensors, {"format": "pt"}, info), folder)
+    write_bank(BankContents(bank.folder, bank.fields | {"tasks": chosen}, tensors, {"format": "pt"}, info), folder)

@@ -10,7 +10,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from colora.adapter.model import bank_layers
-from colora.bank.core_file import BankTensors
+from colora.bank.tensors import SavedBank, split_key
 from colora.errors import ConfigError
 from colora.serving.store import Core
 
@@ -23,18 +23,20 @@ class NoRoomError(ConfigError):
     """Every core on the device is in use."""
 
 
-def attach_slots(base: Any, tensors: BankTensors, slots: int) -> Any:
+def attach_slots(base: Any, saved: SavedBank, slots: int) -> Any:
     """A bank on its base model with the A and B of a saved one and room for `slots` cores; none of them is read.
 
     Raises:
         BaseMismatchError: the base is another model.
     """
-    config = type(tensors.config)(**tensors.config.to_dict() | {"tasks": [f"slot-{place}" for place in range(slots)]})
+    config = type(saved.config)(**saved.config.to_dict() | {"tasks": [f"slot-{place}" for place in range(slots)]})
     config.inference_mode = True
     config.weights_sha256 = config.unchecked_sha256 = None  # of tensors with all cores, which the store has checked
     model = get_peft_model(base, config, BANK, autocast_adapter_dtype=base.dtype != torch.float64)
     r = config.r
-    state = {key: torch.zeros(slots, r, r) if key in set(tensors.cores) else tensors[key] for key in tensors}
+    state = {
+        key: torch.zeros(slots, r, r) if (split_key(key) or ("", ""))[1] == "core" else saved[key] for key in saved
+    }
     set_peft_model_state_dict(model, state, BANK)
     model.requires_grad_(False)
     return model.eval()

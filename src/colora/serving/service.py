@@ -75,7 +75,7 @@ class Service:
         self.options = options
         self.metrics = Metrics()
         store = CoreStore(options.bank, options.state)
-        info = store.tensors.info
+        info = store.saved.info
         device = training_device("auto")
         kind = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
         base, self.tokenizer = load_base(options.base or info.base, dtype=getattr(torch, kind), device=device)
@@ -90,7 +90,7 @@ class Service:
     def _engine(self, base: Any, store: CoreStore) -> Engine:
         options = self.options
         slots = max(options.resident, options.rows)
-        model = attach_slots(base, store.tensors, slots)
+        model = attach_slots(base, store.saved, slots)
         return Engine(Batch(model, self.tokenizer, options.rows, options.max_length), store, Resident(model))
 
     @property
@@ -153,7 +153,7 @@ class Service:
         """A task's core as a file. Raises TaskIdError if there is no such task."""
         store = self.store
         _, core = store.read(task)
-        return core_bytes(core, CoreHeader(task, store.tensors.info.base, store.shared))
+        return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared))
 
     def remove(self, task: str) -> None:
         """Forget a task. Raises TaskIdError if there is none. What waits for it is refused, what runs ends."""
@@ -172,7 +172,7 @@ class Service:
         """
         with self._reloading:
             store = CoreStore(self.options.bank, self.options.state)
-            info, old = store.tensors.info, self.store.tensors.info
+            info, old = store.saved.info, self.store.saved.info
             if self.options.base is None and info.base != old.base:
                 raise BaseMismatchError(f"expected a bank of {old.base}, found one of {info.base}")
             if info.chat_template != self.chat_template:

@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from colora.adapter.tasklist import check_task_name
-from colora.bank.core_file import HEADER, BankTensors, CoreHeader, core_bytes, read_core, shared_sha256
+from colora.bank.core_file import CoreHeader, core_bytes, read_core, read_core_header
+from colora.bank.tensors import SavedBank
 from colora.common.files import write_bytes, write_json
 from colora.errors import CheckpointError, ConfigError, TaskIdError
 
@@ -35,7 +36,7 @@ class CoreStore:
         state: folder for tasks that come while the server runs; None: they live in memory, as long as the server.
 
     Attributes:
-        tensors: the bank's file.
+        saved: the bank as it is on disk.
         shared: digest of its A and B.
         shape: of the core in each adapted layer.
         stale: tasks in `state` whose cores belong to other A and B; they are left where they are.
@@ -46,14 +47,14 @@ class CoreStore:
     """
 
     def __init__(self, bank: str | Path, state: Path | None = None) -> None:
-        self.tensors = BankTensors(bank)
-        self.tensors.check_digest()
-        self.shared = shared_sha256(self.tensors)
-        self.shape = {name: tuple(one.shape) for name, one in self.tensors.core(0).items()}
+        self.saved = SavedBank(bank)
+        self.saved.check()
+        self.shared = self.saved.shared_sha256
+        self.shape = {name: tuple(one.shape) for name, one in self.saved.core(0).items()}
         self.state = state
         self.stale: list[str] = []
         self._lock = threading.RLock()
-        self._own = {name: place for place, name in enumerate(self.tensors.config.tasks)}
+        self._own = {name: place for place, name in enumerate(self.saved.config.tasks)}
         self._removed: set[str] = set()
         self._added: dict[str, Path | Core] = {}
         self._versions: dict[str, int] = {}
@@ -89,7 +90,7 @@ class CoreStore:
         with self._lock:
             version, added = self.version(task), self._added.get(task)
             if added is None:
-                return version, self.tensors.core(self._own[task])
+                return version, self.saved.core(self._own[task])
             if isinstance(added, dict):
                 return version, added
             content = added.read_bytes()
@@ -142,8 +143,7 @@ class CoreStore:
             if (state / "removed.json").is_file():
                 self._removed = set(json.loads((state / "removed.json").read_text("utf-8"))) & self._own.keys()
             for path in sorted((state / "cores").glob("[!.]*.safetensors")):
-                with safe_open(path, "pt") as file:
-                    header = CoreHeader(**json.loads((file.metadata() or {})[HEADER]))
+                header = read_core_header(path)
                 if header.shared == self.shared:
                     self._added[header.task] = path
                 else:

@@ -7,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model
 
-from colora.bank.load import TaskSize, task_sizes
+from colora.bank.overview import TaskSize, task_sizes
 from colora.common.device import DTYPES
 from colora.models.base import load_base
 from colora.tasks.encode import EncodingReport

@@ -21,7 +21,8 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.model import bank_tuner
-from colora.bank.load import BankInfo, attach_bank, find_bank, load_bank, save_bank
+from colora.bank.layout import BankInfo, find_bank
+from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
 from colora.common.provenance import environment
@@ -121,7 +122,7 @@ def train(
     if (output / "bank" / "adapter_config.json").is_file():
         log(f"{output} has ended before; nothing to train")
         device = training_device(config.training.device)
-        loaded = attach_bank(model if device is None else model.to(device), output / "bank", device)
+        loaded = attach_adapter(model if device is None else model.to(device), output / "bank")
         return TrainResult(output / "bank", loaded, tokenizer, tasks, config.training.steps, reused=True)
 
     train_data, eval_data = encode_run(config, tasks, tokenizer, model)

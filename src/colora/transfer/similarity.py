@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from colora.algebra import canonical_gauge
-from colora.bank.layers import bank_tensors
+from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError
 from colora.training.task_gradients import TaskGradients
 
@@ -93,10 +93,12 @@ def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
         BankFileError: a file is missing or damaged, or its tensors hold NaN or infinity.
         ConfigError: the bank has one task only.
     """
-    names, scaling, layers = bank_tensors(bank)
+    saved = SavedBank(bank)
+    saved.check()
+    names, scaling = saved.tasks, saved.config.scaling
     _check_several(names)
     products, between = {}, {}
-    for layer, (A, B, cores) in layers.items():
+    for layer, (A, B, cores) in saved.layers.items():
         own = canonical_gauge(A.double(), B.double(), cores.double())[2]
         if not torch.isfinite(own).all():
             raise BankFileError(f"{bank}: layer {layer} holds NaN or infinity")

@@ -22,7 +22,8 @@ from colora.adapter.model import bank_layers
 from colora.bank.importing.compress import share_layer
 from colora.bank.importing.fit import bank_rank, common_base, layer_sizes, target_names
 from colora.bank.importing.read import WEIGHTS, Lora, read_loras
-from colora.bank.load import BankInfo, save_bank
+from colora.bank.layout import BankInfo
+from colora.bank.load import save_bank
 from colora.errors import ConfigError
 from colora.models.base import load_base
 

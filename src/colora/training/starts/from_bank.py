@@ -18,7 +18,7 @@ from colora.adapter.identity import check_base
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets import is_target
 from colora.bank.load import attach_bank
-from colora.bank.tensors import read_bank_config
+from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, RunConfig
 from colora.training.run_folder import run_config
@@ -40,7 +40,7 @@ def resolve_start(config: RunConfig) -> RunConfig:
     """
     if config.start_from is None:
         return config
-    spec = _claimed(config) or _spec(read_bank_config(config.start_from))
+    spec = _claimed(config) or _spec(SavedBank(config.start_from).config)
     own, given = config.adapter, config.adapter.model_fields_set - {"init_weights"}
     faults = [
         f"adapter.{name}: the bank has {getattr(spec, name)!r}, the run file {getattr(own, name)!r}"
@@ -66,7 +66,7 @@ def check_start(config: RunConfig, model: Any) -> None:
     """
     if config.start_from is None:
         return
-    bank = read_bank_config(config.start_from)
+    bank = SavedBank(config.start_from).config
     if bank.base_identity is not None:
         check_base(bank.base_identity, model, model.name_or_path)
     spec = config.adapter

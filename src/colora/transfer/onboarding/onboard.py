@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from colora.adapter.model import bank_layers, bank_router, bank_tuner
 from colora.bank.load import load_bank
-from colora.bank.tensors import read_bank_files, write_bank_files
+from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
 from colora.errors import ConfigError
 from colora.models.base import configure_threads
@@ -100,21 +100,22 @@ def onboard(
     began = time.monotonic()
     configure_threads()
     settings = settings or Settings()
-    files = read_bank_files(bank)
-    target = files.folder if output is None else Path(output)
+    saved = SavedBank(bank)
+    target = saved.folder if output is None else Path(output)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
     task = _read(Path(examples), name, settings.seed)
-    if task.name in files.tasks:
-        raise ConfigError(f"{task.name!r} is already a task of {files.folder}; choose another name (--name)")
-    model, tokenizer, info = load_bank(files.folder, base, device=training_device("auto"))
+    if task.name in saved.tasks:
+        raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
     model, found = add_newcomer(model, tokenizer, task, info.max_length, settings, log)
     info.examples[task.name] = len(task.splits["train"])
     info.seen[task.name] = settings.steps * settings.rows
     info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
+    files = saved.load()
     files.info = info
     take_in(files, model, task.name)
-    write_bank_files(files, target)
+    write_bank(files, target)
     return Onboarding(task.name, target, *found, time.monotonic() - began)
 
 

@@ -5,12 +5,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank.tensors import BankFiles
+from colora.bank.tensors import BankContents, tensor_key
 
 __all__ = ["take_in"]
 
 
-def take_in(files: BankFiles, model: PeftModel, name: str) -> None:
+def take_in(files: BankContents, model: PeftModel, name: str) -> None:
     """Add the task `name`, the last of the bank in `model`, to the bank that `model` was loaded from.
 
     Files may hold other numbers than the model computes in (bfloat16, float64). What they hold stays; only stacks that
@@ -18,9 +18,9 @@ def take_in(files: BankFiles, model: PeftModel, name: str) -> None:
     """
     bank = bank_tuner(model).active_adapters[0]
     for layer_name, layer in bank_layers(model, bank).items():
-        for part in ("colora_A", "colora_B", "colora_core"):
-            key = f"base_model.model.{layer_name}.{part}"
-            files.tensors[key] = _grown(files.tensors[key], getattr(layer, part)[bank].detach().cpu())
+        for part, tensors in (("A", layer.colora_A), ("B", layer.colora_B), ("core", layer.colora_core)):
+            key = tensor_key(layer_name, part)
+            files.tensors[key] = _grown(files.tensors[key], tensors[bank].detach().cpu())
     config = bank_tuner(model).peft_config[bank]
     files.config["tasks"] = [*files.tasks, name]
     if files.config["r"] != config.r:

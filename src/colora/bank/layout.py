@@ -1,0 +1,81 @@
+"""A saved bank as a folder: the names of its files, where to find it, and `bank.json` with how it came to be.
+
+BANK/adapter_config.json, adapter_model.safetensors    what stock PEFT (with colora imported) loads
+BANK/bank.json                                         base, prompt style, examples seen by each task
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colora.errors import BankFileError
+
+__all__ = ["CONFIG_FILE", "INFO_FILE", "TENSORS_FILE", "BankInfo", "find_bank", "read_bank_info"]
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+INFO_FILE = "bank.json"
+NEEDED = (CONFIG_FILE, TENSORS_FILE)
+
+
+@dataclass
+class BankInfo:
+    """How a bank came to be.
+
+    Attributes:
+        base: name of the base model, as `load_base` takes it.
+        chat_template: whether prompts use the tokenizer's chat template.
+        max_length: longest prompt and output in training, in tokens.
+        examples, seen: for each task, how many training examples it had, and how many rows of it were trained on.
+        sources: for each task, the seed of drawn splits.
+    """
+
+    base: str
+    chat_template: bool = True
+    max_length: int = 512
+    examples: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
+def find_bank(path: str | Path) -> Path:
+    """The folder of a bank, given it or the run folder around it.
+
+    Raises:
+        BankFileError: naming what is missing.
+    """
+    path = Path(path)
+    for folder in (path, path / "bank"):
+        if all((folder / name).is_file() for name in NEEDED):
+            return folder
+    if not path.is_dir():
+        raise BankFileError(f"{path}: no such folder; expected a bank, or a run that has ended")
+    if groups := sorted(group.name for group in path.glob("groups/*") if (group / "run.yaml").is_file()):
+        raise BankFileError(
+            f"{path}: expected one bank, found a run in groups, each with a bank of its own: name one of them, "
+            f"{', '.join(str(path / 'groups' / name) for name in groups)}"
+        )
+    inner = (path / "bank").is_dir()
+    folder = path / "bank" if inner else path
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    unfinished = not inner and any((path / "checkpoints").glob("checkpoint-*"))
+    raise BankFileError(
+        f"{folder}: expected a bank, but {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+        + ("; this run has checkpoints but has not ended: run `colora train` again to go on" if unfinished else "")
+    )
+
+
+def read_bank_info(folder: Path) -> BankInfo:
+    """What `bank.json` says; for a bank saved by `save_pretrained` alone, what its config says.
+
+    Raises:
+        BankFileError: a file is damaged.
+    """
+    try:
+        if (folder / INFO_FILE).is_file():
+            return BankInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return BankInfo(base=config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BankFileError(f"{folder}: {INFO_FILE} or {CONFIG_FILE} is damaged: {error}") from error

@@ -1,0 +1,31 @@
+"""The progress bar: on standard error, where that is a terminal, and the only one of the project."""
+
+import ast
+
+import pytest
+
+from colora.common import progress
+from colora.common.progress import progress_bar
+from tests.helpers.import_graph import modules
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown", "seen"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_bar_is_shown_on_a_terminal_only(monkeypatch, capsys, terminal, shown, seen):
+    console = progress.Console
+    monkeypatch.setattr(progress, "Console", lambda stderr: console(stderr=stderr, force_terminal=terminal))
+    with progress_bar(shown=shown) as bar:
+        bar.advance(bar.add_task("onboarding", total=2))
+    captured = capsys.readouterr()
+    assert ("onboarding" in captured.err) == seen
+    assert captured.out == ""
+
+
+def test_there_is_one_progress_bar():
+    makers = []
+    for path, module, _ in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Progress":
+                makers.append(module)
+    assert makers == ["colora.common.progress"]
