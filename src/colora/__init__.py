@@ -1,10 +1,24 @@
-"""CoLoRA: collaborative low-rank adaptation. Importing it makes stock PEFT know `CoLoRAConfig`."""
+"""CoLoRA: collaborative low-rank adaptation. Importing it makes stock PEFT know `CoLoRAConfig`.
 
-from colora.adapter.config import CoLoRAConfig
-from colora.adapter.model import CoLoRAModel
-from colora.adapter.registration import register
+What users may rely on is listed in `__init__.pyi` beside this file, and told in docs/api.md. Each name is imported
+when it is first asked for, so that `import colora` costs next to nothing. PEFT learns of the bank once it is imported
+itself, before colora or after it.
+"""
 
-__all__ = ["CoLoRAConfig", "CoLoRAModel"]
+import lazy_loader
+
+from colora.common.after_import import after_import
+
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-register()
+
+def _register() -> None:
+    from colora.adapter.registration import register
+
+    register()
+
+
+# Whichever of our modules needs PEFT, the package is imported before it: so none is half-way there when PEFT learns.
+after_import("colora.adapter", _register)
+after_import("peft", lambda: __import__("colora.adapter"))

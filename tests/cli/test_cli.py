@@ -318,3 +318,15 @@ def test_tasks_lists_every_task_with_its_sizes(run):
         assert shared[0] == "shared A and B"
         assert int(shared[4].replace(",", "")) == 4 * int(shared[3].replace(",", ""))
         assert "2 tasks on" in result.stdout
+
+
+def test_the_help_of_a_command_tells_what_its_arguments_are():
+    told = " ".join(cli("train", "--help").stdout.split())
+    assert "The run file" in told
+    assert "Start from this bank" in told
+
+
+def test_the_list_of_commands_tells_each_in_full():
+    told = cli("--help").stdout
+    assert "..." not in told.replace("[ARGS]...", "")
+    assert "Validate a run's files and config, and print what would be" in told

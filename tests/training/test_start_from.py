@@ -219,7 +219,7 @@ def test_no_bank_there(base, tmp_path, bank):
         train(from_bank(tmp_path, base, tmp_path / "lora"))
     path = bank / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(BankFileError, match="truncated or no safetensors file .* restore it from a copy"):
+    with pytest.raises(BankFileError, match=r"truncated or no safetensors file .* restore it from a copy"):
         train(from_bank(tmp_path, base, bank))
     assert not (tmp_path / "out").exists()
 

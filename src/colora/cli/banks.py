@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from colora.cli.console import app, columns, errors, out, readable_bytes, say
 from colora.cli.runs import Bank
@@ -30,6 +29,8 @@ def import_(
     relative to the LoRA's own update; a larger --rank brings them closer, down to rounding.
     """
     with errors():
+        from rich.table import Table
+
         from colora.bank.importing.bank import import_loras
 
         report = import_loras(folders, output, rank, base, name or None, log=say, progress=True)

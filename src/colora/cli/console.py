@@ -3,14 +3,38 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import click
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["app", "columns", "errors", "out", "readable_bytes", "say"]
 
+
+class _QuickGroup(TyperGroup):
+    """The list of commands, and what is said of a wrong option, without the parts of rich that take long to import.
+
+    The help of one command is still drawn by rich.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.rich_markup_mode = None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: self.commands[name] for name in self.list_commands(ctx)}
+        rows = [(name, one.get_short_help_str(limit=300)) for name, one in commands.items() if not one.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_QuickGroup,
+    context_settings={"max_content_width": 120},
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -18,11 +42,21 @@ app = typer.Typer(
     help="CoLoRA: many tasks, one model. Tasks share low-rank factors and keep a small core each, so that similar "
     "tasks help each other.\n\n`colora demo` shows it; `colora schema` lists what a run file may say.",
 )
-out = Console()
-err = Console(stderr=True)
 
 
-def columns(table: Table, first: str, *numbers: str) -> None:
+class _Output:
+    """Standard output, for results: a console of rich, made when there is something to print."""
+
+    def print(self, *objects: object, **options: Any) -> None:
+        from rich.console import Console
+
+        Console().print(*objects, **options)
+
+
+out = _Output()
+
+
+def columns(table: "Table", first: str, *numbers: str) -> None:
     """Add a column for names and further ones for numbers."""
     table.add_column(first, overflow="fold")  # a name cut short is no name
     for name in numbers:
@@ -31,7 +65,9 @@ def columns(table: Table, first: str, *numbers: str) -> None:
 
 def say(line: str) -> None:
     """Tell the user something on standard error; standard output is for results."""
-    err.print(line, highlight=False, markup=False, soft_wrap=True)
+    from rich.console import Console
+
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def readable_bytes(number: float) -> str:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from colora.cli.console import app, columns, errors, out, readable_bytes, say
 
@@ -64,6 +62,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
     KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
     with errors():
+        from rich.table import Table
+
         from colora.training.check import check_run
         from colora.training.config_file import load_config
 
@@ -179,6 +179,9 @@ def export(
 def tasks(bank: Bank) -> None:
     """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
     with errors():
+        from rich.markup import escape
+        from rich.table import Table
+
         from colora.bank.overview import bank_overview
 
         overview = bank_overview(bank)

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from colora.cli.console import app, columns, errors, out, say
 
@@ -34,6 +32,8 @@ def similarity(
     model says what the task would change first; takes about a minute for ten tasks on two cores.
     """
     with errors():
+        from rich.text import Text
+
         from colora.common.files import write_json
         from colora.errors import ConfigError
         from colora.transfer.clusters import cluster_tree
@@ -94,6 +94,9 @@ def onboard(
     Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
     """
     with errors():
+        from rich.table import Table
+        from rich.text import Text
+
         from colora.transfer.onboarding.fit import Settings
         from colora.transfer.onboarding.onboard import onboard as add
 
@@ -111,6 +114,9 @@ def onboard(
 
 
 def _print_cosines(found: Any, order: list[str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     what = "updates" if found.kind == "cores" else "gradients"
     places = [found.names.index(name) for name in order]
     cosines = found.overall().tolist()

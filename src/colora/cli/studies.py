@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from colora.cli.console import app, errors, out, say
 
@@ -157,6 +156,8 @@ def schema(
     recovery: Annotated[bool, typer.Option("--recovery", help="Of an experiment of `colora recover`.")] = False,
 ) -> None:
     """List every field of a run file, or of an experiment, with its type, default and meaning."""
+    from rich.table import Column, Table
+
     from colora.training.config import RunConfig
     from colora.training.config_file import field_rows
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from colora.cli.console import app, columns, errors, out, say
 
@@ -27,6 +26,8 @@ def company(
     Test examples are never used: they must not choose who trains alone.
     """
     with errors():
+        from rich.table import Table
+
         from colora.errors import ConfigError
         from colora.training.config_file import load_config
         from colora.training.run_folder import run_config
