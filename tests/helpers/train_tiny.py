@@ -1,7 +1,7 @@
 """Small training runs on the tiny models: imported by the tests, or a process of its own that can be killed.
 
-`python train_tiny.py serve` runs one job per line of JSON on standard input, each in a fork (see `Server`);
-`torchrun train_tiny.py ddp FOLDER` makes the data-parallel runs that test_training_ddp looks at.
+`python -m tests.helpers.train_tiny serve` runs one job per line of JSON on standard input, each in a fork (`Server`);
+`torchrun -m tests.helpers.train_tiny ddp FOLDER` makes the data-parallel runs that tests/training/test_ddp.py looks at.
 """
 
 import json
@@ -25,7 +25,12 @@ from colora import CoLoRAConfig
 from colora.tasks.encode import encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Example, Task
+from colora.training.config import RunConfig, TaskSpec, TrainingSpec
+from colora.training.encode import EncodedRun
 from colora.training.loop.trainer import CoLoRATrainer
+from colora.training.resolve import ResolvedRun
+from colora.training.run_folder import task_manifest
+from tests.helpers.import_graph import ROOT
 from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)  # sums in one order; and for models this small more threads only cost time
@@ -48,18 +53,21 @@ def tiny_tasks(names=NAMES, train=6, val=3, unlike=()):
 def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
-    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, core_lr=2e-2, **kwargs,
+    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), **training,
 ):  # fmt: skip
-    """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be."""
+    """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be.
+
+    `training` has further fields of a run file's section of that name: core_lr, schedule, patience, ...
+    """
     tasks = tiny_tasks(names, val=val, unlike=unlike)
     model = base()
     train, held_out = (encode_tasks(tasks, TOKENIZER, s, 64, model.config.is_encoder_decoder) for s in ("train", "val"))
     torch.manual_seed(0)
     common = {"r": 4, "lora_dropout": dropout, "target_modules": "all-linear"}
-    config = LoraConfig(**common) if lora else CoLoRAConfig(**common, tasks=list(names), init_weights=init_weights)
+    bank = CoLoRAConfig(**common, tasks=list(names), init_weights=init_weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, LoraConfig(**common) if lora else bank)
     devices = int(os.environ.get("WORLD_SIZE", 1))
     args = TrainingArguments(
         str(folder), max_steps=steps, gradient_accumulation_steps=accumulate, learning_rate=lr, save_steps=save_steps,
@@ -68,21 +76,12 @@ def make_trainer(
         save_total_limit=save_total_limit, use_cpu=True, lr_scheduler_type="cosine", bf16=bf16, weight_decay=0.01,
         ddp_backend="gloo" if devices > 1 else None, max_grad_norm=max_grad_norm, disable_tqdm=True,
     )  # fmt: skip
-    mixture = TaskMixture(
-        train.sizes, batch_size=rows, steps=mixture_steps or steps, seed=seed, policy=policy
-    )  # fmt: skip
-    return CoLoRATrainer(
-        model,
-        args,
-        train,
-        list(names),
-        mixture,
-        TOKENIZER.pad_token_id,
-        eval_data=held_out,
-        routed=not lora,
-        core_lr=core_lr,
-        **kwargs,
-    )
+    mixture = TaskMixture(train.sizes, batch_size=rows, steps=mixture_steps or steps, seed=seed, policy=policy)
+    spec = TrainingSpec(**{"core_lr": 2e-2, "eval_every": eval_steps or 1} | training)
+    config = RunConfig(output=str(folder), tasks=[TaskSpec(name=name, path=name) for name in names], training=spec)
+    run = ResolvedRun(config, tuple(tasks), task_manifest(tasks), bank, None)
+    data = EncodedRun(train, held_out, None, mixture, TOKENIZER.pad_token_id)
+    return CoLoRATrainer(model, args, run, data, routed=not lora, callbacks=list(callbacks))
 
 
 def bank_tensors(trainer):
@@ -122,7 +121,11 @@ class Server:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __name__, "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
 
     def run(self, folder, **job):

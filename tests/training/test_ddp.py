@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers.trainer_utils import get_last_checkpoint
 
+from tests.helpers.import_graph import ROOT
 from tests.helpers.train_tiny import DDP, EachStep, bank_tensors, equal, make_trainer
 
 
@@ -21,11 +22,11 @@ def pair(tmp_path_factory):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
         "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "--local_addr", "127.0.0.1",
-        str(Path(__file__).parents[1] / "helpers" / "train_tiny.py"), "ddp", str(folder),
+        "-m", "tests.helpers.train_tiny", "ddp", str(folder),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (folder / "stderr.txt").open("w") as errors:
-        launcher = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+        launcher = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, cwd=ROOT)
         try:
             code = launcher.wait(timeout=100)
         finally:

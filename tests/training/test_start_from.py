@@ -17,11 +17,12 @@ from colora.errors import BankFileError, BaseMismatchError, ConfigError, Interru
 from colora.evaluation.evaluate import evaluate
 from colora.federated.simulate import simulate
 from colora.models.base import load_base
+from colora.training.adapter_config import bank_config
 from colora.training.check import check_run
 from colora.training.config_file import load_config, load_federation
 from colora.training.loop.trainer import CoLoRATrainer
 from colora.training.run import train
-from colora.training.starts.from_bank import resolve_start, start_bank
+from colora.training.starts.from_bank import resolve_adapter, start_bank
 from tests.helpers.lora_folders import save_lora
 from tests.helpers.run_files import bank_tensors, cli, config_of, content, refusal, run_file, save_base
 from tests.helpers.tiny import tiny_llama
@@ -62,8 +63,8 @@ def from_bank(folder, base, bank, *args, adapter=None, **changes):
 
 
 def started(config, names, log=lambda line: None):
-    config = resolve_start(config)
-    return start_bank(config, names, load_base(config.base)[0], log)
+    config, start = resolve_adapter(config)
+    return start_bank(bank_config(config.adapter, names), start, load_base(config.base)[0], log)
 
 
 # ---- what it starts with --------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from colora.errors import BankFileError, ConfigError
 from colora.federated.simulate import simulate
 from colora.training.check import check_run
 from colora.training.config_file import load_config, load_federation
-from colora.training.run import read_run_tasks, train, train_and_evaluate
+from colora.training.resolve import read_run_tasks
+from colora.training.run import train, train_and_evaluate, train_resolved
 from colora.training.task_gradients import TaskGradients
 from colora.transfer.grouping import folder_names, part_of, train_groups
 from tests.helpers.run_files import bank_tensors, cli, config_of, content, refusal, run_file, save_base
@@ -146,14 +147,14 @@ def test_the_command_trains_groups_and_goes_on(base, tmp_path, monkeypatch):
 def test_a_group_that_was_stopped_is_trained_on(base, tmp_path, monkeypatch):
     config = config_of(tmp_path, base, TASKS, grouping=TWO, training={"rows": 6})
     with monkeypatch.context() as patch:
-        real = train_and_evaluate
+        real = train_resolved
 
         def stopped(part, log):
-            if part.output.endswith("blue"):
+            if part.output.name == "blue":
                 raise KeyboardInterrupt
             return real(part, log=log)
 
-        patch.setattr("colora.transfer.grouping.train_and_evaluate", stopped)
+        patch.setattr("colora.transfer.grouping.train_resolved", stopped)
         with pytest.raises(KeyboardInterrupt):
             train_groups(config)
     lines = []

@@ -9,7 +9,7 @@ from colora.bank.edit import forget_tasks
 from colora.bank.load import load_bank
 from colora.errors import ConfigError
 from colora.evaluation.nll import token_nll
-from colora.training.run import read_run_tasks
+from colora.training.resolve import read_run_tasks
 from colora.transfer.negative_transfer import Paired, TaskCompany, company, paired
 from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
 

@@ -26,10 +26,10 @@ from colora.federated.protocol import Private, RoundReport, federate, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, message_bytes, save_client, save_server
 from colora.models.base import configure_threads
-from colora.tasks.schema import Task
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
-from colora.training.run import evaluate_bank, measure, read_run_tasks
+from colora.training.resolve import ResolvedRun, resolve_run
+from colora.training.run import evaluate_bank, measure
 from colora.training.run_folder import check_free, claim
 
 __all__ = ["simulate"]
@@ -58,24 +58,25 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
     with claimed(output.with_name(f".{output.name}.lock")) as mine:
         if not mine:
             raise ConfigError(f"{output}: another process runs this federation")
-        tasks = read_run_tasks(config)
-        check_free(output, config, tasks, federated=True)
+        run = resolve_run(config)
+        check_free(output, config, run.manifest, federated=True)
         if (output / "bank" / "adapter_config.json").is_file():
             log(f"{output} has ended before; nothing to train")
             return evaluate_bank(output)
         try:
-            return _simulate(config, output, tasks, log)
+            return _simulate(run, log)
         except KeyboardInterrupt:
             raise InterruptedRunError("interrupted; run the same command again to go on from the last save") from None
 
 
-def _simulate(config: RunConfig, output: Path, tasks: list[Task], log: Callable[[str], None]) -> Evaluation:
+def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
+    config, output = run.config, run.output
     agreed = FederationConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
     local, tokenizer = local_model(agreed)
     spec, seed = config.federation, config.seed
-    data = {task.name: local_data(task, tokenizer, local, config.training.max_length) for task in tasks}
+    data = {task.name: local_data(task, tokenizer, local, config.training.max_length) for task in run.tasks}
     private = _private(config, output / "privacy.json")
-    claim(output, config, tasks)
+    claim(output, config, run.manifest)
     state, clients = _resume(output / "checkpoint", local, data)
     if state.round:
         log(f"going on after round {state.round} of {spec.rounds}")
@@ -108,7 +109,7 @@ def _simulate(config: RunConfig, output: Path, tasks: list[Task], log: Callable[
         seen={name: client.position * spec.rows for name, client in clients.items()},
     )  # fmt: skip
     save_bank(bank, output / "bank", info)
-    return measure(config, bank, tokenizer, tasks, config.training.max_length)
+    return measure(config, bank, tokenizer, list(run.tasks), config.training.max_length)
 
 
 def _private(config: RunConfig, ledger: Path) -> Private | None:

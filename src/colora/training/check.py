@@ -11,13 +11,11 @@ from colora.bank.overview import TaskSize, task_sizes
 from colora.common.device import DTYPES
 from colora.models.base import load_base
 from colora.tasks.encode import EncodingReport
-from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
-from colora.training.config_file import check_grouping
-from colora.training.run import encode_run, read_run_tasks
-from colora.training.run_folder import task_manifest
-from colora.training.starts.from_bank import check_start, resolve_start
-from colora.training.starts.spectral import check_spectral, start_cost
+from colora.training.encode import encode_run
+from colora.training.resolve import resolve_run
+from colora.training.starts.from_bank import check_start
+from colora.training.starts.spectral import start_cost
 
 __all__ = ["RunPlan", "check_run"]
 
@@ -53,31 +51,35 @@ def check_run(config: RunConfig) -> RunPlan:
         ConfigError: a rank that is too large, a target that matches nothing, ...
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
     """
-    check_spectral(config)
-    config = resolve_start(config)
-    tasks = read_run_tasks(config)
-    check_grouping(config, [task.name for task in tasks])
+    run = resolve_run(config)
+    config = run.config
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
-    check_start(config, model)
+    if run.start is not None:
+        check_start(run.adapter, run.start, model)
     if not config.chat_template:
         tokenizer.chat_template = None
-    data, _ = encode_run(config, tasks, tokenizer, model)
+    data = encode_run(run, tokenizer, model).train
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
-        bank = get_peft_model(model, bank_config(config.adapter, [task.name for task in tasks], model))
+        bank = get_peft_model(model, run.adapter_on(model))
         if model.dtype == torch.float64:
             bank.double()  # PEFT does that where the weights are real
     per_task, shared = task_sizes(bank)
     tokens = sum(report.tokens for report in data.report) / len(data)
     longest = max(report.max_tokens for report in data.report)
-    trained = shared.bytes + per_task.bytes * len(tasks)
+    trained = shared.bytes + per_task.bytes * len(run.tasks)
     rows = config.training.rows // config.training.accumulation
     return RunPlan(
-        data.report, task_manifest(tasks), base_parameters, shared, per_task, tokens * config.training.rows,
-        base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
-        _notes(config, len(tasks)),
-    )  # fmt: skip
+        reports=data.report,
+        manifest=dict(run.manifest),
+        base_parameters=base_parameters,
+        shared=shared,
+        per_task=per_task,
+        tokens_per_step=tokens * config.training.rows,
+        memory_bytes=base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+        notes=_notes(config, len(run.tasks)),
+    )
 
 
 def _notes(config: RunConfig, tasks: int) -> tuple[str, ...]:

@@ -10,14 +10,13 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.model import bank_tuner
@@ -30,27 +29,26 @@ from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.records import Record, append_records, read_records
 from colora.models.base import configure_threads, load_base
-from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
-from colora.tasks.mixing import TaskMixture
-from colora.tasks.read import read_tasks
-from colora.tasks.schema import Task, TaskSource
-from colora.training.adapter_config import bank_config
+from colora.tasks.encode import EncodingReport
+from colora.tasks.schema import Task
+from colora.training.arguments import device_rows, training_arguments
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
+from colora.training.encode import EncodedRun, encode_run
 from colora.training.loop.trainer import CoLoRATrainer
+from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run
 from colora.training.run_folder import check_free, check_same_tasks, claim, run_config, task_manifest
-from colora.training.starts.from_bank import resolve_start, start_bank
-from colora.training.starts.spectral import check_spectral, start_run
+from colora.training.starts.from_bank import start_bank
+from colora.training.starts.spectral import start_run
 
-__all__ = [
-    "TrainResult",
-    "encode_run",
-    "evaluate_bank",
-    "measure",
-    "read_run_tasks",
-    "train",
-    "train_and_evaluate",
-]
+__all__ = ["TrainResult", "evaluate_bank", "measure", "measure_result", "train", "train_and_evaluate", "train_resolved"]
+
+Log = Callable[[str], None]
+MakeModel = Callable[[Any, list[str]], PeftModel]
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 @dataclass
@@ -58,33 +56,38 @@ class TrainResult:
     """What a training run left behind.
 
     Attributes:
+        run: what was trained.
         bank: folder of the trained bank.
         model, tokenizer: in memory, on the device they were trained on.
-        tasks: the tasks as they were read.
         steps: optimiser steps done, over all starts of the run.
-        reports: what encoding came to, for each task.
-        reused: whether the run had ended before, and nothing was trained.
+        encoded: the examples in tokens; None where the run had ended before, and nothing was trained.
     """
 
+    run: ResolvedRun
     bank: Path
     model: PeftModel
     tokenizer: Any
-    tasks: list[Task]
     steps: int
-    reports: list[EncodingReport] = field(default_factory=list)
-    reused: bool = False
+    encoded: EncodedRun | None = None
 
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks as they were read."""
+        return list(self.run.tasks)
 
-def read_run_tasks(config: RunConfig) -> list[Task]:
-    """The tasks of a run. Raises TaskFileError with the faults of all files at once."""
-    return read_tasks([TaskSource(**spec.model_dump()) for spec in config.tasks], seed=config.seed)
+    @property
+    def reports(self) -> list[EncodingReport]:
+        """What encoding came to, for each task."""
+        return [] if self.encoded is None else self.encoded.train.report
+
+    @property
+    def reused(self) -> bool:
+        """Whether the run had ended before, and nothing was trained."""
+        return self.encoded is None
 
 
 def train(
-    config: RunConfig,
-    tasks: list[Task] | None = None,
-    make_model: Callable[[Any, list[str]], PeftModel] | None = None,
-    log: Callable[[str], None] = lambda line: None,
+    config: RunConfig, tasks: list[Task] | None = None, make_model: MakeModel | None = None, log: Log = _silent
 ) -> TrainResult:
     """Train the bank of a run, or go on where an earlier start stopped; a run that has ended is not run again.
 
@@ -102,151 +105,86 @@ def train(
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
         TrainingDivergedError, CheckpointError: see `CoLoRATrainer`.
     """
-    configure_threads(config.training.threads)
     device_rows(config)
-    check_spectral(config)
     if config.grouping != "none":
         raise ConfigError(
             "grouping: this trains one bank; a bank for each group is `colora.transfer.grouping.train_groups`"
         )
-    config = resolve_start(config)
-    tasks = read_run_tasks(config) if tasks is None else tasks
-    output = Path(config.output)
-    rank = int(os.environ.get("RANK", "0"))
-    names = [task.name for task in tasks]
-    if rank == 0:  # the others would look while this one writes
-        check_free(output, config, tasks)
+    return train_resolved(resolve_run(config, tasks), make_model, log)
+
+
+def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: Log = _silent) -> TrainResult:
+    """`train`, of a run whose files have been read.
+
+    Raises:
+        as `train`.
+    """
+    config, is_first = run.config, int(os.environ.get("RANK", "0")) == 0
+    configure_threads(config.training.threads)
+    if is_first:  # the others would look while this one writes
+        check_free(run.output, config, run.manifest)
     model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
     if not config.chat_template:
         tokenizer.chat_template = None
-    if (output / "bank" / "adapter_config.json").is_file():
-        log(f"{output} has ended before; nothing to train")
+    if run.has_ended:
+        log(f"{run.output} has ended before; nothing to train")
         device = training_device(config.training.device)
-        loaded = attach_adapter(model if device is None else model.to(device), output / "bank")
-        return TrainResult(output / "bank", loaded, tokenizer, tasks, config.training.steps, reused=True)
+        loaded = attach_adapter(model if device is None else model.to(device), run.output / "bank")
+        return TrainResult(run, run.output / "bank", loaded, tokenizer, config.training.steps)
 
-    train_data, eval_data = encode_run(config, tasks, tokenizer, model)
+    encoded = encode_run(run, tokenizer, model)
     set_seed(config.seed)
-    checkpoint = get_last_checkpoint(str(output / "checkpoints")) if (output / "checkpoints").is_dir() else None
-    if make_model:
-        bank = make_model(model, names)
-    elif config.start_from is not None:  # also where a checkpoint is about to replace its tensors
-        bank = start_bank(config, names, model, log if rank == 0 else lambda line: None)
-    else:
-        bank = get_peft_model(model, bank_config(config.adapter, names, model))
-        if checkpoint is None:  # else it has what training made of the start
-            start_run(config, bank, train_data, names, tokenizer.pad_token_id, log if rank == 0 else lambda line: None)
-    mixture = TaskMixture(
-        train_data.sizes, batch_size=config.training.rows, steps=config.training.steps,
-        policy=config.training.mixing, temperature=config.training.temperature, seed=config.seed,
-    )  # fmt: skip
-    if rank == 0:
-        claim(output, config, tasks)
-    trainer = make_trainer(config, bank, tokenizer, names, train_data, eval_data, mixture, routed=make_model is None)
+    checkpoints = run.output / "checkpoints"
+    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    own_log = log if is_first else _silent
+    bank = make_model(model, run.names) if make_model else _start(run, model, encoded, checkpoint is None, own_log)
+    if is_first:
+        claim(run.output, config, run.manifest)
+    trainer = CoLoRATrainer(bank, training_arguments(config), run, encoded, routed=make_model is None)
     if checkpoint is not None:
         log(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     steps = trainer.state.global_step
     if trainer.interrupt.interrupted:
         raise InterruptedRunError(f"interrupted at step {steps}; run the same command again to go on from there")
-    if rank == 0:
-        save_bank(bank, output / "bank", _info(config, tasks, train_data, mixture, steps))
+    if is_first:
+        save_bank(bank, run.output / "bank", _info(run, encoded, steps))
     trainer.accelerator.wait_for_everyone()
-    return TrainResult(output / "bank", bank, tokenizer, tasks, steps, train_data.report)
+    return TrainResult(run, run.output / "bank", bank, tokenizer, steps, encoded)
 
 
-def encode_run(
-    config: RunConfig, tasks: list[Task], tokenizer: Any, model: Any
-) -> tuple[EncodedTasks, EncodedTasks | None]:
-    """The training examples in tokens, and the validation examples if the run wants them.
-
-    Raises:
-        TaskFileError: listing every example that is too long.
-        ConfigError: if validation examples are wanted and there are none, or the model is too short for `max_length`.
-    """
-    limit, seq2seq = config.training.max_length, bool(model.config.is_encoder_decoder)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and limit > positions:
-        raise ConfigError(f"training.max_length is {limit}, but {config.base} has {positions} positions: lower it")
-    if "nll" in config.evaluation.metrics and config.evaluation.split != "train":
-        encode_tasks(tasks, tokenizer, config.evaluation.split, limit, seq2seq)  # its faults must not wait
-    train_data = encode_tasks(tasks, tokenizer, "train", limit, seq2seq)
-    if config.training.eval_every is None:
-        return train_data, None
-    eval_data = encode_tasks(tasks, tokenizer, "val", limit, seq2seq)
-    if not len(eval_data):
-        raise ConfigError("training.eval_every needs validation examples, but no task has any (tasks.N.val)")
-    return train_data, eval_data
+def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
+    """The run's bank on its base model, as training begins with it; where a checkpoint follows, its shape is enough."""
+    if run.start is not None:
+        return start_bank(run.adapter, run.start, model, log)
+    bank = get_peft_model(model, run.adapter_on(model))
+    if is_new:
+        start_run(run.config, bank, encoded.train, run.names, encoded.pad_token_id, log)
+    return bank
 
 
-def device_rows(config: RunConfig) -> int:
-    """Rows of a micro-batch. Raises ConfigError if the rows of a step cannot be spread over the processes."""
-    spec, world = config.training, int(os.environ.get("WORLD_SIZE", "1"))
-    if spec.rows % (spec.accumulation * world):
-        raise ConfigError(
-            f"training.rows ({spec.rows}) must be a multiple of accumulation × processes "
-            f"({spec.accumulation} × {world})"
-        )
-    return spec.rows // (spec.accumulation * world)
-
-
-def make_trainer(
-    config: RunConfig, model: PeftModel, tokenizer: Any, names: list[str], train_data: EncodedTasks,
-    eval_data: EncodedTasks | None, mixture: TaskMixture, routed: bool = True,
-) -> CoLoRATrainer:  # fmt: skip
-    """The trainer of a run, its rows spread over the processes that torchrun started, if any."""
-    spec, output = config.training, Path(config.output)
-    if spec.tensorboard:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
-    args = TrainingArguments(
-        output_dir=str(output / "checkpoints"),
-        max_steps=spec.steps,
-        per_device_train_batch_size=device_rows(config),
-        per_device_eval_batch_size=config.evaluation.rows,
-        gradient_accumulation_steps=spec.accumulation,
-        learning_rate=spec.lr,
-        weight_decay=spec.weight_decay,
-        lr_scheduler_type=spec.scheduler if not (spec.scheduler == "constant" and spec.warmup_steps)
-        else "constant_with_warmup",
-        warmup_steps=spec.warmup_steps,
-        max_grad_norm=spec.max_grad_norm,
-        bf16=spec.precision == "bf16",
-        fp16=spec.precision == "fp16",
-        gradient_checkpointing=spec.gradient_checkpointing,
-        eval_strategy="steps" if eval_data is not None else "no",
-        eval_steps=spec.eval_every,
-        save_strategy="steps",
-        save_steps=spec.save_every,
-        save_total_limit=spec.keep,
-        logging_strategy="steps",
-        logging_steps=spec.log_every,
-        report_to=["tensorboard"] if spec.tensorboard else [],
-        seed=config.seed,
-        use_cpu=spec.device == "cpu" or not torch.accelerator.is_available(),  # bf16 wants to be told
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
-    return CoLoRATrainer(
-        model, args, train_data, names, mixture, tokenizer.pad_token_id, eval_data=eval_data, core_lr=spec.core_lr,
-        core_weight_decay=spec.core_weight_decay, weighting=spec.weighting, schedule=spec.schedule, turn=spec.turn,
-        patience=spec.patience, routed=routed,
-    )  # fmt: skip
-
-
-def train_and_evaluate(
-    config: RunConfig, log: Callable[[str], None] = lambda line: None
-) -> tuple[TrainResult, Evaluation | None]:
+def train_and_evaluate(config: RunConfig, log: Log = _silent) -> tuple[TrainResult, Evaluation | None]:
     """`train`, then measure the bank. Of several processes only the first measures; the others get None.
 
     Raises:
         as `train` and `evaluate`.
     """
     result = train(config, log=log)
+    return result, measure_result(result)
+
+
+def measure_result(result: TrainResult) -> Evaluation | None:
+    """Measure what training left behind, unless that has been done; of several processes only the first measures.
+
+    Raises:
+        as `evaluate`.
+    """
+    config = result.run.config
     if int(os.environ.get("RANK", "0")) != 0:
-        return result, None
+        return None
     if result.reused and (records := _measured(config)):
-        return result, Evaluation(records, [])
-    return result, measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
+        return Evaluation(records, [])
+    return measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
 
 
 def evaluate_bank(
@@ -279,7 +217,7 @@ def evaluate_bank(
         config = parse_config(changed, "the evaluation")
     if tasks is None:
         tasks = read_run_tasks(config)
-        check_same_tasks(run, tasks)
+        check_same_tasks(run, task_manifest(tasks))
     configure_threads(config.training.threads)
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
     model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
@@ -320,13 +258,14 @@ def _measured(config: RunConfig) -> list[Record]:
     return records if wanted <= {one.metric for one in records} else []
 
 
-def _info(config: RunConfig, tasks: list[Task], data: EncodedTasks, mixture: TaskMixture, steps: int) -> BankInfo:
-    place = Counter(int(data[index]["task_ids"]) for index in islice(mixture, steps * config.training.rows))
+def _info(run: ResolvedRun, encoded: EncodedRun, steps: int) -> BankInfo:
+    config, data = run.config, encoded.train
+    rows = Counter(int(data[index]["task_ids"]) for index in islice(encoded.mixture, steps * config.training.rows))
     return BankInfo(
         base=config.base,
         chat_template=config.chat_template,
         max_length=config.training.max_length,
-        examples={task.name: len(task.splits["train"]) for task in tasks},
-        seen={task.name: place[number] for number, task in enumerate(tasks)},
-        sources={name: {"split_seed": one["split_seed"]} for name, one in task_manifest(tasks).items()},
+        examples={task.name: len(task.splits["train"]) for task in run.tasks},
+        seen={name: rows[task_id] for task_id, name in enumerate(run.names)},
+        sources={name: {"split_seed": entry["split_seed"]} for name, entry in run.manifest.items()},
     )

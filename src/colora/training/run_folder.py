@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,11 @@ def run_config(run: Path) -> RunConfig:
     return parse_config(value, str(file))
 
 
-def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
+def claim(output: Path, config: RunConfig, manifest: Mapping[str, Any]) -> None:
     """Make the output folder this run's. To be called when nothing else can be wrong with the run any more.
+
+    Args:
+        manifest: of `task_manifest`.
 
     Raises:
         CheckpointError: if it cannot be written.
@@ -61,13 +64,14 @@ def claim(output: Path, config: RunConfig, tasks: list[Task]) -> None:
     # The run first: if this process dies before the second file is there, the next start writes it.
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(output / "run.yaml", text)
-    write_json(output / "tasks.json", task_manifest(tasks))
+    write_json(output / "tasks.json", manifest)
 
 
-def check_free(output: Path, config: RunConfig, tasks: list[Task], federated: bool = False) -> None:
+def check_free(output: Path, config: RunConfig, manifest: Mapping[str, Any], federated: bool = False) -> None:
     """See that the output folder is this run's, or nobody's. What does not change the bank may differ.
 
     Args:
+        manifest: of `task_manifest`.
         federated: whether the run is a federation, of which the folder has a record of the rounds.
 
     Raises:
@@ -93,7 +97,7 @@ def check_free(output: Path, config: RunConfig, tasks: list[Task], federated: bo
                 f"{output} holds another run: choose another output, or remove that folder. Different:",
                 [f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing[:8]],
             )
-        check_same_tasks(output, tasks)
+        check_same_tasks(output, manifest)
     elif any(name != "logs" and not name.startswith(STAGING_PREFIX) for name in names):
         raise ConfigError(f"{output} is not empty and holds no run; choose another output")
 
@@ -114,12 +118,11 @@ def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_same_tasks(run: Path, tasks: list[Task]) -> None:
-    """Raises ConfigError if the examples are no longer those that the run was started with."""
+def check_same_tasks(run: Path, now: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the examples of this manifest are no longer those that the run was started with."""
     file = run / "tasks.json"
     if not file.is_file():
         return
-    now = task_manifest(tasks)
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [

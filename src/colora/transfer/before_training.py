@@ -10,7 +10,7 @@ from colora.models.base import configure_threads, load_base
 from colora.tasks.encode import encode_tasks
 from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
-from colora.training.run import read_run_tasks
+from colora.training.resolve import read_run_tasks
 from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.similarity import Similarity, gradient_similarity
 

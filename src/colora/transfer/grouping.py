@@ -23,8 +23,9 @@ from colora.evaluation.evaluate import Evaluation
 from colora.tasks.schema import Task
 from colora.training.config import RunConfig
 from colora.training.config_file import check_grouping
-from colora.training.run import read_run_tasks, train_and_evaluate
-from colora.training.run_folder import check_free, claim
+from colora.training.resolve import read_run_tasks, resolve_run
+from colora.training.run import measure_result, train_resolved
+from colora.training.run_folder import check_free, claim, task_manifest
 from colora.transfer.before_training import run_gradients
 from colora.transfer.clusters import cluster_tree
 from colora.transfer.similarity import gradient_similarity
@@ -65,12 +66,13 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
             "torchrun"
         )
     tasks, output = read_run_tasks(config), Path(config.output)
+    manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])
-    check_free(output, config, tasks)
+    check_free(output, config, manifest)
     groups = _known(output / FILE)
     if groups is None:
         found = _decide(config, [task.name for task in tasks])
-        claim(output, config, tasks)
+        claim(output, config, manifest)
         write_json(output / FILE, found)
         groups = found["groups"]
     banks: dict[str, Path] = {}
@@ -78,8 +80,10 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
     for number, (name, members) in enumerate(groups.items(), start=1):
         log(f"group {number} of {len(groups)}: {', '.join(members)}")
         part = part_of(config, tasks, members, output / "groups" / name, log)
-        result, measured = train_and_evaluate(part, log=log)
+        run = resolve_run(part, [task for task in tasks if task.name in members], manifest)
+        result = train_resolved(run, log=log)
         banks[name] = result.bank
+        measured = measure_result(result)
         if measured is not None:
             evaluation.records.extend(measured.records)
             evaluation.skipped.update(measured.skipped)

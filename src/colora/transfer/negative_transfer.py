@@ -23,7 +23,8 @@ from colora.evaluation.metrics import rouge_l
 from colora.evaluation.nll import token_nll
 from colora.tasks.schema import Task
 from colora.training.config import RunConfig
-from colora.training.run import TrainResult, read_run_tasks, train
+from colora.training.resolve import read_run_tasks
+from colora.training.run import TrainResult, train
 from colora.transfer.grouping import folder_names, part_of
 
 __all__ = ["Paired", "TaskCompany", "company", "paired"]

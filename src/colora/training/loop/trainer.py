@@ -15,14 +15,15 @@ from colora.common.files import staged_folder
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
-from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
+from colora.training.encode import EncodedRun
 from colora.training.loop import checkpoint
 from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
 from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
-from colora.training.loop.schedule import AlternatingCallback, Schedule
+from colora.training.loop.schedule import AlternatingCallback
 from colora.training.loop.stopping import TaskEarlyStopping
+from colora.training.resolve import ResolvedRun
 
 __all__ = ["CoLoRATrainer"]
 
@@ -33,15 +34,10 @@ class CoLoRATrainer(Trainer):
     Args:
         model: a `PeftModel`.
         args: `args.max_steps` optimiser steps with `args.learning_rate` for the shared factors.
-        train_data, eval_data: encoded tasks; ids in them index `task_names`.
-        task_names: names of the K tasks, by id.
-        mixture: which example comes when; `len(mixture)` must be all rows of all steps.
-        pad_token_id: what to fill shorter rows with.
-        core_lr: learning rate of the cores.
-        core_weight_decay: decoupled weight decay of the cores.
-        weighting: how the tasks' losses add up, see `row_weights`.
-        schedule, turn: joint, or alternating every `turn` steps, see `frozen_roles`.
-        patience: evaluations without improvement after which a task stops; None never stops one.
+        run: names of the tasks, and the section `training` of its config: the rate and the decay of the cores, how
+            the tasks' losses add up (`row_weights`), joint or alternating (`frozen_roles`), and after how many
+            evaluations without improvement a task stops.
+        data: the run's examples; `len(data.mixture)` must be all rows of all steps.
         routed: whether the model takes `task_ids` (a bank does, a plain LoRA does not).
 
     Raises:
@@ -58,18 +54,9 @@ class CoLoRATrainer(Trainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        train_data: EncodedTasks,
-        task_names: list[str],
-        mixture: TaskMixture,
-        pad_token_id: int,
+        run: ResolvedRun,
+        data: EncodedRun,
         *,
-        eval_data: EncodedTasks | None = None,
-        core_lr: float = 6e-2,
-        core_weight_decay: float = 0.0,
-        weighting: TaskWeighting = "task",
-        schedule: Schedule = "joint",
-        turn: int = 5,
-        patience: int | None = None,
         routed: bool = True,
         description: str = "training",
         callbacks: list[TrainerCallback] | None = None,
@@ -82,6 +69,7 @@ class CoLoRATrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs: start one process for each (torchrun --nproc_per_node "
                 f"{args.n_gpu} -m colora train RUN.yaml), or let it see one (CUDA_VISIBLE_DEVICES=0)"
             )
+        spec, mixture, task_names = run.config.training, data.mixture, run.names
         rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         if len(mixture) != rows * args.max_steps:
             raise ConfigError(
@@ -90,15 +78,18 @@ class CoLoRATrainer(Trainer):
                 f"{args.gradient_accumulation_steps} accumulated) need {rows * args.max_steps}"
             )
         super().__init__(
-            model=model, args=args, train_dataset=train_data, eval_dataset=eval_data,
-            data_collator=TaskCollator(pad_token_id),
-        )  # fmt: skip
+            model=model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=TaskCollator(data.pad_token_id),
+        )
         self.loss_is_scaled_for_ga = True  # row weights already count all micro-batches
         self.task_names = task_names
         self.mixture = mixture
-        self.core_lr = core_lr
-        self.core_weight_decay = core_weight_decay
-        self.weighting: TaskWeighting = weighting
+        self.core_lr = spec.core_lr
+        self.core_weight_decay = spec.core_weight_decay
+        self.weighting: TaskWeighting = spec.weighting
         self.routed = routed
         self._staging: Path | None = None
         self._sums = torch.zeros(2, len(task_names), dtype=torch.float64)
@@ -110,10 +101,10 @@ class CoLoRATrainer(Trainer):
         if not args.disable_tqdm:
             self.add_callback(self.progress)
         if routed:
-            self.add_callback(AlternatingCallback(schedule, turn))
-        if patience is not None and eval_data is not None:
-            measured = [name for name, size in zip(task_names, eval_data.sizes, strict=True) if size]
-            self.add_callback(TaskEarlyStopping(measured, patience))
+            self.add_callback(AlternatingCallback(spec.schedule, spec.turn))
+        if spec.patience is not None and data.validation is not None:
+            measured = [name for name, size in zip(task_names, data.validation.sizes, strict=True) if size]
+            self.add_callback(TaskEarlyStopping(measured, spec.patience))
         for callback in callbacks or []:
             self.add_callback(callback)
 

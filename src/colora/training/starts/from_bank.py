@@ -5,6 +5,7 @@ left out. The bank's adapter settings hold; the run file may repeat them, not ch
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, RunConfig
 from colora.training.run_folder import run_config
 
-__all__ = ["check_start", "resolve_start", "start_bank"]
+__all__ = ["check_start", "resolve_adapter", "start_bank"]
 
 # Which layers: the same ones can be said in several ways, so these are compared on the base model (`check_start`).
 LAYERS = {"target_modules", "exclude_modules", "layers_to_transform"}
 
 
-def resolve_start(config: RunConfig) -> RunConfig:
-    """The run with the adapter settings of the bank that it starts from; without `start_from` the run itself.
+def resolve_adapter(config: RunConfig) -> tuple[RunConfig, SavedBank | None]:
+    """The run with the adapter settings of the bank that it starts from, and that bank; else the run itself, and None.
 
     A run whose folder has been claimed knows these settings; what has ended does not need its first bank any more.
 
@@ -39,8 +40,11 @@ def resolve_start(config: RunConfig) -> RunConfig:
         ConfigError: listing fields of the run file's `adapter` that differ from the bank's.
     """
     if config.start_from is None:
-        return config
-    spec = _claimed(config) or _spec(SavedBank(config.start_from).config)
+        return config, None
+    spec, start = _claimed(config), None
+    if spec is None or not (Path(config.output) / "bank" / "adapter_config.json").is_file():
+        start = SavedBank(config.start_from)
+        spec = spec or _spec(start.config)
     own, given = config.adapter, config.adapter.model_fields_set - {"init_weights"}
     faults = [
         f"adapter.{name}: the bank has {getattr(spec, name)!r}, the run file {getattr(own, name)!r}"
@@ -53,60 +57,56 @@ def resolve_start(config: RunConfig) -> RunConfig:
             faults,
         )
     layers = {name: getattr(own, name) for name in given & LAYERS}
-    return config.model_copy(update={"adapter": spec.model_copy(update=layers)})
+    return config.model_copy(update={"adapter": spec.model_copy(update=layers)}), start
 
 
-def check_start(config: RunConfig, model: Any) -> None:
-    """See that the bank that a resolved run starts from fits this base model and the layers that the run adapts.
+def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
+    """See that a bank fits this base model and the layers that a run adapts.
+
+    Args:
+        adapter: the config of the run's bank.
+        start: the bank to start from.
 
     Raises:
-        BankFileError: no bank there, or a damaged one.
         BaseMismatchError: the bank belongs to another base model.
         ConfigError: the run file names other layers than the bank has.
     """
-    if config.start_from is None:
-        return
-    bank = SavedBank(config.start_from).config
-    if bank.base_identity is not None:
-        check_base(bank.base_identity, model, model.name_or_path)
-    spec = config.adapter
-    asked = CoLoRAConfig(
-        r=spec.r, target_modules=spec.target_modules, exclude_modules=spec.exclude_modules,
-        layers_to_transform=spec.layers_to_transform, layers_pattern=bank.layers_pattern,
-    )  # fmt: skip
-    has, wants = _targets(bank, model), _targets(asked, model)
+    if start.config.base_identity is not None:
+        check_base(start.config.base_identity, model, model.name_or_path)
+    asked = replace(adapter, layers_pattern=start.config.layers_pattern)
+    has, wants = _targets(start.config, model), _targets(asked, model)
     if has != wants:
         differing = sorted(has ^ wants)
         raise ConfigError(
-            f"the run file's adapter names other layers than {config.start_from} has: remove target_modules, "
+            f"the run file's adapter names other layers than {start.folder} has: remove target_modules, "
             "exclude_modules and layers_to_transform from it. Different:",
             [f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing[:5]],
         )
 
 
-def start_bank(config: RunConfig, names: list[str], model: Any, log: Callable[[str], None]) -> PeftModel:
-    """The bank that a resolved run starts from, on the base model, trainable and with the run's tasks in its order.
+def start_bank(adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callable[[str], None]) -> PeftModel:
+    """The bank that a run starts from, on the base model, trainable and with the run's tasks in its order.
 
     Raises:
         as `check_start`.
     """
-    check_start(config, model)
-    bank = attach_bank(model, Path(str(config.start_from)), trainable=True)
+    check_start(adapter, start, model)
+    bank, names = attach_bank(model, start, trainable=True), adapter.tasks
     tuner = bank_tuner(bank)
-    place = {name: number for number, name in enumerate(tuner.tasks)}
-    if new := [name for name in names if name not in place]:
-        log(f"not in {config.start_from}, start at the mean core: {', '.join(new)}")
-    if left := [name for name in place if name not in names]:
-        log(f"only in {config.start_from}, left out: {', '.join(left)}")
-    (adapter,) = tuner.active_adapters
+    row = {name: index for index, name in enumerate(tuner.tasks)}
+    if new := [name for name in names if name not in row]:
+        log(f"not in {start.folder}, start at the mean core: {', '.join(new)}")
+    if left := [name for name in row if name not in names]:
+        log(f"only in {start.folder}, left out: {', '.join(left)}")
+    (adapter_name,) = tuner.active_adapters
     with torch.no_grad():
-        for layer in bank_layers(bank, adapter).values():
-            cores = layer.colora_core[adapter]
+        for layer in bank_layers(bank, adapter_name).values():
+            cores = layer.colora_core[adapter_name]
             mean = cores.mean(0)
-            cores.data = torch.stack([cores[place[name]] if name in place else mean for name in names])
-    settings = tuner.peft_config[adapter]
+            cores.data = torch.stack([cores[row[name]] if name in row else mean for name in names])
+    settings = tuner.peft_config[adapter_name]
     settings.tasks, settings.base_model_name_or_path = list(names), model.name_or_path
-    tuner.router.register(adapter, settings.tasks)
+    tuner.router.register(adapter_name, settings.tasks)
     return bank
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from colora.adapter.model import bank_layers
 from colora.common.device import training_device
-from colora.errors import ConfigError
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
@@ -26,7 +25,6 @@ __all__ = [
     "ROWS",
     "STEPS_TRIED",
     "StartLosses",
-    "check_spectral",
     "spectral_start",
     "start_cost",
     "start_run",
@@ -65,15 +63,6 @@ class StartLosses:
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         mean = f"mean {float(self.before.mean()):.3f} → {float(self.after.mean()):.3f}"
         return f"b = {self.b:g}, nats per token before and at the start: {', '.join([mean, *shown[:SHOWN], *more])}"
-
-
-def check_spectral(config: RunConfig) -> None:
-    """Raises ConfigError if a run asks for a spectral start and for another bank to start from."""
-    if config.start_from is not None and config.adapter.init_weights in SPECTRAL:
-        raise ConfigError(
-            f"adapter.init_weights: {config.adapter.init_weights} begins a new bank, but start_from names one to go "
-            "on from; remove one of the two"
-        )
 
 
 def start_cost(config: RunConfig, tasks: int) -> list[str]:
