@@ -15,7 +15,7 @@ from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.load import load_bank
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import configure_threads
+from colora.common.threads import configure_threads
 from colora.tasks.encode import encode_tasks
 from colora.tasks.families.calendar import DEMO_LOCALES
 from colora.tasks.families.make import make_tasks

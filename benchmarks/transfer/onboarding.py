@@ -44,10 +44,11 @@ from colora.adapter.model import bank_tuner
 from colora.bank.load import load_bank
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.records import Record, append_records, read_records
 from colora.experiments.demo import RANK, RATES
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -211,8 +212,7 @@ class Seed:
         return found
 
     def before(self) -> list[Record]:
-        model, tokenizer = load_base(DEFAULT_BASE)
-        tokenizer.chat_template = None
+        model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
         return self.evaluated(model, tokenizer, self.new, None)
 
     def own(self) -> list[Record]:

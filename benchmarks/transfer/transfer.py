@@ -28,8 +28,9 @@ from colora.bank.load import save_bank
 from colora.common.files import write_json
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.records import Record, append_records, read_records
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.models.likelihood import label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
@@ -76,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
     tasks = {
         task.name: task for task in make_tasks(TASKS, examples=EXAMPLES, val=0, test=TEST, seed=SEED, regime="implicit")
     }
-    _, tokenizer = load_base(DEFAULT_BASE)
-    tokenizer.chat_template = None
+    _, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
     if part == 1 and not (RECORDS / "transfer_gradients.json").is_file():
         model = bank_of(load_base(DEFAULT_BASE)[0], TASKS)
         data = encode_tasks(list(tasks.values()), tokenizer, "train", MAX_LENGTH)

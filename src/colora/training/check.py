@@ -57,10 +57,10 @@ def check_run(config: RunConfig) -> RunPlan:
     config = resolve_start(config)
     tasks = read_run_tasks(config)
     check_grouping(config, [task.name for task in tasks])
-    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
+    model, tokenizer = load_base(
+        config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
+    )
     check_start(config, model)
-    if not config.chat_template:
-        tokenizer.chat_template = None
     data, _ = encode_run(config, tasks, tokenizer, model)
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -26,14 +26,16 @@ from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.records import Record, append_records, read_records
-from colora.models.base import configure_threads, load_base
+from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport, encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
@@ -68,7 +70,7 @@ class TrainResult:
 
     bank: Path
     model: PeftModel
-    tokenizer: Any
+    tokenizer: Tokenizer
     tasks: list[Task]
     steps: int
     reports: list[EncodingReport] = field(default_factory=list)
@@ -116,9 +118,9 @@ def train(
     names = [task.name for task in tasks]
     if rank == 0:  # the others would look while this one writes
         check_free(output, config, tasks)
-    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
-    if not config.chat_template:
-        tokenizer.chat_template = None
+    model, tokenizer = load_base(
+        config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
+    )
     if (output / "bank" / "adapter_config.json").is_file():
         log(f"{output} has ended before; nothing to train")
         device = training_device(config.training.device)
@@ -156,7 +158,7 @@ def train(
 
 
 def encode_run(
-    config: RunConfig, tasks: list[Task], tokenizer: Any, model: Any
+    config: RunConfig, tasks: list[Task], tokenizer: Tokenizer, model: Any
 ) -> tuple[EncodedTasks, EncodedTasks | None]:
     """The training examples in tokens, and the validation examples if the run wants them.
 
@@ -191,7 +193,7 @@ def device_rows(config: RunConfig) -> int:
 
 
 def make_trainer(
-    config: RunConfig, model: PeftModel, tokenizer: Any, names: list[str], train_data: EncodedTasks,
+    config: RunConfig, model: PeftModel, tokenizer: Tokenizer, names: list[str], train_data: EncodedTasks,
     eval_data: EncodedTasks | None, mixture: TaskMixture, routed: bool = True,
 ) -> CoLoRATrainer:  # fmt: skip
     """The trainer of a run, its rows spread over the processes that torchrun started, if any."""
@@ -288,7 +290,7 @@ def evaluate_bank(
 
 
 def measure(
-    config: RunConfig, model: PeftModel, tokenizer: Any, tasks: list[Task], max_length: int, progress: bool = True
+    config: RunConfig, model: PeftModel, tokenizer: Tokenizer, tasks: list[Task], max_length: int, progress: bool = True
 ) -> Evaluation:
     """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder."""
     run, spec = Path(config.output), config.evaluation

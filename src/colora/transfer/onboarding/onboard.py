@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,14 +12,15 @@ from colora.adapter.model import bank_layers, bank_router, bank_tuner
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError
-from colora.models.base import configure_threads
 from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.hub import VAL_NAMES
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.task_gradients import task_gradients
 from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
@@ -121,7 +121,7 @@ def onboard(
 
 def add_newcomer(
     model: PeftModel,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     task: Task,
     max_length: int,
     settings: Settings,
