@@ -165,7 +165,7 @@ def _add(
     tuner = bank_tuner(model)
     bank, own = tuner.active_adapters[0], tuner.tasks.index(name)
     tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
-    gradients = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+    gradients = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own])
     before = float(gradients.loss[0]) if len(data) <= LOOKED_AT else mean_nll(model, batches, own)
     factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
                for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
@@ -173,7 +173,7 @@ def _add(
     start = choose_start(model, name, _batches(data, collate, TRIED)[:1], gradient_at_zero(model, gradients, 0))
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
-        left = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+        left = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own])
         model = extend_rank(model, settings.extend, left)
     fit_core(model, own, data, collate, settings)
     after = mean_nll(model, batches, own)
