@@ -35,7 +35,7 @@ class Encoded:
 
     Attributes:
         input_ids: what the model reads.
-        labels: what it is to say, `IGNORED` where nothing is; as long as `input_ids` for causal models.
+        labels: the tokens to predict, `IGNORED` elsewhere; as long as `input_ids` for causal models.
         truncated: number of tokens of the input text that were dropped.
         too_long: whether it exceeds the limit even with all of its input text dropped; `input_ids` and `labels`
             then show that shortest form.
@@ -135,9 +135,13 @@ class EncodedTasks(Dataset[EncodedRow]):
 
 
 def encode_tasks(
-    tasks: Sequence[Task], tokenizer: Tokenizer, split: str, max_length: int, encoder_decoder: bool = False,
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    split: str,
+    max_length: int,
+    encoder_decoder: bool = False,
     task_index: Mapping[str, int] | None = None,
-) -> EncodedTasks:  # fmt: skip
+) -> EncodedTasks:
     """Encodes one split of all tasks, with each example's first acceptable output.
 
     Args:
@@ -146,7 +150,7 @@ def encode_tasks(
         split: "train", "val" or "test".
         max_length: limit in tokens, see `encode_causal` and `encode_seq2seq`.
         encoder_decoder: whether the model is one.
-        task_index: each task's number in the bank; by default its place in `tasks`.
+        task_index: each task's index in the bank; by default that in `tasks`.
 
     Raises:
         TaskFileError: listing every example that is too long although all of its input text was dropped.
@@ -155,9 +159,9 @@ def encode_tasks(
     Warns:
         UserWarning: once for each task whose inputs had to be cut.
     """
-    index = {task.name: number for number, task in enumerate(tasks)} if task_index is None else task_index
-    unknown = [task.name for task in tasks if task.name not in index]
-    if unknown:
+    if task_index is None:
+        task_index = {task.name: index for index, task in enumerate(tasks)}
+    if unknown := [task.name for task in tasks if task.name not in task_index]:
         raise TaskIdError(f"expected tasks of the bank, found {quoted(unknown)}")
     encode = encode_seq2seq if encoder_decoder else encode_causal
     end_id = end_token_id(tokenizer, encoder_decoder)
@@ -169,7 +173,7 @@ def encode_tasks(
         for number, row in enumerate(rows, start=1):
             if row.too_long:
                 _note_too_long(task, split, number, row, max_length, faults)
-            items.append({"input_ids": row.input_ids, "labels": row.labels, "task_ids": index[task.name]})
+            items.append({"input_ids": row.input_ids, "labels": row.labels, "task_ids": task_index[task.name]})
         lengths = [len(row.input_ids) for row in rows]
         dropped = [row.truncated for row in rows if row.truncated]
         report.append(

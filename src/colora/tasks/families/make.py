@@ -26,11 +26,12 @@ FAMILIES = {
     "date": _Family("an ISO date in words, in a locale that Babel knows: date-es", draw_dates),
     "number": _Family("0 to 9999 in words, in a language that num2words knows: number-de", draw_numbers),
     "scan": _Family("commands and actions, Natural Instructions 126 to 129: scan-126", draw_scan),
-    "odd-man-out": _Family("the word that does not belong, Natural Instructions 141 to 143: odd-man-out-142",
-                           draw_odd_man_out),
+    "odd-man-out": _Family(
+        "the word that does not belong, Natural Instructions 141 to 143: odd-man-out-142", draw_odd_man_out
+    ),
     "codah": _Family("the most plausible of four completions, Natural Instructions 156: codah-156", draw_codah),
     "tweet": _Family("the label of a tweet, a folder of TweetEval: tweet-irony", draw_tweets),
-}  # fmt: skip
+}
 
 
 def make_tasks(

@@ -1,8 +1,7 @@
 """Numbers in words: 0 to 9999 in figures is the input, the number written out in one language the answer."""
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from colora.errors import ConfigError
 from colora.tasks.families.calendar import find_locale
@@ -36,7 +35,7 @@ def draw_numbers(ask: Ask) -> Draw:
     return Draw(complete(splits, ask, f"of the numbers up to {MOST}"), f"Number in {language}:", source)
 
 
-def _num2words(language: str) -> Any:
+def _num2words(language: str) -> Callable[..., str]:
     try:
         from num2words import CONVERTER_CLASSES, num2words
     except ImportError as error:
@@ -47,7 +46,7 @@ def _num2words(language: str) -> Any:
     return num2words
 
 
-def _words(num2words: Any, number: int, ask: Ask) -> str:
+def _words(num2words: Callable[..., str], number: int, ask: Ask) -> str:
     try:
         text = num2words(number, lang=ask.variant)
     except Exception as error:  # its converters fail in their own ways where they are unfinished (Amharic)
@@ -57,14 +56,14 @@ def _words(num2words: Any, number: int, ask: Ask) -> str:
 
 def _numbers(ask: Ask) -> Iterator[int]:
     """All numbers in an order with short ones early: uniformly drawn, nearly all would have four digits."""
-    chance = random.Random(f"{ask.seed}:{ask.name}:")
+    rng = random.Random(f"{ask.seed}:{ask.name}:")
     left: dict[int, list[int]] = {digits: [] for digits in SHARES}
     for number in range(MOST + 1):
         left[len(str(number))].append(number)
     for pool in left.values():
-        chance.shuffle(pool)
+        rng.shuffle(pool)
     while left:
-        digits = chance.choices(list(left), [SHARES[digits] for digits in left])[0]
+        digits = rng.choices(list(left), [SHARES[digits] for digits in left])[0]
         yield left[digits].pop()
         if not left[digits]:
             del left[digits]
