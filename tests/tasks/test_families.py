@@ -7,7 +7,7 @@ import pytest
 from colora.common.files import fits_name_rule
 from colora.errors import ConfigError
 from colora.tasks.families.calendar import date_example, find_locale
-from colora.tasks.families.make import known_families, make_tasks
+from colora.tasks.families.make import family_descriptions, make_tasks
 from colora.tasks.families.named import GROUPS, group_tasks
 from colora.tasks.schema import SPLITS
 from tests.helpers.family_data import write_data
@@ -151,7 +151,7 @@ def test_tweets_stay_in_the_splits_of_their_files(make):
 def test_an_unknown_name_lists_the_families(make):
     with pytest.raises(ConfigError, match=r'found "poem-7"; known: date-: .*date-es.*tweet-: .*tweet-irony'):
         make(["date-es", "poem-7"])
-    for prefix, about in known_families().items():
+    for prefix, about in family_descriptions().items():
         assert f": {prefix}-" in about
 
 
@@ -228,7 +228,7 @@ def test_groups_hold_tasks_that_differ_and_could_be_made():
         assert group_tasks(group) == names
         assert group.endswith(f"-{len(names)}")
         assert len(set(names)) == len(names)
-        assert all(name.startswith(tuple(f"{prefix}-" for prefix in known_families())) for name in names)
+        assert all(name.startswith(tuple(f"{prefix}-" for prefix in family_descriptions())) for name in names)
         assert all(fits_name_rule(name) for name in names)
     assert GROUPS["similar-32"][:8] == GROUPS["similar-8"]
     assert GROUPS["half-8"][:4] == GROUPS["similar-8"][:4]

@@ -14,8 +14,8 @@ def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Exa
     columns = _columns(table, source, faults)
     if columns is None:
         return []
-    found = (_example(row, columns, table, source, faults) for row in table.rows)
-    return [example for example in found if example is not None]
+    examples = (_example(row, columns, table, source, faults) for row in table.rows)
+    return [example for example in examples if example is not None]
 
 
 def _columns(table: Table, source: TaskSource, faults: Faults) -> dict[str, tuple[str, ...]] | None:

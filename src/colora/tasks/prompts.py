@@ -14,7 +14,7 @@ _ANSWER = "an answer"
 def prompt_ids(
     example: Example, tokenizer: Tokenizer, max_length: int | None = None, encoder_decoder: bool = False
 ) -> list[int]:
-    """The token ids that the model is given and continues (or, for encoder-decoders, reads).
+    """The token ids of the prompt, which a causal model continues and an encoder reads.
 
     Instruction and input stand in one user turn, a blank line between them, because not every chat template
     knows a system turn. Without a chat template, and for encoder-decoders, the prompt is the plain text with a
@@ -70,9 +70,9 @@ def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: T
     if not tokenizer.chat_template:
         raise ConfigError("these tasks were trained without a chat template: expected one message of the user's")
     roles = ("user", "assistant")
-    spoken = [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
-    spoken[0]["content"] = _joined(instruction, turns[0])
-    return list(tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+    conversation = [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
+    conversation[0]["content"] = _joined(instruction, turns[0])
+    return list(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
 
 
 def use_plain_prompts(tokenizer: Tokenizer) -> None:
