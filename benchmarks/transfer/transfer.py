@@ -1,4 +1,4 @@
-"""Does similarity say who helps whom? Cosines of ten real tasks against what training in pairs gave.
+"""Does similarity predict transfer? Cosines of ten real tasks against the gains of training in pairs.
 
     python -m benchmarks.transfer.transfer [--share 1/2] [--threads 1]    # 10 alone, 45 in pairs, one of all
     python -m benchmarks.transfer.transfer --table
@@ -84,13 +84,13 @@ def run(args: argparse.Namespace) -> None:
         gradients = task_gradients(model, data, TASKS, tokenizer.pad_token_id)
         write_json(RECORDS / "transfer_gradients.json", gradient_similarity(gradients).as_json())
     base, _ = load_base(DEFAULT_BASE, torch.bfloat16)  # twice as fast; adapters stay in float32
-    companies = [(name,) for name in TASKS] + list(combinations(TASKS, 2)) + [tuple(TASKS)]
-    for number, company in enumerate(companies):
-        known = {one.method for one in read_records(RECORD)} if RECORD.is_file() else set()
-        method = " + ".join(company) if len(company) < len(TASKS) else "all"
-        if number % parts != part - 1 or method in known:
+    task_sets = [(name,) for name in TASKS] + list(combinations(TASKS, 2)) + [tuple(TASKS)]
+    for number, names in enumerate(task_sets):
+        measured = {one.method for one in read_records(RECORD)} if RECORD.is_file() else set()
+        method = " + ".join(names) if len(names) < len(TASKS) else "all"
+        if number % parts != part - 1 or method in measured:
             continue
-        model, values = trained([tasks[name] for name in company], base, tokenizer)
+        model, values = trained([tasks[name] for name in names], base, tokenizer)
         found = [
             Record("transfer", method, name, "test", "token_nll", value, TEST, SEED) for name, value in values.items()
         ]

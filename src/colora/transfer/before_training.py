@@ -1,4 +1,4 @@
-"""Which tasks of a run belong together, before anything is trained."""
+"""Similarity of a run's tasks before training, by their gradients at the base model."""
 
 import warnings
 
@@ -45,6 +45,6 @@ def run_gradients(config: RunConfig, rows: int = 16) -> TaskGradients:
     adapter = config.adapter.model_copy(update={"lora_dropout": 0.0})
     peft = get_peft_model(model, bank_config(adapter, names, model))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # training tells which inputs are cut
+        warnings.simplefilter("ignore", UserWarning)  # training warns of inputs that are cut
         data = encode_tasks(tasks, tokenizer, "train", config.training.max_length, model.config.is_encoder_decoder)
     return task_gradients(peft, data, names, tokenizer.pad_token_id, rows=rows)
