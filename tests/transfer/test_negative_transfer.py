@@ -36,7 +36,7 @@ def test_the_difference_of_means_over_tokens_and_its_error():
     assert found.error == pytest.approx(math.sqrt(1.5 * sum(one**2 for one in left)) / 6)
 
 
-def test_with_equal_weights_it_is_the_ordinary_standard_error():
+def test_the_error_at_equal_weights_is_the_ordinary_standard_error():
     values = [0.5, -0.25, 1.0, 0.0]
     found = paired_difference(values, [0.0] * 4, [1.0] * 4)
     mean = sum(values) / 4
@@ -70,7 +70,7 @@ def test_with_equal_weights_it_is_the_ordinary_standard_error():
         ),
     ],
 )
-def test_what_is_said(nll, verdict, sentence):
+def test_verdict_and_sentence_of_a_comparison(nll, verdict, sentence):
     found = TaskTransfer("hr", 12, nll)
     assert (found.verdict, found.sentence()) == (verdict, sentence)
 
@@ -132,7 +132,7 @@ def test_the_command_takes_the_folder_of_a_run(base, tmp_path):
     assert (tmp_path / "out" / "alone" / "blue" / "run.yaml").is_file()
 
 
-def test_help_teaches(monkeypatch):
+def test_help_explains_the_command(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = " ".join(cli("transfer", "--help").stdout.replace("│", " ").split())
     for words in ("RUN|RUN.yaml", "--rouge", "RUN/alone", "two standard errors", "Test examples are never used"):
@@ -142,14 +142,14 @@ def test_help_teaches(monkeypatch):
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-def test_without_validation_examples(base, tmp_path):
+def test_tasks_without_validation_examples_are_refused(base, tmp_path):
     config = config_of(tmp_path, base, tasks_of(tmp_path, val=0))
     with pytest.raises(ConfigError, match=r"expected validation examples .* found none for red, blue; test"):
         measure_transfer(config)
     assert not (tmp_path / "out").exists()
 
 
-def test_one_task_and_runs_in_groups(base, tmp_path):
+def test_one_task_and_runs_in_groups_are_refused(base, tmp_path):
     config = config_of(tmp_path, base, tasks_of(tmp_path))
     with pytest.raises(ConfigError, match="found only 'red': transfer is between tasks"):
         measure_transfer(config.model_copy(update={"tasks": config.tasks[:1]}))
@@ -157,7 +157,7 @@ def test_one_task_and_runs_in_groups(base, tmp_path):
         measure_transfer(config.model_copy(update={"grouping": "auto"}))
 
 
-def test_a_task_that_the_bank_has_forgotten(base, tmp_path):
+def test_a_task_that_the_bank_has_forgotten_is_refused(base, tmp_path):
     config = config_of(tmp_path, base, tasks_of(tmp_path))
     measure_transfer(config)
     forget_tasks(tmp_path / "out", ["red"], False)
@@ -166,7 +166,7 @@ def test_a_task_that_the_bank_has_forgotten(base, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [(), ("out",), ("run.yaml", "training.lr=1", "--rouge"), ("--help",)])
-def test_the_former_name_of_the_command(arguments):
+def test_the_former_name_of_the_command_names_the_new_one(arguments):
     assert refusal("company", *arguments) == "error: colora company is colora transfer now\n"
     assert "company" not in cli("--help").stdout
 

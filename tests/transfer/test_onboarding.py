@@ -99,28 +99,28 @@ def test_only_the_core_of_the_new_task_trains(make, inference):
     asks = [parameter.requires_grad for parameter in model.parameters()]
     training = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    same, (start, found, first, after, late) = add_new_task(model, TOKENIZER, new_task(), 96, Settings(20, 4))
+    same, fit = add_new_task(model, TOKENIZER, new_task(), 96, Settings(20, 4))
     assert same is model
     assert bank_tuner(model).tasks == [*TASKS, "new"]
     assert_others_unchanged(before, tensors(model), 3)
-    assert after < start.nll[start.name] <= first + 0.5
-    assert 0 < found.shared <= found.own <= 1
-    assert late is None
+    assert fit.after < fit.start.nll[fit.start.name] <= fit.before + 0.5
+    assert 0 < fit.coverage.shared <= fit.coverage.own <= 1
+    assert fit.validation is None
     assert asks == [parameter.requires_grad for parameter in model.parameters()]
     assert training == [module.training for module in model.modules()]
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert after == pytest.approx(mean_nll(model, batches_of(model)[1], 3), rel=1e-5)
+    assert fit.after == pytest.approx(mean_nll(model, batches_of(model)[1], 3), rel=1e-5)
 
 
 def test_before_is_of_all_examples_without_an_adapter():
     model, task = bank(), new_task(40, val=3)
-    _, (_, _, before, after, late) = add_new_task(model, TOKENIZER, task, 96, QUICK)
+    _, fit = add_new_task(model, TOKENIZER, task, 96, QUICK)
     _, batches = batches_of(model, task)
-    assert after == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
+    assert fit.after == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
     with model.disable_adapter():
-        assert before == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
-    assert late > 0
+        assert fit.before == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
+    assert fit.validation > 0
 
 
 def test_the_same_seed_gives_the_same_core():
@@ -150,7 +150,7 @@ def test_a_failure_half_way_leaves_the_bank_as_it_was(monkeypatch, place, error)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_large_cores_move_less():
+def test_large_cores_have_a_lower_rate_and_proximal_regularisation():
     assert [Settings().rates(rank) for rank in (15, 16)] == [(0.12, 0), (0.06, 0.1)]
     assert Settings(lr=0.3).rates(16) == (0.3, 0.1)
     assert Settings(proximal=0).rates(16) == (0.06, 0)
@@ -165,11 +165,11 @@ def test_large_cores_move_less():
     assert not torch.equal(core(16), core(16, lr=0.06, proximal=0))
 
 
-def test_a_step_goes_part_of_the_way_back():
+def test_proximal_regularisation_goes_part_of_the_way_back():
     def core(proximal, steps):
         model = bank()
-        _, (start, *_) = add_new_task(model, TOKENIZER, new_task(), 96, Settings(steps, 4, proximal=proximal))
-        return bank_tuner(model).core("new"), start.core
+        _, fit = add_new_task(model, TOKENIZER, new_task(), 96, Settings(steps, 4, proximal=proximal))
+        return bank_tuner(model).core("new"), fit.start.core
 
     free, start = core(0, 1)
     pulled, _ = core(0.25, 1)  # one step is at the peak rate
@@ -196,7 +196,7 @@ def test_divergence_is_an_error_and_leaves_the_bank_as_it_was(monkeypatch):
     assert bank_tuner(model).tasks == TASKS
 
 
-def test_what_cannot_be_added():
+def test_tasks_that_cannot_be_added_are_refused():
     model = bank()
     with pytest.raises(ConfigError, match="'legal' is already a task"):
         add_new_task(model, TOKENIZER, new_task(name="legal"), 96, QUICK)
@@ -455,10 +455,10 @@ def narrow():
 
 def test_more_rank_helps_where_the_subspace_holds_nothing():
     settings = {"steps": 15, "rows": 8, "lr": 0.05}
-    _, (_, found, _, without, _) = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings))
-    larger, (_, _, _, after, _) = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings, extend=3))
-    assert found.relative < 0.1
-    assert after < without - 0.1
+    _, plain = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings))
+    larger, extended = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings, extend=3))
+    assert plain.coverage.relative < 0.1
+    assert extended.after < plain.after - 0.1
     assert bank_tuner(larger).tasks == [*TASKS, "new"]
     cores = bank_layers(larger, "default")["model.layers.1.mlp.up_proj"].colora_core["default"]
     assert not cores[:3, 1:].any()
@@ -490,7 +490,7 @@ def test_further_directions_are_trained_and_the_old_ones_stay(factor_lr):
         assert torch.equal(fresh, start) == (factor_lr == 0)
 
 
-def test_what_is_to_stay_stays_also_when_its_gradient_is_infinite():
+def test_frozen_directions_stay_also_when_their_gradient_is_infinite():
     grad = torch.tensor([[float("inf"), 1.0], [float("nan"), 2.0], [3.0, 4.0]])
     assert colora.transfer.onboarding.fit._last(grad, 1, 0).tolist() == [[0, 0], [0, 0], [3, 4]]
     assert colora.transfer.onboarding.fit._last(grad[2:], 1, 1).tolist() == [[0, 4]]
@@ -527,7 +527,7 @@ def test_a_saved_bank_gets_the_task(saved, examples, base):
     assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_it_is_what_saving_the_model_would_have_written(saved, examples, tmp_path):
+def test_the_files_are_those_that_saving_the_model_writes(saved, examples, tmp_path):
     """The files written around the old ones are those of `save_bank`, so that nothing depends on how a task came."""
     onboard(saved, examples, settings=QUICK)
     model, _, info = load_bank(saved)
@@ -538,7 +538,7 @@ def test_it_is_what_saving_the_model_would_have_written(saved, examples, tmp_pat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("extend", [0, 2])
-def test_numbers_of_another_kind_stay_to_the_bit(saved, examples, dtype, extend):
+def test_tensors_of_another_dtype_stay_to_the_bit(saved, examples, dtype, extend):
     torch.manual_seed(5)
     file, config = saved / "adapter_model.safetensors", saved / "adapter_config.json"
     stored = {name: torch.randn(one.shape, dtype=torch.float64).to(dtype) for name, one in load_file(file).items()}
@@ -554,14 +554,14 @@ def test_numbers_of_another_kind_stay_to_the_bit(saved, examples, dtype, extend)
     load_bank(saved)
 
 
-def test_a_bank_of_one_task(base, examples, tmp_path):
+def test_onboarding_into_a_bank_of_one_task(base, examples, tmp_path):
     save_bank(bank(tasks=["only"]), tmp_path / "b", BankInfo(base=base, max_length=96))
     found = onboard(tmp_path / "b", examples, name="second one", settings=QUICK)
     assert found.start.nll.keys() == {"identity", "mean", "core of only", "gradient × 0.3", "gradient × 1"}
     assert load_bank(tmp_path / "b")[0].base_model.tasks == ["only", "second one"]
 
 
-def test_a_new_bank_whose_b_is_zero(base, examples, tmp_path):
+def test_onboarding_into_a_new_bank_whose_b_is_zero(base, examples, tmp_path):
     save_bank(bank(init_weights=True), tmp_path / "b", BankInfo(base=base, max_length=96))
     found = onboard(tmp_path / "b", examples, settings=Settings(2, 2, extend=1))
     assert found.coverage.relative == 0
@@ -591,7 +591,7 @@ def test_a_folder_with_and_without_validation_examples(saved, tmp_path):
     assert read_bank_info(tmp_path / "two").examples["new"] == 20
 
 
-def test_what_is_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
+def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
     monkeypatch.setattr(colora.transfer.onboarding.onboard, "load_bank", None)
     before = content(saved)
     (tmp_path / "full").mkdir()
@@ -669,7 +669,7 @@ def test_the_command_on_a_run(trained, tmp_path, extend):
         assert all(torch.equal(one, after.tensors[name]) for name, one in before.tensors.items())
 
 
-def test_the_command_refuses(saved, examples, tmp_path):
+def test_the_command_refuses_wrong_arguments(saved, examples, tmp_path):
     assert "'sales' is already a task" in refusal("onboard", saved, examples, "--name", "sales")
     assert "lr: expected a number above 0" in refusal("onboard", saved, examples, "--lr", 0)
     assert "no such folder" in refusal("onboard", tmp_path / "none", examples)

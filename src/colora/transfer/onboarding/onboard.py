@@ -28,7 +28,7 @@ from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
 from colora.transfer.onboarding.write import add_to_files
 
-__all__ = ["Onboarding", "Settings", "add_new_task", "onboard"]
+__all__ = ["Onboarding", "Settings", "TaskFit", "add_new_task", "onboard"]
 
 ENOUGH = 0.005
 """Relative coverage that tasks like the bank's own exceed, and others do not (benchmarks/transfer/coverage.py)."""
@@ -38,26 +38,35 @@ START_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Onboarding:
-    """What onboarding a task came to.
+class TaskFit:
+    """What training the core of a new task came to.
 
     Attributes:
-        task: the new task's name.
-        bank: folder of the bank that has it.
         start: where the core started, and the token NLL of other starts.
-        coverage: how much of its gradient the shared subspace holds.
+        coverage: how much of the task's gradient the shared subspace holds.
         before, after: nats per token of its training examples without any adapter, and with the trained core.
         validation: nats per token of its validation examples, or None if it has none.
-        seconds: for all of it, loading the base model included.
     """
 
-    task: str
-    bank: Path
     start: Start
     coverage: Coverage
     before: float
     after: float
     validation: float | None
+
+
+@dataclass(frozen=True)
+class Onboarding(TaskFit):
+    """A `TaskFit` in a saved bank.
+
+    Attributes:
+        task: the new task's name.
+        bank: folder of the bank that has it.
+        seconds: for all of it, loading the base model included.
+    """
+
+    task: str
+    bank: Path
     seconds: float
 
     @property
@@ -108,7 +117,7 @@ def onboard(
     if task.name in saved.tasks:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
-    model, found = add_new_task(model, tokenizer, task, info.max_length, settings, log)
+    model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     info.examples[task.name] = len(task.splits["train"])
     info.seen[task.name] = settings.steps * settings.rows
     info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
@@ -116,7 +125,7 @@ def onboard(
     files.info = info
     add_to_files(files, model, task.name)
     write_bank(files, target)
-    return Onboarding(task.name, target, *found, time.monotonic() - began)
+    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
 
 
 def add_new_task(
@@ -126,15 +135,14 @@ def add_new_task(
     max_length: int,
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
-) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:
+) -> tuple[PeftModel, TaskFit]:
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
 
     If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
     that was to be returned has it.
 
     Returns:
-        the model, another one than before if its rank was extended; start, coverage, nats per token before, after, and
-        of the validation examples.
+        the model, another one than before if its rank was extended; and what the training came to.
 
     Raises:
         ConfigError: the name is taken, the bank is merged into the base, or there is no room for `extend`.
@@ -164,7 +172,7 @@ def _add(
     held_out: EncodedTasks,
     settings: Settings,
     log: Callable[[str], None],
-) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:
+) -> tuple[PeftModel, TaskFit]:
     collate = TaskCollator(pad_token_id)
     batches, validation = _batches(data, collate), _batches(held_out, collate)
     tuner = bank_tuner(model)
@@ -177,17 +185,15 @@ def _add(
         for layer_name, layer in bank_layers(model, bank).items()
     }
     covered = coverage(gradients, 0, factors)
-    start = choose_start(
-        model, name, _batches(data, collate, START_EXAMPLES)[:1], gradient_at_zero(model, gradients, 0)
-    )
+    first_batch = _batches(data, collate, START_EXAMPLES)[:1]
+    start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0))
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
         left = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
         model = extend_rank(model, settings.extend, left)
     fit_core(model, index, data, collate, settings)
     after = mean_nll(model, batches, index)
-    late = mean_nll(model, validation, index) if validation else None
-    return model, (start, covered, before, after, late)
+    return model, TaskFit(start, covered, before, after, mean_nll(model, validation, index) if validation else None)
 
 
 def _read(source: Path, name: str | None, seed: int) -> Task:
