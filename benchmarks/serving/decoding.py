@@ -19,7 +19,8 @@ from peft import get_peft_model
 from colora.adapter.config import CoLoRAConfig
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.common.threads import configure_threads
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.models.decoding.batch import Batch, Row
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling

@@ -25,7 +25,8 @@ from fastapi import FastAPI
 from peft import PeftModel
 
 from colora.common.device import training_device
-from colora.models.base import configure_threads, load_base
+from colora.common.threads import configure_threads
+from colora.models.base import load_base
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.serving.access import Access
 from colora.serving.app import make_app

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import LongTensor, nn
@@ -15,6 +14,7 @@ from colora.evaluation.nll import token_nll
 from colora.evaluation.records import Record
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.tasks.schema import SPLITS, Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["METRICS", "Evaluation", "Prediction", "evaluate"]
 
@@ -49,7 +49,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     *,
     split: str = "test",

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
-from colora.models.likelihood import IGNORED, is_encoder_decoder, label_tokens, row_nll
+from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode
-from colora.tasks.encode import encode_tasks
+from colora.tasks.encode import IGNORED, encode_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["TokenNLL", "token_nll"]
 
@@ -36,7 +37,7 @@ class TokenNLL:
 
 def token_nll(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     split: str,
     task_index: Mapping[str, int] | None,

@@ -14,11 +14,13 @@ from colora.adapter.model import bank_tuner
 from colora.bank.overview import bank_overview
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.records import Record, append_records, read_records
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 
@@ -67,8 +69,7 @@ def _measure_before(
     output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
 ) -> list[Record]:
     log("the model as it is, zero-shot")
-    model, tokenizer = load_base(DEFAULT_BASE)
-    tokenizer.chat_template = None
+    model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
     return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed, steps)
 
 
@@ -130,7 +131,7 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates
 
 def _measure(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     method: str,
     seed: int,

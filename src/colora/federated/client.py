@@ -18,6 +18,7 @@ from colora.models.base import load_base
 from colora.tasks.encode import encode_tasks
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import FederationConfig
 
 __all__ = ["Member", "local_data", "local_model"]
@@ -40,16 +41,17 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     fields = type(spec).model_fields
     if odd := [f"training.{name}" for name in UNUSED if getattr(spec, name) != fields[name].default]:
         raise ConfigError(f"in a federation {', '.join(odd)} cannot be used: leave the default")
-    model, tokenizer = load_base(base or config.base, DTYPES[spec.base_dtype], training_device(spec.device))
-    if not config.chat_template:
-        tokenizer.chat_template = None
+    device = training_device(spec.device)
+    model, tokenizer = load_base(
+        base or config.base, DTYPES[spec.base_dtype], device, chat_template=config.chat_template
+    )
     local = LocalModel(
         model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
     )
     return local, tokenizer
 
 
-def local_data(task: Task, tokenizer: Any, local: LocalModel, max_length: int) -> LocalData:
+def local_data(task: Task, tokenizer: Tokenizer, local: LocalModel, max_length: int) -> LocalData:
     """A client's training examples in tokens.
 
     Raises:

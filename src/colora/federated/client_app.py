@@ -18,11 +18,11 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError
 from colora.federated.client import Member
 from colora.federated.state import Reply
 from colora.federated.wire import read_broadcast, reply_record
-from colora.models.base import configure_threads
 from colora.tasks.schema import TaskSource
 from colora.training.config import FederationConfig
 

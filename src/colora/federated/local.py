@@ -18,7 +18,7 @@ from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
-from colora.tasks.encode import EncodedTasks
+from colora.tasks.encode import EncodedRow, EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.adapter_config import bank_config
 from colora.training.config import AdapterSpec
@@ -36,7 +36,7 @@ class LocalData:
     name: str
     rows: EncodedTasks
 
-    def batches(self, position: int, count: int, rows: int, seed: int) -> list[list[dict[str, Any]]]:
+    def batches(self, position: int, count: int, rows: int, seed: int) -> list[list[EncodedRow]]:
         """`count` local batches from the `position`-th on; shuffled passes, a function of the arguments alone."""
         own_seed = zlib.crc32(f"{seed}:{self.name}".encode())
         order = iter(TaskMixture([len(self.rows)], batch_size=rows, steps=position + count, seed=own_seed))
@@ -166,7 +166,7 @@ class LocalModel:
         for parameter in self._cores.values():
             parameter.requires_grad_(phase.cores)
 
-    def _step(self, rows: list[dict[str, Any]], optimizers: list[tuple[torch.optim.Optimizer, float]]) -> float:
+    def _step(self, rows: list[EncodedRow], optimizers: list[tuple[torch.optim.Optimizer, float]]) -> float:
         device = next(iter(self._cores.values())).device
         batch = {name: tensor.to(device) for name, tensor in self.collate(rows).items()}
         labels = batch.pop("labels")

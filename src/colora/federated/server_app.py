@@ -6,8 +6,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from colora.common.threads import configure_threads
 from colora.federated.server import serve
-from colora.models.base import configure_threads
 from colora.training.config import FederationConfig
 
 __all__ = ["app"]

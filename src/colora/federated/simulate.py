@@ -17,6 +17,7 @@ from colora.bank.load import save_bank
 from colora.common.files import staged_folder
 from colora.common.locks import claimed
 from colora.common.progress import progress_bar
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation
 from colora.federated.client import local_data, local_model
@@ -25,7 +26,6 @@ from colora.federated.local import LocalData, LocalModel
 from colora.federated.protocol import Private, RoundReport, federate, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, message_bytes, save_client, save_server
-from colora.models.base import configure_threads
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
 from colora.training.resolve import ResolvedRun, resolve_run

@@ -10,11 +10,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from colora.errors import ColoraError
+from colora.tasks.encode import IGNORED
 
-__all__ = ["IGNORED", "is_encoder_decoder", "label_tokens", "row_nll"]
-
-IGNORED = -100
-"""The label of tokens that do not count, as in transformers."""
+__all__ = ["is_encoder_decoder", "label_tokens", "row_nll"]
 
 
 def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:

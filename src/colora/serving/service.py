@@ -11,8 +11,9 @@ import torch
 
 from colora.bank.core_file import CoreHeader, core_bytes
 from colora.common.device import training_device
+from colora.common.threads import configure_threads
 from colora.errors import BaseMismatchError, ConfigError
-from colora.models.base import configure_threads, load_base
+from colora.models.base import load_base
 from colora.models.decoding.batch import Batch, Piece
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling
@@ -78,10 +79,10 @@ class Service:
         info = store.saved.info
         device = training_device("auto")
         kind = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
-        base, self.tokenizer = load_base(options.base or info.base, dtype=getattr(torch, kind), device=device)
+        base, self.tokenizer = load_base(
+            options.base or info.base, getattr(torch, kind), device, chat_template=info.chat_template
+        )
         lay_out_by_columns(base)
-        if not info.chat_template:
-            self.tokenizer.chat_template = None
         self.chat_template = info.chat_template
         self.scheduler = Scheduler(self._engine(base, store), options.queue, self.metrics, tenants)
         self._encoding = threading.Lock()

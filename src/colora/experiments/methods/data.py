@@ -1,7 +1,6 @@
 """Batches that hold every task in equal blocks, in an order that no method changes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -9,11 +8,12 @@ from colora.errors import TaskFileError
 from colora.experiments.methods.forward import Row
 from colora.tasks.encode import encode_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["encode_rows", "step_rows"]
 
 
-def encode_rows(tasks: Sequence[Task], tokenizer: Any, split: str, max_length: int) -> list[list[Row]]:
+def encode_rows(tasks: Sequence[Task], tokenizer: Tokenizer, split: str, max_length: int) -> list[list[Row]]:
     """The rows of one split, task by task.
 
     Raises:

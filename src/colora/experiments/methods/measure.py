@@ -13,6 +13,7 @@ from colora.experiments.trial import TaskScores
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["kept_numbers", "likelihoods", "score", "similarity", "texts", "trained_numbers"]
 
@@ -35,7 +36,13 @@ def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[li
 
 
 def texts(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], split: str, limit: int, max_length: int, max_new_tokens: int
+    model: Any,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    split: str,
+    limit: int,
+    max_length: int,
+    max_new_tokens: int,
 ) -> list[list[str]]:
     """The greedy answers to the first `limit` examples of each task."""
     number = min(limit, *(len(task.splits[split]) for task in tasks))
