@@ -49,7 +49,7 @@ def load_bank(
     info = saved.info
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
-    model, tokenizer = load_base(base or info.base, dtype, device, chat_template=info.chat_template)
+    model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
     return attach_bank(model, saved, trainable), tokenizer, info
 
 
