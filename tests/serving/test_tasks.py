@@ -159,7 +159,7 @@ def test_counting_the_tasks_takes_no_memory_for_their_names(bank, tmp_path):
     store.remove("sales")
     store.put("sales", content)
     assert len(store) == len(list(store)) == 4
-    store._own.update({f"user-{number}": 0 for number in range(20_000)})
+    store._in_bank.update({f"user-{number}": 0 for number in range(20_000)})
     tracemalloc.start()
     try:
         assert len(store) == 20_004

@@ -1,4 +1,4 @@
-"""Commands for a server: serve, its keys, and cores as files."""
+"""Commands for a server: `serve`, its keys, and cores as files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -63,8 +63,18 @@ def serve(
         listen = Listen(host, port, key_file, certificate, private_key)
         check_listen(listen)
         options = Options(
-            bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads
-        )  # fmt: skip
+            bank,
+            base,
+            state,
+            rows=rows,
+            queue=queue,
+            resident=resident,
+            max_length=max_length,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            dtype=dtype,
+            threads=threads,
+        )
         run(options, listen, say)
 
 
