@@ -129,13 +129,14 @@ def client(
         from colora.tasks.read import read_tasks
         from colora.tasks.schema import TaskSource
 
-        read_tasks([TaskSource(path=str(task), val=0, test=0)])  # its faults are told here, not in the first round
+        read_tasks(
+            [TaskSource(path=str(task), val=0, test=0)]
+        )  # so that its faults are reported here, not in the first round
         home = home or state / "flower"
         home.mkdir(parents=True, exist_ok=True)
-        flags: dict[str, str | int | float | bool] = {
-            "task": str(task.resolve()), "state": str(state.resolve()), "share-loss": share_loss,
-        }  # fmt: skip
-        flags |= {name: value for name, value in {"name": name, "base": base}.items() if value}
+        flags: dict[str, str | int | float | bool] = {"task": str(task.resolve()), "state": str(state.resolve())}
+        flags["share-loss"] = share_loss
+        flags |= {flag: value for flag, value in {"name": name, "base": base}.items() if value}
         raise typer.Exit(keep_running(client_command(server, port, flags, ca, key), flower_environment(home), retry))
 
 

@@ -62,19 +62,7 @@ def serve(
             raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
         listen = Listen(host, port, key_file, certificate, private_key)
         check_listen(listen)
-        options = Options(
-            bank,
-            base,
-            state,
-            rows=rows,
-            queue=queue,
-            resident=resident,
-            max_length=max_length,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            dtype=dtype,
-            threads=threads,
-        )
+        options = Options(bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads)
         run(options, listen, say)
 
 
