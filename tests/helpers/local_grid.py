@@ -1,4 +1,4 @@
-"""A grid of Flower inside this process: the real ClientApp, each client with a folder of its own."""
+"""A grid of Flower inside this process: the real ClientApp, with a folder for each client."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
