@@ -244,7 +244,7 @@ def test_unsupported_fields_are_named(server):
     assert chat(server, "legal", "a", response_format={"type": "text"}, logprobs=False, user="me", max_tokens=1)
 
 
-def test_too_long_prompt_is_refused_before_it_is_encoded(server):
+def test_too_long_prompt_is_refused_before_the_model_reads_it(server):
     before = server.metric("prompt_tokens")
     error = refused(server, ask("legal", "a" * server.service.positions), 400)
     assert error["code"] == "context_length_exceeded"
