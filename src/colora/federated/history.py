@@ -1,13 +1,15 @@
 """The history of a federation: metric records of each round, in the form of those of evaluation."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from colora.evaluation.records import Record, append_records, read_records
 from colora.federated.aggregate import RoundReport
+from colora.federated.state import Broadcast, Reply, message_bytes
 
-__all__ = ["ALL", "RoundCost", "history_line", "round_records", "write_round"]
+__all__ = ["ALL", "RoundCost", "history_line", "round_cost", "round_records", "write_round"]
 
 METHOD = "colora-federated"
 ALL = "all clients"
@@ -20,7 +22,7 @@ class RoundCost:
     Attributes:
         up: bytes of tensors from all clients.
         down: bytes of tensors to all clients.
-        seconds: the round took.
+        seconds: duration of the round.
         epsilon: privacy spent so far; None without differential privacy.
     """
 
@@ -28,6 +30,15 @@ class RoundCost:
     down: int
     seconds: float
     epsilon: float | None = None
+
+
+def round_cost(
+    messages: Iterable[Broadcast], replies: Iterable[Reply], seconds: float, epsilon: float | None = None
+) -> RoundCost:
+    """The cost of a round with these messages and replies."""
+    up = sum(message_bytes(reply.payload) for reply in replies)
+    down = sum(message_bytes(message.factors) for message in messages)
+    return RoundCost(up, down, seconds, epsilon)
 
 
 def round_records(run: str, seed: int, report: RoundReport, cost: RoundCost) -> list[Record]:

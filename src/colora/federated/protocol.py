@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 AfterRound = Callable[[ServerState, RoundReport, Sequence[Broadcast], Sequence[Reply]], Any]
+"""Takes the server after the round, the outcome, the messages and the replies."""
 
 
 def init(federation: str, local: LocalModel) -> ServerState:
@@ -130,7 +131,13 @@ def finish(
 ) -> ClientState:
     """A client after the last round: it takes the final factors and fits its core to them once more.
 
-    Args: as of `client_update`.
+    Args:
+        state: the client after the last round that it took part in.
+        message: from the server.
+        local: the model to train.
+        data: the client's examples.
+        spec: the federation's settings.
+        seed: of the order of the examples.
 
     Raises:
         FederationError: if a factor is lacking, or the server sent a tensor that is not a factor of this model.
@@ -166,6 +173,12 @@ def federate(
         seed: of the sample of clients and the order of examples.
         after_round: called after each round.
         private: makes the mean private.
+
+    Returns:
+        the server after the last round; `clients` then have the final factors and cores.
+
+    Raises:
+        TrainingDivergedError: a loss is NaN or infinite.
     """
     start = local.start_digests
     while state.round < spec.rounds:

@@ -16,11 +16,11 @@ from colora.common.provenance import environment
 from colora.errors import FederationError
 from colora.federated.aggregate import RoundReport, aggregate
 from colora.federated.client import local_model
-from colora.federated.history import RoundCost, history_line, round_records, write_round
+from colora.federated.history import history_line, round_cost, round_records, write_round
 from colora.federated.local import LocalModel
 from colora.federated.privacy import PrivateMean
 from colora.federated.protocol import broadcast, init, sample
-from colora.federated.state import Broadcast, Reply, ServerState, message_bytes
+from colora.federated.state import Broadcast, Reply, ServerState
 from colora.federated.storage import load_server, save_server
 from colora.federated.wire import broadcast_record, read_name, read_reply
 from colora.training.config import FederationConfig
@@ -71,12 +71,8 @@ def _serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[st
         state = replace(state, holders={name: held for name, held in state.holders.items() if name not in failures})
         report = _with_names(replace(report, dropped=report.dropped | failures), names)
         save_server(folder, state)
-        cost = RoundCost(
-            up=sum(message_bytes(reply.payload) for reply in replies),
-            down=sum(message_bytes(message.factors) for message in messages.values()),
-            seconds=time.monotonic() - began,
-            epsilon=None if private is None else private.epsilon,
-        )
+        epsilon = None if private is None else private.epsilon
+        cost = round_cost(messages.values(), replies, time.monotonic() - began, epsilon)
         write_round(folder / "rounds.jsonl", round_records(folder.resolve().name, config.seed, report, cost))
         log(history_line(report, cost, spec.rounds))
         void_rounds = void_rounds + 1 if report.void else 0

@@ -24,10 +24,10 @@ from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation
 from colora.federated.aggregate import Private, RoundReport
 from colora.federated.client import local_data, local_model
-from colora.federated.history import RoundCost, history_line, round_records, write_round
+from colora.federated.history import history_line, round_cost, round_records, write_round
 from colora.federated.local import LocalData, LocalModel
 from colora.federated.protocol import federate, init
-from colora.federated.state import Broadcast, ClientState, Reply, ServerState, message_bytes
+from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, save_client, save_server
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
@@ -92,7 +92,7 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
         base=config.base,
         chat_template=config.chat_template,
         max_length=max_length,
-        examples={name: len(local_rows.rows) for name, local_rows in data.items()},
+        examples={name: len(client_data.rows) for name, client_data in data.items()},
         seen={name: client.position * spec.rows for name, client in clients.items()},
     )
     save_bank(bank, output / "bank", info)
@@ -125,12 +125,7 @@ class _RoundWriter:
     def __call__(
         self, state: ServerState, report: RoundReport, messages: Sequence[Broadcast], replies: Sequence[Reply]
     ) -> None:
-        cost = RoundCost(
-            up=sum(message_bytes(reply.payload) for reply in replies),
-            down=sum(message_bytes(message.factors) for message in messages),
-            seconds=time.monotonic() - self.began,
-            epsilon=getattr(self.private, "epsilon", None),
-        )
+        cost = round_cost(messages, replies, time.monotonic() - self.began, getattr(self.private, "epsilon", None))
         records = round_records(self.output.resolve().name, self.config.seed, report, cost)
         write_round(self.output / "rounds.jsonl", records)
         line = history_line(report, cost, self.config.federation.rounds)

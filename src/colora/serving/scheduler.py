@@ -223,7 +223,9 @@ class Scheduler:
         return tickets
 
     def _next(self, longest: int, count: int) -> Ticket | None:
-        """The next request, of the tenants in turn, or None: nothing waits, or the prompts would take too long to read.
+        """The next request, from the tenants in turn, or None.
+
+        None means that the queue is empty, or that reading the prompts would keep the running rows waiting too long.
 
         Args:
             longest: prompt of those that join already, in tokens.

@@ -67,7 +67,7 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
     """
     check_listen(listen)
     access = Access() if listen.keys is None else Access.of_file(listen.keys)
-    with _listening_socket(listen) as listening:  # before the bank is loaded: an address that is taken is told at once
+    with _listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
         service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
         for task in store.stale[:MOST_WARNINGS]:

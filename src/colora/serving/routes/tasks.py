@@ -53,7 +53,7 @@ async def onboard(
 
 @router.get("/v1/jobs/{job}")
 def job(job: str, tenant: TenantDep, jobs: JobsDep) -> dict[str, str]:
-    found = jobs.get(job, tenant.name)
-    if found is None:
+    onboarding = jobs.get(job, tenant.name)
+    if onboarding is None:
         raise TaskIdError(f"no job {job!r}")
-    return job_object(found)
+    return job_object(onboarding)
