@@ -1,8 +1,8 @@
-"""A decoding step with weights that lie row by row, as they are loaded, and column by column, side by side.
+"""A decoding step with weights stored row by row, as they are loaded, and column by column, side by side.
 
     python -m benchmarks.serving.decoding [--rows 1 4 16 64] [--steps 20] [--threads 2]
 
-One model in each layout, with sixteen tasks of rank 16 on all linear layers; steps of the two take turns. To be run on
+One model in each layout, with sixteen tasks of rank 16 on all linear layers; steps of the two alternate. To be run on
 a machine that is otherwise idle. The record goes to benchmarks/serving/records/decoding.json.
 """
 
