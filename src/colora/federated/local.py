@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from colora.adapter.identity import base_identity
+from colora.adapter.layer import fresh_core
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors
@@ -95,7 +96,7 @@ class LocalModel:
     def newcomer(self) -> ClientState:
         """A client that has trained nothing yet: cores at the identity."""
         r = next(iter(self._cores.values())).shape[-1]
-        return ClientState(0, {name: torch.eye(r) for name in self._cores}, self.start)
+        return ClientState(0, {name: fresh_core(r) for name in self._cores}, self.start)
 
     @torch.no_grad()
     def put(self, shared: Tensors, cores: Tensors) -> None:
