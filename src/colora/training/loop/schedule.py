@@ -15,8 +15,7 @@ Schedule = Literal["joint", "alternating"]
 def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
     """The roles whose parameters are frozen in optimiser step `step` (from 0).
 
-    "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn`
-    gradient steps of one half before the other's.
+    "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half.
     A and B go first: training starts at B = 0, where the cores have no gradient.
 
     Example:
