@@ -126,6 +126,11 @@ class CellRecord(_Frozen):
     code: str = ""
     environment: dict[str, Any] = {}
 
+    @property
+    def key(self) -> str:
+        """That of the cell."""
+        return self.cell.key
+
     def mean(self, metric: str) -> float | None:
         """Mean over tasks of `TaskScores.value`, or None where a task lacks it."""
         values = [scores.value(metric) for scores in self.scores.values()]

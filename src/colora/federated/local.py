@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from colora.adapter.identity import base_identity
+from colora.adapter.layer import fresh_core
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors, digests, part_of
@@ -119,7 +120,7 @@ class LocalModel:
     def initial_state(self) -> ClientState:
         """The state of a new client, which has trained nothing: each core is the identity."""
         r = next(iter(self._cores.values())).shape[-1]
-        cores = {name: torch.eye(r) for name in self._cores}
+        cores = {name: fresh_core(r) for name in self._cores}
         return ClientState(0, cores, self.start, digests=self.start_digests)
 
     @torch.no_grad()

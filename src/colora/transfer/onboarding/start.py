@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from colora.adapter.layer import fresh_core
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.models.batching import device_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
@@ -58,7 +59,7 @@ def choose_start(model: PeftModel, task: str, batches: Batches, at_zero: Core) -
     mean = {name: stack[others.to(stack.device)].mean(0).clone() for name, stack in stacks.items()}
     near = _nearest(model, task, batches, stacks, mean)
     starts: dict[str, Core] = {
-        "identity": {name: torch.eye(stack.shape[-1]) for name, stack in stacks.items()},
+        "identity": {name: fresh_core(stack.shape[-1]) for name, stack in stacks.items()},
         "mean": mean,
     }
     norms = torch.stack([stack[others.to(stack.device)].square().sum((1, 2)) for stack in stacks.values()])
