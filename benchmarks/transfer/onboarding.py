@@ -51,6 +51,7 @@ from colora.experiments.demo import RANK, RATES
 from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 from colora.transfer.onboarding.onboard import Settings, onboard
@@ -251,7 +252,9 @@ class Seed:
         config = self.config(f"{name}/{task.name}", [task], Settings().rows, steps, **RATES["alone"])
         return train(config, make_model=plain, log=print)
 
-    def evaluated(self, model: Any, tokenizer: Any, tasks: list[Task], index: dict[str, int] | None) -> list[Record]:
+    def evaluated(
+        self, model: Any, tokenizer: Tokenizer, tasks: list[Task], index: dict[str, int] | None
+    ) -> list[Record]:
         return evaluate(
             model, tokenizer, tasks, task_index=index, max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48,
             run="", method="", seed=self.seed, progress=False,

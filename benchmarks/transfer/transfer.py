@@ -37,6 +37,7 @@ from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.families.make import make_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.adapter_config import bank_config
 from colora.training.config import AdapterSpec
 from colora.training.loop.loss import row_weights
@@ -109,7 +110,7 @@ def bank_of(base: Any, names: list[str]) -> PeftModel:
     return get_peft_model(base, bank_config(AdapterSpec(), names, base))
 
 
-def trained(tasks: list[Task], base: Any, tokenizer: Any) -> tuple[PeftModel, dict[str, float]]:
+def trained(tasks: list[Task], base: Any, tokenizer: Tokenizer) -> tuple[PeftModel, dict[str, float]]:
     """A bank of these tasks, and each one's nats per token on its test examples."""
     names = [task.name for task in tasks]
     model = bank_of(base, names)
