@@ -57,9 +57,16 @@ def compare(
             summary = collect_experiment(plan, output, mixed=mixed)
         else:
             summary = run_experiment(
-                plan, output, shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old, log=say,
+                plan,
+                output,
+                shard=part,
+                only=only,
+                data=data,
+                mixed=mixed,
+                rerun_old=rerun_old,
+                log=say,
                 progress=True,
-            )  # fmt: skip
+            )
         for one in read_experiments(summary.records, mixed):
             print(quality_markdown(one), end="")
         say(str(summary))
@@ -128,9 +135,7 @@ def recover(
 
         plan = load_recovery(experiment, overrides or [])
         at_work = workers or psutil.cpu_count(logical=False) or 1
-        summary = run_recovery(
-            plan, output, workers=at_work, mixed=mixed, rerun_old=rerun_old, log=say, progress=True
-        )  # fmt: skip
+        summary = run_recovery(plan, output, workers=at_work, mixed=mixed, rerun_old=rerun_old, log=say, progress=True)
         if len(summary.records) > len(summary.failed):
             print(table_markdown(summary.records), end="")
             if plan.figure is not None:

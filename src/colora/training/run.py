@@ -235,10 +235,21 @@ def measure(
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     kept = [task for task in tasks if task.name in index] or tasks  # of none at all, evaluate tells what is wrong
     result = evaluate(
-        model, tokenizer, kept, split=spec.split, task_index=index, metrics=tuple(spec.metrics),
-        max_length=max_length, max_new_tokens=spec.max_new_tokens, batch_rows=spec.rows, limit=spec.limit,
-        run=run.resolve().name, method=_method(config), seed=config.seed, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        kept,
+        split=spec.split,
+        task_index=index,
+        metrics=tuple(spec.metrics),
+        max_length=max_length,
+        max_new_tokens=spec.max_new_tokens,
+        batch_rows=spec.rows,
+        limit=spec.limit,
+        run=run.resolve().name,
+        method=_method(config),
+        seed=config.seed,
+        progress=progress,
+    )
     result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
