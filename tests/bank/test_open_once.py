@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import colora.bank.tensors as reader
-from colora.adapter.model import tensors_sha256
+from colora.adapter.digest import tensors_sha256
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
 from colora.bank.overview import bank_overview

@@ -9,12 +9,10 @@ One PEFT adapter holds one bank of tasks. Through PEFT's attribute forwarding ev
     model.add_tasks(["sales"]); model.core("sales")
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
+from colora.adapter.digest import tensors_sha256
 from colora.adapter.hook import RoutingHook, batch_of, check_rows
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
@@ -29,7 +28,7 @@ from colora.adapter.routing import Router, TaskIds
 from colora.adapter.targets import is_target, linear_names
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 
-__all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner", "tensors_sha256"]
+__all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
 
 
 class CoLoRAModel(BaseTuner):
@@ -339,19 +338,6 @@ def _remove_hook(model: nn.Module) -> None:
     for key, after in list(model._forward_hooks.items()):
         if isinstance(getattr(after, "__self__", None), RoutingHook):
             del model._forward_hooks[key]
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the bank's own tensors (names, shapes, values), independent of device, order and PEFT's prefix.
-
-    They are asked for one by one, so that a mapping may read each from a file.
-    """
-    digest = hashlib.sha256()
-    for name, key in sorted((key.removeprefix("base_model.model."), key) for key in tensors):
-        value = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _active_adapters(model: nn.Module) -> list[str]:

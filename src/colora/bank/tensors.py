@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from colora.adapter.config import COLORA, CoLoRAConfig
-from colora.adapter.model import CoLoRAModel, tensors_sha256
+from colora.adapter.digest import tensors_sha256
+from colora.adapter.model import CoLoRAModel
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank, read_bank_info
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
