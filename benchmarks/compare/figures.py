@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from colora.evaluation.metrics import METRICS
 from colora.experiments.trial import CellRecord, read_cell_records
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ def main() -> None:
     left.set_xscale("log", base=2)
     left.set_xticks(sizes, map(str, sizes))
     left.set_xlabel("examples a task")
-    left.set_ylabel("ROUGE-L")
+    left.set_ylabel(METRICS["rougeL"].title)
     left.set_title("eight similar tasks, implicit", fontsize=9)
 
     similarity = finished("similarity")

@@ -6,6 +6,7 @@ python -m benchmarks.compare.summary
 from pathlib import Path
 from statistics import fmean, stdev
 
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
@@ -14,7 +15,8 @@ from colora.experiments.trial import Cell, CellRecord, read_cell_records
 
 RECORDS = Path(__file__).parent / "records"
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
-COLUMNS = ("method", "ROUGE-L", "exact match, %", "token NLL", "ROUGE-L − colora", "numbers kept a task")
+TITLES = [metric.title for metric in METRICS.values()]
+COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "numbers kept a task")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def test_every_cell_is_run_once_kept_and_collected(tmp_path):
     assert [record.cell for record in records] == cells
     assert {record.code for record in records} == {trial_code()}
     assert {"date", "git_revision", "torch", "device"} <= records[0].environment.keys()
-    assert said[1] == "2/6 colora mine implicit n16 seed 0: ROUGE-L 80.0, NLL 0.500, 3 s"
+    assert said[1] == "2/6 colora mine implicit n16 seed 0: ROUGE-L 80.0, token NLL 0.500, 3 s"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "small.jsonl"]
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == sorted(f"{c.key}.json" for c in cells)
 
@@ -176,4 +176,4 @@ def test_names_say_what_tells_cells_apart():
 def test_a_cell_without_generation_has_no_rouge():
     cell = planned_cells(experiment())[0]
     scores = {name: TaskScores(nll=[1.0], tokens=[4]) for name in cell.tasks}
-    assert result_line(CellRecord(cell=cell, scores=scores, seconds={"a": 1, "b": 0.6})) == "NLL 0.250, 2 s"
+    assert result_line(CellRecord(cell=cell, scores=scores, seconds={"a": 1, "b": 0.6})) == "token NLL 0.250, 2 s"

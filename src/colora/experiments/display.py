@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from colora.common.progress import progress_bar
+from colora.evaluation.metrics import METRICS
 from colora.experiments.trial import Cell, CellRecord
 
 __all__ = ["Bar", "cell_names", "open_bar", "result_line"]
@@ -62,12 +63,12 @@ def cell_names(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def result_line(record: CellRecord) -> str:
-    """What it gave, as "ROUGE-L 84.1, NLL 0.312, 38 s", or the first line of why it failed."""
+    """What it gave, as "ROUGE-L 84.1, token NLL 0.312, 38 s", or the first line of why it failed."""
     if record.error is not None:
         return "failed: " + record.error.splitlines()[0]
-    shown = []
-    if (rouge := record.mean("rougeL")) is not None:
-        shown.append(f"ROUGE-L {rouge:.1f}")
-    if (nll := record.mean("token_nll")) is not None:
-        shown.append(f"NLL {nll:.3f}")
+    shown = [
+        f"{metric.title} {mean:.{metric.digits}f}"
+        for metric in METRICS.values()
+        if metric.ranks and (mean := record.mean(metric.name)) is not None
+    ]
     return ", ".join([*shown, f"{sum(record.seconds.values()):.0f} s"])

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from colora.common.files import read_lines, write_text
-from colora.errors import ColoraError
+from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
+from colora.evaluation.metrics import METRICS
 
 __all__ = ["Cell", "CellRecord", "Regime", "TaskScores", "read_cell_records", "write_cell_records"]
 
@@ -67,28 +67,40 @@ class Cell(_Frozen):
 class TaskScores(_Frozen):
     """What was measured on one task, example by example, in the order of the split.
 
+    Further text metrics of `METRICS` are further fields of the same form as `rougeL`.
+
     Attributes:
         nll: nats of each example's answer, summed over its tokens.
         tokens: answer tokens of each example, the end token included.
         rougeL, exact_match: in [0, 100], of the first examples of the split (as many as were generated).
     """
 
+    model_config = ConfigDict(extra="allow")
+
     nll: list[float]
     tokens: list[int]
     rougeL: list[float] = []
     exact_match: list[float] = []
+    __pydantic_extra__: dict[str, list[float]] = Field(init=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskScores":
-        if len(self.nll) != len(self.tokens) or len(self.rougeL) != len(self.exact_match):
-            raise ValueError("expected as many nll as tokens, and as many rougeL as exact_match")
+        if unknown := sorted(set(self.__pydantic_extra__) - set(METRICS)):
+            raise ValueError(f"expected metrics of {', '.join(METRICS)}; found {', '.join(unknown)}")
+        if len(self.nll) != len(self.tokens) or len(set(map(len, self.texts.values()))) > 1:
+            raise ValueError(f"expected as many nll as tokens, and as many each of {', '.join(self.texts)}")
         return self
 
+    @property
+    def texts(self) -> dict[str, list[float]]:
+        """The scores of each text metric, by its name."""
+        return {"rougeL": self.rougeL, "exact_match": self.exact_match} | self.__pydantic_extra__
+
     def value(self, metric: str) -> float | None:
-        """Mean over examples of "rougeL" or "exact_match"; nats per token for "token_nll"; None if not measured."""
-        if metric == "token_nll":
+        """Mean over examples of a text metric, nats per token of the likelihood; None if it was not measured."""
+        if METRICS[metric].score is None:
             return sum(self.nll) / sum(self.tokens) if sum(self.tokens) else None
-        values: list[float] = getattr(self, metric)
+        values = self.texts.get(metric)
         return sum(values) / len(values) if values else None
 
 
@@ -139,7 +151,7 @@ def write_cell_records(path: Path, records: Iterable[CellRecord]) -> None:
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+    write_jsonl(path, (record.model_dump_json() for record in records))
 
 
 def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
@@ -149,13 +161,4 @@ def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
         ColoraError: with one "file:line: ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    return read_lines(Path(path), _parse)
-
-
-def _parse(line: bytes) -> CellRecord:
-    try:
-        return CellRecord.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None
+    return read_jsonl(Path(path), model_parser(CellRecord))

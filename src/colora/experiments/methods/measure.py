@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colora.evaluation.metrics import exact_match, rouge_l
+from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear
 from colora.experiments.trial import TaskScores
@@ -58,8 +58,11 @@ def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], ans
     return TaskScores(
         nll=[round(value, 4) for value in nll],
         tokens=[row.answer_tokens for row in rows],
-        rougeL=[round(rouge_l(answer, right), 2) for answer, right in pairs],
-        exact_match=[exact_match(answer, right) for answer, right in pairs],
+        **{
+            metric.name: [round(metric.score(answer, right), 2) for answer, right in pairs]
+            for metric in METRICS.values()
+            if metric.score is not None
+        },
     )
 
 

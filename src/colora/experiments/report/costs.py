@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.gather import Experiment, Place
 from colora.experiments.report.quality import bytes_entries, quality_entries
-from colora.experiments.report.statistics import METRICS
 from colora.experiments.report.tables import NOTHING, Entry, Table, bytes_text, code_notes, count_text, table
 from colora.experiments.trial import CellRecord
 
@@ -53,7 +53,7 @@ def federated_table(experiment: Experiment, place: Place) -> Table:
         row for row in experiment.places[place]
         if any(one.bytes_up is not None or one.bytes_down is not None for one in row.records)
     ]  # fmt: skip
-    metrics = [metric for metric in METRICS if any(row.sample.seed_means(metric.name) for row in rows)]
+    metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
     rounds = [_span([one.rounds for one in row.records]) for row in rows]
     local = [_span([one.cell.local_steps for one in row.records]) for row in rows]
     totals = [[total for one in row.records if (total := bytes_moved(one)) is not None] for row in rows]

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from colora.errors import ColoraError
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.methods import REFERENCES, method_order
 from colora.experiments.report.statistics import Sample
 from colora.experiments.trial import Cell, CellRecord, read_cell_records
@@ -134,14 +135,18 @@ def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
 
 
 def reference_row(rows: Sequence[Row]) -> Row | None:
-    """The row that others are compared with: colora's, or federated colora's; of several the best in ROUGE-L."""
+    """The row that others are compared with: colora's, or federated colora's; of several the best by `METRICS`."""
     for method in REFERENCES:
         found = [row for row in rows if row.method == method]
         if found:
-            return max(
-                found, key=lambda row: (row.sample.mean("rougeL") or 0.0, -(row.sample.mean("token_nll") or 0.0))
-            )
+            return max(found, key=_rank)
     return None
+
+
+def _rank(row: Row) -> list[float]:
+    """Higher is better, by the first metric that ranks; the next ones decide between equals."""
+    ranking = [metric for metric in METRICS.values() if metric.ranks]
+    return [(1 if metric.higher_is_better else -1) * (row.sample.mean(metric.name) or 0.0) for metric in ranking]
 
 
 def setting(cell: Cell, name: str) -> str:

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from colora.experiments.report.statistics import Metric, Sample, seed_weights
+from colora.evaluation.metrics import Metric
+from colora.experiments.report.statistics import Sample, seed_weights
 
 __all__ = ["Multiplier", "Needed", "examples_needed", "multiplier"]
 

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 
 from colora.errors import ColoraError
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.report.costs import bytes_moved, is_federated
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
 from colora.experiments.report.methods import method_order
 from colora.experiments.report.plots import HeatMap, Lines, Panel, Scale
-from colora.experiments.report.statistics import METRICS, Metric
 
 __all__ = ["collaborator_panels", "efficiency_panels", "federated_panels", "similarity_maps", "styles", "sweep_panels"]
 
@@ -127,7 +127,7 @@ def _panels(
 ) -> list[Panel]:  # fmt: skip
     """A panel for each metric that was measured."""
     panels = []
-    for metric in METRICS:
+    for metric in METRICS.values():
         drawn = [one for label, points in lines.items() if (one := _line(label, points, looks, metric)) is not None]
         if drawn:
             head = f"{metric.title} · {title}"

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
-from colora.experiments.report.statistics import METRICS, Difference, Metric, paired_difference
+from colora.experiments.report.statistics import Difference, paired_difference
 from colora.experiments.report.tables import (
     NOTHING,
     Entry,
@@ -32,10 +33,10 @@ EXPLANATION = (
 
 
 def main_table(experiment: Experiment, place: Place) -> Table:
-    """All rows at one place: ROUGE-L, exact match and token NLL, differences to the reference, and what they cost."""
+    """All rows at one place: every metric that was measured, differences to the reference, and what they cost."""
     rows = experiment.places[place]
     reference = reference_row(rows)
-    metrics = [metric for metric in METRICS if any(row.sample.seed_means(metric.name) for row in rows)]
+    metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
     federated = any(_total(row) is not None for row in rows)
     headers = ["method", "seeds", *(metric.title for metric in metrics)]
     if reference is not None and len(rows) > 1:

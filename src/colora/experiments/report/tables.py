@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment
-from colora.experiments.report.statistics import Difference, Metric
+from colora.experiments.report.statistics import Difference
 
 __all__ = [
     "NOTHING",

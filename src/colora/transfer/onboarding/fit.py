@@ -18,6 +18,7 @@ from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
+from colora.training.rates import CORE_LR
 
 __all__ = ["Settings", "fit_core"]
 
@@ -69,7 +70,7 @@ class Settings:
 
     def rates(self, rank: int) -> tuple[float, float]:
         """Peak learning rate and pull for cores of `rank` × `rank` numbers, `extend` included."""
-        lr, pull = (0.06, 0.1) if rank >= LARGE else (0.12, 0.0)
+        lr, pull = (CORE_LR, 0.1) if rank >= LARGE else (2 * CORE_LR, 0.0)
         return lr if self.lr is None else self.lr, pull if self.pull is None else self.pull
 
 
