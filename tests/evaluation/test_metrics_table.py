@@ -13,13 +13,13 @@ from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import METRICS, Metric, exact_match, metric_options, rouge_l
 from colora.evaluation.settings import EvaluationSettings
 from colora.evaluation.table import comparison_markdown, records_table
-from colora.experiments.methods.runner import Bench
+from colora.experiments.methods.runner import Runner
 from colora.experiments.report.gather import read_experiments
 from colora.experiments.report.markdown import sections_markdown
 from colora.experiments.report.sections import report_sections
-from colora.experiments.trial import TaskScores, read_cell_records, write_cell_records
+from colora.experiments.trial import TaskScores, read_trial_records, write_trial_records
 from colora.training.config import EvaluationSpec
-from tests.helpers.method_trials import bench_cell, toy_tasks
+from tests.helpers.method_trials import runner_trial, toy_tasks
 from tests.helpers.run_files import save_base
 from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 
@@ -63,11 +63,11 @@ def test_a_further_metric_is_in_the_evaluation_and_its_table(toy):
 
 
 def test_a_further_metric_is_in_a_trial_its_file_and_the_report(toy, base, tmp_path):
-    bench = Bench(base, device="cpu")
-    records = [bench.run(bench_cell(base, method), toy_tasks()) for method in ("local", "colora")]
+    runner = Runner(base, device="cpu")
+    records = [runner.run(runner_trial(base, method), toy_tasks()) for method in ("local", "colora")]
     file = tmp_path / "toy.jsonl"
-    write_cell_records(file, records)
-    assert read_cell_records(file) == records
+    write_trial_records(file, records)
+    assert read_trial_records(file) == records
     written = json.loads(file.read_text(encoding="utf-8").splitlines()[0])["scores"]["red"]
     assert list(written) == ["nll", "tokens", "rougeL", "exact_match", "toy"]
     assert len(written["toy"]) == 2

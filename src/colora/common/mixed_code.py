@@ -11,16 +11,11 @@ __all__ = ["Made", "other_codes", "refuse_mixture"]
 MOST_SHOWN = 10
 
 
-class _Keyed(Protocol):
+class Made(Protocol):
+    """A record of any kind of trial that says which sources made it."""
+
     @property
     def key(self) -> str: ...
-
-
-class Made(Protocol):
-    """A record of any kind of cell that says which sources made it."""
-
-    @property
-    def cell(self) -> _Keyed: ...
 
     @property
     def code(self) -> str: ...
@@ -43,12 +38,12 @@ def refuse_mixture(records: Sequence[Made], code: str, place: Path) -> None:
     if not old:
         return
     shown = [
-        f"{record.cell.key}: code {record.code[:12] or 'unknown'}, revision {_revision(record)}"
+        f"{record.key}: code {record.code[:12] or 'unknown'}, revision {_revision(record)}"
         for record in old[:MOST_SHOWN]
     ]
     more = [f"and {len(old) - MOST_SHOWN} more"] if len(old) > MOST_SHOWN else []
     raise ConfigError(
-        f"{place}: {len(old)} finished cell{'s' if len(old) > 1 else ''} of this experiment came from other sources "
+        f"{place}: {len(old)} finished trial{'s' if len(old) > 1 else ''} of this experiment came from other sources "
         f"than those of code {code[:12]}. --rerun-old runs them again, --mixed keeps them",
         [*shown, *more],
     )

@@ -99,7 +99,7 @@ class MethodSettings(_Settings):
 
 
 class Experiment(_Settings):
-    """What `colora compare` runs. Where a field is a list, every combination is one cell."""
+    """What `colora compare` runs. Where a field is a list, every combination is one trial."""
 
     name: Named = Field(..., description="Name of the experiment, and of its file of records.")
     note: str | None = Field(None, description="What it is for, in your words.")

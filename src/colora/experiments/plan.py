@@ -1,4 +1,4 @@
-"""From an experiment to its cells: every combination of what it lists, in a fixed order."""
+"""From an experiment to its trials: every combination of what it lists, in a fixed order."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -6,25 +6,25 @@ from itertools import product
 from colora.experiments.config import Experiment, MethodSettings
 from colora.experiments.methods.method import Method
 from colora.experiments.methods.registry import METHODS
-from colora.experiments.trial import Cell
+from colora.experiments.trial import Trial
 
-__all__ = ["planned_cells", "variants"]
+__all__ = ["planned_trials", "variants"]
 
-# What a cell takes over from its experiment as it is.
+# What a trial takes over from its experiment as it is.
 COMMON = ("base", "dtype", "first_layer", "warmup_steps", "split", "test", "generate", "max_length", "max_new_tokens")
 
 UNUSED_STEPS = 10  # of a round, where there are no rounds
 
 
-def planned_cells(experiment: Experiment) -> list[Cell]:
-    """The cells by seed, regime, group, number of tasks, number of examples, rank and method: the last changes first.
+def planned_trials(experiment: Experiment) -> list[Trial]:
+    """The trials by seed, regime, group, number of tasks, number of examples, rank and method: the last changes first.
 
-    So the first cells are all of the first seed, and the first of these compare every method on one group. A setting
-    that a method does not know has the same value in all its cells, so that experiments share as many as they can.
+    So the first trials are all of the first seed, and the first of these compare every method on one group. A setting
+    that a method does not know has the same value in all its trials, so that experiments share as many as they can.
     """
     common = {name: getattr(experiment, name) for name in COMMON}
     return [
-        Cell(
+        Trial(
             method=method, group=group, tasks=tuple(tasks), regime=regime, examples=examples, seed=seed,
             rank=rank, alpha=settings.alpha or experiment.alpha or rank,
             steps=settings.steps or experiment.steps, rows=settings.rows or experiment.rows,

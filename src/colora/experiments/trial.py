@@ -1,10 +1,10 @@
-"""A cell of a comparison: one method on one group of tasks with one seed. What it is, and what it gave.
+"""A trial of a comparison: one method on one group of tasks with one seed. What it is, and what it gave.
 
-An experiment is many cells. A cell knows nothing of the experiment it was made for, so two experiments that need the
-same cell share it, and a cell that has ended is never run again.
+An experiment is many trials. A trial knows nothing of the experiment it was made for, so two experiments that need the
+same trial share it, and a trial that has ended is never run again.
 
-FOLDER/KEY.json       one finished or failed cell, written atomically
-RECORDS.jsonl         the cells of one experiment, one `CellRecord` a line
+FOLDER/KEY.json       one finished or failed trial, written atomically
+RECORDS.jsonl         the trials of one experiment, one `TrialRecord` a line
 """
 
 import hashlib
@@ -14,12 +14,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
 from colora.evaluation.metrics import METRICS
 
-__all__ = ["Cell", "CellRecord", "Regime", "TaskScores", "read_cell_records", "write_cell_records"]
+__all__ = ["Regime", "TaskScores", "Trial", "TrialRecord", "read_trial_records", "write_trial_records"]
 
 Regime = Literal["implicit", "explicit"]
 
@@ -28,7 +36,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cell(_Frozen):
+class Trial(_Frozen):
     """Everything that decides a result, the code and the machine apart."""
 
     method: str = Field(description="Name of the method.")
@@ -57,7 +65,7 @@ class Cell(_Frozen):
 
     @property
     def key(self) -> str:
-        """Name of the cell's file: readable, and unique by a digest of all settings."""
+        """Name of the trial's file: readable, and unique by a digest of all settings."""
         settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         size = f"k{len(self.tasks)}-n{self.examples}-r{self.rank}"
@@ -104,12 +112,12 @@ class TaskScores(_Frozen):
         return sum(values) / len(values) if values else None
 
 
-class CellRecord(_Frozen):
-    """A cell and what it gave, or why it died.
+class TrialRecord(_Frozen):
+    """A trial and what it gave, or why it died. Files call `trial` "cell", as they did from the start.
 
     Attributes:
-        cell: what was run.
-        error: why it failed; None if it ended well. A failed cell has no scores.
+        trial: what was run.
+        error: why it failed; None if it ended well. A failed trial has no scores.
         scores: for each task.
         trainable: numbers trained, over all tasks.
         shared_numbers, task_numbers: numbers to be kept after training: once for all tasks, and for each task.
@@ -122,7 +130,7 @@ class CellRecord(_Frozen):
         environment: where and when it was run, with the revision of the sources.
     """
 
-    cell: Cell
+    trial: Trial = Field(validation_alias=AliasChoices("cell", "trial"))
     error: str | None = None
     scores: dict[str, TaskScores] = {}
     trainable: int = 0
@@ -138,6 +146,15 @@ class CellRecord(_Frozen):
     code: str = ""
     environment: dict[str, Any] = {}
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"cell" if name == "trial" else name: value for name, value in serialized(self).items()}
+
+    @property
+    def key(self) -> str:
+        """That of the trial."""
+        return self.trial.key
+
     def mean(self, metric: str) -> float | None:
         """Mean over tasks of `TaskScores.value`, or None where a task lacks it."""
         values = [scores.value(metric) for scores in self.scores.values()]
@@ -145,8 +162,8 @@ class CellRecord(_Frozen):
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def write_cell_records(path: Path, records: Iterable[CellRecord]) -> None:
-    """Write the records of an experiment, or of one cell, one JSON object a line, atomically.
+def write_trial_records(path: Path, records: Iterable[TrialRecord]) -> None:
+    """Write the records of an experiment, or of one trial, one JSON object a line, atomically.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -154,11 +171,11 @@ def write_cell_records(path: Path, records: Iterable[CellRecord]) -> None:
     write_jsonl(path, (record.model_dump_json() for record in records))
 
 
-def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
+def read_trial_records(path: str | os.PathLike[str]) -> list[TrialRecord]:
     """All records of a JSONL file; empty lines are passed over.
 
     Raises:
         ColoraError: with one "file:line: ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    return read_jsonl(Path(path), model_parser(CellRecord))
+    return read_jsonl(Path(path), model_parser(TrialRecord))

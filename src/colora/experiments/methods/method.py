@@ -52,7 +52,7 @@ class Sizes:
         layers: how many there are.
         tasks: K.
         rank: the comparison's rank r.
-        options: the cell's options.
+        options: the trial's options.
     """
 
     widths: int
@@ -111,10 +111,10 @@ class Method:
         federated: clients train alone for a number of steps, then parts are averaged: a round.
         start: "kaiming": A as in LoRA, B = 0, Λ = I; "weights": A and B from the SVD of W0, Λ near 0; "gradient": A
             and B from the SVD of the first client's gradient at W0, Λ = 0.
-        core_rate: cores move at the cell's `core_lr`; otherwise at its `lr`.
+        core_rate: cores move at the trial's `core_lr`; otherwise at its `lr`.
         folds_residual: what averaging A and B loses is added to W0 after each round.
         compresses: after training, the tasks' updates are replaced by their joint diagonalisation.
-        options: what it takes in a cell's `options`, with defaults.
+        options: what it takes in a trial's `options`, with defaults.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Method:
     options: Mapping[str, float] | None = None
 
     def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:
-        """The options of a cell, completed. Raises ConfigError for one that the method does not take."""
+        """The options of a trial, completed. Raises ConfigError for one that the method does not take."""
         known = dict(self.options or {})
         if unknown := sorted(set(options) - set(known)):
             expected = f"expected some of {', '.join(known)}" if known else "it takes none"

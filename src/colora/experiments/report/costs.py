@@ -7,7 +7,7 @@ from colora.evaluation.metrics import METRICS
 from colora.experiments.report.gather import Experiment, Place
 from colora.experiments.report.quality import bytes_entries, quality_entries
 from colora.experiments.report.tables import NOTHING, Entry, Table, bytes_text, code_notes, count_text, table
-from colora.experiments.trial import CellRecord
+from colora.experiments.trial import TrialRecord
 
 __all__ = ["BYTES_A_NUMBER", "MANY_TASKS", "bytes_moved", "federated_table", "is_federated", "storage_tables"]
 
@@ -55,7 +55,7 @@ def federated_table(experiment: Experiment, place: Place) -> Table:
     ]  # fmt: skip
     metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
     rounds = [_span([one.rounds for one in row.records]) for row in rows]
-    local = [_span([one.cell.local_steps for one in row.records]) for row in rows]
+    local = [_span([one.trial.local_steps for one in row.records]) for row in rows]
     totals = [[total for one in row.records if (total := bytes_moved(one)) is not None] for row in rows]
     columns: list[Sequence[str | Entry]] = [
         [row.label for row in rows], rounds, local, bytes_entries(rows, "bytes_up"), bytes_entries(rows, "bytes_down"),
@@ -75,7 +75,7 @@ def federated_table(experiment: Experiment, place: Place) -> Table:
     return table(place.title, headers, list(zip(*columns, strict=True)), notes)
 
 
-def bytes_moved(record: CellRecord) -> int | None:
+def bytes_moved(record: TrialRecord) -> int | None:
     """Bytes up and down together; None if either was not counted."""
     return None if record.bytes_up is None or record.bytes_down is None else record.bytes_up + record.bytes_down
 

@@ -85,14 +85,14 @@ def similarity_maps(experiment: Experiment) -> list[HeatMap]:
                 latest[replace(place, examples=0), row.label] = (place.examples, row)
     maps = []
     for (place, label), (examples, row) in latest.items():
-        names = next(one.cell.tasks for one in row.records if one.similarity)
+        names = next(one.trial.tasks for one in row.records if one.similarity)
         found = []
         for one in row.records:
-            if one.similarity and one.cell.tasks == names:
+            if one.similarity and one.trial.tasks == names:
                 size = (len(names), len(names))
                 if [len(line) for line in one.similarity] != [size[1]] * size[0]:
                     raise ColoraError(
-                        f"{experiment.name}: {one.cell.key}: expected a similarity of {size[0]} × {size[1]}, found "
+                        f"{experiment.name}: {one.trial.key}: expected a similarity of {size[0]} × {size[1]}, found "
                         f"lines of {', '.join(str(len(line)) for line in one.similarity)}"
                     )
                 found.append(np.asarray(one.similarity))

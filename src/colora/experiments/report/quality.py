@@ -75,7 +75,7 @@ def quality_entries(rows: Sequence[Row], metric: Metric) -> list[str | Entry]:
 
 
 def bytes_entries(rows: Sequence[Row], which: str) -> list[str | Entry]:
-    """The column of `bytes_up` or `bytes_down`: the mean over cells."""
+    """The column of `bytes_up` or `bytes_down`: the mean over trials."""
     found = [[value for r in row.records if (value := getattr(r, which)) is not None] for row in rows]
     return [bytes_text(fmean(values)) if values else NOTHING for values in found]
 
@@ -87,17 +87,19 @@ def settings_table(experiment: Experiment) -> Table:
     methods: dict[str, list[dict[str, object]]] = {}
     for rows in experiment.places.values():
         for row in rows:
-            cells = [record.cell.model_dump() for record in row.records]
-            methods.setdefault(row.method, []).extend(cells)
+            trials = [record.trial.model_dump() for record in row.records]
+            methods.setdefault(row.method, []).extend(trials)
     lines = []
-    for method, cells in methods.items():
+    for method, trials in methods.items():
         line = [method]
         for name in names:
-            values = sorted({cell[name] for cell in cells}, key=lambda v: (isinstance(v, str), v is not None, v or 0))
+            values = sorted(
+                {trial[name] for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
+            )
             line.append(
                 ", ".join("as lr" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values)
             )
-        options = sorted({f"{k}={v:g}" for cell in cells for k, v in cell["options"].items()})  # type: ignore[attr-defined]
+        options = sorted({f"{k}={v:g}" for trial in trials for k, v in trial["options"].items()})  # type: ignore[attr-defined]
         lines.append([*line, ", ".join(options) or NOTHING])
     title = f"{experiment.name}: settings, over all regimes and numbers of examples"
     return table(title, ["method", *names, "options"], lines, code_notes(experiment))
@@ -112,7 +114,7 @@ def _difference(row: Row, reference: Row, metric: Metric) -> str:
 
 def _notes(experiment: Experiment, rows: Sequence[Row], reference: Row | None) -> list[str]:
     notes = code_notes(experiment)
-    seeds = {frozenset(record.cell.seed for record in row.records) for row in rows}
+    seeds = {frozenset(record.trial.seed for record in row.records) for row in rows}
     if len(seeds) > 1:
         notes.append("The methods were not run with the same seeds; each difference is over the seeds both have.")
     if reference is not None and sum(row.method == reference.method for row in rows) > 1:
@@ -124,7 +126,7 @@ def _notes(experiment: Experiment, rows: Sequence[Row], reference: Row | None) -
 
 
 def _seeds(row: Row) -> int:
-    return len({record.cell.seed for record in row.records})
+    return len({record.trial.seed for record in row.records})
 
 
 def _counts(row: Row, which: str) -> str:

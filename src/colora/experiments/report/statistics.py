@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colora.evaluation.metrics import METRICS
-from colora.experiments.trial import CellRecord, TaskScores
+from colora.experiments.trial import TaskScores, TrialRecord
 
 __all__ = ["DRAWS", "Difference", "Sample", "paired_difference", "seed_weights"]
 
@@ -46,12 +46,12 @@ class Difference:
 class Sample:
     """The scores of one method at one setting: a seed or several, each with its tasks, each with its examples."""
 
-    def __init__(self, records: Sequence[CellRecord], draws: int = DRAWS) -> None:
+    def __init__(self, records: Sequence[TrialRecord], draws: int = DRAWS) -> None:
         self.draws = draws
         self._scores: dict[int, dict[tuple[tuple[str, ...], str], TaskScores]] = {}
         for record in records:
-            of_seed = self._scores.setdefault(record.cell.seed, {})
-            of_seed |= {(record.cell.tasks, task): scores for task, scores in record.scores.items()}
+            of_seed = self._scores.setdefault(record.trial.seed, {})
+            of_seed |= {(record.trial.tasks, task): scores for task, scores in record.scores.items()}
         self._means: dict[str, dict[int, float]] = {}
         self._resampled: dict[str, dict[int, Floats]] = {}
 

@@ -65,7 +65,7 @@ def code_notes(experiment: Experiment) -> list[str]:
     if len(experiment.codes) < 2:
         return []
     found = ", ".join(f"{code} ({number})" for code, number in experiment.codes.items())
-    return [f"MIXED CODE: the cells of this experiment come from several digests of the sources: {found}."]
+    return [f"MIXED CODE: the trials of this experiment come from several digests of the sources: {found}."]
 
 
 def mean_text(mean: float | None, spread: float | None, digits: int) -> str:

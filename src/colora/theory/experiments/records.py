@@ -110,6 +110,11 @@ class RecoveryRecord(_Frozen):
     code: str = ""
     environment: dict[str, Any] = {}
 
+    @property
+    def key(self) -> str:
+        """That of the cell."""
+        return self.cell.key
+
 
 def write_recovery_records(path: Path, records: Iterable[RecoveryRecord]) -> None:
     """Write records, one JSON object a line, atomically. Raises CheckpointError if the file cannot be written."""
