@@ -92,7 +92,7 @@ def test_a_trial_that_dies_is_recorded_and_tried_again(tmp_path):
     assert [record.error is None for record in records] == [True, False, True] * 2
     error = records[1].error
     assert error.splitlines()[0] == "RuntimeError: no rank 8 in .../x.bin"
-    assert "colora/experiments/run.py:" in error
+    assert "colora/experiments/worker.py:" in error
     assert "experiment_fakes.py:" in error
     assert str(tmp_path) not in error
     assert str(SOURCE) not in error

@@ -1,7 +1,7 @@
 """Experiments without a model: a runner that remembers what it ran."""
 
 from colora.experiments.load import parse_experiment
-from colora.experiments.run import run_experiment
+from colora.experiments.run import RunOptions, run_experiment
 from colora.experiments.trial import TaskScores, TrialRecord
 
 __all__ = ["FakeRunner", "boom", "experiment", "run"]
@@ -45,11 +45,12 @@ def experiment(**changes):
     return parse_experiment(SMALL | changes, "small.yaml")
 
 
-def run(output, runner=None, plan=None, **arguments):
+def run(output, runner=None, plan=None, log=lambda line: None, make_tasks=fake_tasks, **options):
     """The summary of running it into `output`, and the runner that ran it."""
     runner = runner or FakeRunner()
-    arguments = {"make_tasks": fake_tasks} | arguments
-    return run_experiment(plan or experiment(), output, make_runner=runner, **arguments), runner
+    options = RunOptions(**options)
+    done = run_experiment(plan or experiment(), output, options, log=log, make_runner=runner, make_tasks=make_tasks)
+    return done, runner
 
 
 def boom(trial):

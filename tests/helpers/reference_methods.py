@@ -1,9 +1,9 @@
-"""Slow and plain twins of the methods compared with: what each paper's formula says, and nothing shared with `colora`.
+"""Slow and plain reference implementations of the methods: what each paper's formula says, no code of `colora`.
 
 Every client has matrices of its own, every weight is dense, W_k = W0 + s · B Λ A, every row runs by itself, gradients
 come from autograd on those dense weights, rounds are loops over clients, and AdamW is written out. All in float64.
 
-A twin takes a `Toy` and the initial values, by (part, layer, client), and gives a `Trained`.
+A reference implementation takes a `Toy` and the initial values, by (part, layer, client), and gives a `Trained`.
 """
 
 import math
@@ -106,7 +106,7 @@ def said_at(row: Row) -> list[int]:
 
 @dataclass
 class Trained:
-    """What a twin ends with: each client's matrices by (part, layer), dense weights, and the mean loss of each step."""
+    """What an implementation ends with: each client's matrices by (part, layer), dense weights, and mean losses."""
 
     held: list[Values]
     weights: list[dict[str, Tensor]]
@@ -455,7 +455,7 @@ def fed_sb(toy: Toy, start: Values) -> Trained:
     return done
 
 
-TWINS: dict[str, Callable[[Toy, Values], Trained]] = {
+REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
     "base": base, "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
     "colora": colora, "colora-alternating": colora_alternating, "colora-diagonal": colora_diagonal,
     "colora-mean": colora_mean, "colora-residual": colora_residual, "mtl-lora": mtl_lora, "lora-xs": lora_xs,

@@ -43,7 +43,13 @@ def compare(
         from colora.experiments.load import load_experiment
         from colora.experiments.report.gather import read_experiments
         from colora.experiments.report.markdown import quality_markdown
-        from colora.experiments.run import chosen_trials, collect_experiment, parse_shard, run_experiment
+        from colora.experiments.run import (
+            RunOptions,
+            chosen_trials,
+            collect_experiment,
+            parse_shard,
+            run_experiment,
+        )
         from colora.experiments.store import Store
         from colora.models.base import configure_threads
 
@@ -56,10 +62,8 @@ def compare(
         if collect:
             summary = collect_experiment(plan, output, mixed=mixed)
         else:
-            summary = run_experiment(
-                plan, output, shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old, log=say,
-                progress=True,
-            )  # fmt: skip
+            options = RunOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
+            summary = run_experiment(plan, output, options, log=say, progress=True)
         for one in read_experiments(summary.records, mixed):
             print(quality_markdown(one), end="")
         say(str(summary))
@@ -128,9 +132,7 @@ def recover(
 
         plan = load_recovery(experiment, overrides or [])
         at_work = workers or psutil.cpu_count(logical=False) or 1
-        summary = run_recovery(
-            plan, output, workers=at_work, mixed=mixed, rerun_old=rerun_old, log=say, progress=True
-        )  # fmt: skip
+        summary = run_recovery(plan, output, workers=at_work, mixed=mixed, rerun_old=rerun_old, log=say, progress=True)
         if len(summary.records) > len(summary.failed):
             print(table_markdown(summary.records), end="")
             if plan.figure is not None:

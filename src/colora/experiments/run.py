@@ -1,36 +1,24 @@
 """Run an experiment: every trial that is not finished, one after another, each kept as soon as it ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from colora.common.failure import describe_error
-from colora.common.locks import claimed
 from colora.common.mixed_code import refuse_mixture
-from colora.common.provenance import environment
 from colora.errors import ConfigError, InterruptedRunError
 from colora.experiments.code import trial_code
 from colora.experiments.config import Experiment
-from colora.experiments.display import Bar, open_bar, result_line, trial_names
+from colora.experiments.display import open_bar, trial_names
+from colora.experiments.methods.runner import Runner
 from colora.experiments.plan import planned_trials
 from colora.experiments.store import Store
 from colora.experiments.trial import Trial, TrialRecord
-from colora.tasks.schema import Task
+from colora.experiments.worker import Log, MakeTasks, TaskCache, TrialRunner, Worker
+from colora.tasks.families import make as families
 
-__all__ = ["Summary", "chosen_trials", "collect_experiment", "parse_shard", "run_experiment"]
-
-Log = Callable[[str], None]
-MakeTasks = Callable[..., list[Task]]
-
-
-class Runs(Protocol):
-    """What runs trials: `colora.experiments.methods.runner.Runner`, or a stand-in."""
-
-    def run(self, trial: Trial, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> TrialRecord:
-        """Train and measure one trial; `code` and `environment` of its record are filled in here."""
+__all__ = ["RunOptions", "Summary", "chosen_trials", "collect_experiment", "parse_shard", "run_experiment"]
 
 
 @dataclass(frozen=True)
@@ -62,19 +50,41 @@ class Summary:
         return "\n".join([*lines, *(f"  - {name}: {reason}" for name, reason in self.failed.items())])
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What a call runs of an experiment.
+
+    Attributes:
+        shard: (i, n): of the trials only the i-th, (i+n)-th, ...; i from 1 to n.
+        only: a pattern as of a shell for the trials' keys: only these are run.
+        data: folder of task files, for groups that need some.
+        mixed: keep finished trials that other sources made.
+        rerun_old: run these again.
+
+    Raises:
+        ConfigError: both `mixed` and `rerun_old`.
+    """
+
+    shard: tuple[int, int] = (1, 1)
+    only: str | None = None
+    data: Path | None = None
+    mixed: bool = False
+    rerun_old: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixed and self.rerun_old:
+            raise ConfigError("expected one of --mixed and --rerun-old, found both")
+
+
 def run_experiment(
     experiment: Experiment,
     output: Path,
+    options: RunOptions | None = None,
     *,
-    shard: tuple[int, int] = (1, 1),
-    only: str | None = None,
-    data: Path | None = None,
-    mixed: bool = False,
-    rerun_old: bool = False,
     log: Log = lambda line: None,
     progress: bool = False,
-    make_runner: Callable[[str, str], Runs] | None = None,
-    make_tasks: MakeTasks | None = None,
+    make_runner: Callable[[str, str], TrialRunner] = Runner,
+    make_tasks: MakeTasks = families.make_tasks,
 ) -> Summary:
     """Run what is not finished of an experiment's trials and collect the records of all that are.
 
@@ -84,43 +94,40 @@ def run_experiment(
     Args:
         experiment: which trials.
         output: the folder, shared by as many experiments as you like; see `store`.
-        shard: (i, n): of the trials only the i-th, (i+n)-th, ...; i from 1 to n.
-        only: a pattern as of a shell for the trials' keys: only these are run.
-        data: folder of task files, for groups that need some.
-        mixed: keep finished trials that other sources made.
-        rerun_old: run these again.
+        options: which of the trials, and what becomes of those that other sources made; all, and refused, if None.
         log: told a line when a trial ends.
         progress: show a bar, if standard error is a terminal.
-        make_runner, make_tasks: `Runner` and `make_tasks` of `colora.experiments.methods` and
-            `colora.tasks.families`, or stand-ins.
+        make_runner: makes what trains and measures, from the name of a base and its dtype.
+        make_tasks: what makes tasks.
 
     Raises:
         ConfigError: finished trials of other sources, without `mixed` and `rerun_old`; a task that cannot be made; no
             trial that fits `only`.
         InterruptedRunError: after Ctrl-C; the same call goes on.
     """
-    if mixed and rerun_old:
-        raise ConfigError("expected one of --mixed and --rerun-old, found both")
+    options = options or RunOptions()
     code, store, trials = trial_code(), Store(output), planned_trials(experiment)
-    share = chosen_trials(experiment, only)[shard[0] - 1 :: shard[1]]
-    if not (mixed or rerun_old):
+    only_code = code if options.rerun_old else None
+    first, parts = options.shard
+    share = chosen_trials(experiment, options.only)[first - 1 :: parts]
+    if not (options.mixed or options.rerun_old):
         refuse_mixture(store.finished(trials), code, store.folder)
     before = {trial.key: store.read(trial) for trial in share}
-    pending = [trial for trial in share if _is_due(before[trial.key], code if rerun_old else None)]
-    names = trial_names(trials)
-    crew = _Crew(experiment, store, code, data, make_runner, make_tasks, before)
+    pending = [trial for trial in share if _is_due(before[trial.key], only_code)]
+    tasks = TaskCache(make_tasks, options.data)
+    load = partial(make_runner, experiment.base, experiment.dtype)
+    worker = Worker(store, code, tasks, load, trial_names(trials), log)
     try:
-        if pending:
-            crew.check_tasks(pending)
+        tasks.check(pending)
         with open_bar(len(share), progress) as bar:
-            left = crew.work(pending, len(share), names, bar, log)
+            elsewhere = worker.work(pending, before, bar)
     except KeyboardInterrupt:
         finished = len(store.finished(trials))
         raise InterruptedRunError(
             f"stopped with {finished} of {len(trials)} trials finished; the same command goes on from there"
         ) from None
-    path, records = store.collect(experiment.name, trials, only_code=code if rerun_old else None)
-    return _summary(path, records, trials, share, crew.ran, len(left))
+    path, records = store.collect(experiment.name, trials, only_code)
+    return _summary(path, records, trials, share, worker.ran, len(elsewhere))
 
 
 def collect_experiment(experiment: Experiment, output: Path, mixed: bool = False) -> Summary:
@@ -166,86 +173,3 @@ def _summary(
 
 def _is_due(record: TrialRecord | None, only_code: str | None) -> bool:
     return record is None or record.error is not None or (only_code is not None and record.code != only_code)
-
-
-class _Crew:
-    """One process at work on an experiment: loads the base once, and makes the tasks of neighbouring trials once."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        store: Store,
-        code: str,
-        data: Path | None,
-        make_runner: Callable[[str, str], Runs] | None,
-        make_tasks: MakeTasks | None,
-        before: dict[str, TrialRecord | None],
-    ) -> None:
-        self._experiment, self._store, self._code, self._data, self._before = experiment, store, code, data, before
-        self._make_runner = make_runner or _default_runner
-        self._make_tasks = make_tasks or _default_tasks
-        self._runner: Runs | None = None
-        self._tasks: tuple[Any, list[Task]] | None = None
-        self._environment = environment()  # now, since the sources may be edited while a long experiment runs
-        self.ran: list[str] = []
-
-    def check_tasks(self, trials: Sequence[Trial]) -> None:
-        """Make each set of tasks once, so that a name that nobody knows is found now and not after hours."""
-        seen = set()
-        for trial in trials:
-            if (trial.tasks, trial.examples) not in seen:
-                seen.add((trial.tasks, trial.examples))
-                self._tasks_of(trial)
-
-    def work(self, pending: list[Trial], share: int, names: dict[str, str], bar: Bar, log: Log) -> list[Trial]:
-        """Run the trials that are due; those that other processes hold come last, and are returned if they still do."""
-        done = share - len(pending)
-        while pending:
-            held = []
-            for trial in pending:
-                bar.start(done, names[trial.key])
-                with claimed(self._store.lock(trial)) as mine:
-                    if not mine:
-                        held.append(trial)
-                        continue
-                    done += 1
-                    if self._store.read(trial) != self._before[trial.key]:
-                        continue  # another process has run it meanwhile
-                    record = self._run(trial, bar)
-                    self._store.write(record)
-                self.ran.append(names[trial.key])
-                log(f"{done}/{share} {names[trial.key]}: {result_line(record)}")
-            if len(held) == len(pending):
-                return held
-            pending = held
-        return []
-
-    def _run(self, trial: Trial, bar: Bar) -> TrialRecord:
-        if self._runner is None:  # a base that cannot be loaded is no fault of this trial
-            self._runner = self._make_runner(self._experiment.base, self._experiment.dtype)
-        try:
-            record = self._runner.run(trial, self._tasks_of(trial), bar.step)
-            record = TrialRecord.model_validate_json(record.model_dump_json())  # no number that JSON does not know
-        except Exception as error:
-            record = TrialRecord(trial=trial, error=describe_error(error))
-        made = self._environment | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-        return record.model_copy(update={"code": self._code, "environment": made})
-
-    def _tasks_of(self, trial: Trial) -> list[Task]:
-        wanted: dict[str, Any] = {"examples": trial.examples, "seed": trial.seed, "regime": trial.regime}
-        wanted |= {"val": trial.test, "test": trial.test, "data": self._data}
-        if self._tasks is None or self._tasks[0] != (trial.tasks, wanted):
-            self._tasks = ((trial.tasks, wanted), self._make_tasks(list(trial.tasks), **wanted))
-        return self._tasks[1]
-
-
-def _default_runner(base: str, dtype: str) -> Runs:
-    from colora.experiments.methods.runner import Runner
-
-    return Runner(base, dtype)
-
-
-def _default_tasks(names: Sequence[str], **wanted: Any) -> list[Task]:
-    from colora.tasks.families.make import make_tasks
-
-    return make_tasks(names, **wanted)

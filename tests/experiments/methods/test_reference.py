@@ -1,35 +1,35 @@
-"""Every method of the comparison against its twin: plain float64 loops written from the method's formula."""
+"""Every method of the comparison against its reference implementation: plain float64 loops of its formula."""
 
 import pytest
 import torch
 
 from colora.experiments.methods.registry import METHODS
 from tests.helpers.method_trials import RANKS, close, effective, make_trial, real, run, values_of
-from tests.helpers.reference_methods import CLIENTS, RANK, TWINS, Toy
+from tests.helpers.reference_methods import CLIENTS, RANK, REFERENCES, Toy
 
 
 @pytest.mark.parametrize("first_layer", [0, 1])
 @pytest.mark.parametrize("method", METHODS)
-def test_method_equals_its_twin(method, first_layer):
+def test_method_equals_its_reference(method, first_layer):
     toy = Toy(make_trial(method), first_layer)
     with real(toy) as (layers, forward):
         assert forward.splits == (first_layer > 0)
         assert list(layers) == toy.layers
         start = values_of(layers)
         done = run(toy, layers, forward)
-        twin = TWINS[method](toy, start)
+        reference = REFERENCES[method](toy, start)
         ended = values_of(layers)
         for name, layer in layers.items():
             for k, weight in enumerate(effective(layer)):
-                close(weight, twin.weights[k][name], (name, k))
+                close(weight, reference.weights[k][name], (name, k))
                 if METHODS[method].terms:
                     assert not torch.allclose(weight, toy.W0[name], rtol=1e-3), "nothing was learnt"
-            if twin.folded is None:
+            if reference.folded is None:
                 assert layer.folded is None
             else:
-                close(layer.folded, twin.folded[name], (name, "folded"))
-                assert twin.folded[name].abs().max() > 1e-6
-        for k, held in enumerate(twin.held):
+                close(layer.folded, reference.folded[name], (name, "folded"))
+                assert reference.folded[name].abs().max() > 1e-6
+        for k, held in enumerate(reference.held):
             if method in RANKS:
                 assert held["A", toy.layers[0]].shape[0] == RANKS[method]
             assert len(held) * CLIENTS == len(ended)
@@ -39,15 +39,15 @@ def test_method_equals_its_twin(method, first_layer):
             rows = [row for own in toy.rows for row in own[:2]]
             found = forward.row_nll(rows)
             for place, row in enumerate(rows):
-                close(found[place], toy.nats(row, twin.weights[place // 2]), place)
+                close(found[place], toy.nats(row, reference.weights[place // 2]), place)
     assert [step for step, _ in done.losses] == list(range(toy.trial.steps if METHODS[method].terms else 0))
     for step, loss in done.losses:
-        assert loss == pytest.approx(twin.losses[step], abs=1.01e-5)
+        assert loss == pytest.approx(reference.losses[step], abs=1.01e-5)
     assert done.rounds == (3 if METHODS[method].federated else 0)
 
 
-def test_every_method_has_a_twin():
-    assert list(TWINS) == list(METHODS)
+def test_every_method_has_a_reference():
+    assert list(REFERENCES) == list(METHODS)
 
 
 # ---- starts ---------------------------------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ def test_cores_move_at_the_rate_of_the_factors_where_none_is_given():
     with real(toy) as (layers, forward):
         start = values_of(layers)
         run(toy, layers, forward)
-        twin = TWINS["colora"](toy, start)
+        reference = REFERENCES["colora"](toy, start)
         for name, layer in layers.items():
-            close(effective(layer), torch.stack([weights[name] for weights in twin.weights]), name)
+            close(effective(layer), torch.stack([weights[name] for weights in reference.weights]), name)
 
 
 def test_a_pull_stronger_than_one_makes_the_cores_one():

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from colora.errors import ColoraError
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.costs import federated_table, storage_tables
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment
@@ -180,6 +181,17 @@ def test_mixed_codes_are_labelled_in_every_table_of_the_experiment():
 def test_methods_are_explained_as_far_as_known():
     found = methods_table([Experiment.of("x", [record("own-idea"), record()])])
     assert found.column("what it is") == ["Shared factors A and B, and a small core for each task.", "–"]
+    assert (found.column("title"), found.column("source")) == (["CoLoRA", "–"], ["arXiv:2602.07218", "–"])
+
+
+def test_every_method_of_the_registry_is_explained_in_its_order():
+    records = [record(name) for name in reversed(METHODS)]
+    found = methods_table([Experiment.of("x", records)])
+    assert found.column("method") == list(METHODS)
+    assert found.column("what it is") == [method.sentence for method in METHODS.values()]
+    assert all(text.endswith(".") for text in found.column("what it is"))
+    unsourced = [name for name, source in zip(METHODS, found.column("source"), strict=True) if "arXiv:" not in source]
+    assert unsourced == ["base"]
 
 
 # ---- multipliers and setbacks ------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Batches that hold every task in equal blocks, in an order that no method changes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from colora.errors import TaskFileError
 from colora.experiments.methods.forward import Row
@@ -13,7 +13,9 @@ from colora.tasks.schema import Task
 __all__ = ["encode_rows", "step_rows"]
 
 
-def encode_rows(tasks: Sequence[Task], tokenizer: Any, split: str, max_length: int) -> list[list[Row]]:
+def encode_rows(
+    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, split: str, max_length: int
+) -> list[list[Row]]:
     """The rows of one split, task by task.
 
     Raises:
@@ -31,13 +33,13 @@ def encode_rows(tasks: Sequence[Task], tokenizer: Any, split: str, max_length: i
 def step_rows(rows: Sequence[Sequence[Row]], per_task: int, step: int, seed: int) -> list[Row]:
     """The batch of a step: `per_task` rows of task 0, then of task 1, and so on.
 
-    Each task goes through its examples in shuffled passes; its order depends on the seed and its place alone, so that
-    every method sees the same rows in the same steps, and a task's order does not depend on its company.
+    Each task goes through its examples in shuffled passes; its order depends on the seed and its index alone, so that
+    every method sees the same rows in the same steps, and a task's order does not depend on the other tasks.
     """
     batch = []
     for task, examples in enumerate(rows):
-        for place in range(step * per_task, (step + 1) * per_task):
-            number, index = divmod(place, len(examples))
-            order = np.random.default_rng((seed, task, number)).permutation(len(examples))
+        for position in range(step * per_task, (step + 1) * per_task):
+            shuffle, index = divmod(position, len(examples))
+            order = np.random.default_rng((seed, task, shuffle)).permutation(len(examples))
             batch.append(examples[order[index]])
     return batch

@@ -1,15 +1,15 @@
 """What a trained method is worth on held-out examples, example by example, and what it costs to keep."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear
-from colora.experiments.trial import TaskScores
+from colora.experiments.trial import TaskScores, Trial
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
@@ -34,20 +34,18 @@ def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[li
     return [own[: len(examples)] for own, examples in zip(found, rows, strict=True)]
 
 
-def texts(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], split: str, limit: int, max_length: int, max_new_tokens: int
-) -> list[list[str]]:
-    """The greedy answers to the first `limit` examples of each task."""
-    number = min(limit, *(len(task.splits[split]) for task in tasks))
-    rows = [(task.name, example) for task in tasks for example in task.splits[split][:number]]
-    prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
+def texts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
+    """The greedy answers to the first `trial.generate` examples of each task in the trial's split."""
+    number = min(trial.generate, *(len(task.splits[trial.split]) for task in tasks))
+    rows = [(task.name, example) for task in tasks for example in task.splits[trial.split][:number]]
+    prompts = fit_prompts(rows, model, tokenizer, trial.max_length, trial.max_new_tokens)
     block = max(1, ROWS // len(tasks))
     # Every batch holds the tasks in equal blocks.
     batches = [
         [task * number + place for task in range(len(tasks)) for place in range(start, min(start + block, number))]
         for start in range(0, number, block)
     ]
-    answers = generate_outputs(model, tokenizer, prompts, None, max_new_tokens, batches=batches)
+    answers = generate_outputs(model, tokenizer, prompts, None, trial.max_new_tokens, batches=batches)
     return [answers[task * number : (task + 1) * number] for task in range(len(tasks))]
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from colora.errors import ConfigError
 
-__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "Method", "Part", "Resting", "Sizes", "Term", "never"]
+__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "FreezingSchedule", "Method", "Part", "Sizes", "Term", "none_frozen"]
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ class Term:
         return named if self.core is None else named | {"core": self.core}
 
 
-Resting = Callable[[int, int, Mapping[str, float]], frozenset[str]]
-"""Which of "A", "B", "core" rest, from (step, round, options); both count from 0, and the round is 0 if centralised."""
+FreezingSchedule = Callable[[int, int, Mapping[str, float]], frozenset[str]]
+"""Which of "A", "B", "core" are frozen in a step, from (step, round, options); both count from 0, and the round is 0 if
+centralised."""
 
 
-def never(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
-    """Nothing rests: all trained parts move in every step."""
+def none_frozen(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
+    """All trained parts move in every step."""
     return frozenset()
 
 
@@ -105,9 +106,11 @@ class Method:
 
     Attributes:
         name: as experiments name it.
-        title: as tables show it.
+        title: as readers know it.
+        sentence: what it is, in one sentence.
+        reference: its source, authors and arXiv id; empty for the base model.
         terms: what is added to each weight; none for the base model as it is.
-        resting: what rests when.
+        frozen: which parts are frozen in which step, beside those that are never trained.
         federated: clients train alone for a number of steps, then parts are averaged: a round.
         start: "kaiming": A as in LoRA, B = 0, Λ = I; "weights": A and B from the SVD of W0, Λ near 0; "gradient": A
             and B from the SVD of the first client's gradient at W0, Λ = 0.
@@ -119,8 +122,10 @@ class Method:
 
     name: str
     title: str
+    sentence: str
+    reference: str
     terms: tuple[Term, ...]
-    resting: Resting = never
+    frozen: FreezingSchedule = none_frozen
     federated: bool = False
     start: Literal["kaiming", "weights", "gradient"] = "kaiming"
     core_rate: bool = False

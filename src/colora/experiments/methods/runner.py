@@ -9,7 +9,8 @@ from colora.algebra import joint_diagonalisation
 from colora.errors import ConfigError
 from colora.experiments.methods.attach import attached
 from colora.experiments.methods.data import encode_rows, step_rows
-from colora.experiments.methods.forward import SplitForward
+from colora.experiments.methods.federation import Traffic
+from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear, TermLayer
 from colora.experiments.methods.measure import kept_numbers, likelihoods, score, similarity, texts, trained_numbers
 from colora.experiments.methods.method import OWN, SHARED, Method, Term
@@ -71,44 +72,20 @@ class Runner:
         with attached(
             self.model, method, trial.first_layer, len(tasks), trial.rank, trial.alpha, trial.options
         ) as layers:
-            if self.dtype == "fp64":
-                for layer in layers.values():
-                    layer.terms.double()
-            training = Training()
-            if method.start == "weights":
-                start_from_weights(layers)
-            elif method.start == "gradient":
-                # The stacked batch of the first step; only the first client's loss counts.
-                batch = step_rows(train_rows, trial.rows, 0, trial.seed)
-                sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(tasks))[0])
-                training.traffic.up, training.traffic.down = sent.up, sent.down
-            if method.terms:
-                done = train(method, layers, forward, train_rows, trial, progress)
-                done.traffic.up += training.traffic.up
-                done.traffic.down += training.traffic.down
-                training = done
+            training = self._trained(method, layers, forward, train_rows, trial, progress)
             trained = time.perf_counter()
             trainable = trained_numbers(layers)
             if method.compresses:
                 compress(layers, trial.rank)
             values = likelihoods(forward, test_rows)
-            answers: list[list[str]] = [[] for _ in tasks]
-            if trial.generate:
-                self.model.set_attn_implementation(GENERATING_ATTENTION)
-                try:
-                    answers = texts(
-                        self.model, self.tokenizer, tasks, trial.split, trial.generate, trial.max_length,
-                        trial.max_new_tokens,
-                    )  # fmt: skip
-                finally:
-                    self.model.set_attn_implementation(TRAINING_ATTENTION)
+            answers = self._answers(tasks, trial)
             shared, own = kept_numbers(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
         ended = time.perf_counter()
-        rows_scored = zip(tasks, test_rows, values, answers, strict=True)
+        scored = zip(tasks, test_rows, values, answers, strict=True)
         return TrialRecord(
             trial=trial,
-            scores={task.name: score(task, trial.split, rows, nll, own) for task, rows, nll, own in rows_scored},
+            scores={task.name: score(task, trial.split, rows, nll, texts) for task, rows, nll, texts in scored},
             trainable=trainable,
             shared_numbers=shared,
             task_numbers=own,
@@ -120,6 +97,41 @@ class Runner:
             losses=training.losses,
             similarity=alike,
         )
+
+    def _trained(
+        self,
+        method: Method,
+        layers: dict[str, ConstrainedLinear],
+        forward: SplitForward,
+        rows: list[list[Row]],
+        trial: Trial,
+        progress: Callable[[int, int], None] | None,
+    ) -> Training:
+        """Start the attached method as it wants it, and train it."""
+        if self.dtype == "fp64":
+            for layer in layers.values():
+                layer.terms.double()
+        sent = Traffic()
+        if method.start == "weights":
+            start_from_weights(layers)
+        elif method.start == "gradient":
+            # The stacked batch of the first step; only the first client's loss counts.
+            batch = step_rows(rows, trial.rows, 0, trial.seed)
+            sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(rows))[0])
+        training = train(method, layers, forward, rows, trial, progress) if method.terms else Training()
+        training.traffic.up += sent.up
+        training.traffic.down += sent.down
+        return training
+
+    def _answers(self, tasks: list[Task], trial: Trial) -> list[list[str]]:
+        """The generated answers of each task; none if the trial generates none."""
+        if not trial.generate:
+            return [[] for _ in tasks]
+        self.model.set_attn_implementation(GENERATING_ATTENTION)
+        try:
+            return texts(self.model, self.tokenizer, tasks, trial)
+        finally:
+            self.model.set_attn_implementation(TRAINING_ATTENTION)
 
     def _forward(self, first_layer: int) -> SplitForward:
         if first_layer not in self._forwards:

@@ -42,6 +42,12 @@ class Training:
     traffic: Traffic = field(default_factory=Traffic)
     peak_memory: int = 0
 
+    def count_round(self, traffic: Traffic) -> None:
+        """Add a round and what travelled in it."""
+        self.rounds += 1
+        self.traffic.up += traffic.up
+        self.traffic.down += traffic.down
+
 
 def train(
     method: Method,
@@ -77,33 +83,36 @@ def train(
         torch.cuda.reset_peak_memory_stats(forward.device)  # of this trial, not of the largest before it
     log_every = max(1, trial.steps // LOGGED)
     for step in range(trial.steps):
+        is_last = step == trial.steps - 1
         round_number = step // trial.local_steps if method.federated else 0
-        resting = method.resting(step, round_number, options)
-        _rest(layers, resting)
+        frozen = method.frozen(step, round_number, options)
+        _freeze(layers, frozen)
         batch = step_rows(rows, trial.rows, step, trial.seed)
         loss = task_losses(forward.row_nll(batch), batch, len(rows))
         result.peak_memory = max(result.peak_memory, _memory(forward.device))
-        mean = float(loss.detach().mean())
-        if not math.isfinite(mean):
-            raise TrainingDivergedError(f"the loss of {method.name!r} became {mean} at step {step}: lower the rates")
-        if step % log_every == 0 or step == trial.steps - 1:
+        mean = _finite_mean(loss, method, step)
+        if step % log_every == 0 or is_last:
             result.losses.append((step, round(mean, 5)))
         loss.sum().backward()
         _set_rates(optimizer, step, trial)
         optimizer.step()
         optimizer.zero_grad()
         if "pull" in options:
-            _pull_to_mean(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
-        last = step == trial.steps - 1
-        if method.federated and ((step + 1) % trial.local_steps == 0 or last):
-            bytes_ = end_round(layers, method, resting)
-            result.rounds += 1
-            result.traffic.up += bytes_.up
-            result.traffic.down += bytes_.down
-            _forget_moments(optimizer, layers, resting)
+            _proximal_step(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
+        if method.federated and ((step + 1) % trial.local_steps == 0 or is_last):
+            result.count_round(end_round(layers, method, frozen))
+            _forget_moments(optimizer, layers, frozen)
         if progress is not None:
             progress(step + 1, trial.steps)
     return result
+
+
+def _finite_mean(loss: Tensor, method: Method, step: int) -> float:
+    """The mean over tasks. Raises TrainingDivergedError if it is NaN or infinite."""
+    mean = float(loss.detach().mean())
+    if not math.isfinite(mean):
+        raise TrainingDivergedError(f"the loss of {method.name!r} became {mean} at step {step}: lower the rates")
+    return mean
 
 
 def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
@@ -137,15 +146,15 @@ def _set_rates(optimizer: torch.optim.Optimizer, step: int, trial: Trial) -> Non
         group["lr"] = group["peak"] * share
 
 
-def _rest(layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]) -> None:
+def _freeze(layers: Mapping[str, ConstrainedLinear], frozen: frozenset[str]) -> None:
     for layer in layers.values():
         for term in layer.term_layers():
             for name, tensor in term.parts():
-                tensor.requires_grad_(term.term.parts()[name].trained and name not in resting)
+                tensor.requires_grad_(term.term.parts()[name].trained and name not in frozen)
 
 
 @torch.no_grad()
-def _pull_to_mean(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
+def _proximal_step(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
     """Λ_k ← Λ_k − strength · (Λ_k − mean_j Λ_j), never beyond the mean."""
     for layer in layers.values():
         for term in layer.term_layers():
@@ -154,10 +163,10 @@ def _pull_to_mean(layers: Mapping[str, ConstrainedLinear], strength: float) -> N
 
 
 def _forget_moments(
-    optimizer: torch.optim.Optimizer, layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, ConstrainedLinear], frozen: frozenset[str]
 ) -> None:
     for layer in layers.values():
-        for *_, copies in averaged_parts(layer, resting):
+        for *_, copies in averaged_parts(layer, frozen):
             optimizer.state.pop(copies, None)
 
 

@@ -15,5 +15,17 @@ def _matched(sizes: Sizes) -> int:
     return max(1, round(sizes.colora / (sizes.tasks * sizes.widths)))
 
 
-LOCAL = Method("local", "local LoRA, same rank", terms=(Term(A=OWN, B=OWN),))
-LOCAL_MATCHED = Method("local-matched", "local LoRA, same parameters", terms=(Term(A=OWN, B=OWN, rank=_matched),))
+LOCAL = Method(
+    "local",
+    "local LoRA, same rank",
+    "A LoRA of its own for each task, trained on that task alone.",
+    "Hu et al., arXiv:2106.09685",
+    terms=(Term(A=OWN, B=OWN),),
+)
+LOCAL_MATCHED = Method(
+    "local-matched",
+    "local LoRA, same parameters",
+    "As local, with the rank at which all tasks together train about as many parameters as colora.",
+    "Hu et al., arXiv:2106.09685",
+    terms=(Term(A=OWN, B=OWN, rank=_matched),),
+)

@@ -11,4 +11,12 @@ from colora.experiments.methods.method import FROZEN, OWN, Method, Term
 
 __all__ = ["LORA_XS"]
 
-LORA_XS = Method("lora-xs", "LoRA-XS", terms=(Term(A=FROZEN, B=FROZEN, core=OWN),), start="weights", core_rate=True)
+LORA_XS = Method(
+    "lora-xs",
+    "LoRA-XS",
+    "A and B from the singular vectors of the base weights, frozen; only the cores are trained.",
+    "Bałazy et al., arXiv:2405.17604",
+    terms=(Term(A=FROZEN, B=FROZEN, core=OWN),),
+    start="weights",
+    core_rate=True,
+)

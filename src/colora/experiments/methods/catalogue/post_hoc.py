@@ -10,4 +10,11 @@ from colora.experiments.methods.method import OWN, Method, Term
 
 __all__ = ["POST_HOC"]
 
-POST_HOC = Method("post-hoc", "local LoRA, compressed jointly", terms=(Term(A=OWN, B=OWN),), compresses=True)
+POST_HOC = Method(
+    "post-hoc",
+    "local LoRA, compressed jointly",
+    "Local LoRAs, brought to shared factors and cores after training.",
+    "Brüel-Gabrielsson et al., arXiv:2407.00066",
+    terms=(Term(A=OWN, B=OWN),),
+    compresses=True,
+)
