@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
+from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.serving.access import Access
 from colora.serving.app import make_app
@@ -72,8 +73,12 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
     with door:
         service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
-        for task in store.stale[:20]:
-            log(f"warning: the core of {task!r} in {options.state} belongs to another bank, and is not served")
+        stale = [
+            f"the core of {task!r} in {options.state} belongs to another bank, and is not served"
+            for task in store.stale
+        ]
+        for warning in shortened(stale, 20):
+            log(f"warning: {warning}")
         config = uvicorn.Config(
             make_app(service, access), log_level="warning", access_log=False, lifespan="on",
             ssl_certfile=listen.certificate, ssl_keyfile=listen.private_key, timeout_graceful_shutdown=GRACE_SECONDS,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
 from colora.theory.arrays import as_numbers, labelled, require_finite, users_from_arrays
 from colora.theory.cores import fit_cores
@@ -235,10 +236,8 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         known = {label: place for place, label in enumerate(self.users_.tolist())}
         unknown = [label for label in labels.tolist() if label not in known]
         if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise ColoraError(
-                f"groups: expected users that were in fit, found {unknown[0]!r}{more}; add a new user with onboard"
-            )
+            found = listed(map(repr, unknown), 1)
+            raise ColoraError(f"groups: expected users that were in fit, found {found}; add a new user with onboard")
         return np.array([known[label] for label in labels.tolist()])
 
     def _check_parameters(self) -> None:

@@ -113,7 +113,7 @@ def test_experiments_of_different_codes_may_stand_on_one_page(tmp_path):
         ("", "x.jsonl: expected a trial record on each line, found an empty file"),
         ("\n\n", "found an empty file"),
         ("hello\n", r"x.jsonl: expected a trial record on each line, found\n.*x.jsonl:1: .*JSON"),
-        ('{"run": 1}\n' * 9, r"(?s)x.jsonl:3: .*\.\.\. and 6 more lines like these"),
+        ('{"run": 1}\n' * 9, r"(?s)x.jsonl:3: .*\.\.\. and 6 more"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, content, message):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from colora.common.text import shortened
 from colora.errors import ColoraError
 from colora.evaluation.metrics import METRICS
 from colora.experiments.report.methods import REFERENCES, method_order
@@ -164,9 +165,8 @@ def _read(file: Path) -> list[TrialRecord]:
         raise ColoraError(f"{file}: expected a readable file of trial records, found: {error.strerror}") from error
     except ColoraError as error:
         faults = str(error).splitlines()
-        more = [f"... and {len(faults) - MOST_FAULTS} more lines like these"] if len(faults) > MOST_FAULTS else []
         head = f"{file}: expected a trial record on each line, found"
-        raise ColoraError("\n  ".join([head, *faults[:MOST_FAULTS], *more])) from error
+        raise ColoraError("\n  ".join([head, *shortened(faults, MOST_FAULTS)])) from error
     if not records:
         raise ColoraError(f"{file}: expected a trial record on each line, found an empty file")
     return records
