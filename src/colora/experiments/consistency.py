@@ -1,7 +1,6 @@
 """What the fields of an experiment must be to each other: above all, that every method gets the same budget."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from colora.errors import ConfigError
 from colora.experiments.config import Experiment, MethodSettings
@@ -48,13 +47,13 @@ def _sizes(experiment: Experiment) -> Iterator[str]:
 
 
 def _filters(experiment: Experiment) -> Iterator[str]:
-    known: dict[str, list[Any]] = {
+    allowed_values: dict[str, Sequence[object]] = {
         "regimes": list(experiment.regimes),
         "groups": list(experiment.groups),
         "examples": experiment.examples,
     }
     for place, _, settings in _placed(experiment):
-        for name, allowed in known.items():
+        for name, allowed in allowed_values.items():
             chosen = getattr(settings, name)
             other = [one for one in chosen or () if one not in allowed]
             if chosen == []:

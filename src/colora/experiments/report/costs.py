@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from colora.evaluation.metrics import METRICS
-from colora.experiments.report.gather import Experiment, Place
+from colora.experiments.report.gather import Experiment, Place, Row
 from colora.experiments.report.quality import bytes_entries, quality_entries
 from colora.experiments.report.tables import NOTHING, Entry, Table, bytes_text, code_notes, count_text, table
 from colora.experiments.trial import TrialRecord
@@ -30,16 +30,18 @@ def storage_tables(experiment: Experiment) -> list[Table]:
     headers += [f"{count_text(tasks)} tasks" for tasks in MANY_TASKS]
     titles: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for (group, tasks, rest), lines in sizes.items():
-        shown = tuple(
-            (label, count_text(trainable), count_text(shared), count_text(own), bytes_text(BYTES_A_NUMBER * own),
-             *(bytes_text(BYTES_A_NUMBER * (shared + many * own)) for many in MANY_TASKS))
-            for label, trainable, shared, own in lines
-        )  # fmt: skip
+        shown = tuple((label, *_size_texts(trainable, shared, own)) for label, trainable, shared, own in lines)
         where = " and ".join(regimes[group, tasks, rest])
         title = " · ".join([f"{group} · {where} · trained with {tasks} task{'' if tasks == 1 else 's'}", *rest])
         titles.setdefault(shown, []).append(title)
     notes = [*code_notes(experiment), "Bytes at fp32, four a number, of what is kept beside the base model."]
     return [table("; ".join(of), headers, shown, notes) for shown, of in titles.items()]
+
+
+def _size_texts(trainable: int, shared: int, own: int) -> tuple[str, ...]:
+    """The three numbers, the bytes of a new task, and the bytes of many tasks."""
+    stored = [own, *(shared + tasks * own for tasks in MANY_TASKS)]
+    return (*map(count_text, (trainable, shared, own)), *(bytes_text(BYTES_A_NUMBER * number) for number in stored))
 
 
 def is_federated(experiment: Experiment, place: Place) -> bool:
@@ -49,19 +51,20 @@ def is_federated(experiment: Experiment, place: Place) -> bool:
 
 def federated_table(experiment: Experiment, place: Place) -> Table:
     """Rounds, bytes over all clients and rounds, and quality, of the methods that count bytes."""
-    rows = [
-        row for row in experiment.places[place]
-        if any(one.bytes_up is not None or one.bytes_down is not None for one in row.records)
-    ]  # fmt: skip
+    rows = [row for row in experiment.places[place] if _counts_bytes(row)]
     metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
     rounds = [_span([one.rounds for one in row.records]) for row in rows]
     local = [_span([one.trial.local_steps for one in row.records]) for row in rows]
     totals = [[total for one in row.records if (total := bytes_moved(one)) is not None] for row in rows]
     columns: list[Sequence[str | Entry]] = [
-        [row.label for row in rows], rounds, local, bytes_entries(rows, "bytes_up"), bytes_entries(rows, "bytes_down"),
+        [row.label for row in rows],
+        rounds,
+        local,
+        bytes_entries(rows, "bytes_up"),
+        bytes_entries(rows, "bytes_down"),
         [bytes_text(fmean(total)) if total else NOTHING for total in totals],
         *(quality_entries(rows, metric) for metric in metrics),
-    ]  # fmt: skip
+    ]
     headers = [
         "method",
         "rounds",
@@ -73,6 +76,10 @@ def federated_table(experiment: Experiment, place: Place) -> Table:
     ]
     notes = [*code_notes(experiment), "Bytes are over all clients and rounds, the mean over seeds."]
     return table(place.title, headers, list(zip(*columns, strict=True)), notes)
+
+
+def _counts_bytes(row: Row) -> bool:
+    return any(one.bytes_up is not None or one.bytes_down is not None for one in row.records)
 
 
 def bytes_moved(record: TrialRecord) -> int | None:

@@ -39,10 +39,12 @@ def main_table_markdown(
     """
     experiment = Experiment.of("records", [one for one in records if methods is None or one.trial.method in methods])
     fitting = [
-        place for place in experiment.places
+        place
+        for place in experiment.places
         if (place.group, place.regime) == (group, regime)
-        and examples in (None, place.examples) and tasks in (None, place.tasks)
-    ]  # fmt: skip
+        and examples in (None, place.examples)
+        and tasks in (None, place.tasks)
+    ]
     if len(fitting) != 1:
         wanted = f"group={group!r}, regime={regime!r}, examples={examples}, tasks={tasks}"
         found = "; ".join(place.title for place in fitting or experiment.places) or "none"

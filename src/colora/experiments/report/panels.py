@@ -122,9 +122,7 @@ def _along(
     return panels
 
 
-def _panels(
-    title: str, x_label: str, lines: Points, looks: Styles, scale: Scale, joined: bool = True
-) -> list[Panel]:  # fmt: skip
+def _panels(title: str, x_label: str, lines: Points, looks: Styles, scale: Scale, joined: bool = True) -> list[Panel]:
     """A panel for each metric that was measured."""
     panels = []
     for metric in METRICS.values():
