@@ -16,7 +16,7 @@ from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 RECORDS = Path(__file__).parent / "records"
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
 TITLES = [metric.title for metric in METRICS.values()]
-COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "numbers kept a task")
+COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "parameters per task")
 
 
 def main() -> None:

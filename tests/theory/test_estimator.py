@@ -256,9 +256,7 @@ def test_few_samples_are_warned_of_by_label_unless_there_is_a_ridge():
     with pytest.warns(UserWarning, match="observ") as caught:
         regressor(restarts=0).fit(X[kept], y[kept], names[kept])
     few, total = (str(one.message) for one in caught)
-    assert (
-        "fewer are observed of users 'ann' (2), 'ben' (2), 'cat' (2), ... and 2 more: their own samples do" in few
-    )
+    assert "fewer are observed of users 'ann' (2), 'ben' (2), 'cat' (2), ... and 2 more: their own samples do" in few
     assert few.endswith("a ridge > 0 chooses a unique and stable solution")
     assert total.startswith("all users together have 31 observations, fewer than the 34 degrees of freedom")
     assert {one.filename for one in caught} == {__file__}

@@ -28,8 +28,8 @@ class Summary:
     Attributes:
         trials: trials of the experiment.
         finished: how many of them are finished now, whoever ran them and when.
-        ran: names of the trials that this call ran, in their order, also of those that died.
-        failed: names of the trials of this call's share that died, with the first line of why.
+        ran: names of the trials that this call ran, in their order, also of those that failed.
+        failed: names of the trials of this call's share that failed, with the first line of why.
         elsewhere: trials of this call's share that another process is running.
         records: the file that holds the records of all trials that ended.
     """
@@ -88,8 +88,8 @@ def run_experiment(
 ) -> Summary:
     """Run what is not finished of an experiment's trials and collect the records of all that are.
 
-    A trial that dies is recorded as failed, and tried again by the next call. Several processes may run one experiment
-    into one folder: each takes trials that no other has.
+    A trial that raises an error is recorded as failed, and tried again by the next call. Several processes may run one
+    experiment into one folder: each takes trials that no other has.
 
     Args:
         experiment: which trials.

@@ -113,14 +113,14 @@ class TaskScores(_Frozen):
 
 
 class TrialRecord(_Frozen):
-    """A trial and what it gave, or why it died. Files call `trial` "cell", as they did from the start.
+    """A trial and what it gave, or why it failed. Files call `trial` "cell", as they did from the start.
 
     Attributes:
         trial: what was run.
         error: why it failed; None if it ended well. A failed trial has no scores.
         scores: for each task.
-        trainable: numbers trained, over all tasks.
-        shared_numbers, task_numbers: numbers to be kept after training: once for all tasks, and for each task.
+        trainable: parameters trained, over all tasks.
+        shared_numbers, task_numbers: parameters to be kept after training: once for all tasks, and for each task.
         rounds, bytes_up, bytes_down: of a federated method; bytes over all clients and rounds. None if centralised.
         seconds: "train", "evaluate", and what else was timed.
         peak_memory: bytes of the process's resident set (of the accelerator's memory, on one), the most seen.

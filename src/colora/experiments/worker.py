@@ -89,7 +89,7 @@ class Worker:
         log: told a line when a trial ends.
 
     Attributes:
-        ran: names of the trials that were run, in their order, also of those that died.
+        ran: names of the trials that were run, in their order, also of those that failed.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def test_split_pass_has_the_likelihood_and_the_gradients_of_the_plain_one(first_
         for ours, theirs in zip(found, torch.autograd.grad((two * weights).sum(), places), strict=True):
             assert theirs.any()
             close(ours, theirs, "gradient")
-        # Kept rows in other company, and so with other padding, are the same.
+        # Kept rows among other rows, and so with other padding, are the same.
         for place in range(3):
             close(forward.row_nll(rows_of(toy)[place::3]), two[place::3], place)
         assert len(forward.kept) == len({row.input_ids for row in rows_of(toy)})

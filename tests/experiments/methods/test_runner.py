@@ -7,7 +7,7 @@ import torch
 
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
 from colora.experiments.methods.data import encode_rows
-from colora.experiments.methods.measure import kept_numbers, likelihoods, similarity, trained_numbers
+from colora.experiments.methods.measure import kept_parameters, likelihoods, similarity, trained_parameters
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.runner import Runner
 from colora.experiments.trial import read_trial_records, write_trial_records
@@ -53,9 +53,9 @@ def test_numbers_trained_and_kept(method):
         trained, shared, own = COUNTS[method]
         assert sum(layer.base.weight.numel() for layer in layers.values()) == FOLDED
         before = values_of(layers)
-        assert trained_numbers(layers) == trained
+        assert trained_parameters(layers) == trained
         run(toy, layers, forward)
-        assert kept_numbers(layers) == (shared, own)
+        assert kept_parameters(layers) == (shared, own)
         if not METHODS[method].compresses and METHODS[method].terms:
             after = values_of(layers)
             moved = {part for part, layer, k in after if not torch.equal(after[part, layer, k], before[part, layer, k])}

@@ -46,8 +46,8 @@ def test_the_main_table():
     assert found.column("ROUGE-L − colora")[2].startswith("+0.3 [−1.0, +3.0], p = ")
     assert found.column("token NLL")[1] == "1.490 ± 0.010"
     assert found.column("token NLL − colora")[1] == "+0.100 [+0.100, +0.100], p ≤ 0.001"
-    assert found.column("trained numbers")[0] == "1\u00a0000"
-    assert found.column("numbers kept a task")[0] == "100"
+    assert found.column("trained parameters")[0] == "1\u00a0000"
+    assert found.column("parameters per task")[0] == "100"
     assert found.column("training, s")[0] == "30"
     assert "bytes up" not in found.headers
     assert found.notes == ()

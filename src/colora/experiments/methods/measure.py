@@ -14,7 +14,7 @@ from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
 
-__all__ = ["kept_numbers", "likelihoods", "score", "similarity", "texts", "trained_numbers"]
+__all__ = ["kept_parameters", "likelihoods", "score", "similarity", "texts", "trained_parameters"]
 
 ROWS = 96
 
@@ -64,8 +64,8 @@ def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], ans
     )
 
 
-def trained_numbers(layers: dict[str, ConstrainedLinear]) -> int:
-    """Numbers that moved: copies that a server averages count once."""
+def trained_parameters(layers: dict[str, ConstrainedLinear]) -> int:
+    """Parameters that were trained: copies that a server averages count once."""
     total = 0
     for layer in layers.values():
         for term in layer.term_layers():
@@ -76,8 +76,8 @@ def trained_numbers(layers: dict[str, ConstrainedLinear]) -> int:
     return total
 
 
-def kept_numbers(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
-    """Numbers to be kept after training: once for all tasks, and for each task."""
+def kept_parameters(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
+    """Parameters to be kept after training: once for all tasks, and for each task."""
     shared = own = 0
     for layer in layers.values():
         shared += 0 if layer.folded is None else layer.folded.numel()

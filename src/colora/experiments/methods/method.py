@@ -48,7 +48,7 @@ class Sizes:
     """What a rank may depend on: of the adapted layers, and of the comparison.
 
     Attributes:
-        widths: sum over layers of d_in + d_out: the numbers of a LoRA of rank 1.
+        widths: sum over layers of d_in + d_out: the parameters of a LoRA of rank 1.
         layers: how many there are.
         tasks: K.
         rank: the comparison's rank r.
@@ -63,7 +63,7 @@ class Sizes:
 
     @property
     def colora(self) -> int:
-        """Numbers that CoLoRA trains at rank r: A, B, and K cores of r × r, in each layer."""
+        """Parameters that CoLoRA trains at rank r: A, B, and K cores of r × r, in each layer."""
         return self.rank * self.widths + self.layers * self.tasks * self.rank**2
 
 

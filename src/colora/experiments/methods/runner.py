@@ -12,7 +12,14 @@ from colora.experiments.methods.data import encode_rows, step_rows
 from colora.experiments.methods.federation import Traffic
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear, TermLayer
-from colora.experiments.methods.measure import kept_numbers, likelihoods, score, similarity, texts, trained_numbers
+from colora.experiments.methods.measure import (
+    kept_parameters,
+    likelihoods,
+    score,
+    similarity,
+    texts,
+    trained_parameters,
+)
 from colora.experiments.methods.method import OWN, SHARED, Method, Term
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.starts import start_from_gradient, start_from_weights
@@ -74,12 +81,12 @@ class Runner:
         ) as layers:
             training = self._trained(method, layers, forward, train_rows, trial, progress)
             trained = time.perf_counter()
-            trainable = trained_numbers(layers)
+            trainable = trained_parameters(layers)
             if method.compresses:
                 compress(layers, trial.rank)
             values = likelihoods(forward, test_rows)
             answers = self._answers(tasks, trial)
-            shared, own = kept_numbers(layers)
+            shared, own = kept_parameters(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
         ended = time.perf_counter()
         scored = zip(tasks, test_rows, values, answers, strict=True)

@@ -1,4 +1,4 @@
-"""What the methods cost: numbers to store as tasks come, and bytes sent between clients and server."""
+"""What the methods cost: parameters to store as tasks come, and bytes sent between clients and server."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -9,14 +9,14 @@ from colora.experiments.report.quality import bytes_entries, quality_entries
 from colora.experiments.report.tables import NOTHING, Entry, Table, bytes_text, code_notes, count_text, table
 from colora.experiments.trial import TrialRecord
 
-__all__ = ["BYTES_A_NUMBER", "MANY_TASKS", "bytes_moved", "federated_table", "is_federated", "storage_tables"]
+__all__ = ["BYTES_PER_PARAMETER", "MANY_TASKS", "bytes_moved", "federated_table", "is_federated", "storage_tables"]
 
-BYTES_A_NUMBER = 4  # fp32
+BYTES_PER_PARAMETER = 4  # fp32
 MANY_TASKS = (10, 100, 1000)
 
 
 def storage_tables(experiment: Experiment) -> list[Table]:
-    """Numbers trained and kept, and bytes as tasks are added; one table for all groups that have the same numbers."""
+    """Parameters trained and kept, and bytes as tasks are added; one table for all groups with the same ones."""
     sizes: dict[tuple[str, int, tuple[str, ...]], dict[tuple[str, int, int, int], None]] = {}
     regimes: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
     for place, rows in experiment.places.items():
@@ -26,7 +26,7 @@ def storage_tables(experiment: Experiment) -> list[Table]:
         for row in rows:
             for one in row.records:
                 sizes.setdefault(key, {})[row.label, one.trainable, one.shared_numbers, one.task_numbers] = None
-    headers = ["method", "trained numbers", "shared numbers", "numbers a task", "a new task"]
+    headers = ["method", "trained parameters", "shared parameters", "parameters per task", "a new task"]
     headers += [f"{count_text(tasks)} tasks" for tasks in MANY_TASKS]
     titles: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for (group, tasks, rest), lines in sizes.items():
@@ -34,14 +34,17 @@ def storage_tables(experiment: Experiment) -> list[Table]:
         where = " and ".join(regimes[group, tasks, rest])
         title = " · ".join([f"{group} · {where} · trained with {tasks} task{'' if tasks == 1 else 's'}", *rest])
         titles.setdefault(shown, []).append(title)
-    notes = [*code_notes(experiment), "Bytes at fp32, four a number, of what is kept beside the base model."]
+    notes = [*code_notes(experiment), "Bytes at fp32, four per parameter, of what is kept beside the base model."]
     return [table("; ".join(of), headers, shown, notes) for shown, of in titles.items()]
 
 
 def _size_texts(trainable: int, shared: int, own: int) -> tuple[str, ...]:
-    """The three numbers, the bytes of a new task, and the bytes of many tasks."""
+    """The three counts, the bytes of a new task, and the bytes of many tasks."""
     stored = [own, *(shared + tasks * own for tasks in MANY_TASKS)]
-    return (*map(count_text, (trainable, shared, own)), *(bytes_text(BYTES_A_NUMBER * number) for number in stored))
+    return (
+        *map(count_text, (trainable, shared, own)),
+        *(bytes_text(BYTES_PER_PARAMETER * number) for number in stored),
+    )
 
 
 def is_federated(experiment: Experiment, place: Place) -> bool:

@@ -41,7 +41,7 @@ def main_table(experiment: Experiment, place: Place) -> Table:
     headers = ["method", "seeds", *(metric.title for metric in metrics)]
     if reference is not None and len(rows) > 1:
         headers += [f"{metric.title} − {reference.method}" for metric in metrics]
-    headers += ["trained numbers", "numbers kept a task"]
+    headers += ["trained parameters", "parameters per task"]
     headers += ["bytes up", "bytes down"] if federated else []
     headers += ["training, s"]
 

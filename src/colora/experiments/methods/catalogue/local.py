@@ -2,7 +2,7 @@
 
     A_k, B_k ← Adam(∇ L_k)          nothing is shared
 
-Once at CoLoRA's rank r, with K times the numbers, and once with about as many numbers as CoLoRA trains in all, which is
+Once at CoLoRA's rank r, with K times the parameters, and once with about as many as CoLoRA trains in all, which is
 a rank of 1 or a little more. The K adapters train in one batched run; Adam is elementwise, so it is the same as K runs.
 """
 

@@ -1,4 +1,4 @@
-"""LoRA-XS: factors frozen from the SVD of W0, r × r numbers trained (Bałazy et al., arXiv:2405.17604).
+"""LoRA-XS: factors frozen from the SVD of W0, r × r parameters trained (Bałazy et al., arXiv:2405.17604).
 
     W0 ≈ U Σ Vᵀ (leading r),  B = U Σ,  A = Vᵀ,  Λ_k near 0
     Λ_k ← Adam(∇ L_k)

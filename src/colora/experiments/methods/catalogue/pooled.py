@@ -2,7 +2,7 @@
 
     A, B ← Adam(∇ Σ_k L_k)
 
-Once at CoLoRA's rank r, and once with at least as many numbers as CoLoRA trains, which is the next larger rank or so.
+Once at rank r of CoLoRA, and once with at least as many parameters as CoLoRA trains: the next larger rank or so.
 """
 
 import math

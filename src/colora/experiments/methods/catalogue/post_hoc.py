@@ -3,7 +3,7 @@
     A_k, B_k ← Adam(∇ L_k)          as local LoRA
     min over U, V orthonormal and Σ_k of  Σ_k ‖B_k A_k − U Σ_k Vᵀ‖²        then  A = Vᵀ, B = U, Λ_k = Σ_k
 
-The result has CoLoRA's form and size, r × r numbers a task; but nobody helped anybody while learning.
+The result has CoLoRA's form and size, r × r parameters per task; but no task helped another while learning.
 """
 
 from colora.experiments.methods.method import OWN, Method, Term
