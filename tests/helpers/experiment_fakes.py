@@ -1,7 +1,7 @@
 """Experiments without a model: a runner that remembers what it ran."""
 
 from colora.experiments.load import parse_experiment
-from colora.experiments.run import RunOptions, run_experiment
+from colora.experiments.run import ExperimentOptions, run_experiment
 from colora.experiments.trial import TaskScores, TrialRecord
 
 __all__ = ["FakeRunner", "boom", "experiment", "run"]
@@ -48,7 +48,7 @@ def experiment(**changes):
 def run(output, runner=None, plan=None, log=lambda line: None, make_tasks=fake_tasks, **options):
     """The summary of running it into `output`, and the runner that ran it."""
     runner = runner or FakeRunner()
-    options = RunOptions(**options)
+    options = ExperimentOptions(**options)
     done = run_experiment(plan or experiment(), output, options, log=log, make_runner=runner, make_tasks=make_tasks)
     return done, runner
 

@@ -44,7 +44,7 @@ def compare(
         from colora.experiments.report.gather import read_experiments
         from colora.experiments.report.markdown import quality_markdown
         from colora.experiments.run import (
-            RunOptions,
+            ExperimentOptions,
             chosen_trials,
             collect_experiment,
             parse_shard,
@@ -62,7 +62,7 @@ def compare(
         if collect:
             summary = collect_experiment(plan, output, mixed=mixed)
         else:
-            options = RunOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
+            options = ExperimentOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
             summary = run_experiment(plan, output, options, log=say, progress=True)
         for one in read_experiments(summary.records, mixed):
             print(quality_markdown(one), end="")

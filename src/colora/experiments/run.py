@@ -18,7 +18,7 @@ from colora.experiments.trial import Trial, TrialRecord
 from colora.experiments.worker import Log, MakeTasks, TaskCache, TrialRunner, Worker
 from colora.tasks.families import make as families
 
-__all__ = ["RunOptions", "Summary", "chosen_trials", "collect_experiment", "parse_shard", "run_experiment"]
+__all__ = ["ExperimentOptions", "Summary", "chosen_trials", "collect_experiment", "parse_shard", "run_experiment"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class ExperimentOptions:
     """What a call runs of an experiment.
 
     Attributes:
@@ -79,7 +79,7 @@ class RunOptions:
 def run_experiment(
     experiment: Experiment,
     output: Path,
-    options: RunOptions | None = None,
+    options: ExperimentOptions | None = None,
     *,
     log: Log = lambda line: None,
     progress: bool = False,
@@ -105,7 +105,7 @@ def run_experiment(
             trial that fits `only`.
         InterruptedRunError: after Ctrl-C; the same call goes on.
     """
-    options = options or RunOptions()
+    options = options or ExperimentOptions()
     code, store, trials = trial_code(), Store(output), planned_trials(experiment)
     only_code = code if options.rerun_old else None
     first, parts = options.shard
