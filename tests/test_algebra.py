@@ -1,5 +1,10 @@
 """The algebra against its definition, in float64."""
 
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
 import torch
 
 from colora.algebra import canonical_gauge, compose, core_gram
@@ -31,3 +36,23 @@ def test_gauge_is_unique_up_to_rotations_of_the_factors():
 def test_gram_equals_inner_products_of_full_updates():
     full = compose(A, B, CORES, 2.0).flatten(1)
     assert torch.allclose(core_gram(A, B, CORES, 2.0), full @ full.mT)
+
+
+def test_shapes_that_do_not_fit_are_refused_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError, match="core"):
+        compose(A, B, CORES[:, :2])
+    with pytest.raises(jaxtyping.TypeCheckError, match="cores"):
+        core_gram(A, B, CORES[0])
+    with pytest.raises(jaxtyping.TypeCheckError, match="A"):
+        canonical_gauge(A.long(), B, CORES)
+
+
+def test_nothing_is_checked_outside_of_tests():
+    """Integers are no `Float`: only the tests mind."""
+    script = (
+        "import torch; from colora.algebra import compose; "
+        "A, B, core = (torch.ones(shape, dtype=torch.long) for shape in ((3, 7), (5, 3), (3, 3))); "
+        "print(tuple(compose(A, B, core, 1).shape))"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed == "(5, 7)\n"

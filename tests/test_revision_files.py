@@ -415,17 +415,17 @@ def test_a_comparison_goes_on(data, monkeypatch):
         assert again["scores"][task]["tokens"] == scores["tokens"]
 
 
-def test_the_cells_of_a_recovery(data):
+def test_the_trials_of_a_recovery(data):
     plan = load_recovery(data / "recovered.yaml")
     file = data / "recovered" / "recovered.jsonl"
     stored, records = lines(file), read_recovery_records(file)
-    assert [one.cell for one in records] == plan.cells()
-    assert [one.cell.key for one in records] == VALUES["recovery"]  # of all settings, also those that lines leave out
-    assert [one.model_dump(mode="json", exclude_defaults=True) for one in records] == stored
+    assert [one.trial for one in records] == plan.trials()
+    assert [one.key for one in records] == VALUES["recovery"]  # of all settings, also those that lines leave out
+    assert [one.model_dump(mode="json", exclude_defaults=True, by_alias=True) for one in records] == stored
     summary = run_recovery(plan, data / "recovered", mixed=True)
     assert (summary.ran, summary.failed, lines(file)) == (0, [], stored)
     for record in records:
-        found = measure(record.cell)
+        found = measure(record.trial)
         assert found.errors == pytest.approx(record.errors, rel=1e-5)
         assert found.bounds == pytest.approx(record.bounds, rel=1e-5)
         assert found.iterations == record.iterations

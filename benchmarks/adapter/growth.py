@@ -20,7 +20,8 @@ from peft import get_peft_model
 from colora import CoLoRAConfig
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import configure_threads, load_base
+from colora.common.threads import configure_threads
+from colora.models.base import load_base
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
 
 PRESENT = 8

@@ -1,6 +1,6 @@
-"""A listener on the line: passes everything between a client and a server on, and keeps what it sees in plain form.
+"""A listener between clients and a server: it forwards all bytes, and keeps them in plain form.
 
-With TLS it has the server's own key and certificate, as nobody on a real line would.
+With TLS it has the server's key and certificate, which nobody else on a network has.
 """
 
 import socket
@@ -15,7 +15,7 @@ CHUNK = 1 << 16
 
 
 class Listener:
-    """Listens at a free port of loopback and passes on to `port`; `seen` holds both directions of all connections.
+    """Listens at a free port of loopback and forwards to `port`; `seen` has both directions of all connections.
 
     Args:
         port: of the server on loopback.
@@ -52,7 +52,7 @@ class Listener:
                 server = self._outward.wrap_socket(server, server_hostname="127.0.0.1")
             up, down = bytearray(), bytearray()  # kept apart, so that nothing is cut in two
             threads = [
-                threading.Thread(target=self._pass, args=pair, daemon=True)
+                threading.Thread(target=self._forward, args=pair, daemon=True)
                 for pair in ((client, server, up), (server, client, down))
             ]
             for thread in threads:
@@ -63,7 +63,7 @@ class Listener:
                 self.seen += up + down
 
     @staticmethod
-    def _pass(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
+    def _forward(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
                 kept += data

@@ -1,7 +1,7 @@
-"""Federated CoLoRA against training in one place and against FedIT, on the demo's tasks at equal local steps.
+"""Federated CoLoRA against pooled training and against FedIT, on the demo's tasks at equal local steps.
 
     python -m benchmarks.federated.federation [--seeds 0 1 2] [--only NAME] [--output runs/federation] [--threads 1]
-    python -m benchmarks.federated.federation --choices [--only NAME]  # what the defaults were chosen by
+    python -m benchmarks.federated.federation --choices [--only NAME]  # the settings from which defaults were chosen
     python -m benchmarks.federated.federation --table
 
 Every client makes as many local steps as the demo's bank, each with as many rows of its task. A finished run is never
@@ -93,16 +93,19 @@ def main() -> None:
 def measure(
     method: str, spec: dict[str, object], seed: int, folders: dict[str, Path], record: Path, args: argparse.Namespace
 ) -> None:
-    """Run one federation, or train one bank, unless its records are there."""
-    known = read_records(record) if record.is_file() else []
-    if any((one.method, one.seed) == (method, seed) for one in known):
+    """Run one federation, or train one bank, unless its records exist."""
+    existing = read_records(record) if record.is_file() else []
+    if any((row.method, row.seed) == (method, seed) for row in existing):
         print(f"{method}, seed {seed}: measured before, reused")
         return
     output = args.output / f"{re.sub(r'[^A-Za-z0-9.]+', '-', method)}-seed-{seed}"
     rates = RATES_OF.get(method, RATES["together"])
     federation = FederationSpec.model_validate(spec)
     config = RunConfig(
-        base=DEFAULT_BASE, chat_template=False, output=str(output), seed=seed,
+        base=DEFAULT_BASE,
+        chat_template=False,
+        output=str(output),
+        seed=seed,
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
         adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
         training=TrainingSpec(
@@ -110,14 +113,14 @@ def measure(
         ),
         evaluation=EvaluationSpec(max_new_tokens=32, rows=48),
         federation=federation,
-    )  # fmt: skip
+    )
     evaluation = train_and_evaluate(config, log=print)[1] if method == BANK else simulate(config, log=print)
     assert evaluation is not None  # one process, which measures
     rounds = output / "rounds.jsonl"
-    sent = [one for one in read_records(rounds) if one.metric.startswith("bytes")] if rounds.is_file() else []
-    found = [replace(one, run="federation", method=method) for one in (*evaluation.records, *sent)]
+    sent = [row for row in read_records(rounds) if row.metric.startswith("bytes")] if rounds.is_file() else []
+    records = [replace(row, run="federation", method=method) for row in (*evaluation.records, *sent)]
     with waiting_claim(record.with_suffix(".lock")):
-        append_records(record, found)
+        append_records(record, records)
         write_json(record.with_suffix(".environment.json"), environment())
 
 
@@ -129,28 +132,28 @@ def table() -> str:
 
 
 def choices_table() -> str:
-    """The same of the settings tried; one seed, so without deviations."""
-    central = read_records(HERE.parent / "demo" / "records" / "demo_rates.jsonl")
-    return _table(central, CHOSEN, read_records(CHOICES_RECORD), CHOICES)
+    """The same for the settings that were tried; one seed, so without deviations."""
+    pooled = read_records(HERE.parent / "demo" / "records" / "demo_rates.jsonl")
+    return _table(pooled, CHOSEN, read_records(CHOICES_RECORD), CHOICES)
 
 
-def _table(central: list[Record], elsewhere: dict[str, str], records: list[Record], methods: Iterable[str]) -> str:
+def _table(pooled: list[Record], elsewhere: dict[str, str], records: list[Record], methods: Iterable[str]) -> str:
     names = " | ".join(metric.title for metric in METRICS.values())
     lines = [f"| method | {names} | kB a client and round, up | down |", "|---|---:|---:|---:|---:|---:|"]
     for method, title in elsewhere.items():
-        lines.append(f"| {title} | {_quality([one for one in central if one.method == method])} | – | – |")
+        lines.append(f"| {title} | {_quality([row for row in pooled if row.method == method])} | – | – |")
     for method in methods:
-        own = [one for one in records if one.method == method]
-        if own:
-            lines.append(f"| {method} | {_quality(own)} | {_bytes(own, 'bytes_up')} | {_bytes(own, 'bytes_down')} |")
+        rows = [row for row in records if row.method == method]
+        if rows:
+            lines.append(f"| {method} | {_quality(rows)} | {_bytes(rows, 'bytes_up')} | {_bytes(rows, 'bytes_down')} |")
     return "\n".join(lines)
 
 
 def _quality(records: list[Record]) -> str:
     cells = []
     for metric, shown in METRICS.items():
-        seeds = sorted({one.seed for one in records})
-        means = [fmean(one.value for one in records if (one.metric, one.seed) == (metric, seed)) for seed in seeds]
+        seeds = sorted({row.seed for row in records})
+        means = [fmean(row.value for row in records if (row.metric, row.seed) == (metric, seed)) for seed in seeds]
         digits = shown.digits
         spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
         cells.append(f"{fmean(means):.{digits}f}{spread}")
@@ -159,8 +162,8 @@ def _quality(records: list[Record]) -> str:
 
 def _bytes(records: list[Record], metric: str) -> str:
     """kB a client and round: the median over rounds, or a dash where nothing was sent."""
-    clients = len({one.task for one in records if one.metric == "rougeL"})
-    sent = [one.value for one in records if one.metric == metric]
+    clients = len({row.task for row in records if row.metric == "rougeL"})
+    sent = [row.value for row in records if row.metric == metric]
     return f"{median(sent) / clients / 1000:,.0f}" if sent else "–"
 
 

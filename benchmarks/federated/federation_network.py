@@ -1,4 +1,4 @@
-"""A real federation of real tasks on loopback: is it the protocol, does anything leak, does it survive being killed.
+"""A networked federation on loopback: whether it equals the protocol, leaks anything, and survives being killed.
 
     python -m benchmarks.federated.federation_network [--part equal] [--part killed] [--output runs/federation-network]
 
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from colora.training.config_file import load_config
 HERE = Path(__file__).parent
 TASKS = ("date-es", "date-pt", "date-it")
 ROUNDS = 4
-LOOK_SECONDS = 0.2  # Flower removes a message once it is fetched, and SQLite then writes zeros over it
+LOOK_SECONDS = 0.2  # Flower removes a message once it is fetched, and SQLite then overwrites it with zeros
 PAGE, FRAME = 4096, 24  # SQLite's pages, and what stands before each of them in the write-ahead log
 
 
@@ -84,7 +84,7 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
     found["bytes on the line"], found["different bytes of the server's files"] = len(line), len(database)
     for where, seen in (("on the line", line), ("in the server's files", database)):
         for what in ("cores", "texts", "A"):
-            hits = looked = 0
+            hits = searched = 0
             for name, task in tasks.items():
                 states = sorted((folder / "state" / name).glob("*/before-round-*.safetensors"))
                 slices = {
@@ -92,11 +92,11 @@ def equal(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
                     "texts": lambda t=task: texts(t),
                     "A": lambda s=states: (piece for state in s for piece in factor_slices(state, "A")),
                 }[what]()
-                one, of = found_in(seen, slices)
-                hits, looked = hits + one, looked + of
-            found[f"{what} found {where}"] = f"{hits} of {looked}"
+                found_here, searched_here = found_in(seen, slices)
+                hits, searched = hits + found_here, searched + searched_here
+            found[f"{what} found {where}"] = f"{hits} of {searched}"
     rounds = read_records(folder / "server" / "rounds.jsonl")
-    found["seconds a round"] = [round(one.value, 1) for one in rounds if one.metric == "seconds"]
+    found["seconds a round"] = [round(record.value, 1) for record in rounds if record.metric == "seconds"]
     return found
 
 
@@ -128,9 +128,9 @@ def killed(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
             print(second.stdout, second.stderr, net.logs())
     rounds = read_records(folder / "server" / "rounds.jsonl")
     found["rounds done"] = _round(folder)
-    found["accepted a round"] = [int(one.value) for one in rounds if one.metric == "accepted"]
+    found["accepted a round"] = [int(record.value) for record in rounds if record.metric == "accepted"]
     found["dropped"] = [
-        f"{one.split}, {one.task}: {one.metric}" for one in rounds if one.metric.startswith("dropped: ")
+        f"{record.split}, {record.task}: {record.metric}" for record in rounds if record.metric.startswith("dropped: ")
     ]
     found["banks"] = len(list((folder / "state").glob("*/*/bank")))
     return found
@@ -138,9 +138,9 @@ def killed(folder: Path, run: Path, tasks: dict[str, Path]) -> dict[str, Any]:
 
 @contextmanager
 def _pages(folder: Path) -> Iterator[set[bytes]]:
-    """All pages that the files of a folder have had, as often as one can look.
+    """All pages that the files of a folder have had, read every `LOOK_SECONDS`.
 
-    What a page of a database says is whole within the page, and a piece of 24 bytes seldom crosses its end.
+    Most entries of a database are whole within a page, and a piece of 24 bytes seldom crosses its end.
     """
     found: set[bytes] = set()
     over = threading.Event()
@@ -148,12 +148,12 @@ def _pages(folder: Path) -> Iterator[set[bytes]]:
     def look() -> None:
         while not over.wait(LOOK_SECONDS):
             for file in sorted(folder.rglob("*")):
-                with suppress(OSError):  # gone meanwhile
+                with suppress(OSError):  # removed meanwhile
                     log = file.name.endswith("-wal")
                     content = file.read_bytes() if file.is_file() else b""
                     step, head = (FRAME + PAGE, FRAME) if log else (PAGE, 0)
                     begin = 32 if log else 0
-                    found.update(content[place + head : place + step] for place in range(begin, len(content), step))
+                    found.update(content[start + head : start + step] for start in range(begin, len(content), step))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -184,7 +184,7 @@ class _Running:
         self.log.close()
 
 
-def _wait_for(happened: Any, what: str, seconds: float = 300) -> None:
+def _wait_for(happened: Callable[[], bool], what: str, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > end:
@@ -205,7 +205,7 @@ def _round(folder: Path) -> int:
 def _accepted(folder: Path, name: str) -> int:
     """Rounds in which the server has had this client's loss since it was killed."""
     file = folder / "server" / "rounds.jsonl"
-    return sum(one.task == name and one.metric == "train_nll" for one in read_records(file)) if file.is_file() else 0
+    return sum(row.task == name and row.metric == "train_nll" for row in read_records(file)) if file.is_file() else 0
 
 
 def _differences(folder: Path, alone: Path) -> dict[str, float]:
@@ -217,11 +217,11 @@ def _differences(folder: Path, alone: Path) -> dict[str, float]:
     worst = {"factors": 0.0, "cores": 0.0}
     largest = {"factors": 0.0, "cores": 0.0}
     every: dict[str, list[torch.Tensor]] = {"factors": [], "cores": []}
-    for place, name in enumerate(TASKS):
+    for index, name in enumerate(TASKS):
         (bank,) = (folder / "state" / name).glob("*/bank")
         for key, tensor in load_file(bank / "adapter_model.safetensors").items():
             kind = "cores" if "core" in key else "factors"
-            expected = whole[key][place : place + 1] if kind == "cores" else whole[key]
+            expected = whole[key][index : index + 1] if kind == "cores" else whole[key]
             worst[kind] = max(worst[kind], float((tensor - expected).abs().max()))
             every[kind].append((tensor - expected).abs().flatten())
             largest[kind] = max(largest[kind], float(expected.abs().max()))
@@ -232,15 +232,24 @@ def _differences(folder: Path, alone: Path) -> dict[str, float]:
 
 def _run_file(output: Path, tasks: dict[str, Path]) -> Path:
     value = {
-        "base": DEFAULT_BASE, "chat_template": False, "output": str(output / "alone"), "seed": 0,
+        "base": DEFAULT_BASE,
+        "chat_template": False,
+        "output": str(output / "alone"),
+        "seed": 0,
         "tasks": [{"name": name, "path": str(path.resolve()), "val": 0} for name, path in tasks.items()],
         "training": {"lr": 2e-3, "core_lr": 6e-2, "max_length": 64, "threads": 1},
         "evaluation": {"metrics": ["nll"]},
         "federation": {
-            "rounds": ROUNDS, "order": "together", "core_steps": 1, "local_steps": 2, "rows": 4, "clients": 3,
-            "wait": 120, "deadline": 300,
+            "rounds": ROUNDS,
+            "order": "together",
+            "core_steps": 1,
+            "local_steps": 2,
+            "rows": 4,
+            "clients": 3,
+            "wait": 120,
+            "deadline": 300,
         },
-    }  # fmt: skip
+    }
     path = output / "run.yaml"
     write_text(path, yaml.safe_dump(value))
     return path

@@ -73,12 +73,14 @@ def _config(output: Path, base: str, count: int) -> RunConfig:
         write_text(path, "\n".join(lines) + "\n")
         tasks.append(TaskSpec(path=str(path.resolve()), val=0, test=1))
     return RunConfig(
-        base=base, output=str(output / f"{count}"), tasks=tasks,
+        base=base,
+        output=str(output / f"{count}"),
+        tasks=tasks,
         adapter=AdapterSpec(r=4, lora_alpha=4),
         training=TrainingSpec(max_length=96, threads=1),
         evaluation=EvaluationSpec(metrics=["nll"], rows=64),
         federation=FederationSpec(rounds=3, rows=4),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

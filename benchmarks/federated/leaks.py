@@ -1,4 +1,4 @@
-"""Whether something personal is in bytes that left a client: cores in any of its states, its text, its tokens."""
+"""A search for a client's cores and texts in the bytes that left the client."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,13 +12,13 @@ from colora.tasks.schema import TaskSource
 
 __all__ = ["core_slices", "factor_slices", "found_in", "texts"]
 
-NUMBERS = 6  # of a slice: 24 bytes of trained numbers stand nowhere by chance
+NUMBERS = 6  # of a slice: 24 bytes of trained numbers occur nowhere by chance
 SHORTEST = 6  # bytes of a text worth looking for
 KEY, CHUNK = 8, 1 << 22
 
 
 def core_slices(state: Path) -> Iterator[bytes]:
-    """For each trained row of each core in a client's state file, its first numbers as they lie in memory."""
+    """For each trained row of each core in a client's state file, the bytes of its first numbers."""
     for name, core in load_file(state).items():
         if name.startswith("cores:"):
             for row, start in zip(core, torch.eye(len(core)), strict=True):
@@ -28,16 +28,16 @@ def core_slices(state: Path) -> Iterator[bytes]:
 
 
 def factor_slices(state: Path, which: str) -> Iterator[bytes]:
-    """The same of A or B: what must be found, or the search shows nothing."""
+    """The same for A or B: these must be found, or the search proves nothing."""
     for name, factor in load_file(state).items():
         if name.startswith(f"shared:{which}/"):
             yield factor[0, :NUMBERS].contiguous().numpy().tobytes()
 
 
 def texts(task: Path) -> Iterator[bytes]:
-    """Inputs and outputs of a task's examples as text, long enough not to be there by chance."""
-    (found,) = read_tasks([TaskSource(path=str(task))])
-    for examples in found.splits.values():
+    """Inputs and outputs of a task's examples as text, long enough not to occur by chance."""
+    (content,) = read_tasks([TaskSource(path=str(task))])
+    for examples in content.splits.values():
         for example in examples:
             for text in (example.input, *example.outputs):
                 if len(text.encode()) >= SHORTEST:
@@ -45,10 +45,10 @@ def texts(task: Path) -> Iterator[bytes]:
 
 
 def found_in(seen: bytes, wanted: Iterable[bytes]) -> tuple[int, int]:
-    """How many of the wanted pieces are there, at any place, and how many were looked for.
+    """How many of the wanted pieces occur in `seen`, and how many there are.
 
-    Tens of thousands of pieces in hundreds of megabytes: all places are first looked up by eight bytes at once, and
-    only pieces that begin like something there are searched for in full.
+    Tens of thousands of pieces in hundreds of megabytes: all positions are first compared by eight bytes, and only
+    pieces whose first eight bytes occur are searched for in full.
     """
     pieces = list(wanted)
     likely = _present_starts(seen, {piece[:KEY] for piece in pieces if len(piece) >= KEY})
@@ -62,6 +62,6 @@ def _present_starts(seen: bytes, starts: set[bytes]) -> set[bytes]:
         words = np.frombuffer(seen, "<u8", count=(len(seen) - offset) // KEY, offset=offset)
         for begin in range(0, len(words), CHUNK):
             chunk = words[begin : begin + CHUNK]
-            places = np.searchsorted(keys, chunk).clip(max=len(keys) - 1)
-            found |= set(keys[places[keys[places] == chunk]].tolist())
+            indices = np.searchsorted(keys, chunk).clip(max=len(keys) - 1)
+            found |= set(keys[indices[keys[indices] == chunk]].tolist())
     return {number.to_bytes(KEY, "little") for number in found}

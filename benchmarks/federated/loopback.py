@@ -1,4 +1,4 @@
-"""A real federation on loopback: Flower's server and clients as processes of their own, started as a user does."""
+"""A networked federation on loopback: Flower's server and clients as processes, started as a user does."""
 
 import os
 import socket
@@ -22,20 +22,20 @@ CLI = [sys.executable, "-m", "colora", "federate"]
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port of loopback that is not in use."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Federation:
-    """A server and its clients, all of them by `colora federate`.
+    """A server and its clients, all started by `colora federate`.
 
     Args:
         folder: for everything.
         tasks: each client's task file or folder.
         tls: encrypted, with a key for each client.
-        listen: with a `Listener` between clients and server, which keeps what it sees.
+        listen: with a `Listener` between clients and server, which keeps all bytes.
     """
 
     def __init__(self, folder: Path, tasks: dict[str, Path], tls: bool = True, listen: bool = False) -> None:
@@ -66,13 +66,25 @@ class Federation:
         """Start a client; `extra` goes into its environment."""
         key = ["--key", str(client_key(self.folder / "keys", name))] if self.tls else []
         self._start(
-            name, "client", "--task", str(self.tasks[name]), "--state", str(self.folder / "state" / name),
-            "--server", f"127.0.0.1:{self.listener.port if self.listener else self.port}",
-            "--port", str(free_port()), "--name", name, *key, *self.ca, **extra,
-        )  # fmt: skip
+            name,
+            "client",
+            "--task",
+            str(self.tasks[name]),
+            "--state",
+            str(self.folder / "state" / name),
+            "--server",
+            f"127.0.0.1:{self.listener.port if self.listener else self.port}",
+            "--port",
+            str(free_port()),
+            "--name",
+            name,
+            *key,
+            *self.ca,
+            **extra,
+        )
 
     def register(self) -> None:
-        """Let all clients in."""
+        """Register the keys of all clients."""
         publics = [str(client_key(self.folder / "keys", name).with_suffix(".pub")) for name in self.tasks]
         command = [*CLI, "register", *publics, "--server", f"127.0.0.1:{self.port}", *self.ca]
         command += ["--home", str(self.folder / "run-home")]
@@ -89,37 +101,45 @@ class Federation:
     def run_command(self, run: Path, *overrides: str) -> list[str]:
         """The command that trains; its output goes to `folder`/server."""
         return [
-            *CLI, "run", str(run), str(self.folder / "server"), *overrides, "--server", f"127.0.0.1:{self.port}",
-            "--home", str(self.folder / "run-home"), *self.ca,
-        ]  # fmt: skip
+            *CLI,
+            "run",
+            str(run),
+            str(self.folder / "server"),
+            *overrides,
+            "--server",
+            f"127.0.0.1:{self.port}",
+            "--home",
+            str(self.folder / "run-home"),
+            *self.ca,
+        ]
 
-    def run(self, run: Path, *overrides: str, seconds: float = 240) -> Any:
-        """Train, and what that said."""
+    def run(self, run: Path, *overrides: str, seconds: float = 240) -> "subprocess.CompletedProcess[str]":
+        """Train; the finished process has the output."""
         command = self.run_command(run, *overrides)
         return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=self.environment)
 
     def kill(self, name: str) -> None:
-        """kill -9, of a process and all that it has started."""
-        one = psutil.Process(self.processes[name].pid)
-        for process in [*one.children(recursive=True), one]:
+        """kill -9 of a process and all that it has started."""
+        parent = psutil.Process(self.processes[name].pid)
+        for process in [*parent.children(recursive=True), parent]:
             process.kill()
         self.processes.pop(name).wait()
 
     def logs(self) -> str:
-        """What all processes said."""
+        """The output of all processes."""
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')}" for path in self.folder.glob("*.log"))
 
 
 @contextmanager
 def federation(folder: Path, tasks: dict[str, Path], tls: bool = True, listen: bool = False) -> Iterator[Federation]:
     """A federation whose processes end with the block."""
-    one = Federation(folder, tasks, tls, listen)
+    net = Federation(folder, tasks, tls, listen)
     try:
-        yield one
+        yield net
     finally:
-        for process in one.processes.values():
-            process.terminate()  # all at once, for each takes seconds to wind up
-        for process in one.processes.values():
+        for process in net.processes.values():
+            process.terminate()  # all at once: each takes seconds to shut down
+        for process in net.processes.values():
             stop(process, 15)
-        if one.listener:
-            one.listener.close()
+        if net.listener:
+            net.listener.close()

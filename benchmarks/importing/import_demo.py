@@ -17,13 +17,14 @@ from colora.bank.importing.bank import import_loras
 from colora.bank.load import load_bank
 from colora.common.files import write_json
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.experiments.demo import measure_alone, write_tasks
-from colora.models.base import configure_threads
 from colora.tasks.families.calendar import date_tasks
+from colora.tasks.prompts import use_plain_prompts
 from colora.training.config import EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 
@@ -88,7 +89,7 @@ def keep(method: str, seed: int, values: list[tuple[str, str, float]]) -> None:
 
 def measured(bank: Path, seed: int) -> list[tuple[str, str, float]]:
     model, tokenizer, _ = load_bank(bank)
-    tokenizer.chat_template = None
+    use_plain_prompts(tokenizer)
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     settings = EvaluationSettings(max_length=64, max_new_tokens=32, batch_rows=48, seed=seed)
     found = evaluate(model, tokenizer, date_tasks(seed=seed), settings, index, progress=False)

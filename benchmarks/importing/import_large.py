@@ -30,7 +30,7 @@ from transformers.utils import logging
 from colora.bank.importing import bank
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import configure_threads
+from colora.common.threads import configure_threads
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -20,6 +20,7 @@ from colora.theory.factors import relative_error
 from colora.theory.isometry import isometry_bound
 from colora.theory.problems import Problem
 from colora.theory.recover import recover
+from colora.theory.settings import SolverSettings
 
 RECORD = Path(__file__).parent / "records" / "isometry.json"
 EXACT = 1e-6
@@ -42,7 +43,7 @@ def measured(samples: int, seed: int) -> dict[str, Any]:
     problem = Problem(20, samples, seed=seed)
     truth, users = problem.truth(), problem.observed()
     bound = isometry_bound(users, 2, at=truth.shared, points=1, seed=seed)
-    error = relative_error(recover(users, 2, solver="alternating").factors, truth)
+    error = relative_error(recover(users, 2, SolverSettings(solver="alternating")).factors, truth)
     return {
         "samples": samples, "seed": seed, "delta": round(bound.delta, 4), "largest": round(bound.largest, 4),
         "smallest": round(bound.smallest, 4), "error": float(f"{error:.2g}"),

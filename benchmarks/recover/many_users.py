@@ -56,6 +56,7 @@ def fit(users: int, solver: str, threads: int) -> dict[str, Any]:
     from colora.theory.factors import relative_error
     from colora.theory.problems import Problem
     from colora.theory.recover import recover
+    from colora.theory.settings import SolverSettings
 
     torch.set_num_threads(threads)
     before = peak()
@@ -66,7 +67,7 @@ def fit(users: int, solver: str, threads: int) -> dict[str, Any]:
         pass
     drawing = time.perf_counter() - began
     began = time.perf_counter()
-    found = recover(observed, RANK, solver=solver, annealing=(), restarts=0)
+    found = recover(observed, RANK, SolverSettings(solver=solver, annealing=(), restarts=0))
     seconds = time.perf_counter() - began
     return {
         "users": users,

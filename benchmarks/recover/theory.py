@@ -122,11 +122,11 @@ def digits_markdown() -> str:
     heads = ["images", *(f"{method}, %" for method in methods), *(f"colora − {method}" for method in others)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for samples in sorted({samples for samples, _ in found}):
-        cells = [f"{100 * found[samples, method].mean:.2f}" for method in methods]
+        entries = [f"{100 * found[samples, method].mean:.2f}" for method in methods]
         for method in others:
             mean, low, high = (100 * one for one in paired(found[samples, "colora"], found[samples, method]))
-            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-        lines.append(f"| {samples} | {' | '.join(cells)} |")
+            entries.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        lines.append(f"| {samples} | {' | '.join(entries)} |")
     return "\n".join(lines)
 
 
@@ -140,7 +140,7 @@ def digits_tuning_markdown() -> str:
             best[method] = row
     for method, row in best.items():
         rank = "–" if method == "local" else row.values["rank"]
-        lines.append(f"| {method} | {row.record.cell.settings.ridge:g} | {rank} | {100 * row.mean:.2f} |")
+        lines.append(f"| {method} | {row.record.trial.settings.ridge:g} | {rank} | {100 * row.mean:.2f} |")
     return "\n".join(lines)
 
 
@@ -161,8 +161,8 @@ def _grid(name: str, field: str, shown: Callable[[Row], str]) -> str:
         lines.setdefault(tuple(row.values.values()), {})[row.method] = shown(row)
     head = " | ".join([*(one.replace("_", " ") for one in names), *methods])
     body = [
-        "| " + " | ".join([*(f"{value:g}" for value in values), *(cells[method] for method in methods)]) + " |"  # type: ignore[str-format]
-        for values, cells in lines.items()
+        "| " + " | ".join([*(f"{value:g}" for value in values), *(line[method] for method in methods)]) + " |"  # type: ignore[str-format]
+        for values, line in lines.items()
     ]
     return "\n".join([f"| {head} |", "|---" * (len(names) + len(methods)) + "|", *body])
 

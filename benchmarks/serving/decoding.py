@@ -1,8 +1,8 @@
-"""A decoding step with weights that lie row by row, as they are loaded, and column by column, side by side.
+"""A decoding step with weights stored row by row, as they are loaded, and column by column, side by side.
 
     python -m benchmarks.serving.decoding [--rows 1 4 16 64] [--steps 20] [--threads 2]
 
-One model in each layout, with sixteen tasks of rank 16 on all linear layers; steps of the two take turns. To be run on
+One model in each layout, with sixteen tasks of rank 16 on all linear layers; steps of the two alternate. To be run on
 a machine that is otherwise idle. The record goes to benchmarks/serving/records/decoding.json.
 """
 
@@ -19,7 +19,8 @@ from peft import get_peft_model
 from colora.adapter.config import CoLoRAConfig
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.common.threads import configure_threads
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.models.decoding.batch import Batch, Row
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling

@@ -1,17 +1,17 @@
-"""What a server of many tasks costs: throughput, latency and memory, against stock PEFT and one merged model.
+"""The cost of serving many tasks: throughput, latency and memory, against stock PEFT and one merged model.
 
     python -m benchmarks.serving.serving [--part compare|thousand|large|soak] [--rounds 3] [--output runs/serving]
 
 compare    one bank of 1000 tasks on SmolLM2 (rank 16, all linear layers), asked for 1, 8, 64 and 1000 of them by
            Zipf's law by sixteen clients at once; one task merged into the base, as the upper bound; stock PEFT with 8
            adapters, all in one batch (adapter_names) and a batch of one adapter at a time (set_adapter). All servers
-           are there at once and take turns, round after round; ratios are taken within a round.
-thousand   one task and all 1000 of that bank in turn, first the one and then the other, with nothing else running: what
-           tasks cost, beyond the noise of the turns above.
+           run at once and are asked in turn, round after round; ratios are taken within a round.
+thousand   one task and all 1000 of that bank in turn, with nothing else running: the cost of many tasks with less noise
+           than above.
 large      a bank of 200 000 tasks (rank 4, q_proj alone) with 1000 cores in memory, asked for all alike, so that
-           nearly every request finds its core on disk; in turns with 1000 tasks of the same bank.
+           nearly every request reads its core from disk; in turn with 1000 tasks of the same bank.
 soak       minutes of load (--seconds) on the bank of 200 000 tasks with 500 cores in memory, all asked for alike;
-           memory every half minute. It says nothing of speed, and may run beside other work.
+           memory every half minute. It does not measure speed, and may run beside other work.
 
 Factors and cores are random, so that answers go on to their random lengths of 8 to 32 tokens; the same for all. The
 records go to benchmarks/serving/records/serving_PART.json. To be run on a machine that is otherwise idle.
@@ -72,11 +72,14 @@ def random_bank(folder: Path, tasks: int, r: int, target: Any) -> Path:
         return folder
     model, _ = load_base(DEFAULT_BASE)
     torch.manual_seed(0)
-    # Small updates: outputs stay text-like, and rows end neither early nor all alike.
+    # Small updates: outputs stay similar to text, and rows end neither early nor all at once.
     config = CoLoRAConfig(
-        r=r, lora_alpha=r / 20, target_modules=target, tasks=[f"user-{number}" for number in range(tasks)],
+        r=r,
+        lora_alpha=r / 20,
+        target_modules=target,
+        tasks=[f"user-{number}" for number in range(tasks)],
         init_weights=False,
-    )  # fmt: skip
+    )
     save_bank(get_peft_model(model, config), folder, BankInfo(DEFAULT_BASE, chat_template=False))
     return folder
 
@@ -112,7 +115,7 @@ class Server:
         return round((found.rss - found.shared) / 1e6, 1)
 
     def metric(self, name: str) -> float:
-        """A number of /metrics, 0 where there is none."""
+        """The value of one of /metrics, 0 where there is none."""
         found = re.search(
             rf"^colora_{name} ([0-9.e+-]+)$", httpx.get(self.url.replace("/v1", "/metrics")).text, re.MULTILINE
         )
@@ -158,25 +161,26 @@ def ask(server: Server, tasks: int, requests: int, seed: int, *options: str) -> 
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Throughput and latency of all contestants in turn."""
+    """Throughput and latency of all candidates in turn."""
     bank = random_bank(args.output / "bank-1000", max(TASKS), 16, "all-linear")
     folders = [str(path) for path in loras(bank, args.output / "loras")]
     turns: list[dict[str, Any]] = []
     with ExitStack() as stack:
         rivals = {
-            "merged": ["merged", str(bank)], "PEFT, adapter_names": ["mixed", *folders],
+            "merged": ["merged", str(bank)],
+            "PEFT, adapter_names": ["mixed", *folders],
             "PEFT, set_adapter": ["switching", *folders],
-        }  # fmt: skip
+        }
         servers = {"colora": stack.enter_context(ours(args.output, bank))} | {
             name: stack.enter_context(started(args.output, command[0], "benchmarks.serving.serving_rivals", *command))
             for name, command in rivals.items()
         }
-        contestants = [("merged", 1), *(("colora", tasks) for tasks in TASKS)]
-        contestants += [(name, LORAS) for name in rivals if name != "merged"]
-        for name, tasks in contestants:
+        candidates = [("merged", 1), *(("colora", tasks) for tasks in TASKS)]
+        candidates += [(name, LORAS) for name in rivals if name != "merged"]
+        for name, tasks in candidates:
             ask(servers[name], tasks, WARM, 99)
         for round_number in range(args.rounds):
-            for name, tasks in contestants:
+            for name, tasks in candidates:
                 found = ask(servers[name], tasks, args.requests, round_number)
                 memory = servers[name].megabytes()
                 turns.append({"contestant": name, "round": round_number, "megabytes": memory, **found})
@@ -200,7 +204,7 @@ def thousand(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def large(args: argparse.Namespace) -> dict[str, Any]:
-    """A bank of which little is in memory."""
+    """A bank of which a small part is in memory."""
     bank = random_bank(args.output / "bank-200000", LARGE, 4, ["q_proj"])
     turns = []
     with ours(args.output, bank, "--resident", str(RESIDENT)) as server:
@@ -212,13 +216,23 @@ def large(args: argparse.Namespace) -> dict[str, Any]:
                 found = ask(server, tasks, 4 * args.requests, round_number, "--uniform")
                 counted = [round(server.metric(name) - old, 6) for name, old in zip(COUNTED, before, strict=True)]
                 turns.append(
-                    {"round": round_number, "megabytes": server.megabytes(), **dict(zip(COUNTED, counted, strict=True)),
-                     **found}
-                )  # fmt: skip
+                    {
+                        "round": round_number,
+                        "megabytes": server.megabytes(),
+                        **dict(zip(COUNTED, counted, strict=True)),
+                        **found,
+                    }
+                )
                 print(turns[-1], flush=True)
     size = (bank / "adapter_model.safetensors").stat().st_size
-    setting = {"base": DEFAULT_BASE, "rank": 4, "target_modules": ["q_proj"], "tasks": LARGE, "resident": RESIDENT,
-               "bank_bytes": size}  # fmt: skip
+    setting = {
+        "base": DEFAULT_BASE,
+        "rank": 4,
+        "target_modules": ["q_proj"],
+        "tasks": LARGE,
+        "resident": RESIDENT,
+        "bank_bytes": size,
+    }
     return {"setting": setting, "start": start, "turns": turns}
 
 
@@ -243,10 +257,15 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
         began = time.monotonic()
         while asking.poll() is None:
             if len(samples) <= (time.monotonic() - began) / 30:
-                samples.append({"second": round(time.monotonic() - began), "megabytes": server.megabytes(),
-                                "own_megabytes": server.own_megabytes(),
-                                "resident_cores": server.metric("resident_cores"),
-                                "core_misses_total": server.metric("core_misses_total")})  # fmt: skip
+                samples.append(
+                    {
+                        "second": round(time.monotonic() - began),
+                        "megabytes": server.megabytes(),
+                        "own_megabytes": server.own_megabytes(),
+                        "resident_cores": server.metric("resident_cores"),
+                        "core_misses_total": server.metric("core_misses_total"),
+                    }
+                )
                 print(samples[-1], flush=True)
             time.sleep(1)
         printed, _ = asking.communicate()
@@ -272,7 +291,7 @@ def read(part: str) -> dict[str, Any] | None:
 
 
 def compare_table() -> str:
-    """A row a contestant."""
+    """A row for each candidate."""
     found = read("compare")
     if found is None:
         return ""
@@ -315,8 +334,10 @@ def large_table() -> str:
     found = read("large")
     if found is None:
         return ""
-    lines = ["| tasks asked for | tokens/s | cores found | cores fetched | ms to put one in place | memory, MB |",
-             "|---:|" + "---:|" * 5]  # fmt: skip
+    lines = [
+        "| tasks asked for | tokens/s | cores found | cores fetched | ms to put one in place | memory, MB |",
+        "|---:|" + "---:|" * 5,
+    ]
     for tasks in sorted({turn["tasks"] for turn in found["turns"]}):
         own = [turn for turn in found["turns"] if turn["tasks"] == tasks]
         misses = sum(turn["core_misses_total"] for turn in own)

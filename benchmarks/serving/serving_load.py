@@ -1,4 +1,4 @@
-"""A load for a server from a process of its own: so many at once, each asking again as soon as it is answered.
+"""A load for a server from another process: clients that ask again as soon as they are answered.
 
     python -m benchmarks.serving.serving_load URL --tasks 64 --requests 96 [--concurrency 16] [--seconds 600]
 
@@ -48,43 +48,48 @@ def bodies(tasks: int, seed: int, uniform: bool) -> Iterator[dict[str, Any]]:
 
 
 async def load(args: argparse.Namespace) -> dict[str, Any]:
-    """Ask, and tell what it was like."""
+    """Send the requests, and measure."""
     source, statuses = bodies(args.tasks, args.seed, args.uniform), Counter[int]()
     latencies: list[float] = []
     answers: dict[int, str] = {}
     tokens = asked = 0
     began = time.monotonic()
 
-    def going_on() -> bool:
+    def unfinished() -> bool:
         return time.monotonic() < began + args.seconds if args.seconds else asked < args.requests
 
-    async def ask_again_and_again(client: httpx.AsyncClient) -> None:
+    async def ask_repeatedly(client: httpx.AsyncClient) -> None:
         nonlocal tokens, asked
-        while going_on():
+        while unfinished():
             number, body = asked, next(source)
             asked += 1
-            at = time.monotonic()
+            sent_at = time.monotonic()
             answer = await client.post(f"{args.url}/completions", json=body)
-            latencies.append(time.monotonic() - at)
+            latencies.append(time.monotonic() - sent_at)
             statuses[answer.status_code] += 1
             if answer.status_code == 200:
-                found = answer.json()
-                tokens += found["usage"]["completion_tokens"]
+                content = answer.json()
+                tokens += content["usage"]["completion_tokens"]
                 if not args.seconds:
-                    answers[number] = found["choices"][0]["text"]
+                    answers[number] = content["choices"][0]["text"]
 
     limits = httpx.Limits(max_connections=args.concurrency)
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
-        await asyncio.gather(*(ask_again_and_again(client) for _ in range(args.concurrency)))
+        await asyncio.gather(*(ask_repeatedly(client) for _ in range(args.concurrency)))
     seconds = time.monotonic() - began
     cuts = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else [latencies[0]] * 99
-    said = json.dumps([answers.get(number) for number in range(len(answers))])
+    texts = json.dumps([answers.get(number) for number in range(len(answers))])
     return {
-        "tasks": args.tasks, "requests": asked, "statuses": dict(statuses), "seconds": round(seconds, 2),
-        "tokens": tokens, "tokens_per_second": round(tokens / seconds, 2),
-        "latency_p50": round(cuts[49], 3), "latency_p95": round(cuts[94], 3),
-        "answers_sha256": hashlib.sha256(said.encode()).hexdigest(),
-    }  # fmt: skip
+        "tasks": args.tasks,
+        "requests": asked,
+        "statuses": dict(statuses),
+        "seconds": round(seconds, 2),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 2),
+        "latency_p50": round(cuts[49], 3),
+        "latency_p95": round(cuts[94], 3),
+        "answers_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What `colora serve` is compared with, as servers of their own with the same interface.
+"""The servers that `colora serve` is compared with; they have the same interface.
 
-    python -m benchmarks.serving.serving_rivals merged BANK      # one task merged into the base, in our own batches
+    python -m benchmarks.serving.serving_rivals merged BANK      # one task merged into the base, in the same batches
     python -m benchmarks.serving.serving_rivals mixed LORA...    # stock PEFT, adapter_names: all adapters in one batch
     python -m benchmarks.serving.serving_rivals switching LORA...    # stock PEFT, set_adapter: one adapter at a time
 
-PEFT has no server, so it gets the simplest that is fair: whoever waits when a batch ends is in the next, up to sixteen.
-Its weights lie in memory as ours do, so that no difference comes of that.
-They say where they listen as `colora serve` does, and end with SIGTERM.
+PEFT has no server, so it gets a simple one: the requests that wait when a batch ends are the next batch, up to sixteen.
+Its weights have the same layout in memory, so that this makes no difference.
+They print where they listen as `colora serve` does, and end with SIGTERM.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from fastapi import FastAPI
 from peft import PeftModel
 
 from colora.common.device import training_device
-from colora.models.base import configure_threads, load_base
+from colora.common.threads import configure_threads
+from colora.models.base import load_base
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.serving.access import Access
 from colora.serving.app import make_app
@@ -41,16 +42,16 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2")
     args = parser.parse_args()
     app = merged(args.folders[0]) if args.kind == "merged" else peft(args.base, args.folders, args.kind == "mixed")
-    door = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-    print(f"{len(args.folders)} tasks at http://127.0.0.1:{door.getsockname()[1]}/v1", flush=True)
-    server.run(sockets=[door])
+    print(f"{len(args.folders)} tasks at http://127.0.0.1:{listening.getsockname()[1]}/v1", flush=True)
+    server.run(sockets=[listening])
 
 
 def merged(bank: Path) -> FastAPI:
-    """The first task's weights in place of the base's: what any adapter at all costs is seen against this."""
+    """The first task merged into the base's weights: against this the cost of adapters is measured."""
     service = Service(Options(bank, rows=ROWS, resident=ROWS))
     engine, store = service.scheduler.engine, service.store
     task = next(iter(store))
@@ -62,7 +63,7 @@ def merged(bank: Path) -> FastAPI:
 
 
 class Waiting:
-    """Requests that wait for a thread that answers them in batches."""
+    """Requests for a thread that answers them in batches."""
 
     def __init__(self, base: str, folders: list[Path], mixed: bool) -> None:
         configure_threads()
@@ -92,12 +93,12 @@ class Waiting:
             with self.change:
                 while not self.queue:
                     self.change.wait()
-            time.sleep(0.005)  # those who ask at the same time are in the same batch
+            time.sleep(0.005)  # so that requests of the same moment are in the same batch
             with self.change:
                 wanted = None if self.mixed else self.queue[0][0]["model"]
-                batch = [one for one in self.queue if wanted in (None, one[0]["model"])][:ROWS]
-                for one in batch:
-                    self.queue.remove(one)
+                batch = [entry for entry in self.queue if wanted in (None, entry[0]["model"])][:ROWS]
+                for entry in batch:
+                    self.queue.remove(entry)
             for (_, future), result in zip(batch, self.answers([body for body, _ in batch]), strict=True):
                 future.set_result(result)
 
@@ -105,22 +106,29 @@ class Waiting:
     def answers(self, bodies: list[dict[str, Any]]) -> list[tuple[str, int]]:
         names = [body["model"] for body in bodies]
         prompts = [body["prompt"] for body in bodies]
-        given = self.tokenizer(prompts, padding=True, return_tensors="pt").to(self.model.device)
+        encoded = self.tokenizer(prompts, padding=True, return_tensors="pt").to(self.model.device)
         options: dict[str, Any] = {"adapter_names": names} if self.mixed else {}
         if not self.mixed:
             self.model.set_adapter(names[0])
         most = max(body["max_tokens"] for body in bodies)
         out = self.model.generate(
-            **given, **options, max_new_tokens=most, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
-            repetition_penalty=1.0, temperature=1.0, top_p=1.0, top_k=50,
-        )  # fmt: skip
-        found = []
-        for body, row in zip(bodies, out[:, given["input_ids"].shape[1] :].tolist(), strict=True):
+            **encoded,
+            **options,
+            max_new_tokens=most,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+            repetition_penalty=1.0,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+        )
+        outputs = []
+        for body, row in zip(bodies, out[:, encoded["input_ids"].shape[1] :].tolist(), strict=True):
             tokens = row[: body["max_tokens"]]
-            end = next((place + 1 for place, one in enumerate(tokens) if one == self.tokenizer.eos_token_id), None)
+            end = next((n for n, token in enumerate(tokens, start=1) if token == self.tokenizer.eos_token_id), None)
             text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            found.append((text.strip(), len(tokens[:end])))
-        return found
+            outputs.append((text.strip(), len(tokens[:end])))
+        return outputs
 
 
 def peft(base: str, folders: list[Path], mixed: bool) -> FastAPI:

@@ -1,4 +1,4 @@
-"""What coverage tells of a newcomer: the demo's own tasks, other dates, and tasks of other kinds, on the demo's bank.
+"""What coverage says of a new task: the demo's own tasks, other dates, and tasks of other kinds, on the demo's bank.
 
     python -m benchmarks.transfer.coverage [--bank demo/together-90-steps-seed-0] [--threads 2]
 
@@ -15,7 +15,7 @@ from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.load import load_bank
 from colora.common.files import write_json
 from colora.common.provenance import environment
-from colora.models.base import configure_threads
+from colora.common.threads import configure_threads
 from colora.tasks.encode import encode_tasks
 from colora.tasks.families.calendar import DEMO_LOCALES
 from colora.tasks.families.make import make_tasks
@@ -42,20 +42,22 @@ def main() -> None:
     tasks = make_tasks(names, examples=16, val=0, test=0, seed=11, regime="implicit")
     model, tokenizer, _ = load_bank(args.bank)
     tuner = bank_tuner(model)
-    tuner.add_tasks(["newcomer"])
-    tuner.set_core("newcomer", {name: torch.zeros_like(core) for name, core in tuner.core("newcomer").items()})
-    place = tuner.tasks.index("newcomer")
+    tuner.add_tasks(["new task"])
+    tuner.set_core("new task", {name: torch.zeros_like(core) for name, core in tuner.core("new task").items()})
+    index = tuner.tasks.index("new task")
     data = encode_tasks(tasks, tokenizer, "train", 128)
-    gradients = task_gradients(model, data, names, tokenizer.pad_token_id, task_index=[place] * len(names))
+    gradients = task_gradients(model, data, names, tokenizer.pad_token_id, task_index=[index] * len(names))
     bank = tuner.active_adapters[0]
-    factors = {name: (layer.colora_A[bank].detach(), layer.colora_B[bank].detach())
-               for name, layer in bank_layers(model, bank).items()}  # fmt: skip
+    factors = {
+        name: (layer.colora_A[bank].detach(), layer.colora_B[bank].detach())
+        for name, layer in bank_layers(model, bank).items()
+    }
     found = {name: coverage(gradients, number, factors) for number, name in enumerate(names)}
     shares = {name: {"shared": round(one.shared, 5), "relative": round(one.relative, 5)} for name, one in found.items()}
-    record: dict[str, object] = {kind: {name: shares[name] for name in own} for kind, own in KINDS.items()}
+    record: dict[str, object] = {kind: {name: shares[name] for name in members} for kind, members in KINDS.items()}
     write_json(RECORD, record | {"environment": environment()})
-    for kind, own_names in KINDS.items():
-        print(f"{kind}: " + ", ".join(f"{name} {found[name].relative:.2%}" for name in own_names))
+    for kind, members in KINDS.items():
+        print(f"{kind}: " + ", ".join(f"{name} {found[name].relative:.2%}" for name in members))
 
 
 if __name__ == "__main__":

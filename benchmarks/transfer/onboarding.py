@@ -1,4 +1,4 @@
-"""A newcomer with sixteen examples: its core alone, against training everything anew, and against a LoRA of its own.
+"""A new task with sixteen examples: its core alone, against training everything anew, and against a LoRA of its own.
 
     python -m benchmarks.transfer.onboarding [--seeds 0 1 2] [--threads 2] [--only extended] [--output runs/onboarding]
     python -m benchmarks.transfer.onboarding --table
@@ -10,10 +10,10 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     before      the base model, zero-shot
     onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; with and
-                without the pull towards the start, and with these directions trained beside the core
-    second      a core alone in the bank that was extended for another newcomer; with the settings for such cores, and
+                without the proximal regularisation ("no pull"), and with these directions trained beside the core
+    second      a core alone in the bank that was extended for another new task; with the settings for such cores, and
                 with those for smaller ones
-    retrained   one bank of the six and this newcomer from the start, or of all nine tasks, where the newcomers help
+    retrained   one bank of the six and this task from the start, or of all nine tasks, where the new tasks help
                 each other too; with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
 
@@ -44,14 +44,16 @@ from colora.adapter.model import bank_tuner
 from colora.bank.load import load_bank
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.experiments.demo import RANK, RATES
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 from colora.transfer.onboarding.onboard import Settings, onboard
@@ -59,28 +61,28 @@ from colora.transfer.onboarding.onboard import Settings, onboard
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "onboarding.jsonl"
 CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
-NEWCOMERS = ("gl", "oc", "ast")
+NEW_LOCALES = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
 SEEDS, CHOICES_SEEDS = [0, 1, 2], [3]
 TRAINED = 5e-3
 CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)} | {
-    "--extend 16, no pull": Settings(extend=16, pull=0),
-    "--extend 16, no pull, 24 steps": Settings(24, extend=16, pull=0),
-    "--extend 16, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
-    "--extend 16, pull 0.1": Settings(extend=16, pull=0.1),
-    "--extend 16, pull 0.2": Settings(extend=16, pull=0.2),
+    "--extend 16, no pull": Settings(extend=16, proximal=0),
+    "--extend 16, no pull, 24 steps": Settings(24, extend=16, proximal=0),
+    "--extend 16, no pull, directions trained": Settings(extend=16, proximal=0, factor_lr=TRAINED),
+    "--extend 16, pull 0.1": Settings(extend=16, proximal=0.1),
+    "--extend 16, pull 0.2": Settings(extend=16, proximal=0.2),
 }
 H200_RECORD = HERE / "records" / "onboarding_choices_h200.jsonl"
 STEPS, ROWS_OF_A_TASK, MAX_LENGTH = 90, 2, 64
 ONBOARDED = {
     "onboarded": Settings(),
     "onboarded, 40 steps": Settings(40),
-    "extended, no pull": Settings(extend=16, pull=0),
-    "extended, no pull, directions trained": Settings(extend=16, pull=0, factor_lr=TRAINED),
+    "extended, no pull": Settings(extend=16, proximal=0),
+    "extended, no pull, directions trained": Settings(extend=16, proximal=0, factor_lr=TRAINED),
     "extended": Settings(extend=16),
 }
-SECOND = {"second of its kind, as small cores": Settings(lr=0.12, pull=0), "second of its kind": Settings()}
+SECOND = {"second of its kind, as small cores": Settings(lr=0.12, proximal=0), "second of its kind": Settings()}
 METHODS = ("before", *ONBOARDED, *SECOND, "retrained, seven tasks", "retrained", "own LoRA")
 DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seconds": 0}
 
@@ -115,7 +117,7 @@ class Seed:
     def __init__(self, output: Path, seed: int, threads: int | None, record: Path = RECORD) -> None:
         self.output, self.seed, self.threads, self.record = output, seed, threads, record
         self.old = date_tasks(DEMO_LOCALES, seed=seed)
-        self.new = date_tasks(NEWCOMERS, seed=seed)
+        self.new = date_tasks(NEW_LOCALES, seed=seed)
         for task in (*self.old, *self.new):
             for split in ("train", "test"):
                 rows = [{"input": one.input, "output": one.outputs[0]} for one in task.splits[split]]
@@ -138,7 +140,7 @@ class Seed:
                 self.keep(name, measure)
 
     def clock(self) -> None:
-        """Seconds of `colora onboard` as a process of its own, for each newcomer, the two settings in turn."""
+        """Seconds of `colora onboard` as a process of its own, for each new task, the two settings in turn."""
         bank, seconds = self.bank("bank", self.old), dict[str, list[float]]()
         for task in self.new:
             for name, options in CLOCKED.items():
@@ -156,8 +158,10 @@ class Seed:
         if any((one.method, one.seed) == (method, self.seed) for one in known):
             print(f"{method}, seed {self.seed}: measured before, reused")
             return
-        found = [Record("onboarding", method, one.task, one.split, one.metric, one.value, one.n, self.seed)
-                 for one in measure()]  # fmt: skip
+        found = [
+            Record("onboarding", method, one.task, one.split, one.metric, one.value, one.n, self.seed)
+            for one in measure()
+        ]
         append_records(self.record, found)
         write_json(self.record.with_suffix(".environment.json"), environment())
         print(f"{method}, seed {self.seed}: {[round(one.value, 2) for one in found]}", flush=True)
@@ -181,10 +185,10 @@ class Seed:
         return [one for task in self.new for one in self.one_onboarded(bank, task, settings)]
 
     def second(self, bank: Path, settings: Settings) -> list[Record]:
-        """Each newcomer on the bank that `--extend 16` made for another, which is still there or made once more."""
+        """Each new task on the bank that `--extend 16` made for another, which is still there or made once more."""
         records = []
-        for place, task in enumerate(self.new):
-            other, extended = self.new[place - 1], ONBOARDED["extended"]
+        for index, task in enumerate(self.new):
+            other, extended = self.new[index - 1], ONBOARDED["extended"]
             larger = self.output / "onboarded" / _short(extended) / other.name
             if not larger.is_dir():
                 onboard(bank, self.output / "tasks" / other.name, output=larger, settings=extended, log=print)
@@ -213,14 +217,16 @@ class Seed:
         return found
 
     def before(self) -> list[Record]:
-        model, tokenizer = load_base(DEFAULT_BASE)
-        tokenizer.chat_template = None
+        model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
         return self.evaluated(model, tokenizer, self.new, None)
 
     def own(self) -> list[Record]:
-        """A LoRA for each newcomer, for the seconds that its onboarding took; the steps that fit are measured first."""
-        took = {one.task: one.value for one in read_records(self.record)
-                if (one.method, one.seed, one.metric) == ("onboarded", self.seed, "seconds")}  # fmt: skip
+        """A LoRA for each new task, for the seconds that its onboarding took; the steps that fit are measured first."""
+        took = {
+            one.task: one.value
+            for one in read_records(self.record)
+            if (one.method, one.seed, one.metric) == ("onboarded", self.seed, "seconds")
+        }
         records = []
         for task in self.new:
             began = time.monotonic()
@@ -248,13 +254,15 @@ class Seed:
         config = self.config(f"{name}/{task.name}", [task], Settings().rows, steps, **RATES["alone"])
         return train(config, make_model=plain, log=print)
 
-    def evaluated(self, model: Any, tokenizer: Any, tasks: list[Task], index: dict[str, int] | None) -> list[Record]:
+    def evaluated(
+        self, model: Any, tokenizer: Tokenizer, tasks: list[Task], index: dict[str, int] | None
+    ) -> list[Record]:
         settings = EvaluationSettings(max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48, seed=self.seed)
         return evaluate(model, tokenizer, tasks, settings, index, progress=False).records
 
 
 def _short(settings: Settings) -> str:
-    values = (settings.lr, settings.pull, settings.steps, settings.rows, settings.extend, settings.factor_lr)
+    values = (settings.lr, settings.proximal, settings.steps, settings.rows, settings.extend, settings.factor_lr)
     return "-".join("default" if value is None else f"{value:g}" for value in values)
 
 
@@ -263,7 +271,7 @@ def json_line(row: dict[str, str]) -> str:
 
 
 def table(choices: bool = False, record: Path | None = None) -> str:
-    """Markdown: a row a method, mean over newcomers and mean ± standard deviation over seeds; seconds are medians."""
+    """Markdown: a row for each method, means over new tasks, ± standard deviation over seeds; seconds are medians."""
     record = record or (CHOICES_RECORD if choices else RECORD)
     records = read_records(record)
     titles = " | ".join(metric.title for metric in METRICS.values())
@@ -291,7 +299,7 @@ def table(choices: bool = False, record: Path | None = None) -> str:
 def clock_line(seconds: dict[str, list[float]]) -> str:
     """A sentence."""
     told = [f"{name} {', '.join(f'{one:.0f}' for one in own)}" for name, own in seconds.items()]
-    return f"Seconds of the whole command for {', '.join(NEWCOMERS)}: {'; '.join(told)}."
+    return f"Seconds of the whole command for {', '.join(NEW_LOCALES)}: {'; '.join(told)}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does similarity say who helps whom? Cosines of ten real tasks against what training in pairs gave.
+"""Does similarity predict transfer? Cosines of ten real tasks against the gains of training in pairs.
 
     python -m benchmarks.transfer.transfer [--share 1/2] [--threads 1]    # 10 alone, 45 in pairs, one of all
     python -m benchmarks.transfer.transfer --table
@@ -28,14 +28,16 @@ from colora.bank.load import save_bank
 from colora.common.files import write_json
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.records import Record, append_records, read_records
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.models.likelihood import label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.families.make import make_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.adapter_config import bank_config
 from colora.training.config import AdapterSpec
 from colora.training.loop.loss import row_weights
@@ -76,21 +78,20 @@ def run(args: argparse.Namespace) -> None:
     tasks = {
         task.name: task for task in make_tasks(TASKS, examples=EXAMPLES, val=0, test=TEST, seed=SEED, regime="implicit")
     }
-    _, tokenizer = load_base(DEFAULT_BASE)
-    tokenizer.chat_template = None
+    _, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
     if part == 1 and not (RECORDS / "transfer_gradients.json").is_file():
         model = bank_of(load_base(DEFAULT_BASE)[0], TASKS)
         data = encode_tasks(list(tasks.values()), tokenizer, "train", MAX_LENGTH)
         gradients = task_gradients(model, data, TASKS, tokenizer.pad_token_id)
         write_json(RECORDS / "transfer_gradients.json", gradient_similarity(gradients).as_json())
     base, _ = load_base(DEFAULT_BASE, torch.bfloat16)  # twice as fast; adapters stay in float32
-    companies = [(name,) for name in TASKS] + list(combinations(TASKS, 2)) + [tuple(TASKS)]
-    for number, company in enumerate(companies):
-        known = {one.method for one in read_records(RECORD)} if RECORD.is_file() else set()
-        method = " + ".join(company) if len(company) < len(TASKS) else "all"
-        if number % parts != part - 1 or method in known:
+    task_sets = [(name,) for name in TASKS] + list(combinations(TASKS, 2)) + [tuple(TASKS)]
+    for number, names in enumerate(task_sets):
+        measured = {one.method for one in read_records(RECORD)} if RECORD.is_file() else set()
+        method = " + ".join(names) if len(names) < len(TASKS) else "all"
+        if number % parts != part - 1 or method in measured:
             continue
-        model, values = trained([tasks[name] for name in company], base, tokenizer)
+        model, values = trained([tasks[name] for name in names], base, tokenizer)
         found = [
             Record("transfer", method, name, "test", "token_nll", value, TEST, SEED) for name, value in values.items()
         ]
@@ -109,7 +110,7 @@ def bank_of(base: Any, names: list[str]) -> PeftModel:
     return get_peft_model(base, bank_config(AdapterSpec(), names, base))
 
 
-def trained(tasks: list[Task], base: Any, tokenizer: Any) -> tuple[PeftModel, dict[str, float]]:
+def trained(tasks: list[Task], base: Any, tokenizer: Tokenizer) -> tuple[PeftModel, dict[str, float]]:
     """A bank of these tasks, and each one's nats per token on its test examples."""
     names = [task.name for task in tasks]
     model = bank_of(base, names)

@@ -1,4 +1,4 @@
-"""The algebra of shared factors and personal cores: W_k − W0 = s · B Λ_k A.
+"""The algebra of shared factors and task-specific cores: W_k − W0 = s · B Λ_k A.
 
 Shapes throughout: A (r, d_in), B (d_out, r), cores (K, r, r). The triple is a Tucker-2 decomposition of the stack
 of updates, so (B P, P⁻¹ Λ_k Q⁻¹, Q A) is the same model for every invertible P, Q (the gauge). Compare, average or
@@ -6,17 +6,28 @@ regularise cores only after `canonical_gauge`.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["canonical_gauge", "compose", "core_gram", "joint_diagonalisation"]
 
 
-def compose(A: Tensor, B: Tensor, core: Tensor, scaling: float = 1.0) -> Tensor:
-    """The full update s · B Λ A, shape (d_out, d_in); for cores of shape (K, r, r), shape (K, d_out, d_in)."""
+def compose(
+    A: Float[Tensor, "*#K r d_in"],
+    B: Float[Tensor, "*#K d_out r"],
+    core: Float[Tensor, "*#K r r"],
+    scaling: float = 1.0,
+) -> Float[Tensor, "*#K d_out d_in"]:
+    """The full update s · B Λ A, shape (d_out, d_in); for cores of shape (K, r, r), shape (K, d_out, d_in).
+
+    A and B may have an axis of tasks as well: a copy of each task's.
+    """
     return scaling * (B @ core @ A)
 
 
-def canonical_gauge(A: Tensor, B: Tensor, cores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def canonical_gauge(
+    A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], cores: Float[Tensor, "*K r r"]
+) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"], Float[Tensor, "*K r r"]]:
     """The same model with orthonormal factors: B = Q_B R_B and Aᵀ = Q_A R_A, triangular parts moved into the cores.
 
     In this gauge ⟨W_i − W0, W_j − W0⟩ = s² ⟨Λ_i, Λ_j⟩. The signs are fixed by R_ii ≥ 0, so that the gauge is unique
@@ -30,22 +41,28 @@ def canonical_gauge(A: Tensor, B: Tensor, cores: Tensor) -> tuple[Tensor, Tensor
     return q_a.mT, q_b, r_b @ cores @ r_a.mT
 
 
-def core_gram(A: Tensor, B: Tensor, cores: Tensor, scaling: float = 1.0) -> Tensor:
+def core_gram(
+    A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], cores: Float[Tensor, "K r r"], scaling: float = 1.0
+) -> Float[Tensor, "K K"]:
     """Inner products of all K full updates, shape (K, K), at cost O(K² r²) instead of O(K² d_out d_in)."""
     _, _, canonical = canonical_gauge(A, B, cores)
     flat = canonical.flatten(1)
     return scaling**2 * (flat @ flat.mT)
 
 
-def _positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _positive_qr(matrix: Float[Tensor, "d r"]) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r r"]]:
     q, r = torch.linalg.qr(matrix)
     signs = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(matrix.dtype)
     return q * signs, signs[:, None] * r
 
 
 def joint_diagonalisation(
-    B: Tensor, A: Tensor, rank: int, iterations: int = 20, tolerance: float = 1e-9
-) -> tuple[Tensor, Tensor, Tensor]:
+    B: Float[Tensor, "K d_out r"],
+    A: Float[Tensor, "K r d_in"],
+    rank: int,
+    iterations: int = 20,
+    tolerance: float = 1e-9,
+) -> tuple[Float[Tensor, "d_out {rank}"], Float[Tensor, "K {rank} {rank}"], Float[Tensor, "d_in {rank}"]]:
     """Shared orthonormal factors for K low-rank updates: min over U, V, Σ_k of Σ_k ‖B_k A_k − U Σ_k Vᵀ‖².
 
     For given V the best U spans the leading left singular space of [B_1 A_1 V, ..., B_K A_K V], and the other way
@@ -82,7 +99,7 @@ def joint_diagonalisation(
     return U, cores, V
 
 
-def _leading_left(matrix: Tensor, rank: int) -> Tensor:
+def _leading_left(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows {rank}"]:
     """Orthonormal basis of the leading left singular space; completed if the matrix has fewer columns than `rank`."""
     U = torch.linalg.svd(matrix, full_matrices=matrix.shape[1] < rank).U
     return U[:, :rank]

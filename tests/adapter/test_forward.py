@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import TypeCheckError, jaxtyped
 from peft import get_peft_model
 from torch import nn
 from torch.func import functional_call
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, BertModel
 
 from colora import CoLoRAConfig
+from colora.adapter.layer import CoLoRALinear
+from colora.adapter.routing import Router, Routing
 from colora.errors import TaskIdError
 from tests.helpers.dense_oracle import (
     FAMILIES,
@@ -332,3 +336,21 @@ def test_get_peft_model_accepts_tuples_and_sets():
     config = CoLoRAConfig(r=2, tasks=("x", "y"), target_modules={"q_proj", "k_proj"})
     assert config.tasks == ["x", "y"]
     assert len(factors(get_peft_model(tiny_llama(), config))) == 4
+
+
+def test_the_layer_has_the_shapes_it_declares(monkeypatch):
+    """Checked here and not by the import hook of all tests: torch.compile would break its graph at the checks."""
+    for name in ("forward", "_add_update", "_mixed", "get_delta_weight"):
+        monkeypatch.setattr(CoLoRALinear, name, jaxtyped(getattr(CoLoRALinear, name), typechecker=beartype))
+    router = Router()
+    router.register("default", TASKS)
+    config = CoLoRAConfig(r=2, tasks=TASKS, init_weights=False)
+    layer = CoLoRALinear(nn.Linear(7, 5), "default", config, router)
+    for ids in (torch.tensor([2, 0]), torch.tensor([[0, 1, 2], [1, 1, 0]]), 1):
+        router.current = Routing({"default": ids})
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert layer(torch.randn(2, 3, 7)).shape == (2, 3, 5)
+    assert layer.get_delta_weight("default", 1).shape == (5, 7)
+    with pytest.raises(TypeCheckError, match="x"):
+        layer(torch.ones(2, 3, 7, dtype=torch.long))

@@ -25,7 +25,7 @@ COMMANDS = (
     "import",
     "merge",
     "forget",
-    "company",
+    "transfer",
     "similarity",
     "onboard",
     "compare",

@@ -1,4 +1,4 @@
-"""The commands of a federation: what they refuse before anything is started, and what they would start."""
+"""The commands of a federation: what they refuse before a program is started, and which programs they start."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from tests.helpers.run_files import cli, refusal, run_file, save_base, write_tas
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Any, float]]:
     """The programs that commands would have started."""
-    found: list[tuple[list[str], Any, float]] = []
+    programs: list[tuple[list[str], Any, float]] = []
 
     def start(command: list[str], environment: Any, retry: float) -> int:
-        found.append((command, environment, retry))
+        programs.append((command, environment, retry))
         return 0
 
     monkeypatch.setattr(processes, "keep_running", start)
-    return found
+    return programs
 
 
-def test_help_teaches_the_order_of_things():
+def test_help_names_every_command():
     text = " ".join(cli("federate", "--help").stdout.split())
     assert "only the shared factors A and B travel" in text
     for command in ("simulate", "keys", "server", "register", "client", "run"):
@@ -30,9 +30,9 @@ def test_help_teaches_the_order_of_things():
         assert cli("federate", command, "--help").exit_code == 0
 
 
-def test_a_server_that_anybody_could_join_stays_on_loopback(tmp_path: Path, started: list[Any]):
-    said = refusal("federate", "server", "--host", "0.0.0.0", "--home", tmp_path)
-    assert "without --tls anybody who reaches 0.0.0.0 could join" in said
+def test_server_without_tls_stays_on_loopback(tmp_path: Path, started: list[Any]):
+    message = refusal("federate", "server", "--host", "0.0.0.0", "--home", tmp_path)
+    assert "without --tls anybody who reaches 0.0.0.0 could join" in message
     assert not started
     assert cli("federate", "server", "--home", tmp_path).exit_code == 0
     (command, environment, _) = started[0]
@@ -40,15 +40,15 @@ def test_a_server_that_anybody_could_join_stays_on_loopback(tmp_path: Path, star
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
 
 
-def test_a_client_checks_its_task_file_before_it_starts(tmp_path: Path, started: list[Any]):
+def test_client_checks_its_task_file_before_it_starts(tmp_path: Path, started: list[Any]):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": "x"}\n', encoding="utf-8")
-    said = refusal("federate", "client", "--task", bad, "--state", tmp_path / "state")
-    assert "bad.jsonl:1" in said
+    message = refusal("federate", "client", "--task", bad, "--state", tmp_path / "state")
+    assert "bad.jsonl:1" in message
     assert not started
 
 
-def test_a_client_tells_flower_its_task_and_its_folder_and_keeps_on_trying(tmp_path: Path, started: list[Any]):
+def test_client_passes_its_flags_to_flower_and_retries(tmp_path: Path, started: list[Any]):
     task = tmp_path / write_task(tmp_path, "red")
     assert cli("federate", "client", "--task", task, "--state", tmp_path / "s", "--no-share-loss").exit_code == 0
     ((command, _, retry),) = started
@@ -58,25 +58,25 @@ def test_a_client_tells_flower_its_task_and_its_folder_and_keeps_on_trying(tmp_p
     assert retry == 120
 
 
-def test_a_run_without_tasks_is_enough_for_the_server_and_a_bad_one_is_refused(tmp_path: Path):
+def test_run_refuses_a_run_file_with_an_unknown_field(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("federation: {rounds: 3, schedul: alternating, replies: 9}\n", encoding="utf-8")
-    said = refusal("federate", "run", path, tmp_path / "out", "--home", tmp_path / "home")
-    assert "federation.schedul: no such field; did you mean 'schedule'?" in said
+    message = refusal("federate", "run", path, tmp_path / "out", "--home", tmp_path / "home")
+    assert "federation.schedul: no such field; did you mean 'schedule'?" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_keys_are_not_written_over(tmp_path: Path):
+def test_keys_refuses_to_overwrite(tmp_path: Path):
     assert cli("federate", "keys", tmp_path / "keys", "a", "b").exit_code == 0
     assert "ca.key" in refusal("federate", "keys", tmp_path / "keys", "a")
 
 
-def test_the_fields_of_a_federation_are_in_the_schema():
+def test_schema_lists_the_fields_of_a_federation():
     assert "federation.norm_ratio" in cli("schema").stdout
 
 
-def test_fields_that_exclude_each_other_are_told_together(tmp_path: Path):
+def test_simulate_reports_all_conflicting_fields_at_once(tmp_path: Path):
     path = run_file(tmp_path, save_base(tmp_path / "base"))
-    said = refusal("federate", "simulate", path, "federation.clip=1.0", "federation.replies=3")
-    assert "clip needs rule: mean, compression: none and weights: uniform" in said
-    assert "replies (3) cannot be more than clients (2)" in said
+    message = refusal("federate", "simulate", path, "federation.clip=1.0", "federation.replies=3")
+    assert "clip needs rule: mean, compression: none and weights: uniform" in message
+    assert "replies (3) cannot be more than clients (2)" in message

@@ -1,4 +1,4 @@
-"""Compressed uploads: what they cost, what they lose, that nothing is lost for good, and what is refused."""
+"""Compressed uploads: their size, their error, error feedback, and malformed payloads."""
 
 import math
 from dataclasses import replace
@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colora.errors import FederationError
+from colora.federated.aggregate import aggregate, update_norm
 from colora.federated.compression import compress, decompress
 from colora.federated.local import LocalData, LocalModel
-from colora.federated.protocol import aggregate, federate, init, update_norm
-from colora.federated.state import Reply, ServerState
-from colora.federated.storage import message_bytes
+from colora.federated.protocol import federate, init
+from colora.federated.state import Reply, ServerState, message_bytes
 from colora.tasks.encode import EncodedTasks
 from colora.training.config import AdapterSpec, FederationSpec
 from tests.helpers.tiny import tiny_llama
@@ -24,7 +24,7 @@ KINDS = ["none", "int8", "topk"]
 
 def update_of(seed, shape=(6, 20)):
     generator = torch.Generator().manual_seed(seed)
-    rows = 10.0 ** (torch.arange(shape[0]) - shape[0] // 2)[:, None]  # rows of very unlike size
+    rows = 10.0 ** (torch.arange(shape[0]) - shape[0] // 2)[:, None]  # rows of very different magnitudes
     return {f"{part}/x": rows * torch.randn(shape, generator=generator) for part in "AB"}
 
 
@@ -34,7 +34,7 @@ shapes = st.tuples(st.integers(1, 7), st.integers(1, 30))
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, shapes)
-def test_eight_bits_err_by_half_a_step_of_the_row(seed, shape):
+def test_int8_error_is_at_most_half_a_step_of_the_row(seed, shape):
     update = update_of(seed, shape)
     payload, left = compress(update, {}, "int8", 0.1)
     found = decompress(payload, update, "int8")
@@ -46,7 +46,7 @@ def test_eight_bits_err_by_half_a_step_of_the_row(seed, shape):
         assert int(payload[f"{name}.int8"].abs().max()) == 127
 
 
-def test_eight_bits_of_zeros_are_zeros():
+def test_int8_keeps_zeros():
     update = {"A/x": torch.zeros(3, 4)}
     payload, left = compress(update, {}, "int8", 0.1)
     assert torch.equal(decompress(payload, update, "int8")["A/x"], update["A/x"])
@@ -55,7 +55,7 @@ def test_eight_bits_of_zeros_are_zeros():
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, shapes, st.floats(0.01, 1))
-def test_topk_sends_the_largest_as_they_are(seed, shape, keep):
+def test_topk_sends_the_largest_magnitudes_exactly(seed, shape, keep):
     update = update_of(seed, shape)
     payload, left = compress(update, {}, "topk", keep)
     found = decompress(payload, update, "topk")
@@ -69,7 +69,7 @@ def test_topk_sends_the_largest_as_they_are(seed, shape, keep):
             assert tensor[sent].abs().min() >= tensor[~sent].abs().max()
 
 
-def test_without_compression_the_update_itself_is_sent():
+def test_none_sends_the_update_itself():
     update = update_of(0)
     payload, left = compress(update, {}, "none", 0.1)
     assert left == {}
@@ -77,7 +77,7 @@ def test_without_compression_the_update_itself_is_sent():
 
 
 @pytest.mark.parametrize("kind", ["int8", "topk"])
-def test_over_many_rounds_nothing_is_lost_but_the_last_residual(kind):
+def test_error_feedback_loses_only_the_last_residual(kind):
     generator = torch.Generator().manual_seed(0)
     total, sent, residual, largest = 0.0, 0.0, {}, []
     for _ in range(100):
@@ -87,17 +87,17 @@ def test_over_many_rounds_nothing_is_lost_but_the_last_residual(kind):
         sent = sent + decompress(payload, update, kind)["A/x"].double()
         largest.append(float(residual["A/x"].abs().max()))
     torch.testing.assert_close(sent + residual["A/x"], total, rtol=0, atol=1e-4)
-    assert (total - sent).abs().max() > 1e-4, "there would be nothing to feed back"
-    assert max(largest) < 20, "the residual does not run away"
-    forgotten = sum(
-        decompress(compress({"A/x": one}, {}, kind, 0.1)[0], {"A/x": one}, kind)["A/x"] - one
-        for one in torch.randn(100, 5, 40, generator=torch.Generator().manual_seed(0))
+    assert (total - sent).abs().max() > 1e-4, "compression was exact: there is nothing to feed back"
+    assert max(largest) < 20, "the residual grows without bound"
+    without_feedback = sum(
+        decompress(compress({"A/x": update}, {}, kind, 0.1)[0], {"A/x": update}, kind)["A/x"] - update
+        for update in torch.randn(100, 5, 40, generator=torch.Generator().manual_seed(0))
     )
     if kind == "topk":
-        assert forgotten.norm() > 2 * (sent - total).norm(), "without feedback it would be worse"
+        assert without_feedback.norm() > 2 * (sent - total).norm(), "feedback gains nothing"
 
 
-def test_what_the_payloads_cost():
+def test_message_bytes_of_each_kind():
     update = {f"B/{layer}": torch.randn(576, 8) for layer in range(20)}
     whole = message_bytes(compress(update, {}, "none", 0.1)[0])
     assert whole == pytest.approx(4 * 20 * 576 * 8, rel=0.01)
@@ -146,7 +146,7 @@ def int32(*values):
         ("none", {"B/x.int8": None, "B/x.scale": None, "B/x": torch.ones(4, 3)}, r"expected shape \(4, 2\)"),
     ],
 )
-def test_a_malformed_payload_is_refused(kind, changes, why):
+def test_decompress_refuses_malformed_payloads(kind, changes, why):
     payload = (TOPK if kind == "topk" else INT8) | changes
     payload = {name: tensor for name, tensor in payload.items() if tensor is not None}
     with pytest.raises(FederationError, match=why):
@@ -163,7 +163,7 @@ def test_a_malformed_payload_is_refused(kind, changes, why):
         ("topk", TOPK | {"B/x.value": torch.tensor([1, math.nan])}),
     ],
 )
-def test_numbers_that_are_none_once_decompressed_are_dropped(kind, payload):
+def test_aggregate_drops_payloads_that_decompress_to_nan_or_infinity(kind, payload):
     state = ServerState(FEDERATION, 0, {"A/x": torch.ones(2, 3), "B/x": torch.zeros(4, 2)}, {})
     good = Reply("good", FEDERATION, 0, INT8 if kind == "int8" else TOPK, 1)
     spec = FederationSpec(schedule="alternating", compression=kind)
@@ -177,22 +177,22 @@ def test_numbers_that_are_none_once_decompressed_are_dropped(kind, payload):
 
 def data_of(name, low):
     items = []
-    for place in range(6):
-        ids = [low + place % 3, low + 5, low + place % 3, low + 7, 2]
+    for index in range(6):
+        ids = [low + index % 3, low + 5, low + index % 3, low + 7, 2]
         items.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]], "task_ids": 0})
     return LocalData(name, EncodedTasks(items, [6], []))
 
 
-def test_federating_with_compression_ends_near_the_result_without():
+def test_federate_with_compression_ends_near_the_result_without():
     local = LocalModel(tiny_llama(hidden=16, layers=1), AdapterSpec(r=2, lora_alpha=2.0), 0, 0, 0.02, 0.05)
     data = {name: data_of(name, low) for name, low in (("ann", 20), ("bob", 40), ("cy", 60))}
     ends, losses, up = {}, {}, {}
     for kind in KINDS:
-        sizes, told = [], []
+        sizes, means = [], []
 
-        def look(state, report, messages, replies, sizes=sizes, told=told):
+        def record(state, report, messages, replies, sizes=sizes, means=means):
             sizes.append(sum(message_bytes(reply.payload) for reply in replies))
-            told.append(sum(report.losses.values()) / 3)
+            means.append(sum(report.losses.values()) / 3)
             assert not report.dropped
 
         spec = FederationSpec(
@@ -205,11 +205,13 @@ def test_federating_with_compression_ends_near_the_result_without():
             compression=kind,
             keep=0.25,
         )
-        clients = {name: local.newcomer() for name in data}
-        ends[kind] = federate(init(FEDERATION, local), clients, data, local, spec, 0, look).shared
-        losses[kind], up[kind] = told, sum(sizes)
+        clients = {name: local.initial_state() for name in data}
+        ends[kind] = federate(init(FEDERATION, local), clients, data, local, spec, 0, record).shared
+        losses[kind], up[kind] = means, sum(sizes)
     moved = update_norm({name: tensor - local.start[name] for name, tensor in ends["none"].items()})
-    apart = {kind: update_norm({n: one - ends["none"][n] for n, one in ends[kind].items()}) for kind in KINDS}
+    apart = {
+        kind: update_norm({name: tensor - ends["none"][name] for name, tensor in ends[kind].items()}) for kind in KINDS
+    }
     assert apart["int8"] < 0.2 * moved
     assert apart["topk"] < 0.8 * moved
     assert losses["none"][-1] < losses["none"][0] - 0.1

@@ -1,4 +1,4 @@
-"""What Flower's commands are told: keys that fit, arguments that survive its parser, settings that are TOML."""
+"""Flower's commands: keys and certificates, arguments that survive its parser, settings as TOML, and processes."""
 
 import ipaddress
 import os
@@ -53,7 +53,7 @@ def certificate(path):
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def test_the_server_is_known_by_its_hosts_and_by_no_other(tls):
+def test_server_certificate_is_valid_for_its_hosts_alone(tls):
     store = Store([certificate(tls / "ca.pem")])
     names = x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(host)) for host in ("127.0.0.1", "::1"))
     for name in names:
@@ -63,13 +63,13 @@ def test_the_server_is_known_by_its_hosts_and_by_no_other(tls):
         stranger.verify(certificate(tls / "server.pem"), [])
 
 
-def test_certificates_are_good_for_a_year(tls):
+def test_certificates_are_valid_for_a_year(tls):
     for name in ("ca.pem", "server.pem"):
         left = certificate(tls / name).not_valid_after_utc - datetime.now(UTC)
         assert timedelta(days=364) < left <= timedelta(days=365)
 
 
-def test_each_client_has_its_own_pair_of_keys(tls):
+def test_make_credentials_gives_each_client_its_own_key_pair(tls):
     public = []
     for name in ("first", "second one"):
         key = load_ssh_private_key(client_key(tls, name).read_bytes(), None)
@@ -79,28 +79,28 @@ def test_each_client_has_its_own_pair_of_keys(tls):
     assert public[0] != public[1]
 
 
-def test_only_the_owner_reads_private_keys(tls):
+def test_private_keys_are_readable_by_the_owner_alone(tls):
     keys = sorted(tls.rglob("*.key"))
     assert len(keys) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
 
 
 @pytest.mark.parametrize("name", ["ca.pem", "server.key", "clients/a.key", "clients/a.pub"])
-def test_keys_are_never_overwritten(tmp_path, name):
-    there = tmp_path / name
-    there.parent.mkdir(exist_ok=True)
-    there.write_text("old")
-    with pytest.raises(ConfigError, match=there.name):
+def test_make_credentials_refuses_to_overwrite(tmp_path, name):
+    existing = tmp_path / name
+    existing.parent.mkdir(exist_ok=True)
+    existing.write_text("old")
+    with pytest.raises(ConfigError, match=existing.name):
         make_credentials(tmp_path, ["a"])
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [there]
-    assert there.read_text() == "old"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [existing]
+    assert existing.read_text() == "old"
 
 
 @pytest.mark.parametrize(
     ("clients", "hosts"),
     [(["../a"], ["localhost"]), (["a", "a"], ["localhost"]), (["a"], []), (["a"], ["localhost:80"]), (["a"], [""])],
 )
-def test_names_and_hosts_that_cannot_be_meant(tmp_path, clients, hosts):
+def test_make_credentials_refuses_invalid_names_and_hosts(tmp_path, clients, hosts):
     with pytest.raises(ConfigError):
         make_credentials(tmp_path, clients, hosts)
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +110,7 @@ def after(command, flag):
     return command[command.index(flag) + 1]
 
 
-def test_a_server_with_tls_takes_only_registered_clients(tls, tmp_path):
+def test_server_command_with_tls(tls, tmp_path):
     command = launch.server_command("127.0.0.1", 8001, tmp_path / "state.db", tls)
     assert (after(command, "--host"), after(command, "--port")) == ("127.0.0.1", "8001")
     assert after(command, "--database") == str(tmp_path / "state.db")
@@ -121,13 +121,13 @@ def test_a_server_with_tls_takes_only_registered_clients(tls, tmp_path):
     assert "--insecure" not in command
 
 
-def test_a_server_without_tls_says_so(tmp_path):
+def test_server_command_without_tls(tmp_path):
     command = launch.server_command("127.0.0.1", 8001, tmp_path / "state.db")
     assert "--insecure" in command
     assert not [word for word in command if "ssl" in word or "auth" in word]
 
 
-def test_a_client_with_tls_shows_its_key(tls):
+def test_client_command_with_tls_and_key(tls):
     key = client_key(tls, "first")
     command = launch.client_command("127.0.0.1:8001", 9001, {}, tls / "ca.pem", key)
     assert after(command, "--superlink") == "127.0.0.1:8001"
@@ -137,38 +137,37 @@ def test_a_client_with_tls_shows_its_key(tls):
     assert "--insecure" not in command
 
 
-def test_a_client_without_tls_has_no_use_for_a_key(tls):
+def test_client_command_refuses_a_key_without_tls(tls):
     assert "--insecure" in launch.client_command("127.0.0.1:8001", 9001, {})
     with pytest.raises(ConfigError, match="root certificate"):
         launch.client_command("127.0.0.1:8001", 9001, {}, key=client_key(tls, "first"))
 
 
-def test_what_a_node_is_told_survives_flowers_parser():
-    told = {f"key-{place}": text for place, text in enumerate(HARD)}
-    told |= {"whole": -3, "share": 1e-07, "yes": True, "no": False, "last": HARD[-1]}
-    read = parse_config_args([after(launch.client_command("127.0.0.1:1", 2, told), "--node-config")])
-    assert read == told
-    assert [type(value) for value in read.values()] == [type(value) for value in told.values()]
+def test_node_config_survives_flowers_parser():
+    flags = {f"key-{index}": text for index, text in enumerate(HARD)}
+    flags |= {"whole": -3, "share": 1e-07, "yes": True, "no": False, "last": HARD[-1]}
+    read = parse_config_args([after(launch.client_command("127.0.0.1:1", 2, flags), "--node-config")])
+    assert read == flags
+    assert [type(value) for value in read.values()] == [type(value) for value in flags.values()]
 
 
 @pytest.mark.parametrize("settings", [{"a b": 1}, {"a.b": 1}, {"a": None}, {"a": float("nan")}, {"a": 2**63}])
-def test_what_a_node_cannot_be_told(settings, tmp_path):
+def test_settings_that_are_not_toml_are_refused(settings, tmp_path):
     with pytest.raises(ConfigError):
         launch.client_command("127.0.0.1:1", 2, settings)
     with pytest.raises(ConfigError):
         launch.write_app(tmp_path, settings)
 
 
-def test_commands_of_a_user(tmp_path):
-    assert launch.register_command(tmp_path / "a.pub", "here")[1:] == [
-        "supernode", "register", str(tmp_path / "a.pub"), "here",
-    ]  # fmt: skip
+def test_register_run_and_status_commands(tmp_path):
+    key = tmp_path / "a.pub"
+    assert launch.register_command(key, "here")[1:] == ["supernode", "register", str(key), "here"]
     assert launch.run_command(tmp_path, "here")[1:] == ["run", str(tmp_path), "here", "--stream"]
     assert launch.run_command(tmp_path, "here", stream=False)[1:] == ["run", str(tmp_path), "here"]
     assert launch.status_command("here", 12)[1:] == ["list", "here", "--run-id", "12", "--format", "json"]
 
 
-def test_connections_are_added_and_changed_one_by_one(tmp_path, tls):
+def test_write_connection_keeps_the_others(tmp_path, tls):
     (tmp_path / "config.toml").write_text('[superlink]\ndefault = "old"\n[superlink.old]\naddress = ":local:"\n')
     launch.write_connection(tmp_path, "open", "127.0.0.1:1")
     launch.write_connection(tmp_path, "safe", "127.0.0.1:2")
@@ -181,7 +180,7 @@ def test_connections_are_added_and_changed_one_by_one(tmp_path, tls):
     }
 
 
-def test_a_connection_needs_a_simple_name_and_a_file_that_is_toml(tmp_path):
+def test_write_connection_refuses_a_bad_name_or_file(tmp_path):
     with pytest.raises(ConfigError):
         launch.write_connection(tmp_path, "a.b", "127.0.0.1:1")
     (tmp_path / "config.toml").write_text("[superlink")
@@ -189,8 +188,8 @@ def test_a_connection_needs_a_simple_name_and_a_file_that_is_toml(tmp_path):
         launch.write_connection(tmp_path, "a", "127.0.0.1:1")
 
 
-def test_an_app_is_one_file_that_flower_accepts(tmp_path):
-    config = {f"key-{place}": text for place, text in enumerate(HARD)} | {"whole": 3, "share": 2.5, "yes": True}
+def test_write_app_writes_one_file_that_flower_accepts(tmp_path):
+    config = {f"key-{index}": text for index, text in enumerate(HARD)} | {"whole": 3, "share": 2.5, "yes": True}
     launch.write_app(tmp_path / "app", config)
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
     read, warnings = load_and_validate(tmp_path / "app" / "pyproject.toml", check_module=False)
@@ -198,7 +197,7 @@ def test_an_app_is_one_file_that_flower_accepts(tmp_path):
     assert not warnings
 
 
-def test_flower_keeps_to_its_home_and_to_this_interpreter(tmp_path, monkeypatch):
+def test_flower_environment_sets_home_and_programs(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", "elsewhere")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     environment = launch.flower_environment(tmp_path)
@@ -210,7 +209,7 @@ def test_flower_keeps_to_its_home_and_to_this_interpreter(tmp_path, monkeypatch)
     assert rest == os.environ["PATH"].split(os.pathsep)
 
 
-def test_waiting_ends_when_the_server_does_or_the_time_is_up():
+def test_wait_until_ready_ends_with_the_process_or_the_time():
     ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(FederationError, match="exit code 3"):
         launch.wait_until_ready("http://127.0.0.1:9", 20, process=ended)
@@ -218,17 +217,19 @@ def test_waiting_ends_when_the_server_does_or_the_time_is_up():
         launch.wait_until_ready("http://127.0.0.1:9", 0.2)
 
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+IGNORES_SIGTERM = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+)
 PARENT = f"""
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE, start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", {IGNORES_SIGTERM!r}], stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()
 print(child.pid, flush=True)
 child.wait()
 """
 
 
-def test_nothing_is_left_of_a_process_that_will_not_listen():
+def test_stop_kills_processes_that_ignore_sigterm():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         assert psutil.pid_exists(child)
@@ -237,10 +238,12 @@ def test_nothing_is_left_of_a_process_that_will_not_listen():
     assert gone(child)
 
 
-def test_nothing_is_left_of_a_process_that_died_before():
+def test_stop_ends_the_children_of_a_dead_process():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    orphan = subprocess.Popen([sys.executable, "-c", DEAF, "--parent-pid", str(process.pid)], stdout=subprocess.PIPE)
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", IGNORES_SIGTERM, "--parent-pid", str(process.pid)], stdout=subprocess.PIPE
+    )
     orphan.stdout.readline()
     stop(process, seconds=0.2)
     assert gone(orphan.pid)
@@ -259,7 +262,7 @@ def gone(pid):
     return False
 
 
-def test_a_program_that_is_refused_is_started_again_until_it_is_let_in(tmp_path, monkeypatch):
+def test_keep_running_restarts_a_failing_program(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "RETRY_PAUSE", 0.01)
     tried = tmp_path / "tried"
     code = f"import sys; f = open({str(tried)!r}, 'a+'); f.write('x'); f.seek(0); sys.exit(len(f.read()) < 3)"
@@ -267,12 +270,12 @@ def test_a_program_that_is_refused_is_started_again_until_it_is_let_in(tmp_path,
     assert tried.read_text() == "xxx"
 
 
-def test_a_program_that_stays_refused_ends_with_its_own_code(monkeypatch):
+def test_keep_running_returns_the_exit_code_without_retries(monkeypatch):
     monkeypatch.setattr(processes, "RETRY_PAUSE", 0.01)
     assert processes.keep_running([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ), retry=0) == 7
 
 
-def test_told_to_end_it_ends_what_it_started(tmp_path):
+def test_keep_running_ends_its_program_on_sigterm(tmp_path):
     started = tmp_path / "pid"
     inner = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = (

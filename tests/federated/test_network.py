@@ -1,5 +1,4 @@
-"""One real federation on loopback: processes, sockets, TLS, keys. It equals the protocol in one process, and leaks
-nothing."""
+"""A networked federation on loopback with TLS and keys: it equals the protocol in one process, and leaks nothing."""
 
 from pathlib import Path
 
@@ -22,7 +21,7 @@ NAMES = ("red", "blue")
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_personal_leaves_home(tmp_path: Path):
+def test_networked_federation_equals_simulate_and_leaks_nothing(tmp_path: Path):
     tasks = [{"path": write_task(tmp_path, name), "val": 0, "test": 0} for name in NAMES]
     path = run_file(tmp_path, save_base(tmp_path / "base"), tasks, evaluation={"split": "train"})
     run = yaml.safe_load(path.read_text())
@@ -33,26 +32,26 @@ def test_a_real_federation_equals_the_protocol_in_one_process_and_nothing_person
         net.start()
         done = net.run(path, seconds=540)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{net.logs()}"
-        processes = [psutil.Process(one.pid) for one in net.processes.values()]
-        mine = [child for one in processes for child in (one, *one.children(recursive=True))]
-    assert len(mine) > len(NAMES)
-    assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    commands = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]  # none of a zombie
+        processes = [psutil.Process(process.pid) for process in net.processes.values()]
+        started = [child for process in processes for child in (process, *process.children(recursive=True))]
+    assert len(started) > len(NAMES)
+    assert not [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    commands = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]  # empty for a zombie
     assert not [command for command in commands if "flower" in command and str(tmp_path) in command]
 
-    told = read_records(tmp_path / "net" / "server" / "rounds.jsonl")
-    assert [one.value for one in told if one.metric == "accepted"] == [2], f"{done.stdout}\n{net.logs()}"
-    assert {one.task for one in told if one.metric == "train_nll"} == set(NAMES)
+    records = read_records(tmp_path / "net" / "server" / "rounds.jsonl")
+    assert [one.value for one in records if one.metric == "accepted"] == [2], f"{done.stdout}\n{net.logs()}"
+    assert {one.task for one in records if one.metric == "train_nll"} == set(NAMES)
 
     simulate(load_config(path))
     alone = load_file(tmp_path / "out" / "bank" / "adapter_model.safetensors")
-    for place, name in enumerate(NAMES):
+    for index, name in enumerate(NAMES):
         (bank,) = (tmp_path / "net" / "state" / name).glob("*/bank")
         assert bank_overview(bank).tasks == [name]
         networked = load_file(bank / "adapter_model.safetensors")
         assert networked.keys() == alone.keys()
         for key, tensor in networked.items():
-            expected = alone[key][place : place + 1] if "core" in key else alone[key]
+            expected = alone[key][index : index + 1] if "core" in key else alone[key]
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 
     assert net.listener is not None

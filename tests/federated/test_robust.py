@@ -1,4 +1,4 @@
-"""What bad clients can do to a round: be dropped with a reason, be outvoted, or make the round not count."""
+"""Bad clients: they are dropped with a reason, outweighed by robust rules, or the round is void."""
 
 import math
 from dataclasses import replace
@@ -9,32 +9,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colora.federated.aggregate import aggregate, update_norm
 from colora.federated.combine import combine
 from colora.federated.history import RoundCost, history_line, round_records
 from colora.federated.optimizer import server_step
-from colora.federated.protocol import aggregate, update_norm
 from colora.federated.state import Reply, ServerState
 from colora.training.config import FederationSpec
 
 FEDERATION = "0123456789abcdef" * 2
 GENERATOR = torch.Generator().manual_seed(0)
-STATE = ServerState(
-    FEDERATION, 0, {f"{part}/{name}": torch.randn(shape, generator=GENERATOR)
-                    for name in ("q", "v") for part, shape in (("A", (2, 5)), ("B", (4, 2)))}, {"model_type": "toy"},
-)  # fmt: skip
+SHARED = {
+    f"{part}/{name}": torch.randn(shape, generator=GENERATOR)
+    for name in ("q", "v")
+    for part, shape in (("A", (2, 5)), ("B", (4, 2)))
+}
+STATE = ServerState(FEDERATION, 0, SHARED, {"model_type": "toy"})
 
 
 def spec_of(**changes):
-    """Alternating rounds, in the first of which B moves alone."""
+    """The alternating schedule, whose first round trains B alone."""
     return FederationSpec(**{"schedule": "alternating"} | changes)
 
 
 def update_of(number, size=1.0):
     """An update of B, of norm `size`."""
     generator = torch.Generator().manual_seed(number)
-    found = {f"B/{name}": torch.randn(4, 2, generator=generator) for name in ("q", "v")}
-    norm = update_norm(found)
-    return {name: size / norm * tensor for name, tensor in found.items()}
+    update = {f"B/{name}": torch.randn(4, 2, generator=generator) for name in ("q", "v")}
+    norm = update_norm(update)
+    return {name: size / norm * tensor for name, tensor in update.items()}
 
 
 def reply(number, size=1.0, **changes):
@@ -75,11 +77,11 @@ BAD = {
     "negative examples": ({"examples": -5}, "expected training examples, found -5"),
     "NaN examples": ({"examples": math.nan}, "expected training examples, found nan"),
     "missing": ({"missing": True, "payload": {}}, "lost a factor"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_is_as_without_it(name):
+def test_aggregate_drops_a_bad_reply_with_a_reason(name):
     changes, why = BAD[name]
     spec = spec_of()
     expected, _ = aggregate(STATE, GOOD, spec)
@@ -95,7 +97,7 @@ def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_is_as_without_it(nam
 
 @pytest.mark.parametrize("others", [1, 3])
 @pytest.mark.parametrize("size", [1000.0, 1e18])
-def test_an_update_far_larger_than_the_others_is_dropped(others, size):
+def test_aggregate_drops_outliers(others, size):
     found, report = aggregate(STATE, [*GOOD[:others], reply(9, size)], spec_of())
     expected, _ = aggregate(STATE, GOOD[:others], spec_of())
     assert "times the round's median" in report.dropped["c9"]
@@ -106,7 +108,7 @@ def test_an_update_far_larger_than_the_others_is_dropped(others, size):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_clients_that_send_zeros_cannot_end_the_round(count):
+def test_updates_of_zeros_do_not_make_the_others_outliers(count):
     zeros = {name: torch.zeros_like(tensor) for name, tensor in update_of(0).items()}
     replies = [*(reply(number, payload=zeros) for number in range(count - 1)), reply(9)]
     _, report = aggregate(STATE, replies, spec_of())
@@ -116,7 +118,7 @@ def test_clients_that_send_zeros_cannot_end_the_round(count):
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_does_not_end_the_server(loss):
+def test_nan_and_infinite_losses_are_left_out(loss):
     cost = RoundCost(1, 1, 1.0)
     _, report = aggregate(STATE, [*GOOD, reply(9, loss=loss)], spec_of())
     records = round_records("run", 0, report, cost)
@@ -125,19 +127,19 @@ def test_a_loss_that_is_no_number_does_not_end_the_server(loss):
     assert "inf" not in history_line(report, cost, 1)
 
 
-def test_updates_above_max_norm_are_dropped():
+def test_aggregate_drops_updates_above_max_norm():
     spec = spec_of(max_norm=1.5)
     _, report = aggregate(STATE, [*GOOD, reply(9, 1.6)], spec)
     assert report.dropped == {"c9": "norm 1.6, expected at most 1.5 (max_norm)"}
 
 
-def test_with_privacy_updates_above_clip_are_dropped():
+def test_aggregate_drops_updates_above_clip():
     spec = spec_of(clip=1.0, weights="uniform")
     _, report = aggregate(STATE, [*GOOD, reply(9, 1.01)], spec)
     assert report.dropped == {"c9": "norm 1.01, expected at most 1 (clip)"}
 
 
-def test_with_privacy_one_client_more_changes_the_sum_by_at_most_clip():
+def test_private_sum_changes_by_at_most_clip_with_one_client_more():
     """The noise is for a sum that one client can change by `clip`; so no client may decide who else counts."""
     spec = spec_of(clip=1.0, weights="uniform")
 
@@ -155,7 +157,7 @@ def test_with_privacy_one_client_more_changes_the_sum_by_at_most_clip():
 
 
 @pytest.mark.parametrize("server", ["average", "momentum", "adam"])
-def test_when_all_are_bad_the_round_is_void_and_nothing_moves(server):
+def test_round_of_bad_replies_is_void_and_changes_nothing(server):
     spec = spec_of(server=server)
     state, _ = aggregate(STATE, GOOD, spec)
     state = replace(state, round=0)
@@ -172,7 +174,7 @@ def test_when_all_are_bad_the_round_is_void_and_nothing_moves(server):
     assert same(found.shared, state.shared)
 
 
-def test_fewer_good_replies_than_asked_for_make_the_round_void():
+def test_round_with_too_few_good_replies_is_void():
     bad = reply(9, payload={})
     found, report = aggregate(STATE, [*GOOD[:2], bad], spec_of(replies=3, clients=3))
     assert (report.void, report.accepted) == (True, ["c0", "c1"])
@@ -197,7 +199,7 @@ def combined(rows, rule, trim=0.25, weights=None):
 
 @settings(max_examples=60, deadline=None)
 @given(stacks, st.floats(0, 0.49))
-def test_median_and_trimmed_mean_are_those_of_numpy(rows, trim):
+def test_combine_median_and_trimmed_equal_numpy(rows, trim):
     stack = np.array(rows)
     np.testing.assert_allclose(combined(rows, "median"), np.median(stack, axis=0), rtol=1e-5, atol=1e-5)
     cut = math.floor(trim * len(rows))
@@ -208,7 +210,7 @@ def test_median_and_trimmed_mean_are_those_of_numpy(rows, trim):
 
 @settings(max_examples=60, deadline=None)
 @given(stacks, st.data())
-def test_the_mean_is_weighted(rows, data):
+def test_combine_mean_is_weighted(rows, data):
     weights = data.draw(st.lists(st.integers(1, 1000), min_size=len(rows), max_size=len(rows)))
     expected = np.average(np.array(rows), axis=0, weights=weights)
     np.testing.assert_allclose(combined(rows, "mean", weights=weights), expected, rtol=1e-5, atol=1e-4)
@@ -216,7 +218,7 @@ def test_the_mean_is_weighted(rows, data):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(row, min_size=3, max_size=3), st.floats(-(2.0**100), 2.0**100, width=32))
-def test_one_wild_client_of_four_moves_median_and_trimmed_mean_no_further_than_the_others_go(rows, wild):
+def test_combine_robust_rules_stay_within_the_range_of_the_good_clients(rows, wild):
     low, high = np.min(rows, axis=0), np.max(rows, axis=0)
     for rule in ("median", "trimmed"):
         found = combined([*rows, [wild] * 6], rule)
@@ -224,7 +226,7 @@ def test_one_wild_client_of_four_moves_median_and_trimmed_mean_no_further_than_t
         assert (found <= high + 1e-4).all()
 
 
-def test_a_wild_client_within_the_norm_limit_moves_a_robust_round_little():
+def test_robust_rules_limit_a_bad_client_within_the_norm_limit():
     state, _ = aggregate(STATE, GOOD, spec_of(rule="trimmed"))
     replies = [*GOOD, reply(9, 9.9)]
     for rule, least, most in (("mean", 2.0, 10.0), ("median", 0.0, 1.0), ("trimmed", 0.0, 1.0)):
@@ -237,7 +239,7 @@ def test_a_wild_client_within_the_norm_limit_moves_a_robust_round_little():
 
 
 @pytest.mark.parametrize("rule", ["average", "momentum", "adam"])
-def test_the_server_step_is_the_formula_over_rounds_of_turns(rule):
+def test_server_step_equals_the_formula_over_alternating_rounds(rule):
     generator = np.random.default_rng(0)
     shared = {name: generator.normal(size=(3, 2)) for name in ("A/x", "B/x")}
     m, v = (dict.fromkeys(shared, 0.0) for _ in range(2))
@@ -263,7 +265,7 @@ def test_the_server_step_is_the_formula_over_rounds_of_turns(rule):
     assert len(moments) == {"average": 0, "momentum": 2, "adam": 4}[rule]
 
 
-def test_the_round_uses_the_server_settings():
+def test_aggregate_uses_the_settings_of_the_server_optimiser():
     spec = spec_of(server="momentum", server_lr=0.5, server_momentum=0.25)
     state, _ = aggregate(STATE, [GOOD[0]], spec)
     state, _ = aggregate(replace(state, round=0), [GOOD[1]], spec)

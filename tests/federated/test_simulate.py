@@ -1,4 +1,4 @@
-"""A federation in one process, from the command line: it resumes to the same bits, and refuses what cannot be meant."""
+"""A federation in one process, from the command line: it resumes to the same bits, and refuses invalid settings."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 
 import colora.federated.simulate
 from colora.evaluation.records import read_records
+from colora.federated.aggregate import RoundReport
 from colora.federated.history import RoundCost, round_records, write_round
-from colora.federated.protocol import RoundReport
 from colora.federated.simulate import simulate
 from colora.training.config_file import load_config
 from tests.helpers.run_files import bank_tensors, cli, refusal, run_file, save_base, write_task
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return run_file(tmp_path, save_base(tmp_path / "base"))
 
 
-def test_a_simulation_ends_with_a_bank_of_all_clients_and_is_not_run_again(tmp_path: Path, path: Path):
+def test_simulate_writes_a_bank_and_does_not_run_again(tmp_path: Path, path: Path):
     done = cli("federate", "simulate", path, *FIELDS)
     assert done.exit_code == 0, done.stderr
     assert "red" in done.stdout
@@ -32,7 +32,7 @@ def test_a_simulation_ends_with_a_bank_of_all_clients_and_is_not_run_again(tmp_p
     assert "has ended before" in again.stderr
 
 
-def test_a_simulation_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, path: Path, monkeypatch):
+def test_simulate_resumes_to_the_same_bits(tmp_path: Path, path: Path, monkeypatch):
     whole = load_config(path, [*FIELDS, f"output={tmp_path / 'whole'}"])
     simulate(whole)
     monkeypatch.setattr(colora.federated.simulate, "SAVE_SECONDS", -1.0)
@@ -57,19 +57,19 @@ def test_a_simulation_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, p
     assert rounds == ["round 0", "round 1", "round 2"]
 
 
-def test_a_folder_holds_one_federation_and_no_other_run(tmp_path: Path, path: Path):
+def test_simulate_refuses_the_folder_of_another_federation(tmp_path: Path, path: Path):
     assert cli("federate", "simulate", path, *FIELDS).exit_code == 0
     said = refusal("federate", "simulate", path, *FIELDS, "federation.fraction=0.5")
     assert "federation.fraction: it has 1.0, this run 0.5" in said
     assert "holds a federation" in refusal("train", path, *FIELDS)
 
 
-def test_the_output_of_training_is_not_taken_for_a_federation(tmp_path: Path, path: Path):
+def test_simulate_refuses_the_folder_of_a_training_run(tmp_path: Path, path: Path):
     assert cli("train", path).exit_code == 0
     assert "holds a run of `colora train`" in refusal("federate", "simulate", path)
 
 
-def test_private_rounds_tell_a_growing_epsilon_and_their_noise_is_not_of_the_seed(tmp_path: Path, path: Path):
+def test_simulate_with_privacy_records_epsilon_and_draws_other_noise_each_time(tmp_path: Path, path: Path):
     private = [*FIELDS, "federation.clip=1.0", "federation.weights=uniform"]
     banks = []
     for name in ("first", "second"):
@@ -81,7 +81,7 @@ def test_private_rounds_tell_a_growing_epsilon_and_their_noise_is_not_of_the_see
     assert any(not torch.equal(banks[0][name], banks[1][name]) for name in banks[0])
 
 
-def test_rounds_that_a_crash_undid_are_written_over(tmp_path: Path):
+def test_write_round_replaces_rounds_that_a_crash_undid(tmp_path: Path):
     file = tmp_path / "rounds.jsonl"
 
     def write(number: int, up: int) -> None:
@@ -98,7 +98,7 @@ def test_rounds_that_a_crash_undid_are_written_over(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (["federation.clip=1", "federation.rule=median"], "clip needs rule: mean, compression: none and weights"),
         (["federation.clip=1", "federation.weights=uniform", "federation.compression=int8"], "clip needs rule: mean"),
@@ -109,25 +109,30 @@ def test_rounds_that_a_crash_undid_are_written_over(tmp_path: Path):
         (["adapter.lora_dropout=0.1"], "adapter.lora_dropout and"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path: Path, path: Path, fields, said):
-    assert said in refusal("federate", "simulate", path, *fields)
+def test_simulate_refuses_invalid_settings_before_it_writes(tmp_path: Path, path: Path, fields, message):
+    assert message in refusal("federate", "simulate", path, *fields)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_task_without_training_examples_is_refused(tmp_path: Path):
+def test_simulate_refuses_a_task_without_training_examples(tmp_path: Path):
     task = {"path": write_task(tmp_path, "blue"), "test": 10, "val": 0}
     said = refusal("federate", "simulate", run_file(tmp_path, save_base(tmp_path / "base"), ["red", task]))
     assert "blue.jsonl: expected 1 examples for the train split" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_only_some_clients_a_round_also_resumes_to_the_same_bits(tmp_path: Path, monkeypatch):
-    """Clients that were away have older factors than the server when it goes on, and newcomers have none."""
+def test_simulate_with_a_fraction_of_clients_resumes_to_the_same_bits(tmp_path: Path, monkeypatch):
+    """Clients that did not take part have older factors than the server when it resumes, and new clients have none."""
     path = run_file(tmp_path, save_base(tmp_path / "base"), ("red", "blue", "green", "grey"))
     fields = (
-        "federation.rounds=4", "federation.fraction=0.5", "federation.rows=2", "federation.schedule=alternating",
-        "federation.compression=int8", "federation.server=momentum", "federation.server_lr=0.5",
-    )  # fmt: skip
+        "federation.rounds=4",
+        "federation.fraction=0.5",
+        "federation.rows=2",
+        "federation.schedule=alternating",
+        "federation.compression=int8",
+        "federation.server=momentum",
+        "federation.server_lr=0.5",
+    )
     simulate(load_config(path, [*fields, f"output={tmp_path / 'whole'}"]))
     monkeypatch.setattr(colora.federated.simulate, "SAVE_SECONDS", -1.0)
     save = colora.federated.simulate._save

@@ -1,4 +1,4 @@
-"""What is on disk and on the wire: it comes back to the bit, and whatever else is there is refused by name."""
+"""States on disk and messages on the wire: they come back to the bit, and damaged or forged ones are refused."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from colora.common.locks import claimed
 from colora.errors import BaseMismatchError, CheckpointError, FederationError
-from colora.federated.client import Member
+from colora.federated.client import Client
 from colora.federated.protocol import aggregate, broadcast, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState, digest
 from colora.federated.storage import client_folder, load_client, load_server, save_client, save_server
@@ -66,7 +66,7 @@ def same(one, other):
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def test_the_server_comes_back_to_the_bit(tmp_path):
+def test_server_state_comes_back_to_the_bit(tmp_path):
     assert load_server(tmp_path) is None
     save_server(tmp_path, server_state())
     assert same(load_server(tmp_path), server_state())
@@ -75,7 +75,7 @@ def test_the_server_comes_back_to_the_bit(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["server.safetensors"]
 
 
-def test_a_client_comes_back_to_the_bit(tmp_path):
+def test_client_state_comes_back_to_the_bit(tmp_path):
     assert load_client(tmp_path, 9) is None
     state = client_state(2)
     save_client(tmp_path, state)
@@ -86,19 +86,20 @@ def test_a_client_comes_back_to_the_bit(tmp_path):
     assert same(load_client(alone, 2, factors(5)), replace(state, shared=factors(5)))
 
 
-def test_the_latest_state_of_no_later_round_is_taken_and_two_are_kept(tmp_path):
+def test_load_client_takes_the_latest_state_and_two_are_kept(tmp_path):
     for number in (1, 2, 5, 11):
         save_client(tmp_path, client_state(number, seed=number))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "before-round-11.safetensors", "before-round-5.safetensors"
-    ]  # fmt: skip
+        "before-round-11.safetensors",
+        "before-round-5.safetensors",
+    ]
     with pytest.raises(FederationError, match="has the core before round 5 and later"):
-        load_client(tmp_path, 4)  # a newcomer's state in its place would end in the loss of these
+        load_client(tmp_path, 4)  # a new state in their place would replace these
     assert [load_client(tmp_path, asked).round for asked in (5, 10, 11, 99)] == [5, 5, 11, 11]
     assert same(load_client(tmp_path, 10), client_state(5, seed=5))
 
 
-def test_states_of_rounds_that_a_server_has_undone_are_removed(tmp_path):
+def test_save_client_removes_states_of_later_rounds(tmp_path):
     for number in (6, 7):
         save_client(tmp_path, client_state(number))
     save_client(tmp_path, client_state(6, seed=1))
@@ -107,7 +108,7 @@ def test_states_of_rounds_that_a_server_has_undone_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1, None])
-def test_a_file_that_was_cut_off_or_is_another_is_named(tmp_path, keep):
+def test_load_names_a_damaged_file(tmp_path, keep):
     save_server(tmp_path, server_state())
     save_client(tmp_path, client_state(2))
     for file, load in (("server", lambda: load_server(tmp_path)), ("before-round-2", lambda: load_client(tmp_path, 2))):
@@ -117,7 +118,7 @@ def test_a_file_that_was_cut_off_or_is_another_is_named(tmp_path, keep):
             load()
 
 
-def test_a_write_that_was_interrupted_leaves_the_old_state(tmp_path, monkeypatch):
+def test_interrupted_write_leaves_the_old_state(tmp_path, monkeypatch):
     save_server(tmp_path, server_state())
     save_client(tmp_path, client_state(2))
 
@@ -140,7 +141,7 @@ def test_a_write_that_was_interrupted_leaves_the_old_state(tmp_path, monkeypatch
     "name",
     ["../" + "a" * 29, "/etc", "..", "", "A" * 32, "a" * 31, "a" * 33, "a" * 32 + "\n", "a" * 31 + "/", "é" * 32],
 )
-def test_a_federation_whose_name_is_a_path_is_refused(tmp_path, name):
+def test_client_folder_refuses_names_that_are_paths(tmp_path, name):
     with pytest.raises(FederationError, match="32 hexadecimal digits"):
         client_folder(tmp_path, name)
     assert client_folder(tmp_path, FEDERATION) == tmp_path / FEDERATION
@@ -150,54 +151,57 @@ def test_a_federation_whose_name_is_a_path_is_refused(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def one_member(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("member")
+def shared_client(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
     write_task(folder, "red")
     federation = {"rounds": 3, "rows": 2, "core_steps": 1, "local_steps": 2, "compression": "int8"}
     config = FederationConfig(
-        base=save_base(folder / "base"), adapter={"r": 4, "lora_alpha": 4}, federation=federation,
+        base=save_base(folder / "base"),
+        adapter={"r": 4, "lora_alpha": 4},
+        federation=federation,
         training={"max_length": 96, "threads": 1},
-    )  # fmt: skip
-    return Member(config, TaskSource(path=str(folder / "red.jsonl")), folder)
+    )
+    return Client(config, TaskSource(path=str(folder / "red.jsonl")), folder)
 
 
 @pytest.fixture
-def member(one_member, tmp_path):
-    """A client with a folder of its own."""
-    one_member.root = tmp_path
-    return one_member
+def client(shared_client, tmp_path):
+    """The client of this module, with a new folder."""
+    shared_client.root = tmp_path
+    return shared_client
 
 
-def test_a_client_that_is_asked_twice_answers_the_same_bits(member, tmp_path):
-    spec = member.config.federation
-    state = init(FEDERATION, member.local)
-    start = {which: digest(member.local.start, which) for which in "AB"}
+def test_client_that_is_asked_twice_answers_the_same_bits(client, tmp_path):
+    spec = client.config.federation
+    state = init(FEDERATION, client.local)
+    start = client.local.start_digests
     for _ in range(3):
         message = broadcast(state, "1", start)
-        once, again = member.take_part(message), member.take_part(message)
+        once, again = client.train_round(message), client.train_round(message)
         assert same(once, again)
         state, report = aggregate(state, [replace(once, client="1")], spec)
         assert report.accepted == ["1"]
     folder = tmp_path / FEDERATION
     assert sorted(path.name for path in folder.iterdir()) == [
-        "before-round-2.safetensors", "before-round-3.safetensors"
-    ]  # fmt: skip
+        "before-round-2.safetensors",
+        "before-round-3.safetensors",
+    ]
     assert (load_client(folder, 2).round, load_client(folder, 3).position) == (2, 9)
 
 
-def test_a_client_does_not_mix_up_federations_and_is_not_asked_by_two_at_once(member, tmp_path):
-    start = {which: digest(member.local.start, which) for which in "AB"}
-    message = broadcast(init(FEDERATION, member.local), "1", start)
-    first = member.take_part(message)
-    other = member.take_part(replace(message, federation="f" * 32))
+def test_client_separates_federations_and_locks_its_state(client, tmp_path):
+    start = client.local.start_digests
+    message = broadcast(init(FEDERATION, client.local), "1", start)
+    first = client.train_round(message)
+    other = client.train_round(replace(message, federation="f" * 32))
     assert same(replace(other, federation=FEDERATION), first)
     with pytest.raises(FederationError, match="32 hexadecimal"):
-        member.take_part(replace(message, federation="../" + FEDERATION[3:]))
+        client.train_round(replace(message, federation="../" + FEDERATION[3:]))
     with claimed(tmp_path / FEDERATION / "lock"), pytest.raises(FederationError, match="another process works"):
-        member.take_part(message)
+        client.train_round(message)
     identity = {**message.base, "shapes": {"model.layers.*.mlp.up_proj": "7 x 7"}}
     with pytest.raises(BaseMismatchError, match="not this client's"):
-        member.take_part(replace(message, base=identity))
+        client.train_round(replace(message, base=identity))
 
 
 # ---- the wire ----------------------------------------------------------------------------------------------------
@@ -217,10 +221,10 @@ def test_messages_come_back_to_the_bit():
 
 
 def reply_with(metrics=(), about=(), payload=None, without=None):
-    """The record of a reply with other values; None takes one out."""
+    """The record of a reply with other values; None removes a value."""
     record = reply_record(REPLY)
-    found = [{**record.metric_records["metrics"], **dict(metrics)}, {**record.config_records["reply"], **dict(about)}]
-    metrics, about = ({key: value for key, value in one.items() if value is not None} for one in found)
+    changed = [{**record.metric_records["metrics"], **dict(metrics)}, {**record.config_records["reply"], **dict(about)}]
+    metrics, about = ({key: value for key, value in values.items() if value is not None} for values in changed)
     payload = record.array_records["payload"] if payload is None else payload
     parts = {"metrics": MetricRecord(metrics), "reply": ConfigRecord(about), "payload": payload}
     return RecordDict({name: part for name, part in parts.items() if name != without})
@@ -240,7 +244,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_reply_is_refused_as_such(name):
+def test_read_reply_refuses_malformed_replies(name):
     with pytest.raises(FederationError, match=r"not a message of a CoLoRA client|expected"):
         read_reply(MALFORMED[name], "7")
 
@@ -272,14 +276,24 @@ def tensor_file(kind, shape, end):
 HEAD = "{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }"
 WHOLE = safetensors.torch.save(REPLY.payload)
 FORGED = {
-    "empty": b"", "text": b"hello", "zip": archive(), "no zip": b"PK\x03\x04abc", "pickle": pickle.dumps(["x"]),
+    "empty": b"",
+    "text": b"hello",
+    "zip": archive(),
+    "no zip": b"PK\x03\x04abc",
+    "pickle": pickle.dumps(["x"]),
     "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(["x"])),
-    "huge": npy(HEAD % (1 << 47)), "larger than numbers go": npy(HEAD % (1 << 70)), "negative": npy(HEAD % -1),
-    "deep": npy("-" * 9000 + "1"), "brackets": npy("(" * 9000), "open quote": npy("{'descr': '''"),
-    "cut off": bytes_array(WHOLE)[:-3], "safetensors cut off": bytes_array(WHOLE[:-3]),
-    "safetensors with a wild length": bytes_array(b"\xff" * 40), "unknown kind": tensor_file("F4", [2], 1),
+    "huge": npy(HEAD % (1 << 47)),
+    "larger than numbers go": npy(HEAD % (1 << 70)),
+    "negative": npy(HEAD % -1),
+    "deep": npy("-" * 9000 + "1"),
+    "brackets": npy("(" * 9000),
+    "open quote": npy("{'descr': '''"),
+    "cut off": bytes_array(WHOLE)[:-3],
+    "safetensors cut off": bytes_array(WHOLE[:-3]),
+    "safetensors with a wild length": bytes_array(b"\xff" * 40),
+    "unknown kind": tensor_file("F4", [2], 1),
     "past the end": tensor_file("F32", [1 << 40], 1 << 42),
-}  # fmt: skip
+}
 
 
 def forged(content, dtype="uint8", stype="numpy.ndarray"):
@@ -287,7 +301,7 @@ def forged(content, dtype="uint8", stype="numpy.ndarray"):
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_forged_bytes_are_refused_as_such(name):
+def test_forged_bytes_are_refused(name):
     with pytest.raises(FederationError):
         read_reply(reply_with(payload=forged(FORGED[name])), "7")
     record = broadcast_record(MESSAGE)
@@ -295,7 +309,7 @@ def test_forged_bytes_are_refused_as_such(name):
         read_broadcast(RecordDict({"factors": forged(FORGED[name]), "round": record.config_records["round"]}))
 
 
-def test_other_kinds_of_arrays_are_refused():
+def test_read_reply_refuses_other_kinds_of_arrays():
     good = bytes_array(WHOLE)
     assert same(read_reply(reply_with(payload=forged(good)), "7"), REPLY)
     for payload in (forged(good, stype="pickle"), forged(good, dtype="object"), ArrayRecord([np.ones(3)])):
@@ -305,11 +319,11 @@ def test_other_kinds_of_arrays_are_refused():
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_bytes_changed_at_random_are_refused_or_read_but_raise_nothing_else(data):
+def test_read_reply_of_random_bytes_raises_only_federation_errors(data):
     content = bytearray(bytes_array(WHOLE))
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, min(len(content) - 1, 400)))
-        content[place] = data.draw(st.integers(0, 255))
+        index = data.draw(st.integers(0, min(len(content) - 1, 400)))
+        content[index] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
     with suppress(FederationError):
         read_reply(reply_with(payload=forged(content)), "7")
@@ -318,14 +332,23 @@ def test_bytes_changed_at_random_are_refused_or_read_but_raise_nothing_else(data
 @pytest.mark.parametrize(
     "changes",
     [
-        {"round": "2"}, {"round": None}, {"base": "{"}, {"base": None}, {"base": "3"}, {"base": "null"},
-        {"base": "[1]"}, {"base": "[" * 100000}, {"base": b"\xff"}, {"digest-A": None}, {"federation": None},
+        {"round": "2"},
+        {"round": None},
+        {"base": "{"},
+        {"base": None},
+        {"base": "3"},
+        {"base": "null"},
+        {"base": "[1]"},
+        {"base": "[" * 100000},
+        {"base": b"\xff"},
+        {"digest-A": None},
+        {"federation": None},
     ],
     ids=lambda changes: str(changes)[:20],
-)  # fmt: skip
-def test_a_malformed_broadcast_is_refused_as_such(changes):
+)
+def test_read_broadcast_refuses_malformed_broadcasts(changes):
     record = broadcast_record(MESSAGE)
-    found = {**record.config_records["round"], **changes}
-    about = ConfigRecord({key: value for key, value in found.items() if value is not None})
+    values = {**record.config_records["round"], **changes}
+    header = ConfigRecord({key: value for key, value in values.items() if value is not None})
     with pytest.raises(FederationError):
-        read_broadcast(RecordDict({"factors": record.array_records["factors"], "round": about}))
+        read_broadcast(RecordDict({"factors": record.array_records["factors"], "round": header}))

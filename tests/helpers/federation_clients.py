@@ -1,4 +1,4 @@
-"""Three small clients of a tiny exact model, for the tests of the protocol."""
+"""Three small clients of a tiny model in float64, for the tests of the protocol."""
 
 import torch
 
@@ -12,7 +12,8 @@ SIZES = {"ann": 5, "bob": 3, "cy": 4}
 ADAPTER = AdapterSpec(r=2, lora_alpha=3.0)
 
 
-def client_rows(name, size):
+def client_data(name, size):
+    """Random examples of one client, as many as `size`; the sizes are the seeds."""
     generator = torch.Generator().manual_seed(size)
     items = []
     for _ in range(size):
@@ -22,9 +23,10 @@ def client_rows(name, size):
     return LocalData(name, EncodedTasks(items, [size], []))
 
 
-DATA = {name: client_rows(name, size) for name, size in SIZES.items()}
+DATA = {name: client_data(name, size) for name, size in SIZES.items()}
 
 
 def spec_of(**changes):
-    start = {"schedule": "alternating", "order": "core_first", "rounds": 2, "core_steps": 2, "local_steps": 3}
-    return FederationSpec(**(start | {"rows": 2, "finish_steps": 2} | changes))
+    """The settings of a short alternating federation, with some changed."""
+    settings = {"schedule": "alternating", "order": "core_first", "rounds": 2, "core_steps": 2, "local_steps": 3}
+    return FederationSpec(**(settings | {"rows": 2, "finish_steps": 2} | changes))

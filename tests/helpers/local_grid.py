@@ -1,4 +1,4 @@
-"""A grid of Flower inside this process: the real ClientApp, each client with a folder of its own."""
+"""A grid of Flower inside this process: the real ClientApp, with a folder for each client."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,13 +30,16 @@ class LocalGrid(Grid):
             self.sent.append(message)
             name = self.nodes[message.metadata.dst_node_id]
             context = Context(
-                node_id=message.metadata.dst_node_id, state=RecordDict(), run_id=1,
+                node_id=message.metadata.dst_node_id,
+                state=RecordDict(),
+                run_id=1,
                 node_config={
-                    "task": str(self.folder / f"{name}.jsonl"), "name": name,
+                    "task": str(self.folder / f"{name}.jsonl"),
+                    "name": name,
                     "state": str(self.folder / "state" / name),
                 },
                 run_config={"colora": self.config.model_dump_json()},
-            )  # fmt: skip
+            )
             try:
                 reply: Message | None = app(message, context)
             except Exception as error:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from colora.experiments.methods.data import step_rows
 from colora.experiments.methods.forward import Row
 from colora.experiments.trial import Trial
-from colora.models.likelihood import IGNORED
+from colora.tasks.encode import IGNORED
 from tests.helpers.tiny import tiny_llama
 
 CLIENTS, RANK, ALPHA = 3, 2, 3.0

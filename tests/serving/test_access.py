@@ -1,4 +1,4 @@
-"""Tenants: a key opens its own tasks and nothing else, so often and not oftener; and where a server may listen."""
+"""Tenants: which tasks a key opens and how often it may ask; the file of keys; where a server may listen."""
 
 import json
 import time
@@ -38,8 +38,8 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(keys, tmp_path_factory):
     bank = make_bank(tmp_path_factory.mktemp("bank"), ["acme-1", "acme-2", "globex-1", "common"])
-    with serving(bank, read_tenants(keys[0])) as one:
-        yield one
+    with serving(bank, read_tenants(keys[0])) as running:
+        yield running
 
 
 @pytest.fixture
@@ -52,10 +52,9 @@ def asking(server, keys):
     return send
 
 
-def test_a_tenant_sees_and_uses_its_own_tasks(asking):
-    listed = {tenant: [one["id"] for one in asking(tenant, "GET", "/v1/models").json()["data"]]
-              for tenant in ("acme", "globex", "root")}  # fmt: skip
-    assert listed == {
+def test_tenant_lists_and_uses_its_own_tasks(asking):
+    answers = {tenant: asking(tenant, "GET", "/v1/models").json() for tenant in ("acme", "globex", "root")}
+    assert {tenant: [model["id"] for model in answer["data"]] for tenant, answer in answers.items()} == {
         "acme": ["acme-1", "acme-2"],
         "globex": ["globex-1", "common"],
         "root": ["acme-1", "acme-2", "globex-1", "common"],
@@ -63,7 +62,7 @@ def test_a_tenant_sees_and_uses_its_own_tasks(asking):
     assert asking("acme", "POST", "/v1/chat/completions", json=ask("acme-2", "a", max_tokens=2)).status_code == 200
 
 
-def test_what_belongs_to_others_is_as_if_it_were_absent(asking):
+def test_tasks_of_others_look_absent(asking):
     for method, path, options in [
         ("POST", "/v1/chat/completions", {"json": ask("NAME", "a")}),
         ("POST", "/v1/completions", {"json": {"model": "NAME", "prompt": "a"}}),
@@ -78,19 +77,19 @@ def test_what_belongs_to_others_is_as_if_it_were_absent(asking):
             sent = json.loads(json.dumps(options, default=bytes.decode).replace("NAME", name))
             answer = asking("acme", method, path.replace("NAME", name), **sent)
             answers.append((answer.status_code, answer.text.replace(name, "NAME")))
-        assert answers[0] == answers[1]  # nothing tells that the one is there and the other is not
+        assert answers[0] == answers[1]  # nothing shows which of the two exists
         assert answers[0][0] == 404
     assert asking("root", "GET", "/v1/models/globex-1").status_code == 200
 
 
-def test_only_an_admin_reads_metrics_and_reloads(asking):
+def test_metrics_and_reload_are_for_admins(asking):
     for method, path in [("GET", "/metrics"), ("POST", "/v1/reload")]:
         assert asking("acme", method, path).status_code == 404
     assert asking("root", "GET", "/metrics").status_code == 200
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic abc"])
-def test_a_wrong_key_is_refused(server, header):
+def test_wrong_key_is_refused(server, header):
     headers = {} if header is None else {"Authorization": header}
     for method, path in [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/metrics")]:
         answer = server.http.request(
@@ -100,14 +99,14 @@ def test_a_wrong_key_is_refused(server, header):
     assert server.http.get("/health").status_code == 200
 
 
-def test_a_tenant_that_asks_too_often_is_told_when_to_come_again(asking):
+def test_rate_limit_says_when_to_retry(asking):
     answers = [asking("hurried", "GET", "/v1/models") for _ in range(3)]
-    assert [one.status_code for one in answers] == [200, 200, 429]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert 0 < int(answers[2].headers["retry-after"]) <= 30
     assert asking("acme", "GET", "/v1/models").status_code == 200
 
 
-def test_rates_fill_up_again():
+def test_rate_recovers_with_time():
     tenant = Tenant(name="a", key_sha256="0" * 64, requests_per_minute=600)
     access = Access([tenant])
     for _ in range(600):
@@ -118,7 +117,7 @@ def test_rates_fill_up_again():
     access.count(tenant)
 
 
-def test_a_file_of_keys_holds_no_key(keys):
+def test_file_of_keys_has_digests_alone(keys):
     path, made = keys
     text = path.read_text()
     assert not [key for key in made.values() if key in text or key.removeprefix("colora-") in text]
@@ -130,7 +129,7 @@ def test_a_file_of_keys_holds_no_key(keys):
     assert len(set(made.values())) == 4
 
 
-def test_keys_come_and_go_while_the_server_runs(tmp_path, caplog):
+def test_access_rereads_the_file_of_keys(tmp_path, caplog):
     path = tmp_path / "keys.json"
     first = f"Bearer {add_tenant(path, 'first', ['*'])}"
     access = Access.of_file(path)
@@ -140,8 +139,8 @@ def test_keys_come_and_go_while_the_server_runs(tmp_path, caplog):
     remove_tenant(path, "first")
     with pytest.raises(WrongKeyError):
         access.tenant(first)
-    for spoil in (lambda: path.write_text("{"), path.unlink):
-        spoil()
+    for damage in (lambda: path.write_text("{"), path.unlink):
+        damage()
         caplog.clear()
         assert [access.tenant(second).name for _ in range(3)] == ["second"] * 3
         assert [record.message.split(":")[0] for record in caplog.records] == ["the keys stay as they were"]
@@ -150,7 +149,7 @@ def test_keys_come_and_go_while_the_server_runs(tmp_path, caplog):
         access.tenant(second)
 
 
-def test_the_commands_for_keys(tmp_path):
+def test_keys_commands_add_and_remove(tmp_path):
     path = tmp_path / "keys.json"
     done = cli("keys", "add", path, "acme", "--tasks", "acme-*", "--tasks", "common", "--rate", 30)
     assert done.exit_code == 0, done.stderr
@@ -167,30 +166,31 @@ def test_the_commands_for_keys(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "Invalid JSON"), ('{"tenants": [{"name": "a"}]}', "tenants.0.key_sha256"),
+        ("{", "Invalid JSON"),
+        ('{"tenants": [{"name": "a"}]}', "tenants.0.key_sha256"),
         ('{"tenants": [{"name": "a", "key_sha256": "short"}]}', "key_sha256"),
         (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64}] * 2}), "stand twice: a"),
         (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64, "tusks": []}]}), "tusks"),
     ],
-)  # fmt: skip
-def test_a_damaged_file_of_keys_is_refused(tmp_path, content, message):
+)
+def test_read_tenants_refuses_a_damaged_file(tmp_path, content, message):
     (tmp_path / "keys.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_tenants(tmp_path / "keys.json")
 
 
-def test_no_server_for_others_without_keys_and_tls(tmp_path):
-    some = tmp_path / "file"
+def test_check_listen_wants_keys_and_tls_beyond_loopback(tmp_path):
+    file = tmp_path / "file"
     for host in ("127.0.0.1", "localhost", "::1", "127.0.0.3"):
         check_listen(Listen(host))
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(ConfigError, match=r"keys .* and TLS"):
             check_listen(Listen(host))
         with pytest.raises(ConfigError, match="expected TLS"):
-            check_listen(Listen(host, keys=some))
+            check_listen(Listen(host, keys=file))
         with pytest.raises(ConfigError, match="expected keys"):
-            check_listen(Listen(host, certificate=some, private_key=some))
-        check_listen(Listen(host, keys=some, certificate=some, private_key=some))
+            check_listen(Listen(host, certificate=file, private_key=file))
+        check_listen(Listen(host, keys=file, certificate=file, private_key=file))
     with pytest.raises(ConfigError, match="both a certificate"):
-        check_listen(Listen(certificate=some))
+        check_listen(Listen(certificate=file))
     assert "can be reached from other machines" in refusal("serve", tmp_path, "--host", "0.0.0.0")

@@ -1,4 +1,4 @@
-"""What goes wrong around a server: clients that hang up, a full queue, a signal to end, steps that fail."""
+"""Faults around a server: clients that hang up, a full queue, steps that fail, signals."""
 
 import signal
 import threading
@@ -22,28 +22,28 @@ def bank(tmp_path_factory):
     return make_bank(tmp_path_factory.mktemp("bank"))
 
 
-def long(server, count=1, **fields):
-    """Requests that run for a while, each in a thread of its own."""
+def long_requests(server, count=1, **fields):
+    """Requests that run for a while, each in a thread."""
     pool = ThreadPoolExecutor(count)
     body = ask("legal", "one", **LONG | fields)
     return [pool.submit(server.http.post, "/v1/chat/completions", json=body) for _ in range(count)]
 
 
-def test_a_long_request_is_long(bank):
+def test_long_requests_are_long(bank):
     with serving(bank) as server:
-        (one,) = long(server)
-        assert one.result().json()["usage"]["completion_tokens"] > 150
+        (request,) = long_requests(server)
+        assert request.result().json()["usage"]["completion_tokens"] > 150
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.usefixtures("unhurried")
-def test_a_client_that_hangs_up_frees_its_row(bank, stream):
+def test_client_that_hangs_up_frees_its_row(bank, stream):
     with serving(bank, rows=1) as server:
         if stream:
             with server.http.stream(
                 "POST", "/v1/chat/completions", json=ask("legal", "one", stream=True, **LONG)
-            ) as one:
-                next(one.iter_lines())
+            ) as answer:
+                next(answer.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.2) as client:
                 client.post("/v1/chat/completions", json=ask("legal", "one", **LONG))
@@ -55,9 +55,9 @@ def test_a_client_that_hangs_up_frees_its_row(bank, stream):
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(bank):
+def test_client_that_hangs_up_leaves_the_queue(bank):
     with serving(bank, rows=1) as server:
-        running = long(server)
+        running = long_requests(server)
         server.until("running_requests", 1)
         with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.2) as client:
             client.post("/v1/chat/completions", json=ask("sales", "one", **LONG))
@@ -67,23 +67,23 @@ def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(bank):
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_a_full_queue_refuses_and_takes_again_later(bank):
+def test_full_queue_refuses_then_accepts_again(bank):
     with serving(bank, rows=1, queue=2) as server:
-        running = long(server, 3)
+        running = long_requests(server, 3)
         server.until("waiting_requests", 2)
         refused = server.http.post("/v1/chat/completions", json=ask("sales", "one"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
-        assert [one.result().status_code for one in running] == [200] * 3
+        assert [request.result().status_code for request in running] == [200] * 3
         assert server.http.post("/v1/chat/completions", json=ask("sales", "one", max_tokens=2)).status_code == 200
-        # of several outputs that were asked for at once, none stays behind if one finds no room
+        # of several outputs of one request none stays in the queue if one is refused
         many = server.http.post("/v1/chat/completions", json=ask("sales", "one", n=8, **LONG))
         assert many.status_code == 429
         server.until("running_requests", 0)
         assert server.metric("waiting_requests") == 0
 
 
-def test_tenants_take_turns_and_none_fills_the_queue(bank):
+def test_tenants_alternate_and_none_fills_the_queue(bank):
     tenants = [Tenant(name=name, key_sha256=digit * 64) for name, digit in (("many", "0"), ("few", "1"))]
     with serving(bank, tenants, rows=1, queue=8) as server:
         scheduler, order = server.service.scheduler, []
@@ -112,14 +112,14 @@ def test_tenants_take_turns_and_none_fills_the_queue(bank):
     assert order == ["many-0", "few-0", "many-1", "few-1", "many-2", "few-2", "many-3"]
 
 
-def test_a_step_that_fails_ends_its_requests_and_not_the_server(bank):
+def test_failing_step_ends_its_requests_and_not_the_server(bank):
     with serving(bank) as server:
         batch = server.service.scheduler.engine.batch
-        real = batch._forward
+        forward = batch._forward
 
         def fail(*arguments):
-            batch._forward = real
-            raise RuntimeError("out of memory, with details of the inside")
+            batch._forward = forward
+            raise RuntimeError("out of memory, with internal details")
 
         batch._forward = fail
         answer = server.http.post("/v1/chat/completions", json=ask("legal", "one"))
@@ -136,24 +136,24 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_server(bank):
 
 
 @pytest.mark.slow
-def test_sigterm_lets_every_request_end_and_exits_with_zero(bank, tmp_path):
+def test_sigterm_finishes_every_request_and_exits_with_zero(bank, tmp_path):
     log = tmp_path / "log"
-    with process(bank, "--rows", "1", log=log) as (server, one):
-        running = long(server, 8)
+    with process(bank, "--rows", "1", log=log) as (server, server_process):
+        running = long_requests(server, 8)
         server.until("waiting_requests", 2, or_more=True)
-        one.send_signal(signal.SIGTERM)
+        server_process.send_signal(signal.SIGTERM)
         answers = [request.result() for request in running]
         assert [answer.status_code for answer in answers] == [200] * 8
-        assert one.wait(60) == 0
+        assert server_process.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
-    said = log.read_text()
-    assert "one" not in said.replace("tasks at", "").split()  # no prompt in the log
-    assert "Traceback" not in said
+    text = log.read_text()
+    assert "one" not in text.replace("tasks at", "").split()  # no prompt in the log
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow
-def test_a_server_of_its_own_process_with_keys_and_tls(bank, tmp_path):
+def test_serve_command_with_keys_and_tls(bank, tmp_path):
     from colora.federated.keys import make_credentials
     from colora.serving.access import add_tenant
 
@@ -162,7 +162,7 @@ def test_a_server_of_its_own_process_with_keys_and_tls(bank, tmp_path):
     key = add_tenant(keys, "acme", ["legal"])
     tls = {"--tls-cert": "server.pem", "--tls-key": "server.key"}
     options = [part for flag, name in tls.items() for part in (flag, str(tmp_path / "tls" / name))]
-    with process(bank, "--keys", str(keys), *options, log=tmp_path / "log") as (server, one):
+    with process(bank, "--keys", str(keys), *options, log=tmp_path / "log") as (server, server_process):
         assert server.url.startswith("https://127.0.0.1")
         trusted = httpx.create_ssl_context(verify=str(tmp_path / "tls" / "ca.pem"))
         with httpx.Client(base_url=server.url, verify=trusted, timeout=60) as client:
@@ -174,13 +174,13 @@ def test_a_server_of_its_own_process_with_keys_and_tls(bank, tmp_path):
                 == 404
             )
             assert client.post("/v1/chat/completions", json=ask("legal", "secret words")).status_code == 401
-        one.send_signal(signal.SIGINT)
-        assert one.wait(60) == 0
+        server_process.send_signal(signal.SIGINT)
+        assert server_process.wait(60) == 0
     assert "secret" not in (tmp_path / "log").read_text()
 
 
-def test_memory_does_not_grow_with_requests(bank):
-    """Nothing of a request stays: neither in the scheduler, nor among the streams, nor in the cache."""
+def test_requests_leave_nothing_in_memory(bank):
+    """Neither in the scheduler, nor among the resident cores, nor in the cache."""
     with serving(bank, rows=4, resident=4) as server:
 
         def load(count):

@@ -1,4 +1,4 @@
-"""The server's answers: in OpenAI's form, the same as those of `colora generate`, whoever else is asking."""
+"""The server's answers: in OpenAI's form, and equal to those of `colora generate` whatever else is in the batch."""
 
 import json
 import random
@@ -23,14 +23,14 @@ def bank(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(bank):
-    with serving(bank) as one:
-        yield one
+    with serving(bank) as running:
+        yield running
 
 
 @pytest.fixture
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as one:
-        yield one
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def chat(server, *arguments, **fields):
@@ -39,17 +39,17 @@ def chat(server, *arguments, **fields):
     return answer.json()
 
 
-def said(answer):
+def text_of(answer):
     return answer["choices"][0]["message"]["content"]
 
 
-def ended(text):
-    """Without half a character at the very end, which `generate` shows as a replacement character and a stream not."""
+def stripped(text):
+    """Without half a character at the end: `generate` shows it as a replacement character, a stream leaves it out."""
     return text.rstrip("\ufffd ")
 
 
 def events(server, path, body):
-    """The events of a stream, the last of which must be [DONE]."""
+    """The events of a stream before the last, which must be [DONE]."""
     with server.http.stream("POST", path, json=body | {"stream": True}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
@@ -57,58 +57,58 @@ def events(server, path, body):
     return [json.loads(line) for line in lines]
 
 
-def test_answers_are_those_of_generate_for_every_task(bank, server):
+def test_answers_equal_generate_for_every_task(bank, server):
     requests = [Request(task, text) for task in TASKS for text in INPUTS]
     expected = generate_texts(bank, requests, 12)
     assert len(set(expected)) > len(INPUTS)
-    found = [said(chat(server, one.task, one.input, max_tokens=12)) for one in requests]
-    assert [ended(one) for one in expected] == [ended(one) for one in found]
+    found = [text_of(chat(server, request.task, request.input, max_tokens=12)) for request in requests]
+    assert [stripped(text) for text in expected] == [stripped(text) for text in found]
 
 
-def test_an_instruction_stands_where_it_stood_in_training(bank, server):
+def test_instruction_of_system_or_developer_equals_generate(bank, server):
     (expected,) = generate_texts(bank, [Request("legal", "one", "Translate.")], 9)
     for role in ("system", "developer"):
         messages = [{"role": role, "content": "Translate."}, {"role": "user", "content": "one"}]
         found = chat(server, "legal", "", messages=messages, max_tokens=9)
-        assert ended(said(found)) == ended(expected)
+        assert stripped(text_of(found)) == stripped(expected)
 
 
-def test_the_company_changes_no_answer(bank, server):
-    """Many at once, of all tasks, greedy and drawn: each answer is that of the same request to `generate`, alone."""
+def test_other_requests_in_the_batch_change_no_answer(bank, server):
+    """Many at once, of all tasks, greedy and sampled: each answer is that of the same request to `generate`, alone."""
     draw = random.Random(0)
     asked = [
         (draw.choice(TASKS), draw.choice(INPUTS), draw.choice([0.0, 0.8, 1.4]), draw.choice([1.0, 0.7]), number)
         for number in range(24)
     ]
 
-    def answer(one):
-        task, text, temperature, top_p, seed = one
+    def answer(request):
+        task, text, temperature, top_p, seed = request
         fields = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": 3 + seed}
-        return said(chat(server, task, text, **fields))
+        return text_of(chat(server, task, text, **fields))
 
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(answer, asked))
-    for (task, text, temperature, top_p, seed), one in zip(asked, found, strict=True):
+    for (task, text, temperature, top_p, seed), output in zip(asked, found, strict=True):
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-        assert generate_texts(bank, [Request(task, text)], 3 + seed, sampling=sampling) == [one]
+        assert generate_texts(bank, [Request(task, text)], 3 + seed, sampling=sampling) == [output]
 
 
-def test_the_form_of_an_answer(server):
+def test_response_has_the_openai_form(server):
     whole = chat(server, "legal", "one", max_tokens=5, n=2, temperature=1, seed=3)
     assert (whole["object"], whole["model"]) == ("chat.completion", "legal")
-    assert [one["index"] for one in whole["choices"]] == [0, 1]
-    assert {one["finish_reason"] for one in whole["choices"]} <= {"stop", "length"}
-    first, second = (one["message"]["content"] for one in whole["choices"])
-    assert first != second  # the second choice has a seed of its own
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+    assert {choice["finish_reason"] for choice in whole["choices"]} <= {"stop", "length"}
+    first, second = (choice["message"]["content"] for choice in whole["choices"])
+    assert first != second  # each choice has another seed
     again = chat(server, "legal", "one", max_tokens=5, temperature=1, seed=4)
-    assert said(again) == second
+    assert text_of(again) == second
     usage = whole["usage"]
     assert usage["completion_tokens"] <= 10
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_is_the_answer_in_pieces(server, n):
+def test_stream_adds_up_to_the_whole_answer(server, n):
     body = ask("billing", "two words", max_tokens=14, n=n, temperature=0.9, seed=1)
     whole = chat(
         server, "billing", "two words", **{key: body[key] for key in ("max_tokens", "n", "temperature", "seed")}
@@ -116,24 +116,25 @@ def test_a_stream_is_the_answer_in_pieces(server, n):
     found = events(server, "/v1/chat/completions", body | {"stream_options": {"include_usage": True}})
     last = found.pop()
     assert (last["choices"], last["usage"]) == ([], whole["usage"])
-    assert len({one["id"] for one in found}) == 1
+    assert len({event["id"] for event in found}) == 1
     for choice in whole["choices"]:
-        own = [one["choices"][0] for one in found if one["choices"][0]["index"] == choice["index"]]
-        assert own[0]["delta"]["role"] == "assistant"
-        assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
-        assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+        streamed = [event["choices"][0] for event in found]
+        chunks = [chunk for chunk in streamed if chunk["index"] == choice["index"]]
+        assert chunks[0]["delta"]["role"] == "assistant"
+        assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == choice["message"]["content"]
+        assert [chunk["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + [choice["finish_reason"]]
 
 
-def test_stop_strings_end_an_answer_and_are_not_part_of_it(server):
-    text = said(chat(server, "sales", "one", max_tokens=20))
+def test_stop_strings_end_an_answer_and_are_left_out(server):
+    text = text_of(chat(server, "sales", "one", max_tokens=20))
     assert len(text) > 3
     stop = text[2]
-    for given in (stop, ["never there", stop]):
-        short = chat(server, "sales", "one", max_tokens=20, stop=given)["choices"][0]
+    for strings in (stop, ["never there", stop]):
+        short = chat(server, "sales", "one", max_tokens=20, stop=strings)["choices"][0]
         assert (short["message"]["content"], short["finish_reason"]) == (text[: text.index(stop)].strip(), "stop")
 
 
-def test_completions_take_the_prompt_as_it_is(server):
+def test_completions_do_not_change_the_prompt(server):
     tokens = server.service.plain_prompt("one")
     assert tokens == server.service.tokenizer("one")["input_ids"]
     asked = {"model": "legal", "temperature": 0, "max_tokens": 8}
@@ -143,13 +144,13 @@ def test_completions_take_the_prompt_as_it_is(server):
         ).json()
         for prompt in ("one", tokens, ["one", "ünï€ode"], [tokens, tokens])
     }
-    texts = {prompt: [one["text"] for one in answer["choices"]] for prompt, answer in found.items()}
+    texts = {prompt: [choice["text"] for choice in answer["choices"]] for prompt, answer in found.items()}
     (alone,) = texts['"one"']
     assert texts[json.dumps(tokens)] == [alone]
     assert texts[json.dumps([tokens, tokens])] == [alone, alone]
     assert texts['["one", "ünï€ode"]'][0] == alone != texts['["one", "ünï€ode"]'][1]
     streamed = events(server, "/v1/completions", asked | {"prompt": "one"})
-    assert "".join(one["choices"][0]["text"] for one in streamed) == alone
+    assert "".join(event["choices"][0]["text"] for event in streamed) == alone
 
 
 def test_several_turns_follow_the_chat_template(server):
@@ -164,12 +165,12 @@ def test_several_turns_follow_the_chat_template(server):
     assert chat(server, "legal", "", messages=messages)["choices"] == found["choices"]
 
 
-def test_without_a_chat_template_there_is_one_turn(tmp_path):
+def test_without_a_chat_template_several_turns_are_refused(tmp_path):
     bank = make_bank(tmp_path, chat=False)
     (expected,) = generate_texts(bank, [Request("legal", "one")], 9)
     with serving(bank) as server:
         found = chat(server, "legal", "one", max_tokens=9)
-        assert ended(said(found)) == ended(expected)
+        assert stripped(text_of(found)) == stripped(expected)
         messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
         answer = server.http.post("/v1/chat/completions", json=ask("legal", "", messages=messages))
     assert answer.status_code == 400
@@ -179,14 +180,14 @@ def test_without_a_chat_template_there_is_one_turn(tmp_path):
 # ---- the official client ---------------------------------------------------------------------------------------------
 
 
-def test_the_openai_client_talks_to_it(server, client):
-    assert [one.id for one in client.models.list()] == list(TASKS)
+def test_openai_client_reads_the_answers(server, client):
+    assert [model.id for model in client.models.list()] == list(TASKS)
     assert client.models.retrieve("legal").id == "legal"
     messages = [{"role": "user", "content": "one"}]
     asked = {"model": "legal", "messages": messages, "temperature": 0, "max_tokens": 9}
     answer = client.chat.completions.create(**asked)
     text = answer.choices[0].message.content
-    assert text == said(chat(server, "legal", "one", max_tokens=9))
+    assert text == text_of(chat(server, "legal", "one", max_tokens=9))
     assert answer.usage.completion_tokens <= 9
     stream = client.chat.completions.create(**asked, stream=True)
     assert "".join(event.choices[0].delta.content or "" for event in stream) == text
@@ -195,7 +196,7 @@ def test_the_openai_client_talks_to_it(server, client):
     assert "".join(event.choices[0].text for event in client.completions.create(**plain, stream=True)) == whole
 
 
-def test_the_openai_client_knows_the_errors(client):
+def test_openai_client_recognises_the_errors(client):
     messages = [{"role": "user", "content": "one"}]
     with pytest.raises(openai.NotFoundError, match="'nobody' does not exist"):
         client.chat.completions.create(model="nobody", messages=messages)
@@ -217,7 +218,7 @@ def refused(server, body, status, path="/v1/chat/completions"):
     return answer.json()["error"]
 
 
-def test_a_body_that_is_none_names_its_field(server):
+def test_invalid_body_names_its_field(server):
     for body, field in [
         ({"messages": [{"role": "user", "content": "secret"}]}, "model"),
         ({"model": "legal"}, "messages"),
@@ -229,7 +230,7 @@ def test_a_body_that_is_none_names_its_field(server):
         error = refused(server, body, 422)
         assert error["param"] == field
         assert field in error["message"]
-        assert "secret" not in json.dumps(error)  # what was sent is not said again
+        assert "secret" not in json.dumps(error)  # the error does not repeat what was sent
     assert "JSON" in refused(server, b'{"model": "legal", ', 422)["message"]
     assert (
         "found user, user"
@@ -237,20 +238,20 @@ def test_a_body_that_is_none_names_its_field(server):
     )
 
 
-def test_what_a_bank_cannot_do_is_said(server):
+def test_unsupported_fields_are_named(server):
     for field, value in [("logprobs", True), ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1})]:
         assert refused(server, ask("legal", "a", **{field: value}), 400)["param"] == field
     assert chat(server, "legal", "a", response_format={"type": "text"}, logprobs=False, user="me", max_tokens=1)
 
 
-def test_a_prompt_too_long_is_refused_before_it_costs_anything(server):
+def test_too_long_prompt_is_refused_before_the_model_reads_it(server):
     before = server.metric("prompt_tokens")
     error = refused(server, ask("legal", "a" * server.service.positions), 400)
     assert error["code"] == "context_length_exceeded"
     assert f"at most {server.service.positions - 1} tokens" in error["message"]
     assert refused(server, {"model": "legal", "prompt": [5] * 600}, 400, "/v1/completions")["code"] == error["code"]
     assert refused(server, ask("legal", "a" * 2**20), 413)  # not even read
-    in_parts = server.http.post("/v1/completions", content=iter([b"[" * 2**16] * 9))  # without telling its length
+    in_parts = server.http.post("/v1/completions", content=iter([b"[" * 2**16] * 9))  # without a content length
     assert (in_parts.status_code, "at most" in in_parts.json()["error"]["message"]) == (413, True)
     assert server.metric("prompt_tokens") == before
     assert (
@@ -259,7 +260,7 @@ def test_a_prompt_too_long_is_refused_before_it_costs_anything(server):
     assert "at least one token" in refused(server, {"model": "legal", "prompt": []}, 400, "/v1/completions")["message"]
 
 
-def test_what_is_not_there(server):
+def test_unknown_paths_methods_and_models(server):
     assert server.http.get("/v1/nothing").status_code == 404
     assert server.http.get("/v1/chat/completions").status_code == 405
     assert refused(server, ask("nobody", "a"), 404)["code"] == "model_not_found"

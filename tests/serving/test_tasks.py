@@ -1,4 +1,4 @@
-"""Tasks that come and go while the server runs, newer banks, and banks larger than what is in memory."""
+"""Tasks that come and go while the server runs, newer banks, and banks larger than memory."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def bank(tmp_path):
     return make_bank(tmp_path)
 
 
-def said(server, task, text="one", **fields):
+def answer_text(server, task, text="one", **fields):
     answer = server.http.post("/v1/chat/completions", json=ask(task, text, **{"max_tokens": 10} | fields))
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["message"]["content"]
@@ -50,14 +50,14 @@ def changed(content, shared=None, edit=lambda tensors: tensors):
 # ---- core files ------------------------------------------------------------------------------------------------------
 
 
-def test_a_core_file_is_small_and_says_what_it_belongs_to(bank, tmp_path):
+def test_core_command_writes_a_small_file(bank, tmp_path):
     done = cli("core", bank, "billing", tmp_path / "billing.safetensors")
     assert done.exit_code == 0, done.stderr
     content = (tmp_path / "billing.safetensors").read_bytes()
     tensors = SavedBank(bank)
     core = safetensors.torch.load(content)
-    assert {name: one.tolist() for name, one in core.items()} == {
-        name: one.tolist() for name, one in tensors.core(1).items()
+    assert {name: tensor.tolist() for name, tensor in core.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.core(1).items()
     }
     assert len(content) < 4000
     assert "unknown task 'nobody'" in refusal("core", bank, "nobody", tmp_path / "x")
@@ -65,7 +65,7 @@ def test_a_core_file_is_small_and_says_what_it_belongs_to(bank, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_bank_that_was_edited_is_refused(bank):
+def test_store_refuses_an_edited_bank(bank):
     file = bank / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
@@ -80,27 +80,29 @@ def test_a_bank_that_was_edited_is_refused(bank):
 # ---- tasks that come and go ------------------------------------------------------------------------------------------
 
 
-def test_a_core_uploaded_is_a_task_at_once_and_after_a_restart(bank, tmp_path):
+def test_uploaded_core_is_a_task_at_once_and_after_a_restart(bank, tmp_path):
     content = core_of(bank, "billing", tmp_path / "core")
     state = tmp_path / "state"
     with serving(bank, state=state) as server:
-        expected = {task: said(server, task) for task in TASKS}
+        expected = {task: answer_text(server, task) for task in TASKS}
         assert len(set(expected.values())) == 3
         answer = server.http.put("/v1/tasks/new%20one/core", content=content)
         assert (answer.status_code, answer.json()["id"]) == (201, "new one")
-        assert said(server, "new one") == expected["billing"]
+        assert answer_text(server, "new one") == expected["billing"]
         assert server.http.get("/v1/tasks/new%20one/core").content == changed(content).replace(b"billing", b"new one")
         # the core of a task is replaced; the other tasks are as before
         assert server.http.put("/v1/tasks/legal/core", content=content).status_code == 200
-        assert [said(server, task) for task in TASKS] == [expected[one] for one in ("billing", "billing", "sales")]
+        assert [answer_text(server, task) for task in TASKS] == [
+            expected[one] for one in ("billing", "billing", "sales")
+        ]
     with serving(bank, state=state) as server:
         assert {one["id"] for one in server.http.get("/v1/models").json()["data"]} == {*TASKS, "new one"}
-        assert [said(server, task) for task in ("new one", "legal")] == [expected["billing"]] * 2
+        assert [answer_text(server, task) for task in ("new one", "legal")] == [expected["billing"]] * 2
     with serving(bank) as server:
-        assert [said(server, task) for task in TASKS] == [expected[task] for task in TASKS]
+        assert [answer_text(server, task) for task in TASKS] == [expected[task] for task in TASKS]
 
 
-def test_a_core_that_does_not_fit_is_refused_and_the_old_one_serves_on(bank, tmp_path):
+def test_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, tmp_path):
     good = core_of(bank, "billing", tmp_path / "core")
     first = sorted(safetensors.torch.load(good))[0]
     other_base = make_bank(tmp_path, seed=2, base_seed=5, name="other")
@@ -115,23 +117,23 @@ def test_a_core_that_does_not_fit_is_refused_and_the_old_one_serves_on(bank, tmp
         "infinity": changed(good, edit=lambda one: one | {first: torch.full((3, 3), torch.inf)}),
     }
     with serving(bank, state=tmp_path / "state") as server:
-        before = said(server, "legal")
+        before = answer_text(server, "legal")
         for message, content in bad.items():
             for task in ("legal", "new"):
                 answer = server.http.put(f"/v1/tasks/{task}/core", content=content)
                 assert answer.status_code == 400, message
                 assert message in answer.json()["error"]["message"]
         assert server.http.put("/v1/tasks/%20/core", content=good).status_code == 400
-        assert said(server, "legal") == before
+        assert answer_text(server, "legal") == before
         assert server.http.get("/v1/models/new").status_code == 404
     assert not list((tmp_path / "state").glob("cores/*"))
 
 
-def test_a_task_that_is_removed_is_gone_and_stays_so(bank, tmp_path):
+def test_removed_task_stays_removed_after_a_restart(bank, tmp_path):
     content = core_of(bank, "billing", tmp_path / "core")
     state = tmp_path / "state"
     with serving(bank, state=state) as server:
-        said(server, "legal")
+        answer_text(server, "legal")
         server.http.put("/v1/tasks/new/core", content=content)
         for task in ("legal", "new"):
             assert server.http.delete(f"/v1/models/{task}").json() == {"id": task, "object": "model", "deleted": True}
@@ -140,26 +142,26 @@ def test_a_task_that_is_removed_is_gone_and_stays_so(bank, tmp_path):
         assert server.metric("tasks") == 2
         resident = server.service.scheduler.engine.resident
         assert not resident.has("legal", 0)  # not in memory either
-        said(server, "sales")
+        answer_text(server, "sales")
     assert not list(state.glob("cores/*"))
     with serving(bank, state=state) as server:
         assert [one["id"] for one in server.http.get("/v1/models").json()["data"]] == ["billing", "sales"]
         # the name is free again
         assert server.http.put("/v1/tasks/legal/core", content=content).status_code == 201
-        assert said(server, "legal") == said(server, "billing")
+        assert answer_text(server, "legal") == answer_text(server, "billing")
         assert server.metric("tasks") == 3
 
 
-def test_counting_the_tasks_takes_no_memory_for_their_names(bank, tmp_path):
+def test_counting_tasks_takes_no_memory_for_their_names(bank, tmp_path):
     """A set of 200 000 names is 8 MB, and malloc keeps that for each thread that ever asked for /metrics."""
     store = CoreStore(bank, tmp_path / "state")
     content = core_of(bank, "billing", tmp_path / "core")
-    for name in ("new", "legal"):  # one that the bank has not, and one in place of the bank's own
+    for name in ("new", "legal"):  # a new task, and one that replaces a task of the bank
         store.put(name, content)
     store.remove("sales")
     store.put("sales", content)
     assert len(store) == len(list(store)) == 4
-    store._own.update({f"user-{number}": 0 for number in range(20_000)})
+    store._in_bank.update({f"user-{number}": 0 for number in range(20_000)})
     tracemalloc.start()
     try:
         assert len(store) == 20_004
@@ -168,7 +170,7 @@ def test_counting_the_tasks_takes_no_memory_for_their_names(bank, tmp_path):
         tracemalloc.stop()
 
 
-def test_cores_of_another_bank_in_the_state_folder_are_left_alone(bank, tmp_path):
+def test_cores_of_another_bank_in_the_state_folder_are_stale(bank, tmp_path):
     state = tmp_path / "state"
     CoreStore(bank, state).put("new", core_of(bank, "billing", tmp_path / "core"))
     store = CoreStore(make_bank(tmp_path, seed=2, name="other"), state)
@@ -180,7 +182,7 @@ def test_cores_of_another_bank_in_the_state_folder_are_left_alone(bank, tmp_path
         CoreStore(bank, state)
 
 
-def test_a_store_that_cannot_be_written_keeps_what_it_has(bank, tmp_path, monkeypatch):
+def test_store_that_cannot_be_written_stays_as_it_was(bank, tmp_path, monkeypatch):
     store = CoreStore(bank, tmp_path / "state")
     content = core_of(bank, "billing", tmp_path / "core")
 
@@ -203,10 +205,10 @@ def test_a_store_that_cannot_be_written_keeps_what_it_has(bank, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_newcomer_is_onboarded_while_the_server_answers(bank, tmp_path):
+def test_new_task_is_onboarded_while_the_server_answers(bank, tmp_path):
     examples = "\n".join(json.dumps({"input": f"in {i}", "output": "neu"}) for i in range(8)).encode()
     with serving(bank, state=tmp_path / "state") as server:
-        before = {task: said(server, task) for task in TASKS}
+        before = {task: answer_text(server, task) for task in TASKS}
         bad = server.http.post("/v1/tasks/bad/examples", content=b'{"input": 3}').json()
         job = server.http.post("/v1/tasks/new/examples", content=examples).json()
         assert (bad["state"], job["state"]) != ("done", "done")
@@ -214,7 +216,7 @@ def test_a_newcomer_is_onboarded_while_the_server_answers(bank, tmp_path):
         assert server.http.get("/v1/jobs/nothing").status_code == 404
         end = time.monotonic() + 200
         while (now := server.http.get(f"/v1/jobs/{job['job']}").json())["state"] in ("waiting", "running"):
-            assert {task: said(server, task) for task in TASKS} == before  # it answers meanwhile
+            assert {task: answer_text(server, task) for task in TASKS} == before  # it answers meanwhile
             assert time.monotonic() < end
             time.sleep(1)
         assert now["state"] == "done", now
@@ -224,7 +226,7 @@ def test_a_newcomer_is_onboarded_while_the_server_answers(bank, tmp_path):
             True,
             False,
         )
-        assert {task: said(server, task) for task in TASKS} == before
+        assert {task: answer_text(server, task) for task in TASKS} == before
         assert server.http.get("/v1/models/new").status_code == 200
         core = safetensors.torch.load(server.http.get("/v1/tasks/new/core").content)
         old = [safetensors.torch.load(server.http.get(f"/v1/tasks/{task}/core").content) for task in TASKS]
@@ -242,14 +244,14 @@ def replace_bank(bank, newer):
 
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("r", [3, 5])
-def test_a_newer_bank_is_taken_up_without_dropping_a_request(bank, tmp_path, r):
+def test_reload_drops_no_request(bank, tmp_path, r):
     newer = make_bank(tmp_path, ["legal", "sales", "added"], seed=7, r=r, name="newer")
     long = {"max_tokens": 300, "temperature": 1, "seed": 5}
     texts = {}
     with serving(bank, rows=2) as server:
         server.http.post("/v1/chat/completions", json=ask("legal", "one"))
-        expected_long = said(server, "legal", **long)
-        old = said(server, "legal")
+        expected_long = answer_text(server, "legal", **long)
+        old = answer_text(server, "legal")
 
         def run(name, task, **fields):
             answer = server.http.post("/v1/chat/completions", json=ask(task, "one", **fields))
@@ -271,10 +273,10 @@ def test_a_newer_bank_is_taken_up_without_dropping_a_request(bank, tmp_path, r):
             thread.join(60)
         assert texts["running"][1]["choices"][0]["message"]["content"] == expected_long
         assert texts["reload"] == {"tasks": 3, "stale": []}
-        assert said(server, "legal") != old
-        assert said(server, "added")
-        now = said(server, "legal")
-        # one that came in between was answered by the old bank or by the new one, and not by a mixture
+        assert answer_text(server, "legal") != old
+        assert answer_text(server, "added")
+        now = answer_text(server, "legal")
+        # a request in between was answered by the old bank or by the new one, and not by a mixture
         assert texts["waiting"][1]["choices"][0]["message"]["content"] in (old, now)
         assert texts["removed"][0] in (200, 404)
         assert server.http.get("/v1/models/billing").status_code == 404
@@ -282,15 +284,15 @@ def test_a_newer_bank_is_taken_up_without_dropping_a_request(bank, tmp_path, r):
         assert now.rstrip("\ufffd ") == expected.rstrip("\ufffd ")
 
 
-def test_a_bank_that_cannot_be_used_is_refused_and_the_old_one_serves_on(bank, tmp_path):
+def test_reload_refuses_an_unusable_bank_and_the_old_one_stays(bank, tmp_path):
     with serving(bank) as server:
-        before = said(server, "legal")
+        before = answer_text(server, "legal")
         replace_bank(bank, make_bank(tmp_path, seed=2, base_seed=5, name="other"))
         answer = server.http.post("/v1/reload")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_base")
         (bank / "adapter_model.safetensors").write_bytes(b"rubbish")
         assert "truncated" in server.http.post("/v1/reload").json()["error"]["message"]
-        # of the right name, but of another base: found out when it is attached
+        # of the right name, but of another base: detected when it is attached
         replace_bank(bank, tmp_path / "gone")
         config = json.loads((bank / "adapter_config.json").read_text())
         config["base_identity"]["sketch"] = {
@@ -298,27 +300,27 @@ def test_a_bank_that_cannot_be_used_is_refused_and_the_old_one_serves_on(bank, t
         }
         (bank / "adapter_config.json").write_text(json.dumps(config))
         assert "another base model" in server.http.post("/v1/reload").json()["error"]["message"]
-        assert said(server, "legal") == before
+        assert answer_text(server, "legal") == before
 
 
 # ---- banks larger than memory ----------------------------------------------------------------------------------------
 
 
-def test_few_cores_in_memory_serve_many_tasks(tmp_path):
+def test_few_resident_cores_serve_many_tasks(tmp_path):
     names = [f"user-{number}" for number in range(40)]
     bank = make_bank(tmp_path, names)
     expected = generate_texts(bank, [Request(name, "one") for name in names], 6)
     assert len(set(expected)) > 30
     with serving(bank, rows=2, resident=3) as server:
         for name, text in [*zip(names, expected, strict=True)] * 2:
-            assert said(server, name, max_tokens=6).rstrip("\ufffd ") == text.rstrip("\ufffd ")
+            assert answer_text(server, name, max_tokens=6).rstrip("\ufffd ") == text.rstrip("\ufffd ")
         assert server.metric("resident_cores") == 3
         assert server.metric("core_misses") == 80
-        said(server, names[-1])
+        answer_text(server, names[-1])
         assert server.metric("core_hits") == 1
 
 
-def test_the_least_recently_used_core_gives_way_unless_it_is_in_use(bank):
+def test_resident_evicts_the_least_recently_used_core_unless_held(bank):
     store = CoreStore(bank)
     model = attach_slots(tiny_llama(), store.saved, 2)
     resident = Resident(model)
@@ -327,28 +329,28 @@ def test_the_least_recently_used_core_gives_way_unless_it_is_in_use(bank):
     def hold(task, version=0):
         return resident.hold(task, version, lambda: reads.append(task) or store.read(task)[1])
 
-    places = {"legal": hold("legal"), "billing": hold("billing")}
+    slots = {"legal": hold("legal"), "billing": hold("billing")}
     with pytest.raises(NoRoomError):
         hold("sales")
     resident.release("billing", 0)
-    assert hold("billing") == places["billing"]  # still there
+    assert hold("billing") == slots["billing"]  # still there
     resident.release("billing", 0)
-    assert hold("sales") == places["billing"]
+    assert hold("sales") == slots["billing"]
     assert reads == ["legal", "billing", "sales"]
     for name, stack in resident.stacks.items():
-        assert torch.equal(stack[places["legal"]], store.read("legal")[1][name])
-        assert torch.equal(stack[places["billing"]], store.read("sales")[1][name])
-    # a core that was replaced gets a slot of its own once there is one
+        assert torch.equal(stack[slots["legal"]], store.read("legal")[1][name])
+        assert torch.equal(stack[slots["billing"]], store.read("sales")[1][name])
+    # a new version of a core gets another slot, once one is free
     resident.release("sales", 0)
-    assert hold("legal", 1) == places["billing"]
+    assert hold("legal", 1) == slots["billing"]
     resident.drop("legal")
     assert resident.has("legal", 0)  # rows still run with it
     resident.release("legal", 0)
     assert not resident.has("legal", 0)
-    assert all(not stack[places["legal"]].any() for stack in resident.stacks.values())
+    assert all(not stack[slots["legal"]].any() for stack in resident.stacks.values())
 
 
-def test_a_read_that_fails_leaves_its_slot_free(bank):
+def test_resident_frees_the_slot_of_a_failed_read(bank):
     store = CoreStore(bank)
     resident = Resident(attach_slots(tiny_llama(), store.saved, 1))
 
@@ -361,7 +363,7 @@ def test_a_read_that_fails_leaves_its_slot_free(bank):
     assert resident.hold("legal", 0, lambda: store.read("legal")[1]) == 0
 
 
-def test_the_digest_of_the_shared_factors_is_of_nothing_else(bank, tmp_path):
+def test_shared_sha256_depends_on_the_factors_alone(bank, tmp_path):
     tensors = SavedBank(bank)
     digest = tensors.shared_sha256
     held = {key: tensors[key] for key in tensors}

@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_tasks(babel):
         assert one.splits != other.splits
 
 
-def test_tasks_have_the_sizes_asked_for_and_days_of_their_own(babel):
+def test_date_tasks_have_the_sizes_asked_for_and_different_days(babel):
     tasks = date_tasks(train=5, val=2, test=3)
     assert [task.name for task in tasks] == [f"date-{locale}" for locale in DEMO_LOCALES]
     days = []
@@ -41,7 +41,7 @@ def test_more_training_examples_leave_the_test_as_it_was(babel):
     assert few.splits["val"] == many.splits["val"]
 
 
-def test_the_answer_is_the_date_in_words(babel):
+def test_the_output_is_the_date_in_words(babel):
     months = {
         "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
         "it": "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
@@ -53,7 +53,7 @@ def test_the_answer_is_the_date_in_words(babel):
             assert example.outputs == (f"{day.day}{joint}{names[day.month - 1]}{joint}{day.year}",)
 
 
-def test_a_name_of_its_own(babel):
+def test_a_date_task_takes_a_name(babel):
     assert date_task("fr", 1, 0, 1, seed=0, name="clinic").name == "clinic"
 
 

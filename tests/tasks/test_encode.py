@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from colora.errors import ConfigError, TaskFileError, TaskIdError
 from colora.tasks.collate import TaskCollator
-from colora.tasks.encode import IGNORED, encode_causal, encode_seq2seq, encode_tasks, end_token_id, prompt_ids
+from colora.tasks.encode import IGNORED, encode_causal, encode_seq2seq, encode_tasks
+from colora.tasks.prompts import end_token_id, end_token_ids, prompt_ids
 from colora.tasks.schema import Example, Task
 from tests.helpers.tiny import tiny_llama, tiny_t5, tiny_tokenizer
 
@@ -65,12 +66,16 @@ def test_end_token_is_what_the_template_puts_after_an_answer():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     assert end_token_id(other) == other.convert_tokens_to_ids("<|system|>")
+    assert end_token_ids(other) == {end_token_id(other), EOS}
+    assert end_token_id(other, encoder_decoder=True) == EOS
     assert encode_causal(Example("a", ("b",)), other, 99).labels[-1] == end_token_id(other)
     other.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     assert end_token_id(other) == EOS
     other.eos_token = None
     with pytest.raises(ConfigError, match="expected a tokenizer with an end-of-sequence token, found none"):
         end_token_id(other)
+    with pytest.raises(ConfigError, match="outputs could not end"):
+        encode_seq2seq(Example("a", ("b",)), other, 99)
 
 
 # Encoding

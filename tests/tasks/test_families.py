@@ -7,7 +7,7 @@ import pytest
 from colora.common.files import fits_name_rule
 from colora.errors import ConfigError
 from colora.tasks.families.calendar import date_example, find_locale
-from colora.tasks.families.make import known_families, make_tasks
+from colora.tasks.families.make import family_descriptions, make_tasks
 from colora.tasks.families.named import GROUPS, group_tasks
 from colora.tasks.schema import SPLITS
 from tests.helpers.family_data import write_data
@@ -64,7 +64,7 @@ def test_what_is_validated_on_is_never_tested_whatever_the_sizes(make):
         assert not set(inputs(tuning, "val")) & set(inputs(final, "test"))
 
 
-def test_a_task_is_the_same_in_any_company(make):
+def test_a_task_is_the_same_whatever_is_made_with_it(make):
     together = {task.name: task for task in make()}
     for name in NAMES:
         assert make([name]) == [together[name]]
@@ -151,7 +151,7 @@ def test_tweets_stay_in_the_splits_of_their_files(make):
 def test_an_unknown_name_lists_the_families(make):
     with pytest.raises(ConfigError, match=r'found "poem-7"; known: date-: .*date-es.*tweet-: .*tweet-irony'):
         make(["date-es", "poem-7"])
-    for prefix, about in known_families().items():
+    for prefix, about in family_descriptions().items():
         assert f": {prefix}-" in about
 
 
@@ -169,7 +169,7 @@ def test_an_unknown_name_lists_the_families(make):
         ("tweet-emotion", "expected the folder .*emotion, found none"),
     ],
 )
-def test_an_unknown_variant_says_what_is_known(make, name, message):
+def test_an_unknown_variant_lists_the_variants(make, name, message):
     with pytest.raises(ConfigError, match=message):
         make([name])
 
@@ -184,7 +184,7 @@ def test_too_few_examples_are_counted(make):
         make(["tweet-irony"], val=41)
 
 
-def test_other_misuse_is_refused(make):
+def test_wrong_sizes_regimes_and_repeated_names_are_refused(make):
     with pytest.raises(ConfigError, match="found twice: date-es"):
         make(["date-es", "date-pt", "date-es"])
     with pytest.raises(ConfigError, match='expected the regime "implicit" or "explicit", found "both"'):
@@ -228,13 +228,13 @@ def test_groups_hold_tasks_that_differ_and_could_be_made():
         assert group_tasks(group) == names
         assert group.endswith(f"-{len(names)}")
         assert len(set(names)) == len(names)
-        assert all(name.startswith(tuple(f"{prefix}-" for prefix in known_families())) for name in names)
+        assert all(name.startswith(tuple(f"{prefix}-" for prefix in family_descriptions())) for name in names)
         assert all(fits_name_rule(name) for name in names)
     assert GROUPS["similar-32"][:8] == GROUPS["similar-8"]
     assert GROUPS["half-8"][:4] == GROUPS["similar-8"][:4]
 
 
-def test_an_unknown_group_lists_the_known():
+def test_an_unknown_group_lists_the_groups():
     with pytest.raises(ConfigError, match='found "similar-9"; known: similar-8, half-8'):
         group_tasks("similar-9")
 

@@ -45,8 +45,7 @@ def test_no_sequence_of_actions_is_tested_here_and_trained_on_there(data, one, o
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:task")
 def test_rows_are_short_enough_for_64_tokens_and_answers_for_32(data):
-    tokenizer = load_base(DEFAULT_BASE)[1]
-    tokenizer.chat_template = None
+    tokenizer = load_base(DEFAULT_BASE, chat_template=False)[1]
     for group, names in GROUPS.items():
         # As many as there are of the rarest: nothing may be cut (a warning) or too long (an error).
         tasks = make_tasks(names, examples=64, val=10, test=40, seed=0, regime="explicit", data=data)

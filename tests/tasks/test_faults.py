@@ -139,12 +139,12 @@ def test_missing_file_suggests_similar_names(tmp_path):
     assert "nor the folder" in faults_of(TaskSource(path=str(tmp_path / "no" / "such.csv")))[0]
 
 
-def test_unknown_suffix_lists_the_known(tmp_path):
+def test_an_unknown_suffix_lists_the_suffixes(tmp_path):
     path = write(tmp_path / "t.tsv", "input\toutput\n")
     assert faults_of(TaskSource(path=path)) == [f'{path}: expected a file ending in .jsonl, .csv, .json, found ".tsv"']
 
 
-def test_folder_without_or_with_two_train_files(tmp_path):
+def test_a_folder_without_or_with_two_train_files_is_a_fault(tmp_path):
     path = str(tmp_path)
     write(tmp_path / "test.jsonl", rows(1))
     wanted = "expected train.jsonl or train.csv (and val and test, if given)"
@@ -154,7 +154,7 @@ def test_folder_without_or_with_two_train_files(tmp_path):
     assert faults_of(TaskSource(path=path)) == [f'{path}: expected one train file, found "train.csv", "train.jsonl"']
 
 
-def test_unknown_columns_and_fields(tmp_path):
+def test_unknown_columns_and_fields_are_faults(tmp_path):
     path = write(tmp_path / "t.csv", "text,label\na,b\n")
     assert faults_of(TaskSource(path=path, fields={"input": "tweet", "output": "label", "instruction": "how"})) == [
         f'{path}:1: expected the column "tweet" for the input, found "text", "label"',
@@ -165,7 +165,7 @@ def test_unknown_columns_and_fields(tmp_path):
     ]
 
 
-def test_counts_beyond_what_there_is(tmp_path):
+def test_counts_beyond_the_examples_are_faults(tmp_path):
     path = write(tmp_path / "t.jsonl", rows(10))
     head = f"{path}: expected"
     assert faults_of(TaskSource(path=path, train=11, val=0, test=0)) == [
@@ -189,7 +189,7 @@ def test_counts_beyond_what_there_is(tmp_path):
     ]
 
 
-def test_names(tmp_path):
+def test_task_names_that_are_unfit_or_repeated_are_faults(tmp_path):
     path = write(tmp_path / "t.jsonl", rows(1))
     for bad in ("", "a/b", "..", " a", "x" * 101, "a\n"):
         (fault,) = faults_of(TaskSource(path=path, name=bad))
@@ -201,7 +201,7 @@ def test_names(tmp_path):
     ]
 
 
-def test_source_needs_one_place():
+def test_a_source_is_either_a_path_or_a_dataset():
     assert faults_of(TaskSource(name="a"), TaskSource(path="p", dataset="d")) == [
         "a: expected a path or a dataset, found neither",
         'p: expected a path or a dataset, found both "p" and "d"',

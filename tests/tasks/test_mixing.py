@@ -89,7 +89,7 @@ def test_rows_within_a_batch_are_shuffled():
     assert all(60 < places[place] < 140 for place in range(4))
 
 
-def test_tasks_meet_all_others():
+def test_every_pair_of_tasks_meets_in_a_batch():
     sizes = [5] * 12
     pairs = {frozenset(batch) for batch in tasks_of(TaskMixture(sizes, batch_size=2, steps=2000), sizes).tolist()}
     assert len(pairs) == 12 * 11 / 2
@@ -114,7 +114,7 @@ def test_many_tasks_are_quick():
     assert time.perf_counter() - start < 10
 
 
-def test_faults_come_all_at_once():
+def test_all_arguments_out_of_range_are_listed_at_once():
     with pytest.raises(ConfigError) as caught:
         TaskMixture([0], batch_size=0, steps=-1, policy="even", temperature=0, seed=-1)
     assert [fault.split(":")[0] for fault in caught.value.faults] == [

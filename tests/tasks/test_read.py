@@ -46,12 +46,12 @@ def test_fields_and_instruction_of_the_source(tmp_path):
 
 
 @pytest.mark.parametrize("definition", ["Add.", ["Add."]])
-def test_natural_instructions(tmp_path, definition):
+def test_natural_instructions_are_read_with_their_definition(tmp_path, definition):
     content = {"Definition": definition, "Positive Examples": [], "Instances": [{"input": "1 1", "output": ["2"]}]}
     assert everything(read(write(tmp_path / "t.json", json.dumps(content)))) == {Example("1 1", ("2",), "Add.")}
 
 
-def test_json_list_of_examples(tmp_path):
+def test_a_json_list_of_examples_is_read(tmp_path):
     assert len(everything(read(write(tmp_path / "t.json", json.dumps(rows(7)))))) == 7
 
 
@@ -110,7 +110,7 @@ def test_load_dataset_takes_a_local_folder_and_reports_what_does_not_load(tmp_pa
 # Splits
 
 
-def test_pool_shares_and_one_example(tmp_path):
+def test_shares_of_drawn_splits_and_of_one_example(tmp_path):
     task = read(write(tmp_path / "t.jsonl", rows(33)))
     assert [len(task.splits[split]) for split in SPLITS] == [24, 3, 6]
     assert task.split_seed == 0

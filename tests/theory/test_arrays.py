@@ -32,7 +32,7 @@ def by_user(users):
     """X and y of each user as they stand in the blocks, filling included."""
     found = {}
     for block in users:
-        for place, X, y in zip(block.places.tolist(), block.design.X, block.y, strict=True):
+        for place, X, y in zip(block.indices.tolist(), block.design.X, block.y, strict=True):
             assert place not in found
             found[place] = X.numpy(), y.numpy()
     return [found[place] for place in range(len(users))]
@@ -61,7 +61,7 @@ def test_every_row_stands_once_with_its_user_in_its_order_and_the_rest_is_zero(c
         assert not X_of[n:].any()
         assert not y_of[y[mine].size :].any()
     for block in blocks:
-        rows, mine = block.design.X.shape[1], np.array(counts)[block.places.numpy()]
+        rows, mine = block.design.X.shape[1], np.array(counts)[block.indices.numpy()]
         assert isinstance(block.design, Multivariate if vectors else Dense)
         assert rows == mine.max()
         assert mine.min() >= arrays.LEAST_FILLED * rows, "no more than a quarter of a user's rows is filling"
@@ -71,7 +71,7 @@ def test_every_row_stands_once_with_its_user_in_its_order_and_the_rest_is_zero(c
 
 def test_users_of_one_size_share_a_block():
     users, _ = users_from_arrays(*samples([5] * 40))
-    assert [len(block.places) for block in users] == [40]
+    assert [len(block.indices) for block in users] == [40]
 
 
 def test_labels_are_sorted_and_strings_may_be_any():

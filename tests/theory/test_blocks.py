@@ -17,7 +17,8 @@ from colora.theory.design import Dense, Multivariate
 from colora.theory.factors import Factors, relative_error, subspace_distance
 from colora.theory.isometry import isometry_bound
 from colora.theory.problems import Problem
-from colora.theory.recover import SOLVERS, recover
+from colora.theory.recover import recover
+from colora.theory.settings import SOLVERS, SolverSettings
 from colora.theory.starts import spectral_start
 from colora.theory.users import Block, Users
 
@@ -45,7 +46,7 @@ def rows_of(users):
     """Every user's matrices, flattened, without filling: K tensors (n_k, d_out d_in)."""
     found = {}
     for block in apart(users):
-        found[int(block.places[0])] = torch.stack([block.design.measure(unit)[0] for unit in UNITS], dim=-1)
+        found[int(block.indices[0])] = torch.stack([block.design.measure(unit)[0] for unit in UNITS], dim=-1)
     return [found[k] for k in range(len(users))]
 
 
@@ -74,7 +75,7 @@ def test_how_users_stand_in_blocks_changes_no_estimate(name, ridge):
         assert subspace_distance(*columns) < 1e-9
     for solver in SOLVERS:
         ours, theirs = (
-            recover(users, R, solver=solver, ridge=ridge, restarts=0, tol=1e-13, max_iter=3000)
+            recover(users, R, SolverSettings(solver=solver, ridge=ridge, restarts=0, tol=1e-13, max_iter=3000))
             for users in (together, other)
         )
         assert torch.allclose(ours.factors.matrices(), theirs.factors.matrices(), atol=1e-5)
@@ -194,7 +195,7 @@ def test_sample_splitting_takes_the_parts_in_turn_and_ends_with_all_samples(spli
         return half_step(part, A, B, ridge, up)
 
     monkeypatch.setattr(alternating, "_half_step", noted)
-    fit = recover(users, R, solver="alternating", splits=splits, max_iter=3, tol=0.0, ridge=0.1)
+    fit = recover(users, R, SolverSettings(solver="alternating", splits=splits, max_iter=3, tol=0.0, ridge=0.1))
     assert taken == [(half % splits, half % 2 == 0) for half in range(6)]
     cores, objective = fit_cores(users, fit.factors.A, fit.factors.B, 0.1)
     assert torch.allclose(fit.factors.cores, cores)
@@ -233,7 +234,9 @@ def test_permuting_users_leaves_the_subspaces(seed, order, solver):
     chosen = torch.tensor(order)
     design = block.design.like(*(one[chosen] for one in block.design.tensors))
     ours, theirs = (
-        recover(Users.of([one]), R, solver=solver, annealing=(), restarts=0, max_iter=60, tol=0.0).factors
+        recover(
+            Users.of([one]), R, SolverSettings(solver=solver, annealing=(), restarts=0, max_iter=60, tol=0.0)
+        ).factors
         for one in (block, Block(design, block.y[chosen], torch.arange(6)))
     )
     assert subspace_distance(ours.A.T, theirs.A.T) < 1e-6

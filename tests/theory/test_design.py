@@ -96,7 +96,7 @@ def test_users_are_each_in_one_block():
             Users.of(blocks)
     with pytest.raises(ColoraError, match="at least one block of samples, found none"):
         Users.of([])
-    with pytest.raises(ColoraError, match=r"expected y of shape \(1, 4\) and places of shape \(1,\), found \(1, 3\)"):
+    with pytest.raises(ColoraError, match=r"expected y of shape \(1, 4\) and indices of shape \(1,\), found \(1, 3\)"):
         Block(Dense(normal(1, M, OUT, IN)), normal(1, 3), torch.tensor([0]))
     other = Block(Dense(normal(1, M, OUT, IN + 1)), normal(1, M), torch.tensor([1]))
     with pytest.raises(ColoraError, match="expected blocks of one d_out and d_in"):
@@ -135,7 +135,7 @@ def test_a_problem_is_its_formula_and_its_seed(name):
     truth, blocks = problem.truth(), list(problem.observed())
     assert len(blocks) == 2
     for block in blocks:
-        assert torch.allclose(block.y, block.design.measure(truth.matrices(block.places)))
+        assert torch.allclose(block.y, block.design.measure(truth.matrices(block.indices)))
     again, streamed = list(Problem(300, 3, d_out=OUT, d_in=IN, design=name, seed=5).observed()), problem.observed(True)
     for _ in range(2):  # each pass draws the same
         assert all(torch.equal(a.y, b.y) for a, b in zip(streamed, again, strict=True))
@@ -179,7 +179,7 @@ def test_the_angle_is_that_between_own_and_shared_subspaces(angle):
 def test_a_newcomer_shares_the_subspaces_and_nothing_else():
     problem = Problem(4, 30)
     truth = problem.truth()
-    (first, own), (second, other) = problem.newcomer(9, 0), problem.newcomer(9, 1)
+    (first, own), (second, other) = problem.new_user(9, 0), problem.new_user(9, 1)
     assert torch.equal(own.shared.A, truth.shared.A)
     assert not any(torch.allclose(own.shared.cores[0], core) for core in [*truth.shared.cores, other.shared.cores[0]])
     (a,), (b,) = first, second

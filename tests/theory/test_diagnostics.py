@@ -12,6 +12,7 @@ from colora.theory.factors import Factors
 from colora.theory.isometry import _Tangent, _weights, isometry_bound
 from colora.theory.problems import Problem
 from colora.theory.recover import recover
+from colora.theory.settings import SolverSettings
 from colora.theory.users import Block, Users
 
 OUT, IN, R, K = 5, 6, 2, 4
@@ -58,7 +59,7 @@ def test_an_efficient_estimate_meets_the_bound():
     for seed in range(30):
         one = problem(samples=30, noise=0.05, seed=seed)
         users, truth = one.observed(), one.truth()
-        fit = recover(users, R, restarts=0)
+        fit = recover(users, R, SolverSettings(restarts=0))
         squares += float((fit.factors.matrices() - truth.matrices()).square().sum())
         bounds += cramer_rao(users, truth.shared, 0.05).total
     assert squares / bounds == pytest.approx(1.0, abs=0.12)

@@ -1,4 +1,4 @@
-"""What a recovery experiment may say, and what each of its cells gives."""
+"""What a recovery experiment may say, and what each of its trials gives."""
 
 from statistics import median
 
@@ -14,15 +14,15 @@ from tests.helpers.recovery_files import small, write_small
 
 
 def only(experiment, method):
-    return [cell for cell in experiment.cells() if cell.method == method]
+    return [trial for trial in experiment.trials() if trial.method == method]
 
 
-def test_every_combination_is_a_problem_and_each_method_a_cell_of_it():
-    cells = small().cells()
-    assert [(cell.problem.users, cell.problem.samples) for cell in cells[::2]] == [(2, 9), (2, 40), (6, 9), (6, 40)]
-    assert [cell.method for cell in cells[:2]] == ["alternating", "local-least-squares"]
-    assert {cell.seeds for cell in cells} == {(0, 1)}
-    assert len({cell.key for cell in cells}) == len(cells) == 8
+def test_every_combination_is_a_problem_and_each_method_a_trial_of_it():
+    trials = small().trials()
+    assert [(trial.problem.users, trial.problem.samples) for trial in trials[::2]] == [(2, 9), (2, 40), (6, 9), (6, 40)]
+    assert [trial.method for trial in trials[:2]] == ["alternating", "local-least-squares"]
+    assert {trial.seeds for trial in trials} == {(0, 1)}
+    assert len({trial.key for trial in trials}) == len(trials) == 8
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_fields_change_on_the_command_line(tmp_path):
         write_small(tmp_path / "e.yaml"), ["seeds=[7]", "problem.users=3", "methods.alternating.tol=0"]
     )
     assert plan.seeds == [7]
-    assert {cell.problem.users for cell in plan.cells()} == {3}
+    assert {trial.problem.users for trial in plan.trials()} == {3}
     assert plan.methods["alternating"].tol == 0
 
 
@@ -80,7 +80,7 @@ def test_too_few_observations_for_everybody_to_have_one():
 def test_recovery_tells_exact_from_hopeless():
     found = {
         (row.values["users"], row.values["samples"], row.method): row
-        for row in rows(list(map(measure, small().cells())))
+        for row in rows(list(map(measure, small().trials())))
     }
     assert found[6, 40, "alternating"].recovered == 1.0
     assert found[6, 40, "local-least-squares"].recovered == 1.0  # 40 samples for 30 numbers
@@ -91,16 +91,16 @@ def test_recovery_tells_exact_from_hopeless():
 
 def test_noise_brings_the_bounds_and_the_estimate_is_near_them():
     problem = {"users": 6, "samples": 30, "d_out": 6, "d_in": 5, "rank": 1, "noise": 0.1}
-    (cell,) = only(small(problem=problem, seeds=20), "alternating")
-    record = measure(cell)
+    (trial,) = only(small(problem=problem, seeds=20), "alternating")
+    record = measure(trial)
     squares = [sum(one**2 for one in values) for values in (record.errors, record.bounds)]
     assert 0.7 < squares[0] / squares[1] < 1.4
     assert all(alone > bound for alone, bound in zip(record.bounds_alone, record.bounds, strict=True))
 
 
 def test_the_history_ends_at_the_error():
-    (cell, *_) = only(small(history=True), "alternating")
-    record = measure(cell)
+    (trial, *_) = only(small(history=True), "alternating")
+    record = measure(trial)
     for history, error in zip(record.history, record.errors, strict=True):
         assert len(history) > 1
         assert history[-1][6] == pytest.approx(error, rel=1e-4)
@@ -115,7 +115,9 @@ def test_new_users_need_a_core_and_no_more():
     problem = {"users": 6, "samples": 40, "d_out": 6, "d_in": 5, "rank": 1, "newcomer": 2}
     found = {
         row.method: row
-        for row in rows([measure(cell) for cell in small(study="newcomer", problem=problem, methods=methods).cells()])
+        for row in rows(
+            [measure(trial) for trial in small(study="newcomer", problem=problem, methods=methods).trials()]
+        )
     }
     assert found["colora"].error < 1e-9
     assert found["oracle"].error < 1e-9
@@ -130,19 +132,19 @@ def test_the_digits_are_told_apart_and_one_model_for_all_cannot():
         "colora": {"solver": "alternating", "ridge": 20, "max_iter": 30}, "pooled": {"baseline": "pooled", "ridge": 20},
         "oracle": {"baseline": "oracle"},
     }  # fmt: skip
-    cells = small(study="digits", problem=problem, methods=methods, seeds=1).cells()
-    colora, pooled = (measure(cell) for cell in cells[:2])
+    trials = small(study="digits", problem=problem, methods=methods, seeds=1).trials()
+    colora, pooled = (measure(trial) for trial in trials[:2])
     assert colora.errors[0] < 0.05 < 0.2 < pooled.errors[0]
     assert len(colora.users[0]) == 45
     with pytest.raises(ColoraError, match="oracle: expected a problem whose truth is known, found real data"):
-        measure(cells[2])
-    odd = cells[0].model_copy(update={"problem": ProblemSettings(**problem | {"samples": 3})})
+        measure(trials[2])
+    odd = trials[0].model_copy(update={"problem": ProblemSettings(**problem | {"samples": 3})})
     with pytest.raises(ColoraError, match="expected an even number from 2 to"):
         measure(odd)
 
 
 def test_records_come_back_as_they_were(tmp_path):
-    records = [measure(cell) for cell in small().cells()[:2]]
+    records = [measure(trial) for trial in small().trials()[:2]]
     write_recovery_records(tmp_path / "r.jsonl", records)
     assert read_recovery_records(tmp_path / "r.jsonl") == records
     (tmp_path / "r.jsonl").write_text("{}\n[1]\n")
@@ -151,22 +153,22 @@ def test_records_come_back_as_they_were(tmp_path):
 
 
 def test_the_table_has_a_line_a_problem_and_a_column_a_method():
-    records = [measure(cell) for cell in small().cells()]
+    records = [measure(trial) for trial in small().trials()]
     assert varied(records) == ["users", "samples"]
     lines = table_markdown(records).splitlines()
     assert lines[0] == "| users | samples | alternating | local-least-squares |"
     assert lines[5].startswith("| 6 | 40 | 2/2 | 2/2 |")
-    noisy = [measure(cell) for cell in only(small(problem=small().problem | {"noise": [0.1]}), "alternating")]
+    noisy = [measure(trial) for trial in only(small(problem=small().problem | {"noise": [0.1]}), "alternating")]
     assert table_markdown(noisy).splitlines()[2].endswith(f"| {median(noisy[0].errors):.2g} |")
-    with pytest.raises(ColoraError, match="expected finished cells"):
+    with pytest.raises(ColoraError, match="expected finished trials"):
         rows([])
 
 
 def test_paired_differences_want_the_same_seeds():
-    first, second = rows([measure(cell) for cell in small().cells()[:2]])
+    first, second = rows([measure(trial) for trial in small().trials()[:2]])
     mean, low, high = paired(first, second)
     assert low <= mean <= high
     assert mean == pytest.approx(first.mean - second.mean)
-    other = rows([measure(small(seeds=[5]).cells()[1])])[0]
+    other = rows([measure(small(seeds=[5]).trials()[1])])[0]
     with pytest.raises(ColoraError, match="expected the same seeds"):
         paired(first, other)

@@ -19,10 +19,10 @@ from tests.helpers.recovery_files import small, write_small
 from tests.helpers.run_files import cli
 
 
-def test_a_finished_cell_is_never_run_again(tmp_path):
+def test_a_finished_trial_is_never_run_again(tmp_path):
     first = run_recovery(small(), tmp_path, workers=2)
     assert (first.ran, len(first.records), first.failed) == (8, 8, [])
-    assert [record.cell for record in first.records] == small().cells()  # in the order of the experiment
+    assert [record.trial for record in first.records] == small().trials()  # in the order of the experiment
     before = first.path.read_bytes()
     assert run_recovery(small(), tmp_path).ran == 0
     assert first.path.read_bytes() == before
@@ -47,14 +47,14 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path):
     assert [record.errors for record in one.records] == [record.errors for record in two.records]
 
 
-def test_other_seeds_are_other_cells_and_throw_nothing_away(tmp_path):
+def test_other_seeds_are_other_trials_and_throw_nothing_away(tmp_path):
     run_recovery(small(), tmp_path)
     assert run_recovery(small(seeds=3), tmp_path).ran == 8
     assert run_recovery(small(), tmp_path).ran == 0
     assert len(read_recovery_records(tmp_path / "small.jsonl")) == 16
 
 
-def test_a_cell_that_dies_is_told_and_tried_again(tmp_path):
+def test_a_trial_that_dies_is_told_and_tried_again(tmp_path):
     methods = {"alternating": {"solver": "alternating"}, "oracle": {"baseline": "oracle"}}
     impossible = small(problem={"users": 50, "times_freedom": 0.01}, methods=methods)
     told = []
@@ -65,7 +65,7 @@ def test_a_cell_that_dies_is_told_and_tried_again(tmp_path):
     assert run_recovery(impossible, tmp_path).ran == 2
 
 
-def test_cells_of_other_sources_are_refused_kept_or_run_again(tmp_path):
+def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path):
     summary = run_recovery(small(), tmp_path)
     old = [record.model_copy(update={"code": "0" * 64}) for record in summary.records[:3]]
     write_recovery_records(summary.path, [*old, *summary.records[3:]])
@@ -93,7 +93,7 @@ def test_a_damaged_file_of_records_is_named_and_left_as_it_is(tmp_path):
 
 
 def test_killed_on_the_way_and_started_again(tmp_path):
-    """kill -9 while cells are running: the file holds whole records, and the next call runs the others."""
+    """kill -9 while trials are running: the file holds whole records, and the next call runs the others."""
     plan = write_small(tmp_path / "e.yaml", seeds=60, problem=small().problem | {"users": list(range(2, 40))})
     command = [sys.executable, "-m", "colora", "recover", str(plan), "--output", str(tmp_path), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -107,9 +107,9 @@ def test_killed_on_the_way_and_started_again(tmp_path):
     assert kept > 0
     (tmp_path / "e.yaml").unlink()
     shorter = small(seeds=60, problem=small().problem | {"users": [2]})
-    assert [one.cell for one in read_recovery_records(records)][:4] == shorter.cells()[:kept]
-    assert run_recovery(shorter, tmp_path).ran == max(0, len(shorter.cells()) - kept)
-    assert len(read_recovery_records(records)) == max(kept, len(shorter.cells()))
+    assert [one.trial for one in read_recovery_records(records)][:4] == shorter.trials()[:kept]
+    assert run_recovery(shorter, tmp_path).ran == max(0, len(shorter.trials()) - kept)
+    assert len(read_recovery_records(records)) == max(kept, len(shorter.trials()))
 
 
 def test_the_command_prints_a_table_and_draws(tmp_path):
@@ -117,10 +117,10 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
     result = cli("recover", str(plan), "seeds=1", "--output", str(tmp_path / "out"), "--workers", "1")
     assert result.exit_code == 0, result.stderr
     assert "| users | samples | alternating | local-least-squares |" in result.stdout
-    assert "8 of 8 cells finished, 8 run now" in result.stderr
+    assert "8 of 8 trials finished, 8 run now" in result.stderr
     assert "alternating" in (tmp_path / "out" / "small.svg").read_text(encoding="utf-8")
     again = cli("recover", str(plan), "seeds=1", "--output", str(tmp_path / "out"), "--figure", str(tmp_path / "f.svg"))
-    assert "8 of 8 cells finished, 0 run now" in again.stderr
+    assert "8 of 8 trials finished, 0 run now" in again.stderr
     assert (tmp_path / "f.svg").read_bytes() == (tmp_path / "out" / "small.svg").read_bytes()
 
 
@@ -135,7 +135,7 @@ def test_a_change_that_leaves_nothing_to_draw_is_no_fault_unless_a_figure_was_as
     assert "written" in one.stderr
 
 
-def test_a_failed_cell_is_exit_code_1_and_a_faulty_file_2(tmp_path):
+def test_a_failed_trial_is_exit_code_1_and_a_faulty_file_2(tmp_path):
     impossible = write_small(tmp_path / "a.yaml", problem={"users": 50, "times_freedom": 0.01})
     failed = cli("recover", str(impossible), "--output", str(tmp_path), "--workers", "1")
     assert failed.exit_code == 1
@@ -169,7 +169,7 @@ def test_each_figure_is_drawn_from_its_records(tmp_path, figure):
     methods = {
         "colora" if figure == "digits" else "alternating": {"solver": "alternating", "max_iter": 20, "ridge": 0.1},
     } | ({} if figure == "convergence" else {"local-least-squares": {"baseline": "local-least-squares"}})
-    records = [measure(cell) for cell in small(methods=methods, figure=figure, **FIGURES[figure]).cells()]
+    records = [measure(trial) for trial in small(methods=methods, figure=figure, **FIGURES[figure]).trials()]
     draw_recovery(records, figure, tmp_path / "a.svg")
     draw_recovery(records, figure, tmp_path / "b.svg")
     text = (tmp_path / "a.svg").read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def test_each_figure_is_drawn_from_its_records(tmp_path, figure):
 
 
 def test_a_figure_of_what_does_not_vary_is_refused(tmp_path):
-    records = [measure(small().cells()[0])]
+    records = [measure(small().trials()[0])]
     with pytest.raises(ColoraError, match="figure noise: expected several values of noise, found one"):
         draw_recovery(records, "noise", tmp_path / "a.svg")
     assert not (tmp_path / "a.svg").exists()

@@ -39,11 +39,11 @@ def test_the_readmes_numbers_are_those_of_the_records():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_cell_of_an_experiment_has_its_record(name):
+def test_every_trial_of_an_experiment_has_its_record(name):
     plan = load_recovery(ROOT / "benchmarks" / "recover" / f"{name}.yaml")
     records = read(name)
     assert plan.name == name
-    assert [record.cell.key for record in records] == [cell.key for cell in plan.cells()]
+    assert [record.trial.key for record in records] == [trial.key for trial in plan.trials()]
     assert not [record for record in records if record.failure is not None]
     assert len({record.code for record in records}) == 1
     assert all(
@@ -81,7 +81,7 @@ def test_the_guides_experiment_can_be_read(tmp_path):
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").split("## Recover what is known")[1]
     (text,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    assert len(load_recovery(tmp_path / "mine.yaml").cells()) == 9
+    assert len(load_recovery(tmp_path / "mine.yaml").trials()) == 9
 
 
 # ---- what is claimed ---------------------------------------------------------------------------------------------

@@ -36,10 +36,10 @@ def test_turned_users_observe_their_own_matrices(name):
 def test_a_stream_gives_each_time_what_memory_holds(name):
     problem = Problem(300, 3, d_out=5, d_in=6, design=name, spread=0.5, noise=0.2, angle=20.0, seed=9)
     held, streamed = list(problem.observed()), problem.observed(stream=True)
-    assert [block.places.tolist() for block in held] == [list(range(256)), list(range(256, 300))]
+    assert [block.indices.tolist() for block in held] == [list(range(256)), list(range(256, 300))]
     for _ in range(2):
         for ours, theirs in zip(streamed, held, strict=True):
-            assert torch.equal(ours.places, theirs.places)
+            assert torch.equal(ours.indices, theirs.indices)
             assert torch.equal(ours.y, theirs.y)
             assert all(map(torch.equal, ours.design.tensors, theirs.design.tensors))
 
@@ -79,7 +79,7 @@ def test_numbers_of_samples_lie_in_the_spread_and_count_observations():
 def test_a_newcomer_is_turned_as_far_as_everybody(name, angle):
     problem = Problem(4, 30, d_out=8, d_in=9, angle=angle, design=name, condition=7.0)
     shared = problem.truth().shared
-    (users, truth), (_, other) = problem.newcomer(9, 0), problem.newcomer(9, 1)
+    (users, truth), (_, other) = problem.new_user(9, 0), problem.new_user(9, 1)
     for ours, theirs, everybody in (
         (truth.shared.A.T, other.shared.A.T, shared.A.T),
         (truth.shared.B, other.shared.B, shared.B),
@@ -93,7 +93,7 @@ def test_a_newcomer_is_turned_as_far_as_everybody(name, angle):
 
 
 def test_a_newcomer_observes_with_the_same_noise():
-    noisy, quiet = (Problem(2, 5, noise=noise).newcomer(3000)[0] for noise in (0.5, 0.0))
+    noisy, quiet = (Problem(2, 5, noise=noise).new_user(3000)[0] for noise in (0.5, 0.0))
     (a,), (b,) = noisy, quiet
     assert float((a.y - b.y).std()) == pytest.approx(0.5, rel=0.05)
 

@@ -11,7 +11,8 @@ from colora.theory.experiments.measure import make_problem
 from colora.theory.experiments.records import ProblemSettings
 from colora.theory.factors import Factors, relative_error, subspace_distance
 from colora.theory.problems import Problem
-from colora.theory.recover import ANNEALING, SOLVERS, recover
+from colora.theory.recover import recover
+from colora.theory.settings import ANNEALING, SOLVERS, SolverSettings
 from colora.theory.users import Block, Users
 
 QUICK = settings(max_examples=15, deadline=None)
@@ -26,7 +27,7 @@ def normal(*shape, seed):
 def test_alternating_minimisation_recovers_exactly_where_nobody_could_alone(seed, samples):
     problem = Problem(20, samples, seed=seed)  # d = 20, r = 2: alone a user has 76 degrees of freedom
     truth, users = problem.truth(), problem.observed()
-    fit = recover(users, 2, solver="alternating", truth=truth)
+    fit = recover(users, 2, SolverSettings(solver="alternating"), truth=truth)
     assert relative_error(fit.factors, truth) < 1e-10
     assert fit.exact
     assert fit.starts == 1
@@ -52,7 +53,7 @@ def test_second_order_recovers_at_one_and_a_half_times_the_degrees_of_freedom(us
     exact = 0
     for seed in range(10):
         problem = make_problem(ProblemSettings(users=users, times_freedom=1.5), seed)
-        fit = recover(problem.observed(), 2, max_iter=100, random_state=seed)
+        fit = recover(problem.observed(), 2, SolverSettings(max_iter=100, random_state=seed))
         exact += relative_error(fit.factors, problem.truth()) < 1e-6
     assert exact >= 9
 
@@ -63,15 +64,15 @@ def test_every_solver_recovers_in_every_design_from_memory_and_streamed(design, 
     samples = 30 if design == "multivariate" else 60
     problem = Problem(12, samples, d_out=7, d_in=9, rank=2, design=design, spread=0.2, seed=2)
     truth = problem.truth()
-    fit = recover(problem.observed(), 2, solver=solver, restarts=0, max_iter=3000)
+    fit = recover(problem.observed(), 2, SolverSettings(solver=solver, restarts=0, max_iter=3000))
     assert relative_error(fit.factors, truth) < 1e-9
-    streamed = recover(problem.observed(stream=True), 2, solver=solver, restarts=0, max_iter=3000)
+    streamed = recover(problem.observed(stream=True), 2, SolverSettings(solver=solver, restarts=0, max_iter=3000))
     assert torch.equal(streamed.factors.cores, fit.factors.cores)
 
 
 def test_with_fresh_samples_at_every_half_step():
     problem = Problem(20, 180, seed=1)
-    fit = recover(problem.observed(), 2, solver="alternating", splits=4, tol=0.0, max_iter=40)
+    fit = recover(problem.observed(), 2, SolverSettings(solver="alternating", splits=4, tol=0.0, max_iter=40))
     assert relative_error(fit.factors, problem.truth()) < 1e-10
 
 
@@ -82,7 +83,7 @@ def test_annealing_recovers_what_a_plain_start_does_not():
         found[name] = 0
         for seed in range(10):
             problem = make_problem(ProblemSettings(users=20, times_freedom=1.5), seed)
-            fit = recover(problem.observed(), 2, annealing=annealing, restarts=0, max_iter=100)
+            fit = recover(problem.observed(), 2, SolverSettings(annealing=annealing, restarts=0, max_iter=100))
             found[name] += fit.exact
     assert found["annealed"] > found["plain"]
 
@@ -100,7 +101,10 @@ def test_one_user_and_a_full_rank():
     assert relative_error(recover(alone.observed(), 2).factors, alone.truth()) < 1e-9
     full = Problem(3, 30, d_out=3, d_in=3, rank=3)
     for solver in SOLVERS:
-        assert relative_error(recover(full.observed(), 3, solver=solver, restarts=0).factors, full.truth()) < 1e-8
+        assert (
+            relative_error(recover(full.observed(), 3, SolverSettings(solver=solver, restarts=0)).factors, full.truth())
+            < 1e-8
+        )
 
 
 @QUICK
@@ -125,7 +129,7 @@ def test_permuting_users_permutes_the_results(seed, order):
     chosen = torch.tensor(order)
     design = block.design.like(*(one[chosen] for one in block.design.tensors))
     ours, theirs = (
-        recover(Users.of([one]), 2, solver="alternating", max_iter=50, tol=0.0)
+        recover(Users.of([one]), 2, SolverSettings(solver="alternating", max_iter=50, tol=0.0))
         for one in (block, Block(design, block.y[chosen], torch.arange(6)))
     )
     assert torch.allclose(theirs.factors.matrices(), ours.factors.matrices(chosen), atol=1e-6)
@@ -140,7 +144,7 @@ def test_permuting_users_permutes_the_results(seed, order):
 )
 def test_recovery_is_exact_at_ample_samples(seed, rank, users, solver):
     problem = Problem(users, 90, d_out=6, d_in=5, rank=rank, seed=seed, condition=3.0)
-    fit = recover(problem.observed(), rank, solver=solver)
+    fit = recover(problem.observed(), rank, SolverSettings(solver=solver))
     truth = problem.truth()
     assert relative_error(fit.factors, truth) < 1e-9
     assert subspace_distance(fit.factors.B, truth.shared.B) < 1e-8
@@ -150,7 +154,7 @@ def test_recovery_is_exact_at_ample_samples(seed, rank, users, solver):
 @given(seed=st.integers(0, 10**6))
 def test_a_new_user_needs_as_many_samples_as_a_core_has_numbers(seed):
     problem = Problem(5, 3, d_out=8, d_in=8, seed=seed)
-    users, truth = problem.newcomer(6)
+    users, truth = problem.new_user(6)
     assert relative_error(oracle(users, truth), truth) < 1e-6
     cores, objective = fit_cores(users, truth.shared.A, truth.shared.B)
     assert cores.shape == (1, 2, 2)

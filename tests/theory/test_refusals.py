@@ -11,6 +11,7 @@ from colora.theory.factors import Factors
 from colora.theory.isometry import isometry_bound
 from colora.theory.problems import Problem
 from colora.theory.recover import recover
+from colora.theory.settings import SolverSettings
 
 OUT, IN, R, K, SAMPLES = 5, 6, 2, 4, 400
 UNITS = torch.eye(OUT * IN, dtype=torch.float64).view(-1, OUT, IN)
@@ -44,7 +45,7 @@ def test_a_direction_that_nobody_uses_is_no_stack_that_is_not_seen(side):
 
 def test_an_estimate_of_too_high_a_rank_is_no_stack_that_is_not_seen():
     users = observed()
-    fit = recover(users, R + 1, restarts=0)
+    fit = recover(users, R + 1, SolverSettings(restarts=0))
     assert isometry_bound(users, R + 1, at=fit.factors, points=0).delta <= extreme_over_all_matrices(users) + 1e-9
 
 
@@ -102,9 +103,9 @@ def test_no_more_users_than_there_are_have_a_sample_more():
 
 def test_annealing_may_be_an_array_and_has_no_nan():
     users = observed()
-    assert recover(users, R, annealing=np.array([1.0, 0.1]), restarts=0).exact
+    assert recover(users, R, SolverSettings(annealing=np.array([1.0, 0.1]), restarts=0)).exact
     with pytest.raises(ConfigError, match="annealing: expected at least 0, found nan"):
-        recover(users, R, annealing=(1.0, float("nan")))
+        recover(users, R, SolverSettings(annealing=(1.0, float("nan"))))
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])

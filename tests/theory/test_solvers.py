@@ -13,7 +13,8 @@ from colora.theory.cores import core_energy, fit_block, fit_cores
 from colora.theory.descent import _evaluated
 from colora.theory.factors import Factors, relative_error, subspace_distance
 from colora.theory.problems import Problem
-from colora.theory.recover import SOLVERS, recover
+from colora.theory.recover import recover
+from colora.theory.settings import SOLVERS, SolverSettings
 from colora.theory.starts import random_start, spectral_start
 from colora.theory.stopping import Stopping
 from colora.theory.tangent import Frame, eliminated, jacobian
@@ -35,7 +36,7 @@ def explicit(users):
     units = torch.eye(OUT * IN, dtype=torch.float64).view(-1, OUT, IN)
     for block in users:
         X = torch.stack([block.design.measure(unit) for unit in units], dim=-1).unflatten(-1, (OUT, IN))
-        for k, place in enumerate(block.places.tolist()):
+        for k, place in enumerate(block.indices.tolist()):
             for i in range(X.shape[1]):
                 yield place, X[k, i], block.y[k, i]
 
@@ -151,7 +152,9 @@ def test_descent_follows_half_the_gradient(ridge):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_objective_never_rises_and_ends_where_the_gradient_is_zero(solver, ridge):
     users = problem(users=6, samples=40, noise=0.3).observed()
-    fit = recover(users, R, solver=solver, ridge=ridge, annealing=(), restarts=0, tol=1e-13, max_iter=3000)
+    fit = recover(
+        users, R, SolverSettings(solver=solver, ridge=ridge, annealing=(), restarts=0, tol=1e-13, max_iter=3000)
+    )
     steps = [entry.objective for entry in fit.history]
     assert all(after <= before * (1 + 1e-12) for before, after in pairwise(steps))
     assert fit.converged
@@ -163,7 +166,10 @@ def test_the_objective_never_rises_and_ends_where_the_gradient_is_zero(solver, r
 
 def test_all_solvers_find_the_same_minimum():
     users = problem(users=6, samples=40, noise=0.3).observed()
-    found = [recover(users, R, solver=one, ridge=0.5, tol=1e-13, max_iter=3000).factors.matrices() for one in SOLVERS]
+    found = [
+        recover(users, R, SolverSettings(solver=one, ridge=0.5, tol=1e-13, max_iter=3000)).factors.matrices()
+        for one in SOLVERS
+    ]
     for other in found[1:]:
         assert torch.allclose(other, found[0], atol=1e-4)
 
@@ -238,7 +244,7 @@ def test_baselines_are_what_they_say():
 )
 def test_what_cannot_be_asked_for(options, fault):
     with pytest.raises(ConfigError, match=fault):
-        recover(problem().observed(), R, **options)
+        recover(problem().observed(), R, SolverSettings(**options))
     with pytest.raises(ConfigError, match="rank: expected 1 to 5, the smaller side of W_k, found 6"):
         recover(problem().observed(), 6)
 
@@ -247,6 +253,8 @@ def test_given_factors_may_be_in_any_gauge():
     users = problem(samples=40).observed()
     A, B = orthonormal()
     P = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
-    ours, theirs = (recover(users, R, solver="alternating", init=one) for one in ((A, B), (P @ A, B @ P)))
+    ours, theirs = (
+        recover(users, R, SolverSettings(solver="alternating", init=one)) for one in ((A, B), (P @ A, B @ P))
+    )
     assert torch.allclose(ours.factors.matrices(), theirs.factors.matrices(), atol=1e-9)
     assert np.isclose(ours.history[0].objective, theirs.history[0].objective)

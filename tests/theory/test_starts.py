@@ -5,7 +5,8 @@ import torch
 
 from colora.theory.factors import subspace_distance
 from colora.theory.problems import Problem
-from colora.theory.recover import SOLVERS, recover
+from colora.theory.recover import recover
+from colora.theory.settings import SOLVERS, SolverSettings
 from colora.theory.starts import random_start, spectral_start
 from colora.theory.stopping import Stopping
 
@@ -31,7 +32,7 @@ def test_given_factors_are_taken_in_the_canonical_gauge_with_a_ridge_too(solver)
     A, B = random_start(users, R, seed=0)
     P = torch.tensor([[9.0, 1.0], [0.0, 0.2]], dtype=torch.float64)
     once = {"solver": solver, "ridge": 3.0, "annealing": (), "restarts": 0, "max_iter": 1}
-    ours, theirs = (recover(users, R, init=one, **once) for one in ((A, B), (P @ A, B @ P)))
+    ours, theirs = (recover(users, R, SolverSettings(init=one, **once)) for one in ((A, B), (P @ A, B @ P)))
     assert ours.objective == pytest.approx(theirs.objective)
     assert torch.allclose(ours.factors.matrices(), theirs.factors.matrices(), atol=1e-9)
 
@@ -40,7 +41,9 @@ def test_random_state_chooses_the_random_start():
     users = Problem(4, 40, d_out=OUT, d_in=IN, noise=0.2).observed()
 
     def first(random_state):
-        return recover(users, R, init="random", solver="alternating", max_iter=1, random_state=random_state).objective
+        return recover(
+            users, R, SolverSettings(init="random", solver="alternating", max_iter=1, random_state=random_state)
+        ).objective
 
     assert first(0) == first(0)
     assert first(0) != pytest.approx(first(1))
@@ -49,7 +52,7 @@ def test_random_state_chooses_the_random_start():
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_restarts_are_random_and_the_lowest_is_kept(solver):
     users = Problem(4, 12, d_out=OUT, d_in=IN, noise=0.5, seed=3).observed()
-    fit = recover(users, R, solver=solver, annealing=(), restarts=4, max_iter=60)
+    fit = recover(users, R, SolverSettings(solver=solver, annealing=(), restarts=4, max_iter=60))
     last = {entry.start: entry.objective for entry in fit.history}
     assert fit.starts == len(last) > 1
     assert fit.objective == pytest.approx(min(last.values()), rel=1e-6)

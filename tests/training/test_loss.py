@@ -7,7 +7,8 @@ from torch import nn
 
 from colora import CoLoRAConfig
 from colora.errors import ColoraError
-from colora.models.likelihood import IGNORED, label_tokens, row_nll
+from colora.models.likelihood import label_tokens, row_nll
+from colora.tasks.encode import IGNORED
 from colora.training.loop.loss import WEIGHTINGS, row_weights
 from tests.helpers.tiny import VOCAB, tiny_gpt2, tiny_llama, tiny_t5
 from tests.helpers.train_tiny import EachStep, make_trainer, roles

@@ -70,7 +70,7 @@ def assert_equal(found, expected, task, tolerance=2e-5):
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_t5])
 @pytest.mark.parametrize("trained", [False, True])
-def test_in_full_rank_they_are_the_dense_gradients(make, trained):
+def test_gradients_in_full_rank_are_the_dense_ones(make, trained):
     model = bank(make, trained)
     data = encoded(model)
     found = gradients(model, data)
@@ -80,7 +80,7 @@ def test_in_full_rank_they_are_the_dense_gradients(make, trained):
         assert float(found.loss[task]) == pytest.approx(loss, rel=1e-5)
 
 
-def test_micro_batches_and_padding_play_no_part():
+def test_micro_batches_and_padding_change_nothing():
     model = bank()
     data = encoded(model)
     whole, parts = gradients(model, data), gradients(model, data, batch=2)
@@ -112,7 +112,7 @@ def test_shapes_orthonormal_columns_and_zeros_where_there_is_no_direction():
             torch.testing.assert_close(B.mT @ B, torch.diag_embed(used.float()), atol=1e-5, rtol=0)
 
 
-def test_a_task_may_stand_at_another_place_of_the_bank():
+def test_a_task_may_have_another_index_in_the_bank():
     model = bank()
     data = encoded(model)
     swapped = gradients(model, data, task_index=[1, 0])
@@ -125,7 +125,7 @@ def test_a_task_may_stand_at_another_place_of_the_bank():
     assert [data[row]["task_ids"] for row in range(8)] == [0] * 5 + [1] * 3
 
 
-def test_a_task_in_a_new_bank_has_the_same_gradient_at_every_place():
+def test_a_task_in_a_new_bank_has_the_same_gradient_at_every_index():
     model = bank(trained=False)
     data = encoded(model)
     one, other = gradients(model, data), gradients(model, data, task_index=[1, 0])
@@ -165,7 +165,7 @@ def test_nothing_in_the_model_changes(inference):
         assert torch.equal(found.factors[name][1], again.factors[name][1])
 
 
-def test_inside_no_grad():
+def test_gradients_are_taken_inside_no_grad_too():
     model = bank()
     with torch.no_grad():
         found = gradients(model, encoded(model))

@@ -70,7 +70,7 @@ def test_auto_puts_tasks_of_like_gradients_together(base, tmp_path, monkeypatch)
     assert (len(calls), again.groups) == (1, done.groups)  # decided once
 
 
-def test_real_gradients(base, tmp_path):
+def test_auto_by_real_gradients(base, tmp_path):
     done = train_groups(config_of(tmp_path, base, grouping="auto"))
     assert sorted(name for group in done.groups.values() for name in group) == ["blue", "red"]
     cosine = json.loads((tmp_path / "out" / "grouping.json").read_text())["cosine"]
@@ -116,7 +116,7 @@ def test_rows_follow_the_mix(base, tmp_path):
     assert [task.name for task in part_of(config, tasks, ["green", "red"], tmp_path).tasks] == ["red", "green"]
 
 
-def test_rows_that_do_not_divide_are_told(base, tmp_path):
+def test_rows_that_do_not_divide_are_logged(base, tmp_path):
     config, lines = config_of(tmp_path, base, TASKS, training={"rows": 4, "accumulation": 2}), []
     part = part_of(config, read_run_tasks(config), ["blue"], tmp_path / "x", lines.append)
     assert (part.training.rows, part.output) == (2, str(tmp_path / "x"))
@@ -144,7 +144,7 @@ def test_the_command_trains_groups_and_goes_on(base, tmp_path, monkeypatch):
     assert content(tmp_path / "out" / "groups") == before
 
 
-def test_a_group_that_was_stopped_is_trained_on(base, tmp_path, monkeypatch):
+def test_a_group_that_was_stopped_goes_on(base, tmp_path, monkeypatch):
     config = config_of(tmp_path, base, TASKS, grouping=TWO, training={"rows": 6})
     with monkeypatch.context() as patch:
         real = train_resolved
@@ -163,7 +163,7 @@ def test_a_group_that_was_stopped_is_trained_on(base, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "groups" / "blue" / "bank").is_dir()
 
 
-def test_a_check_tells_of_groups(base, tmp_path):
+def test_check_lists_the_groups(base, tmp_path):
     (note,) = check_run(config_of(tmp_path, base, grouping="auto")).notes
     assert note.startswith("grouping: 2 forward and backward passes")
     (note,) = check_run(config_of(tmp_path, base, grouping=[["red"], ["blue"]])).notes
@@ -177,14 +177,14 @@ def test_a_check_tells_of_groups(base, tmp_path):
     "grouping",
     ["always", [], [[]], ["red", "blue"], [["red"], [3]], 3, None],
 )
-def test_other_values(base, tmp_path, grouping):
+def test_unknown_values_of_grouping_are_refused(base, tmp_path, grouping):
     path = run_file(tmp_path, base)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"grouping": grouping}))
     with pytest.raises(ConfigError, match="grouping: expected 'none', 'auto' or a list of lists of task names"):
         load_config(path)
 
 
-def test_groups_that_are_not_the_tasks(base, tmp_path):
+def test_groups_that_are_not_the_tasks_are_refused(base, tmp_path):
     config = config_of(tmp_path, base, grouping=[["red", "bleu"], ["red"]])
     before = content(tmp_path)
     for attempt in (train_groups, check_run):
@@ -198,7 +198,7 @@ def test_groups_that_are_not_the_tasks(base, tmp_path):
     assert content(tmp_path) == before
 
 
-def test_another_run_in_the_folder(ended, base):
+def test_another_run_in_the_folder_is_refused(ended, base):
     file, _, _ = ended
     config = load_config(file)
     for changed in ({"grouping": [["red"], ["blue", "green"]]}, {"seed": 5}):
@@ -214,7 +214,7 @@ def test_one_bank_is_not_trained_in_place_of_several(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_federations_and_one_process(base, tmp_path, monkeypatch):
+def test_federations_and_several_processes_are_refused(base, tmp_path, monkeypatch):
     path = run_file(tmp_path, base, grouping="auto")
     for attempt in (lambda: load_federation(path), lambda: simulate(load_config(path))):
         with pytest.raises(ConfigError, match="a federation trains one bank"):
@@ -232,7 +232,7 @@ def test_a_command_for_one_bank_names_the_groups(ended):
         assert all(f"groups/{name}" in message.replace("\n", "") for name in ("blue", "red"))
 
 
-def test_a_damaged_file_of_groups(ended, tmp_path):
+def test_a_damaged_file_of_groups_is_refused(ended, tmp_path):
     file, _, _ = ended
     config = load_config(file)
     (Path(config.output) / "grouping.json").write_text("{")

@@ -24,7 +24,7 @@ from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.onboarding.coverage import coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings
-from colora.transfer.onboarding.onboard import add_newcomer, onboard
+from colora.transfer.onboarding.onboard import add_new_task, onboard
 from colora.transfer.onboarding.start import choose_start, core_gradient, gradient_at_zero, mean_nll
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import VOCAB, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
@@ -37,7 +37,7 @@ IDS = torch.randint(6, VOCAB, (3, 9), generator=torch.Generator().manual_seed(0)
 QUICK = Settings(steps=6, rows=4)
 
 
-def newcomer(count=6, val=0, name="new"):
+def new_task(count=6, val=0, name="new"):
     rows = tuple(Example(f"{name} {i}", ("neu" * (1 + i % 2),)) for i in range(count + val))
     return Task(name, {"train": rows[:count], "val": rows[count:], "test": ()}, "", None)
 
@@ -50,7 +50,7 @@ def bank(make=tiny_llama, dtype=torch.float32, **options):
 
 
 def batches_of(model, task=None, rows=4):
-    data = encode_tasks([task or newcomer()], TOKENIZER, "train", 96, model.config.is_encoder_decoder)
+    data = encode_tasks([task or new_task()], TOKENIZER, "train", 96, model.config.is_encoder_decoder)
     items = [data[row] for row in range(len(data))]
     return data, [TaskCollator(0)(items[at : at + rows]) for at in range(0, len(items), rows)]
 
@@ -93,34 +93,34 @@ def examples(tmp_path):
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_t5])
 @pytest.mark.parametrize("inference", [False, True])
-def test_only_the_newcomers_core_trains(make, inference):
+def test_only_the_core_of_the_new_task_trains(make, inference):
     model = bank(make, inference_mode=inference, lora_dropout=0.2).train()
     before = tensors(model)
     asks = [parameter.requires_grad for parameter in model.parameters()]
     training = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    same, (start, found, first, after, late) = add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(20, 4))
+    same, fit = add_new_task(model, TOKENIZER, new_task(), 96, Settings(20, 4))
     assert same is model
     assert bank_tuner(model).tasks == [*TASKS, "new"]
     assert_others_unchanged(before, tensors(model), 3)
-    assert after < start.nll[start.name] <= first + 0.5
-    assert 0 < found.shared <= found.own <= 1
-    assert late is None
+    assert fit.after < fit.start.nll[fit.start.name] <= fit.before + 0.5
+    assert 0 < fit.coverage.shared <= fit.coverage.own <= 1
+    assert fit.validation is None
     assert asks == [parameter.requires_grad for parameter in model.parameters()]
     assert training == [module.training for module in model.modules()]
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert after == pytest.approx(mean_nll(model, batches_of(model)[1], 3), rel=1e-5)
+    assert fit.after == pytest.approx(mean_nll(model, batches_of(model)[1], 3), rel=1e-5)
 
 
 def test_before_is_of_all_examples_without_an_adapter():
-    model, task = bank(), newcomer(40, val=3)
-    _, (_, _, before, after, late) = add_newcomer(model, TOKENIZER, task, 96, QUICK)
+    model, task = bank(), new_task(40, val=3)
+    _, fit = add_new_task(model, TOKENIZER, task, 96, QUICK)
     _, batches = batches_of(model, task)
-    assert after == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
+    assert fit.after == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
     with model.disable_adapter():
-        assert before == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
-    assert late > 0
+        assert fit.before == pytest.approx(mean_nll(model, batches, 3), rel=1e-5)
+    assert fit.validation > 0
 
 
 def test_the_same_seed_gives_the_same_core():
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_core():
     for seed in (0, 0, 1):
         model = bank(lora_dropout=0.3)
         torch.manual_seed(len(cores))  # what others drew plays no part
-        add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(5, 4, seed=seed))
+        add_new_task(model, TOKENIZER, new_task(), 96, Settings(5, 4, seed=seed))
         cores.append(bank_tuner(model).core("new"))
     assert all(torch.equal(cores[0][name], cores[1][name]) for name in cores[0])
     assert not all(torch.equal(cores[0][name], cores[2][name]) for name in cores[0])
@@ -144,40 +144,40 @@ def test_a_failure_half_way_leaves_the_bank_as_it_was(monkeypatch, place, error)
     before = tensors(model)
     monkeypatch.setattr(colora.transfer.onboarding.onboard, place, fail)
     with pytest.raises(error, match="full"):
-        add_newcomer(model, TOKENIZER, newcomer(), 96, QUICK)
+        add_new_task(model, TOKENIZER, new_task(), 96, QUICK)
     after = tensors(model)
     assert bank_tuner(model).tasks == TASKS
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_large_cores_move_less():
+def test_large_cores_have_a_lower_rate_and_proximal_regularisation():
     assert [Settings().rates(rank) for rank in (15, 16)] == [(0.12, 0), (0.06, 0.1)]
     assert Settings(lr=0.3).rates(16) == (0.3, 0.1)
-    assert Settings(pull=0).rates(16) == (0.06, 0)
+    assert Settings(proximal=0).rates(16) == (0.06, 0)
 
     def core(r, **settings):
         model = bank(r=r)
-        add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(2, 4, **settings))
+        add_new_task(model, TOKENIZER, new_task(), 96, Settings(2, 4, **settings))
         return torch.stack([one[0, 0] for one in bank_tuner(model).core("new").values()])
 
-    assert torch.equal(core(15), core(15, lr=0.12, pull=0))
-    assert torch.equal(core(16), core(16, lr=0.06, pull=0.1))
-    assert not torch.equal(core(16), core(16, lr=0.06, pull=0))
+    assert torch.equal(core(15), core(15, lr=0.12, proximal=0))
+    assert torch.equal(core(16), core(16, lr=0.06, proximal=0.1))
+    assert not torch.equal(core(16), core(16, lr=0.06, proximal=0))
 
 
-def test_a_step_goes_part_of_the_way_back():
-    def core(pull, steps):
+def test_proximal_regularisation_goes_part_of_the_way_back():
+    def core(proximal, steps):
         model = bank()
-        _, (start, *_) = add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(steps, 4, pull=pull))
-        return bank_tuner(model).core("new"), start.core
+        _, fit = add_new_task(model, TOKENIZER, new_task(), 96, Settings(steps, 4, proximal=proximal))
+        return bank_tuner(model).core("new"), fit.start.core
 
     free, start = core(0, 1)
     pulled, _ = core(0.25, 1)  # one step is at the peak rate
     for name, one in pulled.items():
         torch.testing.assert_close(one, free[name].lerp(start[name], 0.25))
         assert not torch.equal(one, free[name])
-    far, near = (sum(float((one - start[name]).square().sum()) for name, one in core(pull, 20)[0].items())
-                 for pull in (0, 0.25))  # fmt: skip
+    far, near = (sum(float((one - start[name]).square().sum()) for name, one in core(proximal, 20)[0].items())
+                 for proximal in (0, 0.25))  # fmt: skip
     assert 0 < near < far / 2
 
 
@@ -185,38 +185,38 @@ def test_divergence_is_an_error_and_leaves_the_bank_as_it_was(monkeypatch):
     model = bank()
     before = tensors(model)
     with pytest.raises(TrainingDivergedError, match="lower lr"):
-        add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(5, 4, lr=1e38))
+        add_new_task(model, TOKENIZER, new_task(), 96, Settings(5, 4, lr=1e38))
     after = tensors(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     monkeypatch.setattr(
         colora.transfer.onboarding.fit, "row_nll", lambda model, inputs, labels: torch.tensor([float("nan")])
     )
     with pytest.raises(TrainingDivergedError, match="step 1"):
-        add_newcomer(model, TOKENIZER, newcomer(), 96, QUICK)
+        add_new_task(model, TOKENIZER, new_task(), 96, QUICK)
     assert bank_tuner(model).tasks == TASKS
 
 
-def test_what_cannot_be_added():
+def test_tasks_that_cannot_be_added_are_refused():
     model = bank()
     with pytest.raises(ConfigError, match="'legal' is already a task"):
-        add_newcomer(model, TOKENIZER, newcomer(name="legal"), 96, QUICK)
+        add_new_task(model, TOKENIZER, new_task(name="legal"), 96, QUICK)
     with pytest.raises(TaskFileError, match="expected at most 4 tokens"):
-        add_newcomer(model, TOKENIZER, newcomer(), 4, QUICK)
+        add_new_task(model, TOKENIZER, new_task(), 4, QUICK)
     bank_tuner(model).set_task("legal")
     model.merge_adapter()
     with pytest.raises(ConfigError, match="merged"):
-        add_newcomer(model, TOKENIZER, newcomer(), 96, QUICK)
+        add_new_task(model, TOKENIZER, new_task(), 96, QUICK)
     assert bank_tuner(model).tasks == TASKS
     with pytest.raises(ConfigError, match=r"steps: expected at least 1, found 0\n.*lr: expected a number above 0"):
         Settings(steps=0, lr=float("nan"))
-    with pytest.raises(ConfigError, match="pull: expected 0 to 1, found 2"):
-        Settings(pull=2)
+    with pytest.raises(ConfigError, match="proximal: expected 0 to 1, found 2"):
+        Settings(proximal=2)
 
 
 def test_modules_trained_in_full_stay_as_they_are():
     model = bank(modules_to_save=["lm_head"], target_modules=["q_proj", "up_proj"])
     before = tensors(model)
-    add_newcomer(model, TOKENIZER, newcomer(), 96, QUICK)
+    add_new_task(model, TOKENIZER, new_task(), 96, QUICK)
     assert_others_unchanged(before, tensors(model), 3)
 
 
@@ -430,7 +430,7 @@ def test_no_room_and_modules_in_full_are_refused():
     with pytest.raises(ConfigError, match="no room for 30 further directions"):
         extend_rank(model, 30, found)
     with pytest.raises(ConfigError, match="no room"):
-        add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(2, 2, extend=30))
+        add_new_task(model, TOKENIZER, new_task(), 96, Settings(2, 2, extend=30))
     after = tensors(model)
     assert bank_tuner(model).tasks == TASKS
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -440,9 +440,9 @@ def test_no_room_and_modules_in_full_are_refused():
 
 
 def narrow():
-    """A bank whose A and B see almost nothing of the newcomer: they are orthogonal to the gradient at its W0."""
+    """A bank whose A and B see almost nothing of the new task: they are orthogonal to the gradient at its W0."""
     model = bank(r=1, lora_alpha=1)
-    data, _ = batches_of(model, newcomer(8))
+    data, _ = batches_of(model, new_task(8))
     found = task_gradients(model, data, ["new"], 0, task_index=[0])
     with torch.no_grad():
         for name, layer in bank_layers(model, "default").items():
@@ -455,10 +455,10 @@ def narrow():
 
 def test_more_rank_helps_where_the_subspace_holds_nothing():
     settings = {"steps": 15, "rows": 8, "lr": 0.05}
-    _, (_, found, _, without, _) = add_newcomer(narrow(), TOKENIZER, newcomer(8), 96, Settings(**settings))
-    larger, (_, _, _, after, _) = add_newcomer(narrow(), TOKENIZER, newcomer(8), 96, Settings(**settings, extend=3))
-    assert found.relative < 0.1
-    assert after < without - 0.1
+    _, plain = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings))
+    larger, extended = add_new_task(narrow(), TOKENIZER, new_task(8), 96, Settings(**settings, extend=3))
+    assert plain.coverage.relative < 0.1
+    assert extended.after < plain.after - 0.1
     assert bank_tuner(larger).tasks == [*TASKS, "new"]
     cores = bank_layers(larger, "default")["model.layers.1.mlp.up_proj"].colora_core["default"]
     assert not cores[:3, 1:].any()
@@ -478,7 +478,7 @@ def test_further_directions_are_trained_and_the_old_ones_stay(factor_lr):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(colora.transfer.onboarding.onboard, "extend_rank", grow)
-        larger, _ = add_newcomer(model, TOKENIZER, newcomer(), 96, Settings(6, 4, extend=2, factor_lr=factor_lr))
+        larger, _ = add_new_task(model, TOKENIZER, new_task(), 96, Settings(6, 4, extend=2, factor_lr=factor_lr))
     for name, one in larger.named_parameters():
         if "colora_A" in name:
             now, fresh, start = one[:3], one[3:], grown[name][3:]
@@ -490,7 +490,7 @@ def test_further_directions_are_trained_and_the_old_ones_stay(factor_lr):
         assert torch.equal(fresh, start) == (factor_lr == 0)
 
 
-def test_what_is_to_stay_stays_also_when_its_gradient_is_infinite():
+def test_frozen_directions_stay_also_when_their_gradient_is_infinite():
     grad = torch.tensor([[float("inf"), 1.0], [float("nan"), 2.0], [3.0, 4.0]])
     assert colora.transfer.onboarding.fit._last(grad, 1, 0).tolist() == [[0, 0], [0, 0], [3, 4]]
     assert colora.transfer.onboarding.fit._last(grad[2:], 1, 1).tolist() == [[0, 4]]
@@ -527,7 +527,7 @@ def test_a_saved_bank_gets_the_task(saved, examples, base):
     assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_it_is_what_saving_the_model_would_have_written(saved, examples, tmp_path):
+def test_the_files_are_those_that_saving_the_model_writes(saved, examples, tmp_path):
     """The files written around the old ones are those of `save_bank`, so that nothing depends on how a task came."""
     onboard(saved, examples, settings=QUICK)
     model, _, info = load_bank(saved)
@@ -538,7 +538,7 @@ def test_it_is_what_saving_the_model_would_have_written(saved, examples, tmp_pat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("extend", [0, 2])
-def test_numbers_of_another_kind_stay_to_the_bit(saved, examples, dtype, extend):
+def test_tensors_of_another_dtype_stay_to_the_bit(saved, examples, dtype, extend):
     torch.manual_seed(5)
     file, config = saved / "adapter_model.safetensors", saved / "adapter_config.json"
     stored = {name: torch.randn(one.shape, dtype=torch.float64).to(dtype) for name, one in load_file(file).items()}
@@ -554,14 +554,14 @@ def test_numbers_of_another_kind_stay_to_the_bit(saved, examples, dtype, extend)
     load_bank(saved)
 
 
-def test_a_bank_of_one_task(base, examples, tmp_path):
+def test_onboarding_into_a_bank_of_one_task(base, examples, tmp_path):
     save_bank(bank(tasks=["only"]), tmp_path / "b", BankInfo(base=base, max_length=96))
     found = onboard(tmp_path / "b", examples, name="second one", settings=QUICK)
     assert found.start.nll.keys() == {"identity", "mean", "core of only", "gradient × 0.3", "gradient × 1"}
     assert load_bank(tmp_path / "b")[0].base_model.tasks == ["only", "second one"]
 
 
-def test_a_new_bank_whose_b_is_zero(base, examples, tmp_path):
+def test_onboarding_into_a_new_bank_whose_b_is_zero(base, examples, tmp_path):
     save_bank(bank(init_weights=True), tmp_path / "b", BankInfo(base=base, max_length=96))
     found = onboard(tmp_path / "b", examples, settings=Settings(2, 2, extend=1))
     assert found.coverage.relative == 0
@@ -591,7 +591,7 @@ def test_a_folder_with_and_without_validation_examples(saved, tmp_path):
     assert read_bank_info(tmp_path / "two").examples["new"] == 20
 
 
-def test_what_is_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
+def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
     monkeypatch.setattr(colora.transfer.onboarding.onboard, "load_bank", None)
     before = content(saved)
     (tmp_path / "full").mkdir()
@@ -635,11 +635,12 @@ def trained(tmp_path_factory, base):
     return folder / "out"
 
 
-def test_the_command_does_what_the_function_does(saved, examples, tmp_path, monkeypatch):
+@pytest.mark.parametrize("option", ["--proximal", "--pull"])
+def test_the_command_does_what_the_function_does(saved, examples, tmp_path, monkeypatch, option):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as `cli` has it: on some machines two threads add up in another order
-    options = ("--steps", 3, "--rows", 2, "--lr", 0.05, "--extend", 1, "--seed", 7, "--pull", 0.3)
+    options = ("--steps", 3, "--rows", 2, "--lr", 0.05, "--extend", 1, "--seed", 7, option, 0.3)
     assert cli("onboard", saved, examples, "--output", tmp_path / "one", *options).exit_code == 0
-    settings = Settings(3, 2, lr=0.05, extend=1, pull=0.3, seed=7)
+    settings = Settings(3, 2, lr=0.05, extend=1, proximal=0.3, seed=7)
     onboard(saved, examples, output=tmp_path / "two", settings=settings)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
@@ -668,7 +669,7 @@ def test_the_command_on_a_run(trained, tmp_path, extend):
         assert all(torch.equal(one, after.tensors[name]) for name, one in before.tensors.items())
 
 
-def test_the_command_refuses(saved, examples, tmp_path):
+def test_the_command_refuses_wrong_arguments(saved, examples, tmp_path):
     assert "'sales' is already a task" in refusal("onboard", saved, examples, "--name", "sales")
     assert "lr: expected a number above 0" in refusal("onboard", saved, examples, "--lr", 0)
     assert "no such folder" in refusal("onboard", tmp_path / "none", examples)

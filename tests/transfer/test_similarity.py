@@ -63,7 +63,7 @@ def changed(bank, change):
 # ---- updates --------------------------------------------------------------------------------------------------------
 
 
-def test_they_are_the_cosines_of_the_full_updates(made, bank):
+def test_similarity_of_a_bank_is_the_cosines_of_full_updates(made, bank):
     found = bank_similarity(bank)
     assert (found.names, found.kind) == (TASKS, "cores")
     deltas = {
@@ -78,7 +78,7 @@ def test_they_are_the_cosines_of_the_full_updates(made, bank):
     torch.testing.assert_close(found.overall(), cosines(whole), atol=1e-12, rtol=0)
 
 
-def test_layers_with_a_transposed_weight(tmp_path):
+def test_similarity_with_transposed_weights(tmp_path):
     torch.manual_seed(0)
     model = get_peft_model(tiny_gpt2(dtype=torch.float64), CoLoRAConfig(r=2, tasks=TASKS, init_weights=False))
     save_bank(model, tmp_path / "b", BankInfo(base="nowhere"))
@@ -88,7 +88,7 @@ def test_layers_with_a_transposed_weight(tmp_path):
         torch.testing.assert_close(found.of_layer(name), cosines(own), atol=1e-12, rtol=0)
 
 
-def test_the_gauge_plays_no_part(bank):
+def test_the_gauge_changes_nothing(bank):
     before = bank_similarity(bank)
     generator = torch.Generator().manual_seed(3)
 
@@ -106,7 +106,7 @@ def test_the_gauge_plays_no_part(bank):
         torch.testing.assert_close(after.angles[name], before.angles[name], atol=1e-4, rtol=0)
 
 
-def test_nearest(bank):
+def test_nearest_sorts_the_other_tasks_by_cosine(bank):
     found = bank_similarity(bank, angles=False)
     assert not found.angles
     near = found.nearest("billing")
@@ -114,14 +114,14 @@ def test_nearest(bank):
     assert [value for _, value in near] == sorted((value for _, value in near), reverse=True)
 
 
-def test_as_json_is_json(bank):
+def test_as_json_holds_all_numbers(bank):
     value = json.loads(json.dumps(bank_similarity(bank).as_json(), allow_nan=False))
     assert value.keys() == {"kind", "tasks", "cosine", "layers", "principal angles, degrees"}
     assert np.allclose(np.array(value["cosine"]).diagonal(), 1)
     assert np.allclose(value["cosine"], bank_similarity(bank).overall(), atol=1e-4)
 
 
-def test_a_task_without_an_update(made, bank):
+def test_a_task_without_an_update_has_cosine_zero(made, bank):
     def silence(tensors):
         for key in tensors:
             if key.endswith("core"):
@@ -215,7 +215,7 @@ def test_the_widest_gap_cuts():
     assert cluster_tree(Similarity(["a", "b", "c"], "cores", {"x": products}, {})).groups() == [["a", "b"], ["c"]]
 
 
-def test_two_tasks():
+def test_two_tasks_are_one_group_or_two():
     tree = cluster_tree(Similarity(["a", "b"], "cores", {"x": torch.tensor([[1.0, -1.0], [-1.0, 1.0]])}, {}))
     assert tree.groups() == [["a", "b"]]
     assert tree.groups(cosine=0) == tree.groups(count=2) == [["a"], ["b"]]
@@ -224,7 +224,7 @@ def test_two_tasks():
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_one_task_is_not_enough(tmp_path):
+def test_one_task_is_refused(tmp_path):
     model = get_peft_model(tiny_llama(), CoLoRAConfig(r=2, tasks=["only"]))
     save_bank(model, tmp_path / "b", BankInfo(base="nowhere"))
     with pytest.raises(ConfigError, match="two tasks at least, found one: 'only'"):
@@ -246,7 +246,7 @@ KEY = "base_model.model.model.layers.0.mlp.up_proj"
         (lambda bank: changed(bank, lambda t: t[f"{KEY}.colora_core"].fill_(float("nan"))), "up_proj holds NaN"),
     ],
 )  # fmt: skip
-def test_a_damaged_bank(bank, damage, message):
+def test_a_damaged_bank_is_refused(bank, damage, message):
     damage(bank)
     with pytest.raises(BankFileError, match=message):
         bank_similarity(bank)
@@ -272,7 +272,7 @@ def test_a_figure_of_many_tasks(tmp_path):
     draw_similarity(found, cluster_tree(found), tmp_path / "many.svg")
 
 
-def test_a_figure_of_no_known_kind(tmp_path):
+def test_a_figure_of_an_unknown_kind_is_refused(tmp_path):
     found = planted()
     with pytest.raises(ColoraError, match=r"expected a name that ends in \.svg, \.png, \.pdf"):
         draw_similarity(found, cluster_tree(found), tmp_path / "x.jpg")
@@ -336,14 +336,14 @@ def test_the_command_for_a_run_file(tmp_path):
     assert "two tasks at least, found one: red" in one
 
 
-def test_the_command_refuses(bank, tmp_path):
+def test_the_command_refuses_wrong_arguments(bank, tmp_path):
     # a wrong ending is told before the work is done, of which there is nothing here
     assert "expected a name that ends in" in refusal("similarity", tmp_path / "none.yaml", "--figure", "x.jpg")
     assert "has no fields to change: training.lr=1" in refusal("similarity", bank, "training.lr=1")
     assert "no such folder" in refusal("similarity", tmp_path / "none")
 
 
-def test_beyond_the_mean():
+def test_centred_similarity_is_that_beyond_the_mean():
     rows = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 4.0
     half = Similarity(
         list("abcde"), "cores", {"one": rows[:, :10] @ rows[:, :10].mT, "two": rows[:, 10:] @ rows[:, 10:].mT}, {}

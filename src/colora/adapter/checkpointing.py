@@ -34,11 +34,11 @@ class _RoutedCheckpoint:
         self.function = function
         self.router = router
 
-    def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, block: Callable[..., Any], *args: object, **kwargs: object) -> Any:
         return self.function(partial(_run, self.router, self.router.current, block), *args, **kwargs)
 
 
-def _run(router: Router, routing: Routing | None, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(router: Router, routing: Routing | None, block: Callable[..., Any], *args: object, **kwargs: object) -> Any:
     before, router.current = router.current, routing
     try:
         return block(*args, **kwargs)

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import BankFileError, ConfigError
 
-__all__ = ["COLORA", "FORMAT_VERSION", "CoLoRAConfig", "check_task_name"]
+__all__ = ["COLORA", "FORMAT_VERSION", "INIT_WORDS", "CoLoRAConfig", "InitWord", "check_task_name"]
 
+InitWord = Literal["gaussian", "orthogonal"]
+INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
+"""What `init_weights` may say beside true and false: other distributions of A."""
 FORMAT_VERSION = 1
 """Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
 
@@ -124,10 +127,9 @@ class CoLoRAConfig(PeftConfig):
             faults.append(
                 f"lora_dropout: expected a number from 0 up to (not including) 1, found {self.lora_dropout!r}"
             )
-        if self.init_weights not in (True, False, "gaussian", "orthogonal"):
-            faults.append(
-                f"init_weights: expected true, false, 'gaussian' or 'orthogonal', found {self.init_weights!r}"
-            )
+        if self.init_weights not in (True, False, *INIT_WORDS):
+            words = " or ".join(map(repr, INIT_WORDS))
+            faults.append(f"init_weights: expected true, false, {words}, found {self.init_weights!r}")
         if self.bias != "none":
             faults.append(f"bias: expected 'none', found {self.bias!r}")
         if not isinstance(self.tasks, list) or not self.tasks:

@@ -1,4 +1,4 @@
-"""The door of the base model: a forward pre-hook that takes the task ids out of the keywords.
+"""The forward pre-hook of the base model, which takes the task ids out of the keywords.
 
 A hook rather than the tuner's `forward`, for a base model is also called without its tuner: by `PeftModel` without a
 task type, and after transformers' own `load_adapter`.
@@ -25,9 +25,9 @@ _BATCH_KEYS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 class RoutingHook:
     """The forward hooks of the base model: take the task ids out of the keywords, make the `Routing`, drop it after."""
 
-    def __init__(self, router: Router, banks: Callable[[nn.Module], list[str]]) -> None:
+    def __init__(self, router: Router, adapter_names: Callable[[nn.Module], list[str]]) -> None:
         self.router = router
-        self.banks = banks
+        self.adapter_names = adapter_names
         self.blocks: list[nn.Module] | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -44,7 +44,7 @@ class RoutingHook:
         router = self.router
         if task_ids is not None:
             device = batch.device if batch is not None else None
-            ids = router.resolve(task_ids, self.banks(module), device)
+            ids = router.resolve(task_ids, self.adapter_names(module), device)
             router.current = Routing(ids, tokens)
             if shape is not None:
                 check_rows(ids, shape)
@@ -52,11 +52,15 @@ class RoutingHook:
             router.current = Routing(router.generating.ids, tokens, expandable=True)
         else:
             # Bind the default now: a checkpointed block must not see a later set_task.
-            chosen = {bank: task for bank in self.banks(module) if (task := router.default(bank)) is not None}
+            chosen = {
+                adapter_name: task
+                for adapter_name in self.adapter_names(module)
+                if (task := router.default(adapter_name)) is not None
+            }
             router.current = Routing(dict(chosen)) if chosen else None
         return args, kwargs
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Without gradients nothing will be computed again: later calls of inner modules must not find old ids."""
         if not torch.is_grad_enabled():
             self.router.current = self.router.generating
@@ -70,8 +74,8 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 def check_rows(ids: dict[str, Tensor | int], shape: torch.Size) -> None:
     """Raises TaskIdError unless there is one id per row of a batch of this shape."""
-    for one in ids.values():
-        if isinstance(one, Tensor) and one.shape[0] != shape[0]:
+    for rows in ids.values():
+        if isinstance(rows, Tensor) and rows.shape[0] != shape[0]:
             raise TaskIdError(
-                f"task_ids name {one.shape[0]} rows, but the batch has {shape[0]} (its shape is {tuple(shape)})"
+                f"task_ids name {rows.shape[0]} rows, but the batch has {shape[0]} (its shape is {tuple(shape)})"
             )

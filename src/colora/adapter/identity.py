@@ -67,11 +67,11 @@ def check_base(identity: dict[str, Any], model: nn.Module, name_or_path: str | N
     if distance is None or distance <= WARN_ABOVE:
         return
     if distance > REFUSE_ABOVE:
-        _refuse(
-            identity, model, name_or_path,
-            [f"same shapes, other weights: relative distance {distance:.2f} on sampled weights, expected under "
-             f"{REFUSE_ABOVE}"],
-        )  # fmt: skip
+        fault = (
+            f"same shapes, other weights: relative distance {distance:.2f} on sampled weights, expected under "
+            f"{REFUSE_ABOVE}"
+        )
+        _refuse(identity, model, name_or_path, [fault])
     warnings.warn(
         f"the base model's weights differ from those this bank was trained on (relative distance {distance:.3f} on "
         "sampled weights); expected when the base is quantised to 4 bits, otherwise check that it is the same model",
@@ -120,8 +120,8 @@ def _sketch(layer: nn.Module) -> list[float]:
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         return []
     flat = weight.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, SKETCHED_WEIGHTS).long()
-    values: list[float] = flat[places.to(flat.device)].float().tolist()
+    indices = torch.linspace(0, flat.numel() - 1, SKETCHED_WEIGHTS).long()
+    values: list[float] = flat[indices.to(flat.device)].float().tolist()
     return values
 
 

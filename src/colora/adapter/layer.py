@@ -12,26 +12,26 @@ Example:
 
 import math
 import warnings
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.routing import Router, Routing, known_tasks
+from colora.adapter.routing import Router, Routing, listed_tasks
 from colora.algebra import compose
 from colora.errors import ConfigError, TaskIdError
 
-__all__ = ["CoLoRALinear", "Routing"]
+__all__ = ["CoLoRALinear", "Routing", "fresh_core"]
 
 
 class CoLoRALinear(nn.Module, BaseTunerLayer):
     """y = W0 x + s · B Λ_k A x for each row's task k.
 
-    Parameters, one entry per bank (adapter name): `colora_A` (r, d_in), `colora_B` (d_out, r) and `colora_core`
+    Parameters, one entry per adapter name: `colora_A` (r, d_in), `colora_B` (d_out, r) and `colora_core`
     (K, r, r). The base layer may be `nn.Linear`, transformers' `Conv1D` (weight transposed) or a quantised linear.
 
     Raises:
@@ -51,7 +51,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         *,
         transposed: bool = False,
         layer_name: str = "",
-        **quantization: Any,
+        **quantization: object,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -70,10 +70,10 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self.colora_core = nn.ParameterDict()
         self.colora_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
-        self.add_bank(adapter_name, config)
+        self.add_adapter(adapter_name, config)
 
-    def add_bank(self, adapter_name: str, config: CoLoRAConfig) -> None:
-        """Create A, B and the cores of one bank, on the device of the base layer."""
+    def add_adapter(self, adapter_name: str, config: CoLoRAConfig) -> None:
+        """Create A, B and the cores of one adapter, on the device of the base layer."""
         r, limit = config.r, min(self.in_features, self.out_features)
         if r > limit:
             raise ConfigError(
@@ -100,14 +100,14 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             nn.init.orthogonal_(A)
         else:
             nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        core.copy_(torch.eye(core.shape[-1]).expand_as(core))
+        core.copy_(fresh_core(core.shape[-1]).expand_as(core))
         if init is False:
             nn.init.normal_(B, std=0.1)
             core.add_(torch.randn_like(core), alpha=0.5)
         else:
             nn.init.zeros_(B)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows d_in"], *args: object, **kwargs: object) -> Float[Tensor, "*rows d_out"]:
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
@@ -119,9 +119,9 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         dtype = result.dtype
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for bank in self.active_adapters:
-            if bank in self.colora_core:
-                result = self._add_update(bank, x, result)
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.colora_core:
+                result = self._add_update(adapter_name, x, result)
         return result.to(dtype)
 
     def _check_merged(self) -> None:
@@ -129,18 +129,20 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         current = self.router.current
         if current is None or torch.compiler.is_compiling():
             return
-        for bank, task in self._merged_task.items():
-            ids = current.ids.get(bank, task)
+        for adapter_name, task in self._merged_task.items():
+            ids = current.ids.get(adapter_name, task)
             if bool((ids != task).any() if isinstance(ids, Tensor) else ids != task):
                 raise TaskIdError(
-                    f"task {list(self.router.tasks[bank])[task]!r} is merged into the base weights: call "
+                    f"task {list(self.router.tasks[adapter_name])[task]!r} is merged into the base weights: call "
                     "unmerge_adapter() before using other tasks"
                 )
 
-    def _add_update(self, bank: str, x: Tensor, result: Tensor) -> Tensor:
+    def _add_update(
+        self, adapter_name: str, x: Float[Tensor, "*rows d_in"], result: Float[Tensor, "*rows d_out"]
+    ) -> Float[Tensor, "*rows d_out"]:
         """`result` + s · B Λ_k A x, both of shape (*x.shape[:-1], d_out)."""
-        B = self.colora_B[bank]
-        mixed = self._mixed(bank, x)
+        B = self.colora_B[adapter_name]
+        mixed = self._mixed(adapter_name, x)
         if not result.dtype == mixed.dtype == B.dtype:
             return result + F.linear(mixed, B)
         # One product that adds up in place of a product and a sum: the sum alone would cost as much as all the rest.
@@ -148,21 +150,21 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         flat = torch.addmm(flat, rows, B.t()) if torch.is_grad_enabled() else flat.addmm_(rows, B.t())
         return flat.view(result.shape)
 
-    def _mixed(self, bank: str, x: Tensor) -> Tensor:
+    def _mixed(self, adapter_name: str, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows r"]:
         """s · Λ_k A x, of shape (*x.shape[:-1], r)."""
-        A, cores = self.colora_A[bank], self.colora_core[bank]
-        rows = self.router.rows(bank, x)
-        hidden = F.linear(self.colora_dropout[bank](self._cast_input_dtype(x, A.dtype)), A)
+        A, cores = self.colora_A[adapter_name], self.colora_core[adapter_name]
+        rows = self.router.rows(adapter_name, x)
+        hidden = F.linear(self.colora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype)), A)
         if isinstance(rows, int):
-            return F.linear(hidden, cores[rows] * self.scaling[bank])
+            return F.linear(hidden, cores[rows] * self.scaling[adapter_name])
         # An embedding look-up rather than indexing: it refuses negative ids, and compiles for any mix of tasks.
         r = A.shape[0]
-        own = F.embedding(rows.to(cores.device), cores.flatten(1)).unflatten(-1, (r, r)) * self.scaling[bank]
+        own = F.embedding(rows.to(cores.device), cores.flatten(1)).unflatten(-1, (r, r)) * self.scaling[adapter_name]
         if rows.ndim == 1:
             return torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.mT).view_as(hidden)
         return torch.einsum("bti,btji->btj", hidden, own.to(hidden.dtype))
 
-    def get_delta_weight(self, adapter: str, task: int | None = None) -> Tensor:
+    def get_delta_weight(self, adapter: str, task: int | None = None) -> Float[Tensor, "rows columns"]:
         """s · B Λ_k A in the layout of the base weight, computed in float32 at least, for the chosen or only task.
 
         Raises:
@@ -174,11 +176,11 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         delta = compose(A.to(work), B.to(work), core.to(work), self.scaling[adapter]).to(core.dtype)
         return delta.T if self.transposed else delta
 
-    def _task_to_merge(self, bank: str) -> int:
-        task = self.router.default(bank)
+    def _task_to_merge(self, adapter_name: str) -> int:
+        task = self.router.default(adapter_name)
         if task is None:
             raise TaskIdError(
-                f"merge which task? This bank has {known_tasks(self.router.tasks[bank])}: choose one with "
+                f"merge which task? This bank has {listed_tasks(self.router.tasks[adapter_name])}: choose one with "
                 "set_task(name) or merge_and_unload(task=name)"
             )
         return task
@@ -186,11 +188,11 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the chosen task's update to the base weight. Re-quantising a quantised weight costs accuracy: warns."""
-        for bank in check_adapters_to_merge(self, adapter_names):
-            if bank not in self.colora_core:
+        for adapter_name in check_adapters_to_merge(self, adapter_names):
+            if adapter_name not in self.colora_core:
                 continue
-            task = self._task_to_merge(bank)
-            delta = self.get_delta_weight(bank, task)
+            task = self._task_to_merge(adapter_name)
+            delta = self.get_delta_weight(adapter_name, task)
             if self.quantization_backend is not None:
                 warnings.warn(
                     f"merging into the quantised layer {self.layer_name!r} re-quantises its weight, which costs "
@@ -201,10 +203,10 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             merged = weight.clone() if safe_merge else weight
             merged += delta.to(merged)
             if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"merging bank {bank!r} into layer {self.layer_name!r} gives NaN or infinity")
+                raise ValueError(f"merging bank {adapter_name!r} into layer {self.layer_name!r} gives NaN or infinity")
             self.set_base_weight(merged)
-            self.merged_adapters.append(bank)
-            self._merged_task[bank] = task
+            self.merged_adapters.append(adapter_name)
+            self._merged_task[adapter_name] = task
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -212,9 +214,9 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
-            bank = self.merged_adapters.pop()
+            adapter_name = self.merged_adapters.pop()
             weight = self.get_base_weight()
-            weight -= self.get_delta_weight(bank, self._merged_task.pop(bank)).to(weight)
+            weight -= self.get_delta_weight(adapter_name, self._merged_task.pop(adapter_name)).to(weight)
             self.set_base_weight(weight)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -223,3 +225,10 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "colora." + super().__repr__()
+
+
+def fresh_core(
+    r: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Float[Tensor, "{r} {r}"]:
+    """The core of a task that has not been trained: the identity, with which the task's update is s · B A."""
+    return torch.eye(r, dtype=dtype, device=device)

@@ -1,6 +1,7 @@
 """`CoLoRAModel`: the PEFT tuner that turns linear layers of a base model into layers of a task bank.
 
-One PEFT adapter is one bank. Through PEFT's attribute forwarding everything here is also a method of the `PeftModel`:
+One PEFT adapter holds one bank of tasks. Through PEFT's attribute forwarding everything here is also a method of the
+`PeftModel`:
 
     model = get_peft_model(base, CoLoRAConfig(r=8, tasks=["billing", "legal"]))
     model(**batch, task_ids=["legal", "billing"])
@@ -41,21 +42,28 @@ class CoLoRAModel(BaseTuner):
 
     # ---- creation -------------------------------------------------------------------------------------------------
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
         config = self.peft_config[adapter_name]
         router = bank_router(model) or Router()
         if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
-            hook = RoutingHook(router, _active_banks)
+            hook = RoutingHook(router, _active_adapters)
             model.register_forward_pre_hook(hook, with_kwargs=True)
             model.register_forward_hook(hook.after)
         router.selected.pop(adapter_name, None)
         router.register(adapter_name, config.tasks)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except Exception as error:
             self._withdraw(model, adapter_name)
-            known = isinstance(error, ColoraError) or not isinstance(error, ValueError)
-            if "target" in str(error).lower() and not known:
+            explained = isinstance(error, ColoraError) or not isinstance(error, ValueError)
+            if "target" in str(error).lower() and not explained:
                 raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
             raise
         if config.base_identity is None:
@@ -94,7 +102,7 @@ class CoLoRAModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, CoLoRALinear):
-            target.add_bank(adapter_name, peft_config)
+            target.add_adapter(adapter_name, peft_config)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self.model)
@@ -106,10 +114,10 @@ class CoLoRAModel(BaseTuner):
             )
         router = bank_router(self.model)
         assert router is not None  # made by inject_adapter
+        transposed = isinstance(base, Conv1D)
         layer = CoLoRALinear(
-            target, adapter_name, peft_config, router,
-            transposed=isinstance(base, Conv1D), layer_name=current_key, **quantization,
-        )  # fmt: skip
+            target, adapter_name, peft_config, router, transposed=transposed, layer_name=current_key, **quantization
+        )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -122,13 +130,13 @@ class CoLoRAModel(BaseTuner):
 
     # ---- routing --------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: object, task_ids: TaskIds | None = None, **kwargs: object) -> Any:
         """The base model's forward; `task_ids` are integers (batch,) or (batch, seq), or names, one per row."""
         if task_ids is not None:
             kwargs["task_ids"] = task_ids
         return self.model(*args, **kwargs)  # the base model's RoutingHook takes the ids
 
-    def generate(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+    def generate(self, *args: object, task_ids: TaskIds | None = None, **kwargs: object) -> Any:
         """The base model's generate with one task per prompt; beams and several return sequences follow their row."""
         with self.tasks_of(task_ids, batch_of(args, kwargs)):
             return self.model.generate(*args, **kwargs)
@@ -140,13 +148,13 @@ class CoLoRAModel(BaseTuner):
         Inside, a row may stand for several (beams). With `batch`, there must be one id for each of its rows.
         """
         device = next(self.model.parameters()).device
-        with self.router.generation(task_ids, _active_banks(self.model), device) as ids:
+        with self.router.generation(task_ids, _active_adapters(self.model), device) as ids:
             if batch is not None and ids is not None:
                 check_rows(ids, batch.shape)
             yield
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
         # PEFT calls this around forward and generate; without it `adapter_names` would be ignored in silence.
         if kwargs.get("adapter_names") is not None:
             raise TaskIdError("a bank takes task_ids=[...] (names or integers) instead of adapter_names")
@@ -164,17 +172,17 @@ class CoLoRAModel(BaseTuner):
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks of the active bank, in the order of their ids."""
-        return list(self.router.tasks[self._bank()])
+        return list(self.router.tasks[self._adapter_name()])
 
     def set_task(self, name: str | None) -> None:
         """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""
-        bank, router = self._bank(), self.router
+        adapter_name, router = self._adapter_name(), self.router
         router.current = None  # ids of an earlier batch
         if name is None:
-            router.selected.pop(bank, None)
+            router.selected.pop(adapter_name, None)
         else:
-            router.index(name, bank)
-            router.selected[bank] = name
+            router.index(name, adapter_name)
+            router.selected[adapter_name] = name
 
     def add_tasks(self, names: Sequence[str], init: str = "identity") -> None:
         """Add tasks to the active bank, in place: `TaskAdamW` keeps its state for all others.
@@ -185,26 +193,26 @@ class CoLoRAModel(BaseTuner):
 
         Raises:
             ConfigError: if a name is taken, stands twice, or cannot be a name.
-            TaskIdError: if `init` is no known task.
+            TaskIdError: if `init` is no task of the bank.
         """
-        bank = self._bank()
-        tasklist.add(self._layers(), self.peft_config[bank], self.router, bank, names, init)
+        adapter_name = self._adapter_name()
+        tasklist.add(self._layers(), self.peft_config[adapter_name], self.router, adapter_name, names, init)
 
     def remove_task(self, name: str) -> None:
         """Remove a task; later tasks move up by one id. Raises TaskIdError if unknown, ConfigError if the last."""
-        bank = self._bank()
-        tasklist.remove(self._layers(), self.peft_config[bank], self.router, bank, name)
+        adapter_name = self._adapter_name()
+        tasklist.remove(self._layers(), self.peft_config[adapter_name], self.router, adapter_name, name)
 
     def core(self, name: str) -> dict[str, Tensor]:
         """A copy of a task's cores: for each adapted layer, by its name in the base model, an (r, r) tensor."""
-        bank = self._bank()
-        index = self.router.index(name, bank)
-        return {key: layer.colora_core[bank].detach()[index].clone() for key, layer in self._layers().items()}
+        adapter_name = self._adapter_name()
+        index = self.router.index(name, adapter_name)
+        return {key: layer.colora_core[adapter_name].detach()[index].clone() for key, layer in self._layers().items()}
 
     def set_core(self, name: str, core: Mapping[str, Tensor]) -> None:
         """Write a task's cores, as `core` gives them. Raises ConfigError naming what is missing or misshapen."""
-        bank = self._bank()
-        tasklist.write(self._layers(), bank, self.router.index(name, bank), core)
+        adapter_name = self._adapter_name()
+        tasklist.write(self._layers(), adapter_name, self.router.index(name, adapter_name), core)
 
     def merge_and_unload(
         self,
@@ -219,34 +227,44 @@ class CoLoRAModel(BaseTuner):
             TaskIdError: if there are several tasks and none was chosen, before any weight is changed.
         """
         router = self.router
-        for bank in self.active_adapters if adapter_names is None else adapter_names:
+        for adapter_name in self.active_adapters if adapter_names is None else adapter_names:
             if task is not None:
-                router.index(task, bank)
-                router.selected[bank] = task
-            next(iter(bank_layers(self.model, bank).values()))._task_to_merge(bank)
+                router.index(task, adapter_name)
+                router.selected[adapter_name] = task
+            next(iter(bank_layers(self.model, adapter_name).values()))._task_to_merge(adapter_name)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:  # PEFT says None, but returns the model
-        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:  # PEFT says None, but returns the model
+        model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         _remove_hook(model)
         return model
 
-    def _bank(self) -> str:
+    def _adapter_name(self) -> str:
         active = self.active_adapters
         if len(active) != 1:
             raise ConfigError(f"expected one active bank, found {len(active)} ({', '.join(active) or 'none'})")
         return active[0]
 
     def _layers(self) -> dict[str, CoLoRALinear]:
-        return bank_layers(self.model, self._bank())
+        return bank_layers(self.model, self._adapter_name())
 
     # ---- saved form -----------------------------------------------------------------------------------------------
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         # PEFT writes the config after the tensors, so what is recorded here is saved with them. The tasks again, for
         # one config object may serve two models.
         wrapped: Any = model
@@ -287,7 +305,7 @@ class CoLoRAModel(BaseTuner):
         return remapped
 
 
-def bank_tuner(model: Any) -> CoLoRAModel:
+def bank_tuner(model: object) -> CoLoRAModel:
     """The tuner inside a `PeftModel` with a bank. Raises ConfigError if it has none (any more)."""
     tuner = getattr(model, "base_model", None)
     if not isinstance(tuner, CoLoRAModel) or bank_router(tuner.model) is None:
@@ -295,12 +313,12 @@ def bank_tuner(model: Any) -> CoLoRAModel:
     return tuner
 
 
-def bank_layers(model: nn.Module, bank: str) -> dict[str, CoLoRALinear]:
-    """The adapted layers of a bank by their name in the base model (without PEFT's `base_model.model.`)."""
+def bank_layers(model: nn.Module, adapter_name: str) -> dict[str, CoLoRALinear]:
+    """The adapted layers of an adapter by their name in the base model (without PEFT's `base_model.model.`)."""
     return {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
-        if isinstance(module, CoLoRALinear) and bank in module.colora_core
+        if isinstance(module, CoLoRALinear) and adapter_name in module.colora_core
     }
 
 
@@ -335,7 +353,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _active_banks(model: nn.Module) -> list[str]:
+def _active_adapters(model: nn.Module) -> list[str]:
     """Active adapters, read off the layers, for the tuner is not there when transformers loaded the bank itself."""
     for module in model.modules():
         if isinstance(module, CoLoRALinear):

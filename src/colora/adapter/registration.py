@@ -13,6 +13,7 @@ Some things in PEFT 0.21 are closed to outside methods, and all are dealt with h
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     takes_keywords = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
 
     @functools.wraps(forward)
-    def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def routed(self: peft.PeftModel, *args: object, **kwargs: object) -> Any:
         if takes_keywords and isinstance(self.base_model, CoLoRAModel) and kwargs.get("task_ids") is not None:
             kwargs[ROUTED_KEY] = kwargs.pop("task_ids")
         return forward(self, *args, **kwargs)
@@ -63,7 +64,7 @@ def _routed_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
         return generate
 
     @functools.wraps(generate)
-    def routed(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def routed(self: peft.PeftModel, *args: object, **kwargs: Any) -> Any:
         if isinstance(self.base_model, CoLoRAModel):
             with self.base_model.tasks_of(kwargs.pop("task_ids", None), batch_of(args, kwargs)):
                 return generate(self, *args, **kwargs)
@@ -78,7 +79,9 @@ def _checked_load(load: Callable[..., Any]) -> Callable[..., Any]:
         return load
 
     @functools.wraps(load)
-    def checked(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    def checked(
+        self: peft.PeftModel, model_id: str | os.PathLike[str], adapter_name: str, *args: object, **kwargs: object
+    ) -> Any:
         try:
             return load(self, model_id, adapter_name, *args, **kwargs)
         except SafetensorError as error:

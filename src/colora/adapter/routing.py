@@ -1,4 +1,4 @@
-"""Which row of the batch belongs to which task: set once at the model's door, read by every adapted layer.
+"""Which row of the batch belongs to which task: set once where the model is called, read by every adapted layer.
 
 The ids must be the same in the forward pass and in the recomputation that gradient checkpointing does during the
 backward pass, even if another forward pass has run in between. So each forward pass makes an immutable `Routing`;
@@ -16,7 +16,7 @@ from torch import Tensor
 from colora.common.text import listed
 from colora.errors import TaskIdError
 
-__all__ = ["Router", "Routing", "TaskIds", "known_tasks"]
+__all__ = ["Router", "Routing", "TaskIds", "listed_tasks"]
 
 TaskIds = Tensor | Sequence[int] | Sequence[str] | str | int
 
@@ -26,7 +26,7 @@ class Routing:
     """The tasks of one forward pass.
 
     Attributes:
-        ids: for each bank, LongTensor (batch,) or (batch, seq), or one integer for the whole batch.
+        ids: for each adapter name, LongTensor (batch,) or (batch, seq), or one integer for the whole batch.
         tokens: length of the sequences given to the model, to recognise inputs flattened to (batch · seq, d).
         expandable: in generation one given row may stand for several (beams, return sequences).
     """
@@ -35,13 +35,13 @@ class Routing:
     tokens: int | None = None
     expandable: bool = False
 
-    def rows(self, bank: str, x: Tensor) -> Tensor | int:
+    def rows(self, adapter_name: str, x: Tensor) -> Tensor | int:
         """Task ids for input `x`: (x.shape[0],) for one task per row, (x.shape[0], x.shape[1]) per token, or one.
 
         Raises:
             TaskIdError: if the ids do not fit the shape of `x`.
         """
-        ids, rows = self.ids[bank], x.shape[0]
+        ids, rows = self.ids[adapter_name], x.shape[0]
         if isinstance(ids, int):
             return ids
         if ids.ndim == 1:
@@ -63,11 +63,11 @@ class Routing:
 
 @dataclass
 class Router:
-    """The switchboard of one base model; all its adapted layers and its forward hook hold the same one.
+    """The current routing of one base model; all its adapted layers and its forward hook hold the same router.
 
     Attributes:
-        tasks: for each bank (adapter name), its task names with their ids, in the order of the ids.
-        selected: for each bank, the task set by `set_task`.
+        tasks: for each adapter name, its task names with their ids, in the order of the ids.
+        selected: for each adapter name, the task set by `set_task`.
     """
 
     tasks: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -75,11 +75,13 @@ class Router:
     current: Routing | None = None
     generating: Routing | None = None
 
-    def resolve(self, task_ids: TaskIds, banks: Sequence[str], device: torch.device | None) -> dict[str, Tensor | int]:
-        """Ids for each active bank from integers or names, checked against the known tasks.
+    def resolve(
+        self, task_ids: TaskIds, adapter_names: Sequence[str], device: torch.device | None
+    ) -> dict[str, Tensor | int]:
+        """Ids for each active adapter from integers or names, checked against its tasks.
 
         Raises:
-            TaskIdError: naming what is unknown or out of range, and the known tasks.
+            TaskIdError: naming what is unknown or out of range, and the tasks there are.
         """
         if isinstance(task_ids, str | int) and not isinstance(task_ids, bool):
             task_ids = [task_ids]  # type: ignore[assignment]
@@ -90,50 +92,52 @@ class Router:
                 raise TaskIdError(f"task_ids must be (batch,) or (batch, seq), found shape {tuple(task_ids.shape)}")
             ids = task_ids.to(device=device, dtype=torch.long)
             if not torch.compiler.is_compiling():
-                self._check_range(ids, banks)
-            return dict.fromkeys(banks, ids)
+                self._check_range(ids, adapter_names)
+            return dict.fromkeys(adapter_names, ids)
         names: list[Any] = list(task_ids) if isinstance(task_ids, Iterable) else [task_ids]
         if all(isinstance(name, str) for name in names):
-            return {bank: self._index(names, bank, device) for bank in banks}
+            return {adapter_name: self._index(names, adapter_name, device) for adapter_name in adapter_names}
         try:
             numbers = torch.as_tensor(names)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TaskIdError(f"task_ids must be integers or names, one per row, found {task_ids!r}") from error
-        return self.resolve(numbers, banks, device)
+        return self.resolve(numbers, adapter_names, device)
 
-    def register(self, bank: str, names: Sequence[str]) -> None:
-        """Take over the names of a bank's tasks after they have changed."""
-        self.tasks[bank] = {name: index for index, name in enumerate(names)}
+    def register(self, adapter_name: str, names: Sequence[str]) -> None:
+        """Take over the names of an adapter's tasks after they have changed."""
+        self.tasks[adapter_name] = {name: index for index, name in enumerate(names)}
         self.current = None
-        if self.selected.get(bank) not in self.tasks[bank]:
-            self.selected.pop(bank, None)
+        if self.selected.get(adapter_name) not in self.tasks[adapter_name]:
+            self.selected.pop(adapter_name, None)
 
-    def default(self, bank: str) -> int | None:
+    def default(self, adapter_name: str) -> int | None:
         """The task used where none is given: the one set by `set_task`, or the only one."""
-        names = self.tasks[bank]
-        if bank in self.selected:
-            return self.index(self.selected[bank], bank)
+        names = self.tasks[adapter_name]
+        if adapter_name in self.selected:
+            return self.index(self.selected[adapter_name], adapter_name)
         return 0 if len(names) == 1 else None
 
-    def index(self, name: str, bank: str) -> int:
-        """The id of a task. Raises TaskIdError with the known names if there is none of this name."""
+    def index(self, name: str, adapter_name: str) -> int:
+        """The id of a task. Raises TaskIdError with the names there are if this is none of them."""
         try:
-            return self.tasks[bank][name]
+            return self.tasks[adapter_name][name]
         except KeyError:
-            raise TaskIdError(f"unknown task {name!r}; this bank knows {known_tasks(self.tasks[bank])}") from None
+            raise TaskIdError(
+                f"unknown task {name!r}; this bank knows {listed_tasks(self.tasks[adapter_name])}"
+            ) from None
 
-    def rows(self, bank: str, x: Tensor) -> Tensor | int:
+    def rows(self, adapter_name: str, x: Tensor) -> Tensor | int:
         """What a layer asks: ids per row or token, or one integer if the whole batch has the same task.
 
         Raises:
-            TaskIdError: if the bank has several tasks and nobody said which.
+            TaskIdError: if there are several tasks and none was chosen.
         """
-        if self.current is not None and bank in self.current.ids:
-            return self.current.rows(bank, x)
-        task = self.default(bank)
+        if self.current is not None and adapter_name in self.current.ids:
+            return self.current.rows(adapter_name, x)
+        task, names = self.default(adapter_name), self.tasks[adapter_name]
         if task is None:
             raise TaskIdError(
-                f"which task? This bank has {len(self.tasks[bank])} tasks ({known_tasks(self.tasks[bank])}): pass "
+                f"which task? This bank has {len(names)} tasks ({listed_tasks(names)}): pass "
                 "task_ids=... with the batch (with transformers' Trainer set remove_unused_columns=False), "
                 "or choose one with set_task(name)"
             )
@@ -141,44 +145,44 @@ class Router:
 
     @contextmanager
     def generation(
-        self, task_ids: TaskIds | None, banks: Sequence[str], device: torch.device | None
+        self, task_ids: TaskIds | None, adapter_names: Sequence[str], device: torch.device | None
     ) -> Iterator[dict[str, Tensor | int] | None]:
         """For the duration of one `generate` call every forward pass uses these ids, which it yields."""
         before, ids = (self.generating, self.current), None
         if task_ids is not None:
-            ids = self.resolve(task_ids, banks, device)
+            ids = self.resolve(task_ids, adapter_names, device)
             if any(isinstance(one, Tensor) and one.ndim != 1 for one in ids.values()):
                 raise TaskIdError("generation takes one task per row: task_ids of shape (batch,)")
             self.generating = self.current = Routing(ids, expandable=True)
         else:
-            self.current = self.generating  # an outer `generation`, as encoders do not pass the model's door
+            self.current = self.generating  # an outer `generation`, as encoders are called without the model's hook
         try:
             yield ids
         finally:
             self.generating, self.current = before
 
-    def _index(self, names: list[str], bank: str, device: torch.device | None) -> Tensor:
-        position = self.tasks[bank]
+    def _index(self, names: list[str], adapter_name: str, device: torch.device | None) -> Tensor:
+        position = self.tasks[adapter_name]
         if unknown := sorted(set(names) - position.keys()):
             raise TaskIdError(
                 f"unknown task{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}; "
-                f"this bank knows {known_tasks(self.tasks[bank])}"
+                f"this bank knows {listed_tasks(self.tasks[adapter_name])}"
             )
         return torch.tensor([position[name] for name in names], device=device)
 
-    def _check_range(self, ids: Tensor, banks: Sequence[str]) -> None:
+    def _check_range(self, ids: Tensor, adapter_names: Sequence[str]) -> None:
         if ids.numel() == 0 or ids.device.type == "meta":
             return
         low, high = (int(value) for value in torch.aminmax(ids))
-        for bank in banks:
-            names = self.tasks[bank]
+        for adapter_name in adapter_names:
+            names = self.tasks[adapter_name]
             if low < 0 or high >= len(names):
                 raise TaskIdError(
                     f"task id {low if low < 0 else high} is out of range: this bank has ids 0 to {len(names) - 1} "
-                    f"({known_tasks(names)})"
+                    f"({listed_tasks(names)})"
                 )
 
 
-def known_tasks(names: Collection[str], most: int = 20) -> str:
+def listed_tasks(names: Collection[str], most: int = 20) -> str:
     """The names for an error message, cut after `most`."""
     return listed(names, most)

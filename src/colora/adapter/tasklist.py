@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig, check_task_name
-from colora.adapter.layer import CoLoRALinear
+from colora.adapter.layer import CoLoRALinear, fresh_core
 from colora.adapter.routing import Router
 from colora.common.text import shortened
 from colora.errors import ConfigError
@@ -35,59 +35,61 @@ def add(
     layers: Mapping[str, CoLoRALinear],
     config: CoLoRAConfig,
     router: Router,
-    bank: str,
+    adapter_name: str,
     names: Sequence[str],
     init: str = "identity",
 ) -> None:
     """See `CoLoRAModel.add_tasks`."""
     if isinstance(names, str):
         names = [names]
-    before = list(router.tasks[bank])
+    before = list(router.tasks[adapter_name])
     present = set(before)
     faults = [fault for name in names if (fault := check_task_name(name))]
     faults += [f"{name!r} is already a task of this bank" for name in names if name in present]
     faults += [f"{name!r} stands twice" for name, count in Counter(map(str, names)).items() if count > 1]
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
-    source = None if init in ("identity", "mean") else router.index(init, bank)
+    source = None if init in ("identity", "mean") else router.index(init, adapter_name)
     uids = [next(_next_uid) for _ in names]
     for layer in layers.values():
-        cores = layer.colora_core[bank]
+        cores = layer.colora_core[adapter_name]
         if init == "mean":
             first = cores.detach().mean(0)
         elif source is not None:
             first = cores.detach()[source]
         else:
-            first = torch.eye(cores.shape[-1], dtype=cores.dtype, device=cores.device)
+            first = fresh_core(cores.shape[-1], cores.dtype, cores.device)
         rows = torch.cat([cores.detach(), first.expand(len(names), -1, -1)])
         grad = None if cores.grad is None else torch.cat([cores.grad, torch.zeros_like(rows[len(before) :])])
         _replace(cores, rows, grad, task_uids(cores) + uids)
     config.tasks = [*before, *names]
-    router.register(bank, config.tasks)
+    router.register(adapter_name, config.tasks)
 
 
-def remove(layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Router, bank: str, name: str) -> None:
+def remove(
+    layers: Mapping[str, CoLoRALinear], config: CoLoRAConfig, router: Router, adapter_name: str, name: str
+) -> None:
     """See `CoLoRAModel.remove_task`."""
-    index = router.index(name, bank)
+    index = router.index(name, adapter_name)
     _check_unmerged(layers)
-    if len(router.tasks[bank]) == 1:
+    if len(router.tasks[adapter_name]) == 1:
         raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
     for layer in layers.values():
-        cores = layer.colora_core[bank]
+        cores = layer.colora_core[adapter_name]
         keep = [row for row in range(cores.shape[0]) if row != index]
         uids = task_uids(cores)
         grad = None if cores.grad is None else cores.grad[keep]
         _replace(cores, cores.detach()[keep], grad, [uids[row] for row in keep])
-    config.tasks = [one for one in router.tasks[bank] if one != name]
-    router.register(bank, config.tasks)
+    config.tasks = [one for one in router.tasks[adapter_name] if one != name]
+    router.register(adapter_name, config.tasks)
 
 
-def write(layers: Mapping[str, CoLoRALinear], bank: str, index: int, core: Mapping[str, Tensor]) -> None:
+def write(layers: Mapping[str, CoLoRALinear], adapter_name: str, index: int, core: Mapping[str, Tensor]) -> None:
     """See `CoLoRAModel.set_core`."""
     _check_unmerged(layers)
     faults = [f"{name}: no such adapted layer" for name in core if name not in layers]
     for name, layer in layers.items():
-        shape = tuple(layer.colora_core[bank].shape[1:])
+        shape = tuple(layer.colora_core[adapter_name].shape[1:])
         if name not in core:
             faults.append(f"{name}: missing")
         elif tuple(core[name].shape) != shape:
@@ -98,7 +100,7 @@ def write(layers: Mapping[str, CoLoRALinear], bank: str, index: int, core: Mappi
         raise ConfigError("this core does not fit the bank; nothing was changed:", shortened(faults, 10))
     with torch.no_grad():
         for name, layer in layers.items():
-            cores = layer.colora_core[bank]
+            cores = layer.colora_core[adapter_name]
             cores[index] = core[name].to(cores)
 
 

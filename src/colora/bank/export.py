@@ -17,6 +17,7 @@ from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.common.files import staged_folder
 from colora.errors import ConfigError
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
 
@@ -91,7 +92,7 @@ def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = N
     return {name: folder / name for name in names}
 
 
-def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Any = None) -> None:
+def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write the whole base model with a task's update added to its weights. The model in memory is used up.
 
     Raises:

@@ -9,8 +9,8 @@ import torch
 
 from colora.bank.load import load_bank
 from colora.common.text import listed, shortened
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskIdError
-from colora.models.base import configure_threads
 from colora.models.decoding.batch import Batch, Row, run_rows
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling

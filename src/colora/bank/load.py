@@ -13,6 +13,7 @@ from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["attach_adapter", "attach_bank", "load_bank", "save_bank"]
 
@@ -33,7 +34,7 @@ def load_bank(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     trainable: bool = False,
-) -> tuple[Any, Any, BankInfo]:
+) -> tuple[Any, Tokenizer, BankInfo]:
     """A bank on its base model, the tokenizer with the prompt style of training, and what is known about the bank.
 
     Args:
@@ -48,9 +49,7 @@ def load_bank(
     info = saved.info
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
-    model, tokenizer = load_base(base or info.base, dtype=dtype, device=device)
-    if not info.chat_template:
-        tokenizer.chat_template = None
+    model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
     return attach_bank(model, saved, trainable), tokenizer, info
 
 

@@ -11,13 +11,14 @@ from colora.cli.runs import Overrides, RunFile
 
 federate = typer.Typer(
     no_args_is_help=True,
-    help="Train together without pooling: only the shared factors A and B travel; text and cores stay at home.\n\n"
-    "`simulate` runs all clients in this process. A real federation has one `server`, a `client` where each task's "
-    "text is, and a `run` that starts the training. `keys` makes certificates and keys to try it with.",
+    help="Train together without pooling: only the shared factors A and B travel; text and cores stay with the "
+    "clients.\n\n"
+    "`simulate` runs all clients in this process. A networked federation has one `server`, a `client` where each "
+    "task's text is, and a `run` that starts the training. `keys` makes certificates and keys to try it with.",
 )
 app.add_typer(federate, name="federate")
 
-Home = Annotated[Path, typer.Option(help="Folder for what Flower keeps.")]
+Home = Annotated[Path, typer.Option(help="Folder for Flower's files.")]
 Certificate = Annotated[
     Path | None, typer.Option("--ca", help="Certificate of the authority that signed the server's; none: no TLS.")
 ]
@@ -90,15 +91,15 @@ def register(
     ca: Certificate = None,
     home: Home = Path("federation-server"),
 ) -> None:
-    """Let clients in: the server turns away whoever has none of the registered keys."""
+    """Register the keys of clients: the server refuses everybody else."""
     with errors():
         from colora.errors import FederationError
         from colora.federated.launch import flower_environment, register_command, write_connection
 
         write_connection(home, CONNECTION, server, ca)
         for key in keys:
-            done = subprocess.run(register_command(key, CONNECTION), env=flower_environment(home), check=False)
-            if done.returncode:
+            command = register_command(key, CONNECTION)
+            if subprocess.run(command, env=flower_environment(home), check=False).returncode:
                 raise FederationError(f"{key}: not registered; Flower says why above")
 
 
@@ -111,16 +112,17 @@ def client(
     server: Server = "127.0.0.1:8000",
     ca: Certificate = None,
     key: Annotated[Path | None, typer.Option(help="This client's private key.")] = None,
-    port: Annotated[int, typer.Option(help="A free port of this machine, for the client's own use.")] = 9094,
-    name: Annotated[str | None, typer.Option(help="What to be called in the server's records.")] = None,
-    base: Annotated[str | None, typer.Option(help="Another place of the same base model.")] = None,
+    port: Annotated[int, typer.Option(help="A free port of this machine, for the client itself.")] = 9094,
+    name: Annotated[str | None, typer.Option(help="The client's name in the server's records.")] = None,
+    base: Annotated[str | None, typer.Option(help="Path or name of the same base model here, if another.")] = None,
     share_loss: Annotated[bool, typer.Option(help="Whether the server may know the training loss.")] = True,
     retry: Annotated[float, typer.Option(help="Seconds to go on trying where the server refuses.")] = 120.0,
-    home: Annotated[Path | None, typer.Option(help="Folder for what Flower keeps; by default in --state.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder for Flower's files; by default in --state.")] = None,
 ) -> None:
     """Start a client, until it is stopped. It checks its task file first, and takes part in every run it is asked to.
 
-    After a crash the same command joins again; the server may refuse it for a minute, until its old place is free.
+    After a crash the same command joins again; the server may refuse it for a minute, until the old
+    connection has timed out.
     When a run has ended, STATE/FEDERATION/bank is this client's own bank: `colora generate`, `colora export`.
     """
     with errors():
@@ -129,13 +131,14 @@ def client(
         from colora.tasks.read import read_tasks
         from colora.tasks.schema import TaskSource
 
-        read_tasks([TaskSource(path=str(task), val=0, test=0)])  # its faults are told here, not in the first round
+        read_tasks(
+            [TaskSource(path=str(task), val=0, test=0)]
+        )  # so that its faults are reported here, not in the first round
         home = home or state / "flower"
         home.mkdir(parents=True, exist_ok=True)
-        flags: dict[str, str | int | float | bool] = {
-            "task": str(task.resolve()), "state": str(state.resolve()), "share-loss": share_loss,
-        }  # fmt: skip
-        flags |= {name: value for name, value in {"name": name, "base": base}.items() if value}
+        flags: dict[str, str | int | float | bool] = {"task": str(task.resolve()), "state": str(state.resolve())}
+        flags["share-loss"] = share_loss
+        flags |= {flag: value for flag, value in {"name": name, "base": base}.items() if value}
         raise typer.Exit(keep_running(client_command(server, port, flags, ca, key), flower_environment(home), retry))
 
 
@@ -148,7 +151,7 @@ def start(
     ca: Certificate = None,
     home: Home = Path("federation-server"),
 ) -> None:
-    """Train: give the server a run, and show its log until it ends. Of the run file no task is looked at.
+    """Train: give the server a run, and show its log until it ends. The tasks of the run file are ignored.
 
     The same command again after a crash goes on after the last whole round.
     """

@@ -1,4 +1,4 @@
-"""Commands for a server: serve, its keys, and cores as files."""
+"""Commands for a server: `serve`, its keys, and cores as files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,8 +35,10 @@ def serve(
         1000
     ),
     max_length: Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, in tokens.")] = 2048,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request says nothing.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Where a request says nothing; 0 is greedy.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of requests that do not set it.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Of requests that do not set it; 0 is greedy.")
+    ] = 1.0,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, else bfloat16.")
     ] = None,
@@ -50,7 +52,7 @@ def serve(
     `curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"model": "TASK", "messages":
     [{"role": "user", "content": "..."}]}'`
 
-    Ctrl-C or SIGTERM ends it once the requests that it has are answered. docs/serving.md tells the rest.
+    Ctrl-C or SIGTERM ends it once the requests that it has are answered. The rest is in docs/serving.md.
     """
     with errors():
         from colora.errors import ConfigError
@@ -62,9 +64,7 @@ def serve(
             raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
         listen = Listen(host, port, key_file, certificate, private_key)
         check_listen(listen)
-        options = Options(
-            bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads
-        )  # fmt: skip
+        options = Options(bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads)
         run(options, listen, say)
 
 
@@ -86,7 +86,7 @@ def keys_add(
 
 @keys.command("remove")
 def keys_remove(file: Keys, tenant: Name) -> None:
-    """Take a tenant out of the file of keys; a server that uses the file knows it from the next request on."""
+    """Take a tenant out of the file of keys; a server that uses the file refuses the key from then on."""
     with errors():
         from colora.serving.access import remove_tenant
 
@@ -100,7 +100,7 @@ def core(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Whose core.")],
     output: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="The file to write.")],
 ) -> None:
-    """Write one task's core to a file of its own, such as a server takes in. The base model is not needed."""
+    """Write one task's core to a file, as a server accepts it. The base model is not needed."""
     with errors():
         from colora.bank.core_file import extract_core
 

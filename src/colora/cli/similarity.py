@@ -1,11 +1,14 @@
-"""Commands for who helps whom and for newcomers: similarity, onboard."""
+"""Commands for the similarity of tasks and for new tasks: similarity, onboard."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from colora.cli.console import app, columns, errors, out, say
+
+if TYPE_CHECKING:  # its import takes seconds
+    from colora.transfer.similarity import Similarity
 
 SHOWN = 12  # tasks whose cosines fit a terminal
 
@@ -24,7 +27,7 @@ def similarity(
         bool, typer.Option("--centred", help="Of what each has beyond the mean of all; sets trained tasks apart.")
     ] = False,
 ) -> None:
-    """Say which tasks belong together: after training by their cores, before it by their gradients.
+    """Similarity of tasks: after training by their cores, before it by their gradients.
 
     With a BANK: exact cosines of the full updates B Λ_k A, from the cores alone; takes a second.
 
@@ -47,31 +50,31 @@ def similarity(
             from colora.training.config_file import load_config
             from colora.transfer.before_training import run_similarity
 
-            found = run_similarity(load_config(path, overrides or []), rows)
+            measured = run_similarity(load_config(path, overrides or []), rows)
         elif overrides:
             raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
         else:
-            found = bank_similarity(path, angles=json_file is not None)
+            measured = bank_similarity(path, angles=json_file is not None)
         if centred:
-            found = found.centred()
-        tree = cluster_tree(found)
+            measured = measured.centred()
+        tree = cluster_tree(measured)
         together = tree.groups(count=groups)
-        _print_cosines(found, tree.leaves)
+        _print_cosines(measured, tree.leaves)
         for number, names in enumerate(together, start=1):
             # Text: in a plain string a name such as a:de:b would show a flag, and [b] nothing.
             out.print(Text(f"group {number}: {', '.join(names)}"))
         if json_file is not None:
-            write_json(json_file, found.as_json() | {"groups": together})
+            write_json(json_file, measured.as_json() | {"groups": together})
             say(f"written: {json_file}")
         if figure is not None:
-            draw_similarity(found, tree, figure)
+            draw_similarity(measured, tree, figure)
             say(f"written: {figure}")
 
 
 @app.command()
 def onboard(
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
-    examples: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The newcomer's task file or folder.")],
+    examples: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The new task's file, or its folder.")],
     name: Annotated[str | None, typer.Option(help="Its name; the file's by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
@@ -80,54 +83,59 @@ def onboard(
         float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 16 on 0.06.")
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
-    pull: Annotated[
+    proximal: Annotated[
         float | None,
-        typer.Option(help="Share of the way back to its start after a step; by default 0, from rank 16 on 0.1."),
+        typer.Option(
+            "--proximal",
+            "--pull",
+            help="Proximal regularisation (L2-SP): share of the way back to the start after a step; by default 0, "
+            "from rank 16 on 0.1.",
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
 ) -> None:
-    """Add a task to a trained bank: r × r numbers a layer are trained, every other task stays as it is to the bit.
+    """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
 
-    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r numbers are not enough.
+    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough.
 
-    Of a single file every example is trained on; of a folder with a val file the likelihood on that is told as well.
+    Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
     """
     with errors():
         from rich.table import Table
         from rich.text import Text
 
         from colora.transfer.onboarding.fit import Settings
-        from colora.transfer.onboarding.onboard import onboard as add
+        from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
-        settings = Settings(steps, rows, lr, extend, pull=pull, seed=seed)
-        found = add(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
+        settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed)
+        result = add_to_bank(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
         table = Table(title="nats per token")
         columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")
-        late = "-" if found.validation is None else f"{found.validation:.3f}"
-        first = found.start.nll[found.start.name]
-        numbers = (f"{found.before:.3f}", f"{first:.3f}", f"{found.after:.3f}", late, f"{found.seconds:.0f}")
-        table.add_row(Text(found.task), *numbers)
+        validation = "-" if result.validation is None else f"{result.validation:.3f}"
+        start = result.start.nll[result.start.name]
+        numbers = (f"{result.before:.3f}", f"{start:.3f}", f"{result.after:.3f}", validation, f"{result.seconds:.0f}")
+        table.add_row(Text(result.task), *numbers)
         out.print(table)
-        say(found.advice)
-        say(f"bank: {found.bank}")
+        say(result.advice)
+        say(f"bank: {result.bank}")
 
 
-def _print_cosines(found: Any, order: list[str]) -> None:
+def _print_cosines(measured: "Similarity", order: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    what = "updates" if found.kind == "cores" else "gradients"
-    places = [found.names.index(name) for name in order]
-    cosines = found.overall().tolist()
+    what = "updates" if measured.kind == "cores" else "gradients"
+    rows = [measured.names.index(name) for name in order]
+    cosines = measured.overall().tolist()
     table = Table(title=f"cosines of the tasks' {what}, all layers together")
     if len(order) <= SHOWN:
         columns(table, "task", *[str(number) for number in range(1, len(order) + 1)])
-        for number, row in enumerate(places, start=1):
-            table.add_row(Text(f"{number} {found.names[row]}"), *[f"{cosines[row][column]:.2f}" for column in places])
+        for number, row in enumerate(rows, start=1):
+            table.add_row(Text(f"{number} {measured.names[row]}"), *[f"{cosines[row][column]:.2f}" for column in rows])
     else:
         columns(table, "task", "nearest", "cosine", "next", "cosine")
         for name in order:
-            (one, first), (two, second) = found.nearest(name)[:2]
-            table.add_row(Text(name), Text(one), f"{first:.2f}", Text(two), f"{second:.2f}")
+            (nearest, first), (second_nearest, second) = measured.nearest(name)[:2]
+            table.add_row(Text(name), Text(nearest), f"{first:.2f}", Text(second_nearest), f"{second:.2f}")
     out.print(table)

@@ -40,6 +40,7 @@ def compare(
     KEY=VALUE changes a field of the file: `seeds=[0]`, `methods.colora.lr=1e-3`.
     """
     with errors():
+        from colora.common.threads import configure_threads
         from colora.experiments.load import load_experiment
         from colora.experiments.report.gather import read_experiments
         from colora.experiments.report.markdown import quality_markdown
@@ -51,7 +52,6 @@ def compare(
             run_experiment,
         )
         from colora.experiments.store import Store
-        from colora.models.base import configure_threads
 
         plan, part = load_experiment(experiment, overrides or []), parse_shard(shard)
         if list_trials:

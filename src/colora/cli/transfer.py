@@ -1,37 +1,41 @@
-"""The command that says which tasks are worse off in a bank than alone: company."""
+"""The command that says which tasks suffer negative transfer, that is, are worse off in a bank than alone: transfer."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from colora.cli.console import app, columns, errors, out, say
 
+if TYPE_CHECKING:  # their imports take time that the list of commands need not
+    from rich.table import Table
+
+    from colora.transfer.negative_transfer import TaskTransfer
+
 
 @app.command()
-def company(
+def transfer(
     run: Annotated[Path, typer.Argument(metavar="RUN|RUN.yaml", help="Folder of a run of several tasks, or its file.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, with a run file.")
     ] = None,
     rouge: Annotated[bool, typer.Option("--rouge", help="Also generate outputs and compare ROUGE-L.")] = False,
 ) -> None:
-    """Say by name which tasks lose in company: would they do better with a bank of their own?
+    """Name the tasks with negative transfer: would they do better with a bank of their own?
 
     Trains every task once more, alone, with equal steps and as many rows of its own, in RUN/alone, and compares both on
     the task's validation examples. A difference counts from two standard errors over examples on. With a RUN.yaml the
     bank itself is trained first, if it is not there. The same command again goes on where it stopped, and does nothing
-    twice. Writes RUN/company.json.
+    twice. Writes RUN/transfer.json.
 
     Test examples are never used: they must not choose who trains alone.
     """
     with errors():
-        from rich.table import Table
-
         from colora.errors import ConfigError
         from colora.training.config_file import load_config
         from colora.training.run_folder import run_config
-        from colora.transfer.negative_transfer import company as measure
+        from colora.transfer.negative_transfer import FILE, measure_transfer
 
         if run.suffix in (".yaml", ".yml"):
             config = load_config(run, overrides or [])
@@ -40,22 +44,41 @@ def company(
         else:
             config = run_config(run)
             config.output = str(run)
-        found = measure(config, rouge, log=say)
-        table = Table(title="nats per token on validation examples" + (", and ROUGE-L" if rouge else ""))
-        shown = ("together", "alone", "difference", "± error")
-        columns(table, "task", "examples", *shown, *(shown if rouge else ()))
-        for one in found:
-            cells = []
-            for pair, digits in ((one.nll, 3), (one.rouge, 1)):
-                if pair is not None:
-                    error = "-" if pair.error is None else f"{pair.error:.{digits}f}"
-                    cells += [f"{pair.together:.{digits}f}", f"{pair.alone:.{digits}f}"]
-                    cells += [f"{pair.difference:+.{digits}f}", error]
-            table.add_row(one.task, str(one.examples), *cells)
-        out.print(table)
-        for one in found:
-            if one.verdict != "even":
-                out.print(one.sentence(), highlight=False, markup=False, soft_wrap=True)
-        if not any(one.verdict == "loses" for one in found):
-            out.print("no task clearly loses in company", highlight=False)
-        say(f"written: {Path(config.output) / 'company.json'}")
+        comparisons = measure_transfer(config, rouge, log=say)
+        out.print(_table(comparisons, rouge))
+        for comparison in comparisons:
+            if comparison.verdict != "even":
+                out.print(comparison.sentence(), highlight=False, markup=False, soft_wrap=True)
+        if not any(comparison.verdict == "loses" for comparison in comparisons):
+            out.print("no task clearly loses in the common bank", highlight=False)
+        say(f"written: {Path(config.output) / FILE}")
+
+
+@app.command(
+    "company",
+    hidden=True,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def renamed_company() -> None:
+    """The former name of `colora transfer`."""
+    say("error: colora company is colora transfer now")
+    raise typer.Exit(2)
+
+
+def _table(comparisons: Sequence["TaskTransfer"], rouge: bool) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="nats per token on validation examples" + (", and ROUGE-L" if rouge else ""))
+    shown = ("together", "alone", "difference", "± error")
+    columns(table, "task", "examples", *shown, *(shown if rouge else ()))
+    for comparison in comparisons:
+        numbers = []
+        for measure, digits in ((comparison.nll, 3), (comparison.rouge, 1)):
+            if measure is not None:
+                error = "-" if measure.error is None else f"{measure.error:.{digits}f}"
+                numbers += [f"{measure.together:.{digits}f}", f"{measure.alone:.{digits}f}"]
+                numbers += [f"{measure.difference:+.{digits}f}", error]
+        table.add_row(Text(comparison.task), str(comparison.examples), *numbers)
+    return table

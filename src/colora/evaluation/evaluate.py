@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import LongTensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from colora.common.progress import progress_bar
 from colora.errors import TaskIdError
@@ -16,6 +15,7 @@ from colora.evaluation.records import Record
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.tasks.schema import Example, Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["Evaluation", "Prediction", "evaluate"]
 
@@ -47,7 +47,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     settings: EvaluationSettings | None = None,
     task_index: Mapping[str, int] | None = None,
@@ -104,7 +104,7 @@ def evaluate(
 
 def _predictions(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     rows: Sequence[tuple[str, Example]],
     ids: LongTensor | None,
     settings: EvaluationSettings,

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
-from colora.models.likelihood import IGNORED, is_encoder_decoder, label_tokens, row_nll
+from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode
-from colora.tasks.encode import encode_tasks
+from colora.tasks.encode import IGNORED, encode_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["TokenNLL", "token_nll"]
 
@@ -38,7 +38,7 @@ class TokenNLL:
 
 def token_nll(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     settings: EvaluationSettings,
     task_index: Mapping[str, int] | None = None,

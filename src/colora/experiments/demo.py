@@ -8,20 +8,22 @@ from statistics import fmean
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from colora.adapter.model import bank_tuner
 from colora.bank.overview import bank_overview
 from colora.common.files import write_json
 from colora.common.jsonl import write_jsonl
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
-from colora.models.base import DEFAULT_BASE, configure_threads, load_base
+from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.rates import CORE_LR, LR
 from colora.training.run import train
@@ -69,8 +71,7 @@ def _measure_before(
     output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
 ) -> list[Record]:
     log("the model as it is, zero-shot")
-    model, tokenizer = load_base(DEFAULT_BASE)
-    tokenizer.chat_template = None
+    model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
     return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed, steps)
 
 
@@ -137,7 +138,7 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates
 
 def _measure(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     method: str,
     seed: int,

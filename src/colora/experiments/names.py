@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 
 from colora.common.yaml import near
-from colora.tasks.families.make import known_families
+from colora.tasks.families.make import family_descriptions
 
 __all__ = ["misnamed_tasks", "unknown"]
 
 
 def misnamed_tasks(names: Iterable[str]) -> list[str]:
     """A fault for each name that no family of tasks goes by."""
-    prefixes = [f"{family}-" for family in known_families()]
+    prefixes = [f"{family}-" for family in family_descriptions()]
     found = [name for name in names if not name.startswith(tuple(prefixes))]
     return [f"no task {name!r}; names of tasks begin with {', '.join(prefixes)}" for name in found]
 

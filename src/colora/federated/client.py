@@ -1,8 +1,9 @@
 """A client with a disk: what it keeps between rounds, so that it can be killed, come back, or be asked twice."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from colora.adapter.identity import check_base
 from colora.bank.layout import BankInfo
@@ -12,45 +13,54 @@ from colora.common.locks import claimed
 from colora.errors import BaseMismatchError, ColoraError, ConfigError, FederationError
 from colora.federated.local import LocalData, LocalModel
 from colora.federated.protocol import client_update, finish
-from colora.federated.state import Broadcast, Reply
+from colora.federated.state import Broadcast, ClientState, Reply
 from colora.federated.storage import client_folder, load_client, save_client
 from colora.models.base import load_base
 from colora.tasks.encode import encode_tasks
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import FederationConfig
 
-__all__ = ["Member", "local_data", "local_model"]
+__all__ = ["Client", "local_data", "local_model"]
 
 
 UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "gradient_checkpointing")
-"""Fields of `training` that would change what is trained and that clients do not know: refused, not passed over."""
+"""Fields of `training` that would change what is trained and that clients do not implement: refused, not ignored."""
 
 
-def local_model(config: FederationConfig, base: str | None = None) -> tuple[LocalModel, Any]:
+def local_model(config: FederationConfig, base: str | None = None) -> tuple[LocalModel, Tokenizer]:
     """The model that a client trains, or the server reads the shapes of, and its tokenizer.
 
     Args:
-        base: another place of the same base model.
+        config: what the federation agrees on.
+        base: another path or name of the same base model.
 
     Raises:
         ConfigError: if `training` says something that a federation cannot do.
     """
     spec = config.training
     fields = type(spec).model_fields
-    if odd := [f"training.{name}" for name in UNUSED if getattr(spec, name) != fields[name].default]:
-        raise ConfigError(f"in a federation {', '.join(odd)} cannot be used: leave the default")
-    model, tokenizer = load_base(base or config.base, DTYPES[spec.base_dtype], training_device(spec.device))
-    if not config.chat_template:
-        tokenizer.chat_template = None
+    if changed := [f"training.{name}" for name in UNUSED if getattr(spec, name) != fields[name].default]:
+        raise ConfigError(f"in a federation {', '.join(changed)} cannot be used: leave the default")
+    device = training_device(spec.device)
+    model, tokenizer = load_base(
+        base or config.base, DTYPES[spec.base_dtype], device, chat_template=config.chat_template
+    )
     local = LocalModel(
         model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
     )
     return local, tokenizer
 
 
-def local_data(task: Task, tokenizer: Any, local: LocalModel, max_length: int) -> LocalData:
+def local_data(task: Task, tokenizer: Tokenizer, local: LocalModel, max_length: int) -> LocalData:
     """A client's training examples in tokens.
+
+    Args:
+        task: the client's task.
+        tokenizer: of the base model.
+        local: the model that will be trained.
+        max_length: most tokens of an example.
 
     Raises:
         TaskFileError: listing every example that is too long.
@@ -63,14 +73,14 @@ def local_data(task: Task, tokenizer: Any, local: LocalModel, max_length: int) -
 
 
 @dataclass
-class Member:
+class Client:
     """A client of a federation.
 
     Args:
         config: what the federation agrees on.
         source: the client's task. Read here, and sent nowhere.
         root: folder in which the client keeps its core.
-        base: its place of the base model, if another than the federation's.
+        base: path or name of the base model here, if another than the federation's.
         tell_loss: whether the server may know the training loss.
     """
 
@@ -85,53 +95,52 @@ class Member:
         self.local, self.tokenizer = local_model(self.config, self.base)
         self.data = local_data(self.task, self.tokenizer, self.local, self.config.training.max_length)
 
-    def take_part(self, message: Broadcast) -> Reply:
-        """Train for one round; the new core is on disk before the reply is given.
+    def train_round(self, message: Broadcast) -> Reply:
+        """Train for one round; the new core is on disk before the reply is returned.
 
         Raises:
             BaseMismatchError: the federation is on another base model than this client has.
             FederationError: another process works on the same core.
         """
-        folder = self._enter(message)
-        with claimed(folder / "lock") as mine:
-            self._only(mine, folder)
-            state = load_client(folder, message.round) or self.local.newcomer()
+        with self._locked_state(message) as (folder, state):
             spec, seed = self.config.federation, self.config.seed
             reply, after = client_update(state, message, self.local, self.data, spec, seed, self.tell_loss)
             if not reply.missing:
                 save_client(folder, after)
         return reply
 
-    def complete(self, message: Broadcast) -> Path:
+    def finish(self, message: Broadcast) -> Path:
         """Take the final factors, fit the core to them, and write the client's own bank.
 
         Returns:
             the bank's folder.
+
+        Raises:
+            BaseMismatchError, FederationError: as in `train_round`.
         """
-        folder = self._enter(message)
-        with claimed(folder / "lock") as mine:
-            self._only(mine, folder)
-            state = load_client(folder, message.round) or self.local.newcomer()
+        with self._locked_state(message) as (folder, state):
             spec, seed = self.config.federation, self.config.seed
             state = finish(state, message, self.local, self.data, spec, seed)
             save_client(folder, state)
             info = BankInfo(
-                base=self.base or self.config.base, chat_template=self.config.chat_template,
-                max_length=self.config.training.max_length, examples={self.task.name: len(self.data.rows)},
+                base=self.base or self.config.base,
+                chat_template=self.config.chat_template,
+                max_length=self.config.training.max_length,
+                examples={self.task.name: len(self.data.rows)},
                 seen={self.task.name: state.position * spec.rows},
-            )  # fmt: skip
+            )
             save_bank(self.local.bank(state.shared, {self.task.name: state.cores}), folder / "bank", info)
         return folder / "bank"
 
-    def _enter(self, message: Broadcast) -> Path:
+    @contextmanager
+    def _locked_state(self, message: Broadcast) -> Iterator[tuple[Path, ClientState]]:
+        """The folder of the message's federation, locked, and the client's state in it."""
         folder = client_folder(self.root, message.federation)
         try:
             check_base(dict(message.base), self.local.peft.get_base_model(), self.base or self.config.base)
         except ColoraError as error:
             raise BaseMismatchError(f"the federation's base model is not this client's: {error}") from error
-        return folder
-
-    @staticmethod
-    def _only(mine: bool, folder: Path) -> None:
-        if not mine:
-            raise FederationError(f"{folder}: another process works on this client's core")
+        with claimed(folder / "lock") as locked:
+            if not locked:
+                raise FederationError(f"{folder}: another process works on this client's core")
+            yield folder, load_client(folder, message.round) or self.local.initial_state()

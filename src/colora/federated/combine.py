@@ -1,4 +1,4 @@
-"""Several clients' updates to one: their mean, or a rule that a few bad ones cannot move far."""
+"""The updates of several clients combined to one: their mean, or a rule that a few bad updates cannot move far."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -18,10 +18,10 @@ def combine(updates: Sequence[Tensors], weights: Sequence[float], rule: Rule = "
 
     Args:
         updates: all with the same names and shapes; at least one.
-        weights: of the mean; the other rules count every client once.
+        weights: of the clients in the mean; the other rules count every client once.
         rule: "mean"; "median": of each coordinate; "trimmed": the mean of each coordinate without the ⌊trim · n⌋
             lowest and as many highest values (Yin et al., arXiv:1803.01498).
-        trim: below 0.5.
+        trim: share of the clients that "trimmed" leaves out at each end; below 0.5.
 
     Example:
         >>> updates = [{"A/x": torch.tensor([value])} for value in (1.0, 2.0, 3.0, 1000.0)]
@@ -33,7 +33,7 @@ def combine(updates: Sequence[Tensors], weights: Sequence[float], rule: Rule = "
     cut = int(trim * len(updates))
 
     def mean(stack: Tensor) -> Tensor:
-        # In float64, so that the clients' order shows in no bit that is kept: Adam would make much of a last one.
+        # In float64, so that the clients' order changes no bit of the result: Adam would amplify a last one.
         return torch.tensordot(shares, stack.double(), dims=1).to(stack.dtype)
 
     def median(stack: Tensor) -> Tensor:

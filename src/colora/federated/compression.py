@@ -1,7 +1,7 @@
-"""Smaller uploads: eight bits a number, or the largest numbers only, with what is left out kept for the next time.
+"""Smaller uploads: eight bits a number, or the largest numbers alone; the rest is kept for the next update.
 
-Error feedback (Seide et al., 2014; Karimireddy et al., arXiv:1901.09847): a client adds to its update what compression
-cut off the ones before, so that nothing is lost, only late.
+Error feedback (Seide et al., 2014; Karimireddy et al., arXiv:1901.09847): a client adds to each update what compression
+left out of the updates before, so that nothing is lost, only late.
 """
 
 from typing import Literal, get_args
@@ -20,23 +20,23 @@ SUFFIXES = {"none": ("",), "int8": (".int8", ".scale"), "topk": (".index", ".val
 
 
 def compress(update: Tensors, residual: Tensors, kind: Compression, keep: float) -> tuple[Tensors, Tensors]:
-    """The payload that stands for `update` + `residual`, and the new residual.
+    """The payload that encodes `update` + `residual`, and the new residual.
 
     Args:
-        update: what the client's factors moved by.
-        residual: left over from before; may lack names.
+        update: the change of the client's factors.
+        residual: what was left out of earlier updates; may lack names.
         kind: "none"; "int8": each row by its largest magnitude over 127; "topk": the `keep` largest magnitudes.
         keep: share of the numbers to send, in (0, 1].
 
     Example:
-        >>> payload, left = compress({"A/x": torch.tensor([[3.0, -1.0]])}, {}, "topk", keep=0.5)
-        >>> payload["A/x.value"], left["A/x"]
+        >>> payload, residual = compress({"A/x": torch.tensor([[3.0, -1.0]])}, {}, "topk", keep=0.5)
+        >>> payload["A/x.value"], residual["A/x"]
         (tensor([3.]), tensor([[ 0., -1.]]))
     """
     if kind == "none":
         return dict(update), {}
     payload: Tensors = {}
-    left: Tensors = {}
+    remaining: Tensors = {}
     for name, tensor in update.items():
         whole = tensor + residual[name] if name in residual else tensor
         if kind == "int8":
@@ -47,26 +47,26 @@ def compress(update: Tensors, residual: Tensors, kind: Compression, keep: float)
             index = flat.abs().topk(max(1, round(keep * flat.numel()))).indices.sort().values
             pieces = {".index": index.to(torch.int32), ".value": flat[index]}
         payload |= {f"{name}{suffix}": piece for suffix, piece in pieces.items()}
-        left[name] = whole - _restore(pieces, tensor, kind)
-    return payload, left
+        remaining[name] = whole - _restore(pieces, tensor, kind)
+    return payload, remaining
 
 
 def decompress(payload: Tensors, like: Tensors, kind: Compression) -> Tensors:
-    """The update that a payload stands for, with the names and shapes of `like`.
+    """The update that a payload encodes, with the names and shapes of `like`.
 
     Raises:
         FederationError: a name, shape, type or index is not what `kind` gives for `like`.
     """
     expected = {f"{name}{suffix}" for name in like for suffix in SUFFIXES[kind]}
     if payload.keys() != expected:
-        odd = sorted(expected ^ payload.keys())
-        raise FederationError(f"expected {len(expected)} tensors, found {len(payload)}, first difference {odd[0]!r}")
-    found = {}
+        first = min(expected ^ payload.keys())
+        raise FederationError(f"expected {len(expected)} tensors, found {len(payload)}, first difference {first!r}")
+    update = {}
     for name, tensor in like.items():
         pieces = {suffix: payload[f"{name}{suffix}"] for suffix in SUFFIXES[kind]}
         _check(name, pieces, tensor, kind)
-        found[name] = _restore(pieces, tensor, kind)
-    return found
+        update[name] = _restore(pieces, tensor, kind)
+    return update
 
 
 def _restore(pieces: Tensors, like: Tensor, kind: Compression) -> Tensor:

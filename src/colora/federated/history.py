@@ -1,13 +1,15 @@
-"""What is seen of a federation: metric records of each round, in the form that evaluation has."""
+"""The history of a federation: metric records of each round, in the form of those of evaluation."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from colora.evaluation.records import Record, append_records, read_records
-from colora.federated.protocol import RoundReport
+from colora.federated.aggregate import RoundReport
+from colora.federated.state import Broadcast, Reply, message_bytes
 
-__all__ = ["ALL", "RoundCost", "history_line", "round_records", "write_round"]
+__all__ = ["ALL", "RoundCost", "history_line", "round_cost", "round_records", "write_round"]
 
 METHOD = "colora-federated"
 ALL = "all clients"
@@ -15,7 +17,14 @@ ALL = "all clients"
 
 @dataclass(frozen=True)
 class RoundCost:
-    """Bytes of tensors from all clients and to all clients, seconds, and the privacy spent so far, if any."""
+    """What a round cost.
+
+    Attributes:
+        up: bytes of tensors from all clients.
+        down: bytes of tensors to all clients.
+        seconds: duration of the round.
+        epsilon: privacy spent so far; None without differential privacy.
+    """
 
     up: int
     down: int
@@ -23,9 +32,18 @@ class RoundCost:
     epsilon: float | None = None
 
 
+def round_cost(
+    messages: Iterable[Broadcast], replies: Iterable[Reply], seconds: float, epsilon: float | None = None
+) -> RoundCost:
+    """The cost of a round with these messages and replies."""
+    up = sum(message_bytes(reply.payload) for reply in replies)
+    down = sum(message_bytes(message.factors) for message in messages)
+    return RoundCost(up, down, seconds, epsilon)
+
+
 def round_records(run: str, seed: int, report: RoundReport, cost: RoundCost) -> list[Record]:
     """A round as records; `split` is "round N", and reasons of dropped replies are in the metric's name."""
-    found = {
+    metrics = {
         "accepted": len(report.accepted),
         "dropped": len(report.dropped),
         "void": int(report.void),
@@ -38,7 +56,7 @@ def round_records(run: str, seed: int, report: RoundReport, cost: RoundCost) -> 
         return Record(run, METHOD, task, f"round {report.round}", metric, value, 1, seed)
 
     return [
-        *(record(ALL, metric, value) for metric, value in found.items()),
+        *(record(ALL, metric, value) for metric, value in metrics.items()),
         *(record(client, "train_nll", loss) for client, loss in report.losses.items()),
         *(record(client, f"dropped: {why}", 1) for client, why in report.dropped.items()),
     ]
@@ -46,26 +64,31 @@ def round_records(run: str, seed: int, report: RoundReport, cost: RoundCost) -> 
 
 def write_round(file: Path, records: list[Record]) -> None:
     """Append a round's records, in place of any that the file has of this and later rounds, which a crash undid."""
-    number = int(records[0].split.split()[1])
+    number = _round_number(records[0])
     before = read_records(file) if file.is_file() else []
-    kept = [one for one in before if int(one.split.split()[1]) < number]
+    kept = [record for record in before if _round_number(record) < number]
     if len(kept) == len(before):
         append_records(file, records)
         return
-    beside = file.with_name(f".{file.name}.new")
-    beside.unlink(missing_ok=True)
-    append_records(beside, [*kept, *records])
-    os.replace(beside, file)
+    staged = file.with_name(f".{file.name}.new")
+    staged.unlink(missing_ok=True)
+    append_records(staged, [*kept, *records])
+    os.replace(staged, file)
+
+
+def _round_number(record: Record) -> int:
+    """The number in a record's `split`, "round N"."""
+    return int(record.split.split()[1])
 
 
 def history_line(report: RoundReport, cost: RoundCost, rounds: int) -> str:
-    """A round in a line for people."""
+    """A round as a line of the log, and a line for each reply that was dropped."""
     losses = list(report.losses.values())
-    told = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
-    spent = "" if cost.epsilon is None else f", epsilon {cost.epsilon:.2f}"
+    loss = f", loss {sum(losses) / len(losses):.3f}" if losses else ""
+    epsilon = "" if cost.epsilon is None else f", epsilon {cost.epsilon:.2f}"
     line = (
-        f"round {report.round + 1} of {rounds}: {len(report.accepted)} clients{told}, {cost.up / 1e6:.2f} MB up, "
-        f"{cost.down / 1e6:.2f} MB down, {cost.seconds:.1f} s{spent}"
+        f"round {report.round + 1} of {rounds}: {len(report.accepted)} clients{loss}, {cost.up / 1e6:.2f} MB up, "
+        f"{cost.down / 1e6:.2f} MB down, {cost.seconds:.1f} s{epsilon}"
     )
     dropped = [f"{client}: {why}" for client, why in report.dropped.items()]
     return "\n  dropped ".join([line + (", does not count" if report.void else ""), *dropped])

@@ -1,4 +1,4 @@
-"""Keys for a trial on one's own machines: a TEST certificate authority, the server's certificate, each client's key."""
+"""Keys to try a federation with: a TEST certificate authority, the server's certificate, and each client's key pair."""
 
 import os
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ def client_key(folder: Path, name: str) -> Path:
 
 
 def make_credentials(folder: Path, clients: Sequence[str], hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> None:
-    """Write what TLS and the authentication of the clients need into `folder`; good for a year, and for trials only.
+    """Write the files for TLS and the authentication of clients into `folder`; valid for a year, and for tests only.
 
-    Whoever has ca.key can pose as the server. So in earnest an authority signs the server's certificate elsewhere,
+    Whoever has ca.key can pose as the server. In production an authority signs the server's certificate elsewhere,
     and each client makes its own key and hands out its public key alone.
 
     Args:
@@ -39,7 +39,7 @@ def make_credentials(folder: Path, clients: Sequence[str], hosts: Sequence[str] 
         hosts: the names and addresses by which the clients reach the server.
 
     Raises:
-        ConfigError: if a file is there already or cannot be written, or if a name or host cannot be meant.
+        ConfigError: if a file exists already or cannot be written, or if a name or host is not valid.
     """
     _check(folder, clients, hosts)
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
@@ -53,41 +53,43 @@ def make_credentials(folder: Path, clients: Sequence[str], hosts: Sequence[str] 
         _write_key(folder / "server.key", server, PrivateFormat.PKCS8)
         _write(folder / "server.pem", signed.public_bytes(Encoding.PEM))
         for name in clients:
-            path, key = client_key(folder, name), ec.generate_private_key(ec.SECP384R1())
-            _write_key(path, key, PrivateFormat.OpenSSH)
+            key = ec.generate_private_key(ec.SECP384R1())
+            private_path, public_path = _key_paths(folder, name)
+            _write_key(private_path, key, PrivateFormat.OpenSSH)
             public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            _write(path.with_suffix(".pub"), public + b"\n")
+            _write(public_path, public + b"\n")
     except OSError as error:
         raise ConfigError(f"could not write the keys: {error}") from error
 
 
 def _check(folder: Path, clients: Sequence[str], hosts: Sequence[str]) -> None:
-    faults = [
-        f"expected as a client's name {NAME_RULE}, found {name!r}" for name in clients if not fits_name_rule(name)
-    ]
-    faults += [f"found the client {name!r} twice" for name in sorted({n for n in clients if clients.count(n) > 1})]
+    misnamed = [name for name in clients if not fits_name_rule(name)]
+    repeated = sorted({name for name in clients if clients.count(name) > 1})
+    faults = [f"expected as a client's name {NAME_RULE}, found {name!r}" for name in misnamed]
+    faults += [f"found the client {name!r} twice" for name in repeated]
     if not hosts:
         faults.append("expected a host by which the clients reach the server, found none")
     for host in hosts:
         try:
-            _alternative(host)
+            _general_name(host)
         except ValueError:
             faults.append(f"expected the name or address of a host, without port, found {host!r}")
     if not faults:
         paths = [folder / name for name in ("ca.pem", "ca.key", "server.pem", "server.key")]
-        paths += [path for name in clients for path in _pair(folder, name)]
+        paths += [path for name in clients for path in _key_paths(folder, name)]
         faults = [f"{path} is there already; remove it, or choose another folder" for path in paths if path.exists()]
     if faults:
         raise ConfigError("cannot make the keys; nothing was written:", faults)
 
 
-def _pair(folder: Path, name: str) -> tuple[Path, Path]:
+def _key_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """A client's private and public key."""
     key = client_key(folder, name)
     return key, key.with_suffix(".pub")
 
 
-def _alternative(host: str) -> x509.GeneralName:
-    """A host as a certificate names it. Raises ValueError if it is none."""
+def _general_name(host: str) -> x509.GeneralName:
+    """A host as a certificate names it. Raises ValueError if this is not the name or address of a host."""
     try:
         return x509.IPAddress(ip_address(host))
     except ValueError:
@@ -108,8 +110,8 @@ def _certificate(
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - CLOCKS_APART).not_valid_after(now + timedelta(days=VALID_DAYS))
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
-    builder = builder.add_extension(by, critical=False)
+    issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+    builder = builder.add_extension(issuer_key, critical=False)
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical=critical)
     return builder.sign(authority, hashes.SHA384())
@@ -124,7 +126,7 @@ def _server_extensions(hosts: Sequence[str]) -> list[tuple[x509.ExtensionType, b
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(signs=True, certifies=False), True),
         (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
-        (x509.SubjectAlternativeName([_alternative(host) for host in hosts]), False),
+        (x509.SubjectAlternativeName([_general_name(host) for host in hosts]), False),
     ]
 
 
@@ -147,7 +149,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat)
 
 
 def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a new file that at no time others may read more of than they may in the end."""
+    """Write a new file; its mode is set when it is created, so that a private key is never readable for others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
         file.write(content)

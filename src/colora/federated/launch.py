@@ -41,15 +41,15 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """The environment for all of Flower's processes: they report nothing, fetch nothing, and keep to `home`."""
+    """The environment of all of Flower's processes: they report nothing, fetch nothing, and write to `home` alone."""
     # Flower starts its other programs by their bare names; they must be those of this interpreter.
-    here = str(Path(sys.executable).parent)
+    programs = str(Path(sys.executable).parent)
     return os.environ | {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_HOME": str(home.absolute()),
-        "PATH": os.pathsep.join([here, *filter(None, [os.environ.get("PATH")])]),
+        "PATH": os.pathsep.join([programs, *filter(None, [os.environ.get("PATH")])]),
     }
 
 
@@ -59,7 +59,7 @@ def server_command(host: str, port: int, database: Path, tls: Path | None = None
     Args:
         host: an address of this machine.
         port: a free port.
-        database: is made if need be; a SuperLink started anew knows its clients from it, but the run it was in fails.
+        database: is made if missing. A restarted SuperLink knows its clients from it, but the interrupted run fails.
         tls: a folder of `make_credentials`. With it the connections are encrypted and only registered clients may
             join; without it whoever reaches the port may do anything, so keep that to loopback.
     """
@@ -83,10 +83,10 @@ def client_command(
     Args:
         superlink: host:port of the SuperLink.
         port: a free port of this machine, for the SuperNode's own use on loopback.
-        node_config: what the ClientApp finds in `context.node_config`.
+        node_config: becomes `context.node_config` of the ClientApp.
         root_certificates: the certificate of the authority that signed the SuperLink's; without it the connection is
             not encrypted.
-        key: the private key by which a SuperLink with TLS knows the client.
+        key: the private key with which the client authenticates itself to a SuperLink with TLS.
 
     Raises:
         ConfigError: if there is a key without TLS, or if a setting cannot be written down.
@@ -100,29 +100,31 @@ def client_command(
 
 
 def register_command(public_key: Path, connection: str) -> list[str]:
-    """Tells the SuperLink of the connection that the owner of this key may join."""
+    """The command that registers a client's public key at the SuperLink of the connection."""
     return [_flower("flwr"), "supernode", "register", str(public_key), connection]
 
 
 def run_command(app_folder: Path, connection: str, stream: bool = True) -> list[str]:
-    """Starts a run of an app that `write_app` wrote; with `stream` it shows the run's log until the run ends."""
+    """The command that runs an app of `write_app`; with `stream` it shows the run's log until the run ends."""
     return [_flower("flwr"), "run", str(app_folder), connection, *(["--stream"] if stream else [])]
 
 
 def status_command(connection: str, run_id: int) -> list[str]:
-    """Tells as JSON how a run fares: `runs[0]["status"]` ends in ":completed", ":failed" or ":stopped" in the end.
+    """The command that prints a run's status as JSON.
 
-    `flwr run --stream` does not: it ends with exit code 0 however the run ended.
+    In the end `runs[0]["status"]` ends in ":completed", ":failed" or ":stopped".
+
+    The exit code of `flwr run --stream` does not say it: it is 0 however the run ended.
     """
     return [_flower("flwr"), "list", connection, "--run-id", str(run_id), "--format", "json"]
 
 
 def write_connection(home: Path, name: str, address: str, root_certificates: Path | None = None) -> None:
-    """Tell Flower's commands the SuperLink `name` at host:port `address`; other connections stay as they are.
+    """Configure the connection `name` of Flower's commands; other connections stay as they are.
 
     Args:
         home: Flower's folder, the one of `flower_environment`.
-        name: how `register_command` and `run_command` call it.
+        name: of the connection, for `register_command` and `run_command`.
         address: host:port of the SuperLink.
         root_certificates: the certificate of the authority that signed the SuperLink's; without it the connection is
             not encrypted.
@@ -150,7 +152,7 @@ def write_app(folder: Path, config: Mapping[str, Scalar]) -> None:
 
     Args:
         folder: the app's folder; its name does not matter, and nothing else should be in it.
-        config: what the apps find in `context.run_config`.
+        config: becomes `context.run_config` of the apps.
 
     Raises:
         ConfigError: if a setting cannot be written down.
@@ -176,13 +178,13 @@ def wait_until_ready(
         url: of the SuperLink, such as http://127.0.0.1:8000, or https://... with TLS.
         seconds: how long to wait at most.
         root_certificates: the certificate of the authority that signed the SuperLink's.
-        process: the SuperLink, if it is ours; should it end there is nothing to wait for.
+        process: the SuperLink, if this process started it; its end ends the waiting.
 
     Raises:
         FederationError: if it does not answer in time, or has ended.
     """
     secure = ssl.create_default_context(cafile=root_certificates) if url.startswith("https:") else None
-    # Proxies are for the world outside.
+    # No proxy: the SuperLink may be on loopback.
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=secure)] if secure else [])
     )
@@ -200,7 +202,7 @@ def wait_until_ready(
 
 
 def _flower(name: str) -> str:
-    """One of Flower's programs, the one that lies beside this interpreter."""
+    """The path of one of Flower's programs, from the environment of this interpreter."""
     path = which(name, path=str(Path(sys.executable).parent))
     if path is None:
         raise ConfigError(f'federations need Flower (no {name} found): pip install "colora[federated]"')
@@ -212,18 +214,18 @@ def _node_config(config: Mapping[str, Scalar]) -> str:
 
 
 def _toml(table: Mapping[str, Any], path: str = "") -> str:
-    """A table as TOML, and each table within it under a heading."""
+    """A table as TOML; each table within it gets a heading of its own."""
     lines = [f"{_quoted(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
     text = "\n".join([f"[{path}]", *lines, "", ""] if path else [*lines, ""] if lines else [])
     inner = {f"{path}.{_quoted(key)}".lstrip("."): value for key, value in table.items() if isinstance(value, dict)}
     return text + "".join(_toml(value, name) for name, value in inner.items())
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"[{', '.join(map(_value, value))}]" if isinstance(value, list) else _scalar(value)
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     """A string, number or truth value as TOML, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -233,8 +235,8 @@ def _scalar(value: Any) -> str:
         return repr(value)
     if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
         raise ConfigError(f"expected text, a whole number of 64 bits, a finite number, true or false, found {value!r}")
-    # JSON's strings are TOML's, if letters beyond ASCII stay what they are and DEL does not. Flower cuts the settings
-    # of a node at quotes, escaped or not, so within a string there must be none.
+    # A JSON string is a TOML string if letters beyond ASCII are not escaped and DEL is. Flower splits the settings of a
+    # node at quotes, escaped or not, so a string may have none inside.
     parts = (json.dumps(part, ensure_ascii=False)[1:-1] for part in value.split('"'))
     return '"' + QUOTE.join(parts).replace("\x7f", r"\u007f") + '"'
 

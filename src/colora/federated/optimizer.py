@@ -1,4 +1,4 @@
-"""What the server does with a combined update: add it, add it with momentum, or take it as a gradient for Adam."""
+"""The server's optimiser: it adds a combined update, adds it with momentum, or takes it as a gradient for Adam."""
 
 from typing import Literal
 
@@ -10,9 +10,15 @@ ServerRule = Literal["average", "momentum", "adam"]
 
 
 def server_step(
-    shared: Tensors, update: Tensors, moments: Tensors, rule: ServerRule = "average", lr: float = 1.0,
-    beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-3,
-) -> tuple[Tensors, Tensors]:  # fmt: skip
+    shared: Tensors,
+    update: Tensors,
+    moments: Tensors,
+    rule: ServerRule = "average",
+    lr: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-3,
+) -> tuple[Tensors, Tensors]:
     """The factors after a round, and the optimiser's new moments (Reddi et al., arXiv:2003.00295, algorithm 2).
 
         average    x ← x + lr u          momentum   m ← β1 m + u, x ← x + lr m
@@ -21,7 +27,12 @@ def server_step(
     Args:
         shared: all factors; those without an update stay.
         update: the combined change of some of them.
-        moments: "m/NAME" and "v/NAME"; none at first.
+        moments: "m/NAME" and "v/NAME"; empty before the first step.
+        rule: which of the three.
+        lr: the learning rate.
+        beta1: decay of m.
+        beta2: decay of v.
+        eps: ε.
 
     Example:
         >>> import torch

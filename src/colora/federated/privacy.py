@@ -1,9 +1,9 @@
-"""Differential privacy for what is shared: clients clip their updates, the sum gets Gaussian noise, and Flower counts.
+"""Differential privacy of the shared factors: clients clip their updates, the server adds Gaussian noise to the sum.
 
-What is protected: the factors that leave the server, against anyone who sees them, at the level of a client: with or
-without one client they would be about as likely, by (epsilon, delta). What is not: the server itself receives each
-client's clipped update in plain form; losses and numbers of examples, if told, are outside the accounting, and so is
-who takes part. The core needs no noise, for it never leaves.
+Protected are the factors that leave the server, at the level of a client: with or without one client they are about
+equally likely, by (epsilon, delta). Flower's accountant computes epsilon. Not protected: the server itself receives
+each client's clipped update in plain form; losses and numbers of examples, if they are shared, are outside the
+accounting, and so is who takes part. The core needs no noise: it never leaves the client.
 """
 
 import json
@@ -23,19 +23,19 @@ from colora.training.config import FederationSpec
 
 __all__ = ["PrivateMean"]
 
-POPULATION = 10**6  # only reported: the accounting claims nothing for clients being drawn by chance
+POPULATION = 10**6  # only reported: the accounting does not use that clients are drawn at random
 
 
 class PrivateMean:
     """The mean of clipped updates with noise of standard deviation noise · clip on their sum.
 
     Args:
-        spec: clip, noise and delta.
-        ledger: file of what has been spent, kept over restarts.
+        spec: clip, noise and delta of the federation.
+        ledger: file of the privacy spent, kept over restarts; None: it is not kept.
 
     Raises:
         ConfigError: if dp-accounting, which Flower's accountant uses, is missing.
-        CheckpointError: if the ledger is damaged or of other settings: what was spent is then unknown.
+        CheckpointError: if the ledger is damaged or of other settings: the privacy spent is then unknown.
     """
 
     def __init__(self, spec: FederationSpec, ledger: Path | None = None) -> None:
@@ -54,16 +54,16 @@ class PrivateMean:
                 self._accountant.load_state_dict(json.loads(ledger.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
                 raise CheckpointError(f"{ledger}: damaged, or of other privacy settings: {error}") from error
-        # From the system's entropy: a seed that others know would let them take the noise off again.
+        # From the system's entropy: whoever knows the seed could subtract the noise.
         self._generator = torch.Generator().manual_seed(secrets.randbits(63))
 
     @property
     def epsilon(self) -> float:
-        """What has been spent, at the delta of the settings."""
+        """The privacy spent so far, at the delta of the settings."""
         return self._accountant.get_privacy_spent().epsilon
 
     def __call__(self, updates: Sequence[Tensors]) -> Tensors | None:
-        """A release: what it costs is on disk before anybody can see it."""
+        """The noisy mean of one round; its cost is on disk before it is returned."""
         self._accountant.compose(GaussianPrivacyEvent(self.noise, len(updates), POPULATION))
         if self.ledger is not None:
             state: Any = self._accountant.state_dict()

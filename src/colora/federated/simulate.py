@@ -1,10 +1,10 @@
-"""A whole federation in one process: hundreds of clients, the same protocol, one model that stands for each in turn.
+"""A whole federation in one process: hundreds of clients, the same protocol, one model for all clients in turn.
 
 OUTPUT/run.yaml, tasks.json         as of `colora train`
 OUTPUT/checkpoint/                  the server and every client after the last round that was saved
 OUTPUT/rounds.jsonl                 bytes, losses, seconds of each round
-OUTPUT/bank/                        A, B and all cores, which no one place would hold in a real federation
-OUTPUT/records.jsonl                what was measured
+OUTPUT/bank/                        A, B and all cores, which nobody has together in a networked federation
+OUTPUT/records.jsonl                the measurements
 """
 
 import time
@@ -12,20 +12,23 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.progress import Progress
+
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.common.files import staged_folder
 from colora.common.locks import claimed
 from colora.common.progress import progress_bar
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation
+from colora.federated.aggregate import Private, RoundReport
 from colora.federated.client import local_data, local_model
-from colora.federated.history import RoundCost, history_line, round_records, write_round
+from colora.federated.history import history_line, round_cost, round_records, write_round
 from colora.federated.local import LocalData, LocalModel
-from colora.federated.protocol import Private, RoundReport, federate, init
+from colora.federated.protocol import federate, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState
-from colora.federated.storage import load_client, load_server, message_bytes, save_client, save_server
-from colora.models.base import configure_threads
+from colora.federated.storage import load_client, load_server, save_client, save_server
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
 from colora.training.resolve import ResolvedRun, resolve_run
@@ -43,7 +46,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
 
     Raises:
         ConfigError: the output folder holds another run, a task has no training examples, `start_from` or
-            `grouping` is set, or the bank is to begin with the tasks' gradients.
+            `grouping` is set, or the bank is to be initialised from the tasks' gradients.
         TaskFileError: listing all faults of the task files.
         InterruptedRunError: after Ctrl-C; the same command goes on.
         TrainingDivergedError, CheckpointError: as in training.
@@ -55,8 +58,8 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
         raise ConfigError(FEDERATED_GROUPING)
     configure_threads(config.training.threads)
     output = Path(config.output)
-    with claimed(output.with_name(f".{output.name}.lock")) as mine:
-        if not mine:
+    with claimed(output.with_name(f".{output.name}.lock")) as locked:
+        if not locked:
             raise ConfigError(f"{output}: another process runs this federation")
         run = resolve_run(config)
         check_free(output, config, run.manifest, federated=True)
@@ -73,8 +76,8 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
     config, output = run.config, run.output
     agreed = FederationConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
     local, tokenizer = local_model(agreed)
-    spec, seed = config.federation, config.seed
-    data = {task.name: local_data(task, tokenizer, local, config.training.max_length) for task in run.tasks}
+    spec, max_length = config.federation, config.training.max_length
+    data = {task.name: local_data(task, tokenizer, local, max_length) for task in run.tasks}
     private = _private(config, output / "privacy.json")
     claim(output, config, run.manifest)
     state, clients = _resume(output / "checkpoint", local, data)
@@ -82,34 +85,57 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
         log(f"going on after round {state.round} of {spec.rounds}")
     with progress_bar() as progress:
         progress.add_task("rounds", total=spec.rounds, completed=state.round)
-        clock = {"round": time.monotonic(), "saved": time.monotonic()}
-
-        def after_round(
-            now: ServerState, report: RoundReport, messages: Sequence[Broadcast], replies: Sequence[Reply]
-        ) -> None:
-            cost = RoundCost(
-                sum(message_bytes(reply.payload) for reply in replies),
-                sum(message_bytes(message.factors) for message in messages),
-                time.monotonic() - clock["round"],
-                getattr(private, "epsilon", None),
-            )
-            write_round(output / "rounds.jsonl", round_records(output.resolve().name, seed, report, cost))
-            progress.console.print(history_line(report, cost, spec.rounds), highlight=False, markup=False)
-            progress.advance(progress.task_ids[0])
-            if private is not None or time.monotonic() - clock["saved"] > SAVE_SECONDS:
-                _save(output / "checkpoint", now, clients)  # noise that was drawn must not be drawn again
-                clock["saved"] = time.monotonic()
-            clock["round"] = time.monotonic()
-
-        state = federate(state, clients, data, local, spec, seed, after_round, private)
+        after_round = _RoundWriter(config, output, clients, private, progress)
+        state = federate(state, clients, data, local, spec, config.seed, after_round, private)
     bank = local.bank(state.shared, {name: client.cores for name, client in clients.items()})
     info = BankInfo(
-        base=config.base, chat_template=config.chat_template, max_length=config.training.max_length,
-        examples={name: len(own.rows) for name, own in data.items()},
+        base=config.base,
+        chat_template=config.chat_template,
+        max_length=max_length,
+        examples={name: len(client_data.rows) for name, client_data in data.items()},
         seen={name: client.position * spec.rows for name, client in clients.items()},
-    )  # fmt: skip
+    )
     save_bank(bank, output / "bank", info)
-    return measure(config, bank, tokenizer, list(run.tasks), config.training.max_length)
+    return measure(config, bank, tokenizer, list(run.tasks), max_length)
+
+
+class _RoundWriter:
+    """Called after each round: writes its records, shows it, and saves a checkpoint now and then.
+
+    Args:
+        config: of the run.
+        output: the run's folder.
+        clients: all clients, as `federate` replaces them.
+        private: the private mean, if there is one.
+        progress: bar with one task.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Path,
+        clients: dict[str, ClientState],
+        private: Private | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.output, self.clients, self.private = config, output, clients, private
+        self.progress = progress
+        self.began = self.saved = time.monotonic()
+
+    def __call__(
+        self, state: ServerState, report: RoundReport, messages: Sequence[Broadcast], replies: Sequence[Reply]
+    ) -> None:
+        cost = round_cost(messages, replies, time.monotonic() - self.began, getattr(self.private, "epsilon", None))
+        records = round_records(self.output.resolve().name, self.config.seed, report, cost)
+        write_round(self.output / "rounds.jsonl", records)
+        line = history_line(report, cost, self.config.federation.rounds)
+        self.progress.console.print(line, highlight=False, markup=False)
+        self.progress.advance(self.progress.task_ids[0])
+        # With privacy after each round: noise that was drawn must not be drawn again.
+        if self.private is not None or time.monotonic() - self.saved > SAVE_SECONDS:
+            _save(self.output / "checkpoint", state, self.clients)
+            self.saved = time.monotonic()
+        self.began = time.monotonic()
 
 
 def _private(config: RunConfig, ledger: Path) -> Private | None:
@@ -124,9 +150,9 @@ def _resume(folder: Path, local: LocalModel, data: dict[str, LocalData]) -> tupl
     """The server and all clients as they were saved, or at the start."""
     state = load_server(folder)
     if state is None:
-        return init(uuid.uuid4().hex, local), {name: local.newcomer() for name in data}
-    found = {name: load_client(folder / name, state.round, state.shared) for name in data}
-    return state, {name: client or local.newcomer() for name, client in found.items()}
+        return init(uuid.uuid4().hex, local), {name: local.initial_state() for name in data}
+    saved = {name: load_client(folder / name, state.round, state.shared) for name in data}
+    return state, {name: client or local.initial_state() for name, client in saved.items()}
 
 
 def _save(folder: Path, state: ServerState, clients: dict[str, ClientState]) -> None:

@@ -1,15 +1,14 @@
-"""What a federation keeps on disk: safetensors files, whole or not there, each with what it belongs to in its header.
+"""A federation on disk: safetensors files, written atomically, each with the rest of its state in the header.
 
 server: FOLDER/server.safetensors                          A, B and the optimiser's moments after the last round
-client: FOLDER/FEDERATION/before-round-N.safetensors       the client's core and what it knows, the last two of them
+client: FOLDER/FEDERATION/before-round-N.safetensors       the client's core and its A and B, the last two states
 
-A client keeps two, for a server that crashed and took up an earlier round again asks for the same update once more.
+A client keeps two states: a server that crashed and resumed at an earlier round asks for the same update once more.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,11 @@ from colora.common.files import write_bytes
 from colora.errors import CheckpointError, FederationError
 from colora.federated.state import ClientState, ServerState, Tensors, digests
 
-__all__ = ["client_folder", "load_client", "load_server", "message_bytes", "save_client", "save_server"]
+__all__ = ["client_folder", "load_client", "load_server", "save_client", "save_server"]
 
 SERVER_FILE = "server.safetensors"
 FEDERATION = re.compile(r"[0-9a-f]{32}")
 KEPT = 2
-
-
-def message_bytes(tensors: Tensors) -> int:
-    """Length of a message of these tensors on the wire."""
-    return len(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def save_server(folder: Path, state: ServerState) -> None:
@@ -49,16 +43,20 @@ def load_server(folder: Path) -> ServerState | None:
         return None
     parts, header = _read(folder / SERVER_FILE)
     return ServerState(
-        header["federation"], header["round"], parts.get("shared", {}), header["base"], parts.get("moments", {}),
-        header["holders"],
-    )  # fmt: skip
+        federation=header["federation"],
+        round=header["round"],
+        shared=parts.get("shared", {}),
+        base=header["base"],
+        moments=parts.get("moments", {}),
+        holders=header["holders"],
+    )
 
 
 def client_folder(root: Path, federation: str) -> Path:
-    """Where a client keeps what belongs to a federation.
+    """The folder of a client for one federation.
 
     Raises:
-        FederationError: if its name, which comes over the network, is not one that a server makes.
+        FederationError: if the federation's name, which comes over the network, is not one that a server makes.
     """
     if not FEDERATION.fullmatch(federation):
         raise FederationError(f"expected a federation of 32 hexadecimal digits, found {federation!r}")
@@ -68,46 +66,60 @@ def client_folder(root: Path, federation: str) -> Path:
 def save_client(folder: Path, state: ClientState, with_shared: bool = True) -> None:
     """Write a client's state atomically, with the digests of the A and B it was trained against.
 
+    Args:
+        folder: of `client_folder`.
+        state: the client.
+        with_shared: whether to write A and B; not where they are saved elsewhere.
+
     Raises:
-        CheckpointError: if that fails; the states before are still there.
+        CheckpointError: if that fails; the earlier states are kept.
     """
     header: dict[str, Any] = {"round": state.round, "position": state.position, "steps": state.steps}
-    header["digests"] = digests(state.shared)
+    header["digests"] = dict(state.digests) or digests(state.shared)
     parts = {"cores": state.cores, "moments": state.moments, "residual": state.residual}
     _write(_client_file(folder, state.round), parts | ({"shared": state.shared} if with_shared else {}), header)
     rounds = _rounds(folder)
+    outdated = [number for number in rounds if number <= state.round][:-KEPT]
     for number in rounds:
-        # Those of later rounds belong to a server that has crashed and begun again further back.
-        if number > state.round or number in [one for one in rounds if one <= state.round][:-KEPT]:
+        # States of later rounds are of a server that has crashed and resumed at an earlier round.
+        if number > state.round or number in outdated:
             _client_file(folder, number).unlink(missing_ok=True)
 
 
 def load_client(folder: Path, round_number: int, shared: Tensors | None = None) -> ClientState | None:
-    """A client's latest state from before `round_number` ended, or None for a newcomer.
+    """A client's latest state from before `round_number` ended, or None for a new client.
+
+    The state has no digests: they are computed anew, so that damaged factors are not taken for those of the server.
 
     Args:
+        folder: of `client_folder`.
+        round_number: the round that the server asks for.
         shared: the factors, where they were saved elsewhere.
 
     Raises:
         CheckpointError: if the file is damaged.
-        FederationError: if all that is there is later: a new core would end in the loss of this one.
+        FederationError: if all states are of later rounds: a new core would replace this one.
     """
-    known = _rounds(folder)
-    numbers = [number for number in known if number <= round_number]
+    saved = _rounds(folder)
+    numbers = [number for number in saved if number <= round_number]
     if not numbers:
-        first = len(known) == 1 or known[:1] == [1]  # of its first round a client has the state after it only
-        if not known or (first and known[0] == round_number + 1):
+        is_first = len(saved) == 1 or saved[:1] == [1]  # of its first round a client has only the state after it
+        if not saved or (is_first and saved[0] == round_number + 1):
             return None
         raise FederationError(
-            f"{folder}: has the core before round {known[0]} and later, but the server asks for round {round_number}; "
+            f"{folder}: has the core before round {saved[0]} and later, but the server asks for round {round_number}; "
             "it was restored from long before. Move this folder away to begin with a new core"
         )
     parts, header = _read(_client_file(folder, numbers[-1]))
-    state = ClientState(
-        header["round"], parts.get("cores", {}), parts.get("shared", {}), header["position"],
-        parts.get("moments", {}), header["steps"], parts.get("residual", {}),
-    )  # fmt: skip
-    return state if shared is None else replace(state, shared=shared)
+    return ClientState(
+        round=header["round"],
+        cores=parts.get("cores", {}),
+        shared=parts.get("shared", {}) if shared is None else shared,
+        position=header["position"],
+        moments=parts.get("moments", {}),
+        steps=header["steps"],
+        residual=parts.get("residual", {}),
+    )
 
 
 def _client_file(folder: Path, round_number: int) -> Path:
@@ -115,14 +127,16 @@ def _client_file(folder: Path, round_number: int) -> Path:
 
 
 def _rounds(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"before-round-(\d+)\.safetensors", path.name) for path in folder.glob("before-round-*"))
-    return sorted(int(match[1]) for match in found if match)
+    """The rounds before which the client's saved states were, in order."""
+    matches = (re.fullmatch(r"before-round-(\d+)\.safetensors", path.name) for path in folder.glob("before-round-*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _write(path: Path, parts: Mapping[str, Tensors], header: Mapping[str, Any]) -> None:
-    tensors = {f"{part}:{name}": tensor.contiguous() for part, found in parts.items() for name, tensor in found.items()}
-    # Factors that did not move are one tensor under several names, which safetensors refuses to keep twice.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    # Copies: one tensor may be there under several names, which safetensors refuses to store.
+    tensors = {
+        f"{part}:{name}": tensor.contiguous().clone() for part, named in parts.items() for name, tensor in named.items()
+    }
     write_bytes(path, safetensors.torch.save(tensors, {"colora": json.dumps(header)}))
 
 

@@ -1,4 +1,4 @@
-"""Messages of the protocol as Flower's records, and back. What comes over the network is believed in nothing.
+"""Messages of the protocol as Flower's records, and back. Nothing that comes over the network is trusted.
 
 to a client     factors: ArrayRecord     round: ConfigRecord
 to the server   payload: ArrayRecord     metrics: MetricRecord     reply: ConfigRecord
@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from colora.common.files import fits_name_rule
 from colora.errors import FederationError
 from colora.federated.history import ALL
-from colora.federated.state import Broadcast, Reply, Tensors
+from colora.federated.state import PARTS, Broadcast, Reply, Tensors, message_content
 
 __all__ = ["broadcast_record", "read_broadcast", "read_name", "read_reply", "reply_record"]
 
@@ -23,52 +23,50 @@ FILE = "safetensors"
 
 
 def broadcast_record(message: Broadcast) -> RecordDict:
-    """What the server sends."""
-    about = ConfigRecord(
-        {
-            "federation": message.federation,
-            "round": message.round,
-            "base": json.dumps(message.base),
-            "digest-A": message.digests["A"],
-            "digest-B": message.digests["B"],
-        }
-    )
-    return RecordDict({"factors": _arrays(message.factors), "round": about})
+    """A broadcast as the server sends it."""
+    header = ConfigRecord({"federation": message.federation, "round": message.round, "base": json.dumps(message.base)})
+    for part in PARTS:
+        header[f"digest-{part}"] = message.digests[part]
+    return RecordDict({"factors": _arrays(message.factors), "round": header})
 
 
 def read_broadcast(record: RecordDict) -> Broadcast:
-    """What a client received. Raises FederationError if it is not what a server sends."""
+    """A broadcast as a client received it. Raises FederationError if it is not what a server sends."""
     try:
-        about = record.config_records["round"]
-        base = json.loads(str(about["base"]))
+        header = record.config_records["round"]
+        base = json.loads(str(header["base"]))
         if not isinstance(base, dict):
             raise FederationError(f"base: expected a mapping, found {base!r}")
-        return Broadcast(
-            str(about["federation"]), _whole(about, "round"), base,
-            {which: str(about[f"digest-{which}"]) for which in "AB"}, _tensors(record.array_records["factors"]),
-        )  # fmt: skip
+        digests = {part: str(header[f"digest-{part}"]) for part in PARTS}
+        factors = _tensors(record.array_records["factors"])
+        return Broadcast(str(header["federation"]), _whole(header, "round"), base, digests, factors)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise FederationError(f"not a message of a CoLoRA server: {error!r}") from error
 
 
 def reply_record(reply: Reply, name: str = "") -> RecordDict:
-    """What a client sends; `name` is what it wants to be called, if anything."""
+    """A reply as a client sends it; `name` is the name that it asks for in the server's records, if any."""
     metrics = MetricRecord({"num-examples": reply.examples, "missing": int(reply.missing)})
     if reply.loss is not None:
         metrics["loss"] = reply.loss
-    about = ConfigRecord({"federation": reply.federation, "round": reply.round, "name": name})
-    return RecordDict({"payload": _arrays(reply.payload), "metrics": metrics, "reply": about})
+    header = ConfigRecord({"federation": reply.federation, "round": reply.round, "name": name})
+    return RecordDict({"payload": _arrays(reply.payload), "metrics": metrics, "reply": header})
 
 
 def read_reply(record: RecordDict, client: str) -> Reply:
-    """What the server received from the node `client`. Raises FederationError if it is not what a client sends."""
+    """The reply that came from the node `client`. Raises FederationError if it is not what a client sends."""
     try:
-        metrics, about = record.metric_records["metrics"], record.config_records["reply"]
+        metrics, header = record.metric_records["metrics"], record.config_records["reply"]
         loss = metrics.get("loss")
         return Reply(
-            client, str(about["federation"]), _whole(about, "round"), _tensors(record.array_records["payload"]),
-            _whole(metrics, "num-examples"), None if loss is None else float(loss), bool(metrics["missing"]),  # type: ignore[arg-type]
-        )  # fmt: skip
+            client,
+            str(header["federation"]),
+            _whole(header, "round"),
+            _tensors(record.array_records["payload"]),
+            _whole(metrics, "num-examples"),
+            loss=None if loss is None else float(loss),  # type: ignore[arg-type]
+            missing=bool(metrics["missing"]),
+        )
     except FederationError:
         raise
     except (KeyError, ValueError, TypeError) as error:
@@ -76,9 +74,9 @@ def read_reply(record: RecordDict, client: str) -> Reply:
 
 
 def read_name(record: RecordDict) -> str | None:
-    """What a client wants to be called, if it can be shown and taken for nobody else: no node's number, not all."""
-    about = record.config_records.get("reply")
-    name = "" if about is None else str(about.get("name", ""))
+    """The name that a client asks for, or None if it breaks the rule for names, or could be taken for a node or all."""
+    header = record.config_records.get("reply")
+    name = "" if header is None else str(header.get("name", ""))
     return name if fits_name_rule(name) and not name.isdecimal() and name != ALL else None
 
 
@@ -90,9 +88,11 @@ def _whole(record: Mapping[str, Any], key: str) -> int:
 
 
 def _arrays(tensors: Tensors) -> ArrayRecord:
-    """All tensors as the bytes of one safetensors file in one array: Flower fetches each array by requests of its own,
-    and the hundreds of a model's factors would take minutes."""
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    """All tensors as the bytes of one safetensors file in one array.
+
+    Flower fetches each array with a request of its own: hundreds of factors of a model would take minutes.
+    """
+    content = message_content(tensors)
     return ArrayRecord({FILE: Array(np.frombuffer(content, dtype=np.uint8))})
 
 

@@ -1,33 +1,29 @@
 """Base models: what a name stands for, and loading the model with its tokenizer.
 
 A base is a folder in the transformers format, a GGUF file, or an id on the Hugging Face hub. The name
-`smollm2` stands for SmolLM2-135M-Instruct, wherever the machine has it. A GGUF file is unpacked to fp32
-once (SmolLM2: half a minute and 540 MB) and kept under `$COLORA_CACHE`, by default `~/.cache/colora`;
-from then on it loads in a fraction of a second.
+`smollm2` stands for SmolLM2-135M-Instruct, wherever the machine has it. `colora.models.gguf` unpacks GGUF files.
 
     >>> model, tokenizer = load_base("smollm2")  # doctest: +SKIP
 """
 
-import hashlib
 import importlib.util
 import os
 import re
-import shutil
-import sys
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from colora.errors import BaseModelError
+from colora.models.auto_class import ModelKind, auto_class
+from colora.models.gguf import unpacked_gguf
+from colora.tasks.prompts import use_plain_prompts
+from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["DEFAULT_BASE", "BaseSource", "configure_threads", "load_base", "resolve_base"]
+__all__ = ["DEFAULT_BASE", "BaseSource", "load_base", "resolve_base"]
 
 DEFAULT_BASE = "smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -44,7 +40,6 @@ _SNAPSHOT_KEYS = (
     "trust_remote_code",
 )
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,9 +76,11 @@ def load_base(
     name: str,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str | None = None,
-    kind: Literal["auto", "causal", "seq2seq"] = "auto",
+    kind: ModelKind = "auto",
+    *,
+    chat_template: bool = True,
     **kwargs: Any,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Tokenizer]:
     """Load a base model in evaluation mode, and its tokenizer.
 
     Args:
@@ -91,6 +88,7 @@ def load_base(
         dtype: of the weights; "auto" keeps what the files have.
         device: where the model goes; None leaves it where loading puts it (the CPU, or as `device_map` says).
         kind: "causal" or "seq2seq"; "auto" asks the model's own configuration.
+        chat_template: whether prompts use the tokenizer's chat template, if it has one; see `use_plain_prompts`.
         kwargs: passed on to the model's `from_pretrained`; those that choose a snapshot, such as `revision`
             or `token`, to the tokenizer's as well.
 
@@ -103,52 +101,25 @@ def load_base(
     if kind not in ("auto", "causal", "seq2seq"):
         raise BaseModelError(f"expected kind 'auto', 'causal' or 'seq2seq', got {kind!r}")
     source = resolve_base(name)
-    place = str(_unpacked(source)) if source.kind == "gguf" else source.location
+    location = source.location
+    if source.gguf_file is not None:
+        location = str(unpacked_gguf(Path(location, source.gguf_file)))
     snapshot = {key: kwargs[key] for key in _SNAPSHOT_KEYS if key in kwargs}
     try:
-        config = kwargs.get("config") or AutoConfig.from_pretrained(place, **snapshot)
-        tokenizer = AutoTokenizer.from_pretrained(place, **snapshot)
-        model = _auto_class(config, kind).from_pretrained(place, dtype=dtype, **kwargs)
+        config = kwargs.get("config") or AutoConfig.from_pretrained(location, **snapshot)
+        tokenizer = AutoTokenizer.from_pretrained(location, **snapshot)
+        model = auto_class(config, kind).from_pretrained(location, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelError(_why_not(source, error)) from error
     if device is not None:
         model.to(device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not chat_template:
+        use_plain_prompts(tokenizer)
     # Adapter configurations record this name, so it must not say where the files happened to lie.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = source.name
     return model, tokenizer
-
-
-def configure_threads(threads: int | None = None) -> int:
-    """Set how many threads torch computes with, and return that number.
-
-    None takes `OMP_NUM_THREADS` where it is set, else one thread for each physical core this process may run
-    on: two threads on one core share its arithmetic units and gain nothing in matrix products.
-
-    Raises:
-        BaseModelError: a number below one, or an `OMP_NUM_THREADS` that is no number.
-    """
-    if threads is None:
-        asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        if asked and not asked.isdigit():
-            raise BaseModelError(f"expected a number in OMP_NUM_THREADS, got {asked!r}")
-        threads = int(asked) if asked else _cores()
-    if threads < 1:
-        raise BaseModelError(f"expected at least 1 thread, got {threads}")
-    torch.set_num_threads(threads)
-    return threads
-
-
-def _cores() -> int:
-    # Only some systems tell which processors a process may use; a container often has fewer than the machine.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-def _auto_class(config: Any, kind: str) -> Any:
-    seq2seq = kind == "seq2seq" or (kind == "auto" and getattr(config, "is_encoder_decoder", False))
-    return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 
 
 def _resolve_default() -> BaseSource:
@@ -203,79 +174,3 @@ def _why_not(source: BaseSource, error: Exception) -> str:
         f"Tried in this order: {places}, the hub. To do without the hub, give the path of a folder with config.json, "
         f"tokenizer and weights, or of a .gguf file{wheel}. For files the hub gave before, set HF_HUB_OFFLINE=1."
     )
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("COLORA_CACHE") or "~/.cache/colora").expanduser()
-
-
-def _gguf_digest(path: Path) -> str:
-    # The first megabyte holds the metadata, the last one weights of the last layer: enough to tell two files of
-    # one size apart without reading gigabytes at every start.
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{path.name} {size} ".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_MEGABYTE))
-        file.seek(max(0, size - _MEGABYTE))
-        digest.update(file.read(_MEGABYTE))
-    return digest.hexdigest()[:16]
-
-
-def _unpacked(source: BaseSource) -> Path:
-    """The folder with the fp32 weights of a GGUF file, made on the first call."""
-    path = Path(source.location, source.gguf_file or "")
-    folder = _cache_folder() / "unpacked" / f"{path.stem}-{_gguf_digest(path)}"
-    if _is_whole(folder):
-        return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise BaseModelError(f"reading {path.name} needs the gguf package: pip install 'colora[gguf]'")
-    print(f"Unpacking {path.name} into {folder.parent}: once, about half a minute ...", file=sys.stderr, flush=True)
-    # Nobody waits for anybody: whoever comes at the same time unpacks too, the first to rename wins, and a folder
-    # under its final name is always whole. A plain mkdir honours the umask, so a cache can be shared.
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir(parents=True)
-        _unpack(path, partial)
-        if folder.exists() and not _is_whole(folder):
-            shutil.rmtree(folder)  # tidied up by something that removes old files one by one
-        partial.rename(folder)
-    except (OSError, ValueError) as error:
-        if not _is_whole(folder):
-            raise BaseModelError(
-                f"cannot unpack {path} into {folder}: {error}\nAnother cache folder can be set with COLORA_CACHE."
-            ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    return all(any(folder.glob(name)) for name in ("config.json", "tokenizer.json", "*.safetensors"))
-
-
-def _unpack(path: Path, target: Path) -> None:
-    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    config = AutoConfig.from_pretrained(**place)
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    # Asked to dequantise, transformers leaves an ordinary model; one it deems quantised it refuses to save.
-    model = _auto_class(config, "auto").from_pretrained(
-        **place, config=config, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
-    _split_digits(tokenizer, path)
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
-
-
-def _split_digits(tokenizer: Any, path: Path) -> None:
-    """Give a tokenizer of the SmolLM family its digit rule back.
-
-    These models saw every digit split off before anything else, so that a blank line before "1." is one token.
-    Reading the GGUF loses the rule, and text with numbers after white space then becomes other tokens.
-    """
-    from gguf import GGUFReader
-
-    rule = GGUFReader(path).fields.get("tokenizer.ggml.pre")
-    if rule is not None and rule.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )

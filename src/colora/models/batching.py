@@ -1,12 +1,12 @@
 """What measuring and generating share: batches of similar length, and padding."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colora.errors import ColoraError, ConfigError
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["device_of", "length_batches", "pad", "pad_token_id"]
 
@@ -33,13 +33,13 @@ def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device, left: b
     filled = torch.full((len(rows), width), value, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        filled[index, place] = torch.tensor(row, dtype=torch.long)
-        mask[index, place] = 1
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        filled[index, columns] = torch.tensor(row, dtype=torch.long)
+        mask[index, columns] = 1
     return filled.to(device), mask.to(device)
 
 
-def pad_token_id(tokenizer: Any) -> int:
+def pad_token_id(tokenizer: Tokenizer) -> int:
     """The id to fill up with; masked wherever it is used, so any id does where the tokenizer has none for padding."""
     for name in ("pad_token_id", "eos_token_id"):
         if (token := getattr(tokenizer, name, None)) is not None:

@@ -11,9 +11,9 @@ from colora.errors import ColoraError, ConfigError, TaskIdError
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
 from colora.models.likelihood import is_encoder_decoder
 from colora.models.modes import eval_mode
-from colora.tasks.encode import end_token_id
-from colora.tasks.prompts import fit_prompt
+from colora.tasks.prompts import end_token_ids, fit_prompt
 from colora.tasks.schema import Example
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["fit_prompts", "generate_outputs"]
 
@@ -33,13 +33,12 @@ GREEDY: dict[str, Any] = {
 
 def generate_outputs(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     task_ids: LongTensor | None,
     max_new_tokens: int,
     batch_rows: int = 16,
     progress: Callable[[int], None] | None = None,
-    options: dict[str, Any] | None = None,
     batches: Sequence[list[int]] | None = None,
 ) -> list[str]:
     """The model's output for every prompt, in the order given.
@@ -56,7 +55,6 @@ def generate_outputs(
         max_new_tokens: longest output in tokens.
         batch_rows: rows per batch.
         progress: called with the number of rows just generated.
-        options: further keywords of `model.generate`; they win over greedy decoding.
         batches: which prompts share a batch, and their order in it; by default `batch_rows` of similar length.
 
     Returns:
@@ -67,27 +65,20 @@ def generate_outputs(
         TaskIdError: if `task_ids` are not one integer for each prompt.
         ColoraError: if a prompt is empty.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
-    if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
-        raise ColoraError(f"expected prompts of at least one token, found empty ones at {empty}")
-    if task_ids is not None and (task_ids.shape != (len(prompts),) or task_ids.is_floating_point()):
-        raise TaskIdError(
-            f"expected integer task_ids of shape ({len(prompts)},), found {task_ids.dtype} {tuple(task_ids.shape)}"
-        )
-    seq2seq, device = is_encoder_decoder(model), device_of(model)
-    ends = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
-    settings = GREEDY | {"eos_token_id": sorted(ends), "pad_token_id": pad_token_id(tokenizer)} | (options or {})
+    _check(prompts, task_ids, max_new_tokens)
+    encoder_decoder, device = is_encoder_decoder(model), device_of(model)
+    ends, filler = end_token_ids(tokenizer), pad_token_id(tokenizer)
+    settings = GREEDY | {"eos_token_id": sorted(ends), "pad_token_id": filler}
     outputs = [""] * len(prompts)
     with eval_mode(model):
         for batch in batches or length_batches([len(prompt) for prompt in prompts], batch_rows):
-            input_ids, mask = pad([prompts[row] for row in batch], pad_token_id(tokenizer), device, left=not seq2seq)
+            input_ids, mask = pad([prompts[row] for row in batch], filler, device, left=not encoder_decoder)
             routed = {} if task_ids is None else {"task_ids": task_ids[batch].to(device)}
             produced = model.generate(  # type: ignore[operator]
                 input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **settings, **routed
             )
             # A decoder's row begins with its start token, which in some models is the end token too.
-            new = produced[:, 1:] if seq2seq else produced[:, input_ids.shape[1] :]
+            new = produced[:, 1:] if encoder_decoder else produced[:, input_ids.shape[1] :]
             for row, tokens in zip(batch, new.tolist(), strict=True):
                 outputs[row] = _text(tokenizer, tokens, ends)
             if progress is not None:
@@ -96,7 +87,7 @@ def generate_outputs(
 
 
 def fit_prompts(
-    rows: Sequence[tuple[str, Example]], model: nn.Module, tokenizer: Any, max_length: int, max_new_tokens: int
+    rows: Sequence[tuple[str, Example]], model: nn.Module, tokenizer: Tokenizer, max_length: int, max_new_tokens: int
 ) -> list[list[int]]:
     """The prompts of (task, example) rows in tokens, cut to `max_length` and to the model's positions.
 
@@ -106,17 +97,17 @@ def fit_prompts(
     Warns:
         UserWarning: once for each task whose prompts had to be cut.
     """
-    seq2seq, room = is_encoder_decoder(model), max_length
+    encoder_decoder, room = is_encoder_decoder(model), max_length
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if positions is not None:
-        room = min(room, positions if seq2seq else positions - max_new_tokens)
+        room = min(room, positions if encoder_decoder else positions - max_new_tokens)
     if room < 1:
         raise ConfigError(
             f"expected room for a prompt, found {positions} positions and max_new_tokens={max_new_tokens}"
         )
     prompts, cut = [], Counter[str]()
     for name, example in rows:
-        prompt, dropped = fit_prompt(example, tokenizer, room, seq2seq)
+        prompt, dropped = fit_prompt(example, tokenizer, room, encoder_decoder)
         prompts.append(prompt)
         cut[name] += dropped > 0
     for name, number in cut.items():
@@ -125,7 +116,18 @@ def fit_prompts(
     return prompts
 
 
-def _text(tokenizer: Any, tokens: list[int], ends: set[int]) -> str:
+def _check(prompts: Sequence[Sequence[int]], task_ids: LongTensor | None, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+    if empty := [row for row, prompt in enumerate(prompts) if not len(prompt)]:
+        raise ColoraError(f"expected prompts of at least one token, found empty ones at {empty}")
+    if task_ids is not None and (task_ids.shape != (len(prompts),) or task_ids.is_floating_point()):
+        raise TaskIdError(
+            f"expected integer task_ids of shape ({len(prompts)},), found {task_ids.dtype} {tuple(task_ids.shape)}"
+        )
+
+
+def _text(tokenizer: Tokenizer, tokens: list[int], ends: set[int]) -> str:
     # Rows that ended early are filled up; cut here, because the filler need not be a special token.
     stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     decoded = tokenizer.decode(tokens[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from colora.errors import ColoraError
+from colora.tasks.encode import IGNORED
 
-__all__ = ["IGNORED", "is_encoder_decoder", "label_tokens", "row_nll"]
-
-IGNORED = -100
-"""The label of tokens that do not count, as in transformers."""
+__all__ = ["is_encoder_decoder", "label_tokens", "row_nll"]
 
 
-def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "rows seq"]) -> Float[Tensor, " rows"]:
     """Negative log-likelihood in nats of each row's labels, summed: (rows,), in float32 or the model's float64.
 
     Args:
@@ -53,7 +52,7 @@ def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tens
     return losses.new_zeros(len(targets)).index_add(0, wanted.nonzero()[:, 0], losses)
 
 
-def label_tokens(labels: Tensor, encoder_decoder: bool) -> Tensor:
+def label_tokens(labels: Int[Tensor, "rows seq"], encoder_decoder: bool) -> Int[Tensor, " rows"]:
     """Number of labels that count in each row: (rows,). A causal LM never predicts the first position."""
     return ((labels if encoder_decoder else labels[:, 1:]) != IGNORED).sum(1)
 

@@ -1,4 +1,4 @@
-"""A model that is looked at and not trained: evaluation mode, with gradients only where they are wanted."""
+"""Evaluation mode for a while: without gradients, or with gradients of chosen parameters only."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def eval_mode_with_gradients(model: nn.Module, parameters: Iterable[nn.Parameter
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    # Module by module, for `model.train()` would also change those that somebody had put into evaluation mode.
+    # Module by module, since `model.train()` would also change modules that were in evaluation mode before.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,11 +1,10 @@
-"""Who may use which tasks: keys of tenants, stored as digests, and how often each may ask.
+"""Tenants: the keys that name them, stored as digests, the tasks each may use, and how often each may ask.
 
 A key is 32 random bytes, so one round of SHA-256 hides it: there is nothing to guess.
 """
 
 import hashlib
 import hmac
-import json
 import logging
 import secrets
 import threading
@@ -25,7 +24,7 @@ PREFIX = "colora-"
 
 
 class WrongKeyError(ColoraError):
-    """No key, or one that nobody has."""
+    """A request without a key, or with a key of no tenant."""
 
 
 class RateError(ColoraError):
@@ -40,10 +39,10 @@ class Tenant(BaseModel):
     """One tenant in the file of keys.
 
     Attributes:
-        name: whose key it is.
+        name: of the tenant; unique in the file.
         key_sha256: digest of the key.
-        tasks: patterns of the tasks it may use, change and bring, such as "acme-*".
-        requests_per_minute: how often it may ask; None: as often as it likes.
+        tasks: patterns of the tasks it may use, change and add, such as "acme-*".
+        requests_per_minute: how often it may ask; None: without a limit.
         admin: whether it may reload the bank and read the metrics.
     """
 
@@ -60,10 +59,10 @@ class Tenant(BaseModel):
 
 
 LOCAL = Tenant(name="local", key_sha256="0" * 64, admin=True)
-"""Everybody, on a server without keys."""
+"""The tenant of every request to a server without keys."""
 
 
-class _File(BaseModel):
+class _KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     tenants: list[Tenant]
 
@@ -72,37 +71,37 @@ class Access:
     """Keys and rates of one server; safe to use from several threads.
 
     Args:
-        tenants: None: everybody may do everything.
+        tenants: None: no keys, every request is that of `LOCAL`.
     """
 
     def __init__(self, tenants: list[Tenant] | None = None) -> None:
         self._tenants = tenants
         self._path: Path | None = None
-        self._seen: tuple[int, ...] = ()
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self._version: tuple[int, ...] = ()  # of the file when it was read
+        self._buckets: dict[str, tuple[float, float]] = {}  # by tenant: requests left, and when that was counted
         self._lock = threading.Lock()
 
     @classmethod
     def of_file(cls, path: Path) -> "Access":
-        """The tenants of a file of keys, which is read again whenever it changes: a key that was removed opens nothing
-        any more. Should it become unreadable, those that were there stay, and the log says so.
+        """The tenants of a file of keys, which is read again whenever it changes, so that a key that was removed is
+        refused at once. If the file becomes unreadable, the tenants stay as they were, and the log says so.
 
         Raises:
             ConfigError: see `read_tenants`.
         """
-        seen = _stamp(path)  # before it is read: a change in between is read again
+        version = _file_version(path)  # taken before reading: a change in between is read again
         access = cls(read_tenants(path))
-        access._path, access._seen = path, seen
+        access._path, access._version = path, version
         return access
 
     @property
     def tenants(self) -> list[Tenant] | None:
-        """All of them now, or None if everybody may do everything."""
+        """All tenants now, or None on a server without keys."""
         if self._path is None:
             return self._tenants
         with self._lock:
-            if (now := _stamp(self._path)) != self._seen:
-                self._seen = now
+            if (version := _file_version(self._path)) != self._version:
+                self._version = version
                 try:
                     self._tenants = read_tenants(self._path)
                 except ConfigError as error:
@@ -110,7 +109,7 @@ class Access:
             return self._tenants
 
     def tenant(self, authorization: str | None) -> Tenant:
-        """Who asks, by the HTTP header `Authorization: Bearer KEY`. Raises WrongKeyError."""
+        """The tenant whose key is in the HTTP header `Authorization: Bearer KEY`. Raises WrongKeyError."""
         tenants = self.tenants
         if tenants is None:
             return LOCAL
@@ -118,20 +117,20 @@ class Access:
         if scheme.lower() != "bearer" or not key:
             raise WrongKeyError("expected a key, as Authorization: Bearer KEY")
         digest = _digest(key.strip())
-        found = [one for one in tenants if hmac.compare_digest(one.key_sha256, digest)]
-        if not found:
+        matches = [tenant for tenant in tenants if hmac.compare_digest(tenant.key_sha256, digest)]
+        if not matches:
             raise WrongKeyError("nobody has this key")
-        return found[0]
+        return matches[0]
 
     def count(self, tenant: Tenant) -> None:
-        """Note one request. Raises RateError if it is one too many; a minute's worth may come at once."""
+        """Count one request. Raises RateError if it exceeds the rate; the requests of a minute may come at once."""
         rate = tenant.requests_per_minute
         if rate is None:
             return
-        now, most = time.monotonic(), max(1.0, rate)
+        now, capacity = time.monotonic(), max(1.0, rate)
         with self._lock:
-            left, before = self._buckets.get(tenant.name, (most, now))
-            left = min(most, left + (now - before) * rate / 60)
+            left, counted_at = self._buckets.get(tenant.name, (capacity, now))
+            left = min(capacity, left + (now - counted_at) * rate / 60)
             if left < 1:
                 self._buckets[tenant.name] = (left, now)
                 raise RateError((1 - left) * 60 / rate)
@@ -141,13 +140,12 @@ class Access:
 def read_tenants(path: Path) -> list[Tenant]:
     """The tenants of a file of keys. Raises ConfigError naming every fault."""
     try:
-        tenants = _File.model_validate_json(path.read_bytes()).tenants
+        tenants = _KeyFile.model_validate_json(path.read_bytes()).tenants
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
-        raise ConfigError(f"{path}: not a file of keys, as `colora keys add` writes it:", faults) from error
-    names = [one.name for one in tenants]
+        raise ConfigError(f"{path}: not a file of keys, as `colora keys add` writes it:", _faults(error)) from error
+    names = [tenant.name for tenant in tenants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: these tenants stand twice: {', '.join(twice)}")
     return tenants
@@ -156,16 +154,16 @@ def read_tenants(path: Path) -> list[Tenant]:
 def add_tenant(
     path: Path, name: str, tasks: list[str], requests_per_minute: float | None = None, admin: bool = False
 ) -> str:
-    """Add a tenant to a file of keys, which is made if need be.
+    """Add a tenant to a file of keys; the file is made if there is none.
 
     Returns:
-        its key, which is kept nowhere.
+        the tenant's key. The file has only its digest.
 
     Raises:
-        ConfigError: the name is taken, or the file is none of keys.
+        ConfigError: the name is taken, or the file is not one of keys.
     """
     tenants = read_tenants(path) if path.exists() else []
-    if any(one.name == name for one in tenants):
+    if any(tenant.name == name for tenant in tenants):
         raise ConfigError(f"{path}: {name!r} has a key already; remove it first")
     key = PREFIX + secrets.token_urlsafe(32)
     try:
@@ -173,8 +171,7 @@ def add_tenant(
             name=name, key_sha256=_digest(key), tasks=tuple(tasks), requests_per_minute=requests_per_minute, admin=admin
         )
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
-        raise ConfigError("this cannot be a tenant:", faults) from error
+        raise ConfigError("this cannot be a tenant:", _faults(error)) from error
     _write(path, [*tenants, new])
     return key
 
@@ -182,22 +179,29 @@ def add_tenant(
 def remove_tenant(path: Path, name: str) -> None:
     """Take a tenant out of a file of keys. Raises ConfigError if it is not there."""
     tenants = read_tenants(path)
-    if all(one.name != name for one in tenants):
-        raise ConfigError(f"{path}: no tenant {name!r}; there are {', '.join(one.name for one in tenants) or 'none'}")
-    _write(path, [one for one in tenants if one.name != name])
+    kept = [tenant for tenant in tenants if tenant.name != name]
+    if len(kept) == len(tenants):
+        names = ", ".join(tenant.name for tenant in tenants)
+        raise ConfigError(f"{path}: no tenant {name!r}; there are {names or 'none'}")
+    _write(path, kept)
 
 
 def _write(path: Path, tenants: list[Tenant]) -> None:
-    write_json(path, {"tenants": [json.loads(one.model_dump_json()) for one in tenants]})
+    write_json(path, {"tenants": [tenant.model_dump(mode="json") for tenant in tenants]})
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file is written or replaced; nothing of one that is not there."""
+def _faults(error: ValidationError) -> list[str]:
+    """A line for each fault; without the input, in which there may be keys."""
+    return [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False)]
+
+
+def _file_version(path: Path) -> tuple[int, ...]:
+    """What changes whenever the file is written or replaced; empty if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _digest(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers in OpenAI's form, and bodies that are too large refused while they come."""
+"""Errors as HTTP responses in OpenAI's form; bodies that are too large are refused while they come."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -19,10 +19,10 @@ from colora.serving.service import PromptTooLongError
 __all__ = ["FAILED", "BodyLimit", "add_handlers"]
 
 FAILED = "the server failed at this request"
-"""What is said of an error that nobody raised on purpose: its own message may tell of the inside, or of others."""
+"""The message for an error that was not raised on purpose: its own may reveal internals, or requests of others."""
 
-# What an error of ours means over HTTP: status, type and code; the first that fits.
-MEANINGS: list[tuple[type[Exception], int, str, str | None]] = [
+# The HTTP status, OpenAI type and OpenAI code of each error of this package; the first class that fits counts.
+RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (WrongKeyError, 401, "authentication_error", "invalid_api_key"),
     (RateError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (BusyError, 429, "rate_limit_error", "queue_full"),
@@ -39,35 +39,35 @@ MEANINGS: list[tuple[type[Exception], int, str, str | None]] = [
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Answer errors in OpenAI's form, and count all answers."""
+    """Answer errors in OpenAI's form, and count all responses."""
 
-    async def ours(request: Request, error: Exception) -> JSONResponse:
+    async def own_error(request: Request, error: Exception) -> JSONResponse:
         status, kind, code = next(
-            (status, kind, code) for type_, status, kind, code in MEANINGS if isinstance(error, type_)
+            (status, kind, code) for type_, status, kind, code in RESPONSES if isinstance(error, type_)
         )
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         if status in (429, 503):
             headers["Retry-After"] = str(max(1, round(getattr(error, "seconds", 1))))
         return _answer(status, str(error), kind, getattr(error, "field", None), code, headers)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
+    async def invalid_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        # Not `input`: what was sent may be private, and answers end up in logs of others.
-        faults = [(".".join(str(part) for part in one["loc"][1:]), one["msg"]) for one in error.errors()]
+        # Without `input`: what was sent may be private, and responses end up in logs of others.
+        faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]
         text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
         return _answer(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         return _answer(error.status_code, str(error.detail), "invalid_request_error", None, None)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return _answer(500, FAILED, "server_error", None, None)
 
-    for type_ in dict.fromkeys(one for one, *_ in MEANINGS):
-        app.add_exception_handler(type_, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
+    for type_, *_ in RESPONSES:
+        app.add_exception_handler(type_, own_error)
+    app.add_exception_handler(RequestValidationError, invalid_body)
+    app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)
 
     @app.middleware("http")
@@ -86,12 +86,12 @@ def _answer(
 
 
 class BodyLimit:
-    """ASGI middleware: a body longer than it may be is answered with 413 and not read to its end.
+    """ASGI middleware: a body longer than the limit is answered with 413 and not read to its end.
 
     Args:
         app: the application.
         limit: in bytes.
-        limits: others, by the beginning of the path.
+        limits: other limits, by the beginning of the path.
     """
 
     def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int]) -> None:
@@ -101,19 +101,19 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = next((most for start, most in self.limits.items() if scope["path"].startswith(start)), self.limit)
+        limit = next((n for start, n in self.limits.items() if scope["path"].startswith(start)), self.limit)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = _answer(413, f"expected a body of at most {limit} bytes", "invalid_request_error", None, None)
         if not length.isdigit() or int(length) > limit:
             await too_large(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:  # of a body without a length
+            received += len(message.get("body", b""))
+            if received > limit:  # possible where the body was sent without its length
                 raise HTTPException(413, f"expected a body of at most {limit} bytes")
             return message
 

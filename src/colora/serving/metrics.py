@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: no names of tasks, of which there may be millions, and no text."""
+"""A server's metrics for Prometheus: no names of tasks, of which there may be millions, and no text."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -43,5 +43,5 @@ class Metrics:
         self.tasks = gauge("tasks", "Tasks that can be asked for")
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text form."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

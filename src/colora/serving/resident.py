@@ -1,145 +1,149 @@
-"""The cores that are on the device: a bounded number, the least recently used giving way."""
+"""The cores that are on the device: a bounded number; the least recently used is evicted."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from peft import get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
+from transformers import PreTrainedModel
 
-from colora.adapter.model import bank_layers
+from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.tensors import SavedBank, split_key
 from colora.errors import ConfigError
 from colora.serving.store import Core
 
 __all__ = ["NoRoomError", "Resident", "attach_slots", "detach_slots"]
 
-BANK = "default"
+ADAPTER_NAME = "default"
 
 
 class NoRoomError(ConfigError):
     """Every core on the device is in use."""
 
 
-def attach_slots(base: Any, saved: SavedBank, slots: int) -> Any:
-    """A bank on its base model with the A and B of a saved one and room for `slots` cores; none of them is read.
+def attach_slots(base: PreTrainedModel, saved: SavedBank, slots: int) -> PeftModel:
+    """The base model with the A and B of a saved bank and `slots` cores of zeros; no core is read.
 
     Raises:
         BaseMismatchError: the base is another model.
     """
-    config = type(saved.config)(**saved.config.to_dict() | {"tasks": [f"slot-{place}" for place in range(slots)]})
+    names = [f"slot-{slot}" for slot in range(slots)]
+    config = type(saved.config)(**saved.config.to_dict() | {"tasks": names})
     config.inference_mode = True
-    config.weights_sha256 = config.unchecked_sha256 = None  # of tensors with all cores, which the store has checked
-    model = get_peft_model(base, config, BANK, autocast_adapter_dtype=base.dtype != torch.float64)
+    # They are digests of the tensors with all cores; the store has checked them.
+    config.weights_sha256 = config.unchecked_sha256 = None
+    model = get_peft_model(base, config, ADAPTER_NAME, autocast_adapter_dtype=base.dtype != torch.float64)
     r = config.r
     state = {
         key: torch.zeros(slots, r, r) if (split_key(key) or ("", ""))[1] == "core" else saved[key] for key in saved
     }
-    set_peft_model_state_dict(model, state, BANK)
+    set_peft_model_state_dict(model, state, ADAPTER_NAME)
     model.requires_grad_(False)
     return model.eval()
 
 
-def detach_slots(model: Any) -> Any:
-    """The base model without the bank."""
-    return model.base_model.unload()
+def detach_slots(model: PeftModel) -> PreTrainedModel:
+    """The base model without the adapter."""
+    base: PreTrainedModel = bank_tuner(model).unload()
+    return base
 
 
 class Resident:
     """Which task's core is in which slot of the model.
 
-    A task in use is held; of the others the one that has waited longest gives its slot away. A core that was replaced
-    gets a slot of its own: rows that run with the old one go on with it.
+    A core in use is held; of the others the least recently used one is evicted. A new version of a core gets another
+    slot than the old version: rows that run with the old one go on with it.
 
     Args:
         model: of `attach_slots`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = bank_layers(model, BANK)
-        self.stacks = {name: layer.colora_core[BANK] for name, layer in layers.items()}
+        layers = bank_layers(model, ADAPTER_NAME)
+        self.stacks = {name: layer.colora_core[ADAPTER_NAME] for name, layer in layers.items()}
         self.size = next(iter(self.stacks.values())).shape[0]
-        self._places: OrderedDict[tuple[str, int], int] = OrderedDict()  # the least recently used first
-        self._held: dict[tuple[str, int], int] = {}
-        self._gone: set[tuple[str, int]] = set()  # removed while rows still ran with them
+        self._slots: OrderedDict[tuple[str, int], int] = OrderedDict()  # the least recently used first
+        self._held: dict[tuple[str, int], int] = {}  # the number of rows that use it
+        self._dropped: set[tuple[str, int]] = set()  # wiped once no row uses them
         self._free = list(range(self.size))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._slots)
 
     def has(self, task: str, version: int) -> bool:
-        """Whether the core is there; from any thread."""
+        """Whether this version of the task's core is on the device; from any thread."""
         with self._lock:
-            return (task, version) in self._places
+            return (task, version) in self._slots
 
     def hold(self, task: str, version: int, read: Callable[[], Core]) -> int:
         """The slot with a task's core, which stays there until `release`.
 
         Args:
-            task, version: which core.
-            read: gives it, if it is not there.
+            task: whose core.
+            version: of the core, as the store counts them.
+            read: returns the core; called if it is not on the device.
 
         Raises:
             NoRoomError: all slots are held.
         """
         key = (task, version)
         with self._lock:
-            place = self._places.get(key)
-            if place is not None:
-                self._places.move_to_end(key)
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._slots.move_to_end(key)
                 self._held[key] = self._held.get(key, 0) + 1
-                return place
-            place = self._room()
+                return slot
+            slot = self._take_slot()
         try:
-            self._write(place, read())
+            self._write(slot, read())
         except BaseException:
             with self._lock:
-                self._free.append(place)
+                self._free.append(slot)
             raise
         with self._lock:
-            self._places[key] = place
+            self._slots[key] = slot
             self._held[key] = 1
-        return place
+        return slot
 
     def release(self, task: str, version: int) -> None:
-        """One row less that uses it."""
+        """One row less uses this core."""
         key = (task, version)
         with self._lock:
             self._held[key] -= 1
             if not self._held[key]:
                 del self._held[key]
-                if key in self._gone:
+                if key in self._dropped:
                     self._wipe(key)
 
     def drop(self, task: str) -> None:
-        """Take a task that was removed or replaced off the device, as soon as no row runs with it."""
+        """Take all versions of a task's core off the device, each as soon as no row runs with it."""
         with self._lock:
-            for key in [key for key in self._places if key[0] == task]:
+            for key in [key for key in self._slots if key[0] == task]:
                 if key in self._held:
-                    self._gone.add(key)
+                    self._dropped.add(key)
                 else:
                     self._wipe(key)
 
     @torch.inference_mode()
     def _wipe(self, key: tuple[str, int]) -> None:
-        place = self._places.pop(key)
-        self._gone.discard(key)
+        slot = self._slots.pop(key)
+        self._dropped.discard(key)
         for stack in self.stacks.values():
-            stack.data[place].zero_()
-        self._free.append(place)
+            stack.data[slot].zero_()
+        self._free.append(slot)
 
-    def _room(self) -> int:
+    def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
-        for key in self._places:
+        for key in self._slots:
             if key not in self._held:
-                return self._places.pop(key)
+                return self._slots.pop(key)
         raise NoRoomError(f"all {self.size} cores on the device are in use")
 
     @torch.inference_mode()
-    def _write(self, place: int, core: Core) -> None:
+    def _write(self, slot: int, core: Core) -> None:
         for name, stack in self.stacks.items():
-            stack.data[place].copy_(core[name])
+            stack.data[slot].copy_(core[name])

@@ -1,4 +1,4 @@
-"""One thread that runs the model: requests wait in a bounded queue, tenants take turns, tasks share every step."""
+"""One thread that runs the model: requests wait in a bounded queue, tenants alternate, tasks share every step."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ __all__ = ["BusyError", "ClosedError", "Engine", "ModelFailedError", "Scheduler"
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Deliver = Callable[[Piece | Exception], None]
-PROMPT_TOKENS = 1024  # read in one pass, so that rows that run do not wait long
+PROMPT_TOKENS = 1024  # most that are read in one pass, so that rows that run do not wait long
 
 
 class BusyError(ColoraError):
@@ -29,16 +29,16 @@ class BusyError(ColoraError):
 
 
 class ClosedError(ColoraError):
-    """The server is going down."""
+    """The server is shutting down."""
 
 
 class ModelFailedError(ColoraError):
-    """A step of the model failed. Why is in the log: it may tell of the inside, or of others in the batch."""
+    """A step of the model failed. The reason is in the log alone: it may reveal internals, or requests of others."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What the thread works with; replaced as a whole when a newer bank is taken up."""
+    """What the thread works with; replaced as a whole when a newer bank is loaded."""
 
     batch: Batch
     store: CoreStore
@@ -47,11 +47,18 @@ class Engine:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request on its way.
+    """A request in the queue or in the batch.
 
     Attributes:
-        deliver: called in the model's thread with each piece of text, and with the error that ended it, if one did.
-        core: read ahead for a task that was not on the device, with where it was read and its version.
+        tenant: who asks.
+        task: whose core is used.
+        row: the prompt, and the output so far.
+        deliver: called in the model's thread with each piece of text, and with the error if one ends the request.
+        core: read ahead for a task that was not on the device: the store, the version, the core.
+        version: of the core that the row uses.
+        arrived: when the request was made, by `time.monotonic`.
+        began: when its first token came; None before.
+        cancelled: nobody waits for the output any more.
     """
 
     tenant: str
@@ -70,15 +77,15 @@ class Scheduler:
 
     Args:
         engine: model, tasks, and the cores that are on the device.
-        queue: most requests that wait; one tenant may have half of them waiting, the only one all.
-        metrics: what is counted.
-        tenants: tells how many there are.
+        queue: most requests that wait. One of several tenants may have half of them waiting, a single tenant all.
+        metrics: counts requests, tokens and seconds.
+        tenants: returns the number of tenants.
     """
 
     def __init__(self, engine: Engine, queue: int, metrics: Metrics, tenants: Callable[[], int] = lambda: 1) -> None:
         self.engine, self.metrics = engine, metrics
-        self.most, self.tenants = queue, tenants
-        self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by tenant, whose turn it is first
+        self.most_waiting, self.tenants = queue, tenants
+        self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by tenant, the next one first
         self._running: dict[int, Ticket] = {}  # by id of the row
         self._calls: deque[tuple[Callable[[], Any], Future[Any], bool]] = deque()
         self._change = threading.Condition()
@@ -93,26 +100,19 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests in the queue."""
         with self._change:
-            return sum(len(one) for one in self._waiting.values())
+            return sum(len(tickets) for tickets in self._waiting.values())
 
     @property
     def running(self) -> int:
         """Rows in the batch."""
         return len(self._running)
 
-    def submit(
-        self,
-        tenant: str,
-        task: str,
-        prompt: list[int],
-        sampling: Sampling,
-        deliver: Deliver,
-    ) -> Ticket:
+    def submit(self, tenant: str, task: str, prompt: list[int], sampling: Sampling, deliver: Deliver) -> Ticket:
         """Put a request into the queue; from any thread.
 
         Raises:
             BusyError: the queue is full, or this tenant's part of it.
-            ClosedError: the server is going down.
+            ClosedError: the server is shutting down.
             TaskIdError: there is no such task.
         """
         ticket = Ticket(tenant, task, Row(prompt, 0, sampling), deliver)
@@ -120,7 +120,7 @@ class Scheduler:
         with self._change:
             self._check_room(tenant)
         if not resident.has(task, store.version(task)):
-            ticket.core = (store, *store.read(task))  # here, for in the model's thread all would wait for it
+            ticket.core = (store, *store.read(task))  # not in the model's thread, where all would wait for it
         with self._change:
             self._check_room(tenant)
             self._waiting.setdefault(tenant, deque()).append(ticket)
@@ -128,7 +128,7 @@ class Scheduler:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for this one any more: it leaves the queue or, at the next step, the batch."""
+        """Nobody waits for this request any more: it leaves the queue or, at the next step, the batch."""
         with self._change:
             ticket.cancelled = True
             self._change.notify()
@@ -137,7 +137,7 @@ class Scheduler:
         """Run a function in the model's thread, between two steps.
 
         Args:
-            alone: once all rows have ended; what waits in the queue waits on.
+            alone: wait until all rows have ended; requests in the queue wait meanwhile.
         """
         future: Future[T] = Future()
         with self._change:
@@ -148,7 +148,7 @@ class Scheduler:
         return future
 
     def close(self, seconds: float) -> bool:
-        """Take no more requests and finish those that are there; whether all could be finished in time."""
+        """Refuse new requests and finish the others; whether all could be finished in time."""
         with self._change:
             self._closing = True
             self._change.notify()
@@ -165,29 +165,29 @@ class Scheduler:
                         return
                     self._change.wait()
             try:
-                self._turn()
-            except Exception:  # a defect or a device out of memory must not leave anyone waiting for ever
+                self._iterate()
+            except Exception:  # a defect or a device out of memory must not leave a request waiting for ever
                 logger.exception("a step of the model failed")
                 self.metrics.failures.inc()
                 self._fail_running()
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         self._leave_cancelled()
-        exclusive = self._make_calls()
-        if not exclusive and (tickets := self._admitted()):
+        draining = self._make_calls()
+        if not draining and (tickets := self._admit()):
             began = time.monotonic()
             pieces = self.engine.batch.join([ticket.row for ticket in tickets])
             self.metrics.prefill_seconds.observe(time.monotonic() - began)
             self.metrics.prompt_tokens.inc(sum(len(ticket.row.prompt) for ticket in tickets))
-            self._pass_on(pieces)
+            self._deliver(pieces)
         if self._running:
             began = time.monotonic()
             pieces = self.engine.batch.step()
             self.metrics.step_seconds.observe(time.monotonic() - began)
-            self._pass_on(pieces)
+            self._deliver(pieces)
 
     def _make_calls(self) -> bool:
-        """Make the calls whose time has come; whether one waits until all rows have ended."""
+        """Make the calls that can be made now; whether one waits until all rows have ended."""
         while self._calls:
             function, future, alone = self._calls[0]
             if alone and self._running:
@@ -199,29 +199,21 @@ class Scheduler:
                 future.set_exception(error)
         return False
 
-    def _admitted(self) -> list[Ticket]:
-        """The requests that join the batch now, one of each tenant in turn; their cores are on the device."""
+    def _admit(self) -> list[Ticket]:
+        """Take the requests off the queue that join the batch now, and put their cores on the device."""
         tickets: list[Ticket] = []
         longest = 0
         while len(tickets) < self.engine.batch.room:
-            with self._change:
-                if not self._waiting:
-                    break
-                tenant, queue = next(iter(self._waiting.items()))
-                ticket = queue[0]
-                longest = max(longest, len(ticket.row.prompt))
-                if tickets and longest * (len(tickets) + 1) > PROMPT_TOKENS:
-                    break
-                queue.popleft()
-                self._waiting.move_to_end(tenant)
-                if not queue:
-                    del self._waiting[tenant]
+            ticket = self._next(longest, len(tickets))
+            if ticket is None:
+                break
+            longest = max(longest, len(ticket.row.prompt))
             try:
                 self._hold(ticket)
             except NoRoomError:
                 with self._change:  # back to the front; rows that end make room
-                    self._waiting.setdefault(tenant, deque()).appendleft(ticket)
-                    self._waiting.move_to_end(tenant, last=False)
+                    self._waiting.setdefault(ticket.tenant, deque()).appendleft(ticket)
+                    self._waiting.move_to_end(ticket.tenant, last=False)
                 break
             except Exception as error:
                 ticket.deliver(error)
@@ -230,24 +222,48 @@ class Scheduler:
             self._running[id(ticket.row)] = ticket
         return tickets
 
+    def _next(self, longest: int, count: int) -> Ticket | None:
+        """The next request, from the tenants in turn, or None.
+
+        None means that the queue is empty, or that reading the prompts would keep the running rows waiting too long.
+
+        Args:
+            longest: prompt of those that join already, in tokens.
+            count: how many join already.
+        """
+        with self._change:
+            if not self._waiting:
+                return None
+            tenant, queue = next(iter(self._waiting.items()))
+            longest = max(longest, len(queue[0].row.prompt))
+            if count and longest * (count + 1) > PROMPT_TOKENS:
+                return None
+            ticket = queue.popleft()
+            self._waiting.move_to_end(tenant)
+            if not queue:
+                del self._waiting[tenant]
+            return ticket
+
     def _hold(self, ticket: Ticket) -> None:
+        """Put the request's core on the device, or find it there."""
         store, resident = self.engine.store, self.engine.resident
         ticket.version = store.version(ticket.task)
-        ahead = ticket.core
-        ready = ahead[2] if ahead is not None and ahead[:2] == (store, ticket.version) else None
-        there = resident.has(ticket.task, ticket.version)
+        read_ahead = None
+        if ticket.core is not None and ticket.core[:2] == (store, ticket.version):
+            read_ahead = ticket.core[2]
+        is_resident = resident.has(ticket.task, ticket.version)
         began = time.monotonic()
         ticket.row.task = resident.hold(
-            ticket.task, ticket.version, lambda: ready if ready is not None else store.read(ticket.task)[1]
+            ticket.task, ticket.version, lambda: store.read(ticket.task)[1] if read_ahead is None else read_ahead
         )
         ticket.core = None
-        if there:
+        if is_resident:
             self.metrics.core_hits.inc()
         else:
             self.metrics.core_misses.inc()
             self.metrics.core_seconds.observe(time.monotonic() - began)
 
-    def _pass_on(self, pieces: list[Piece]) -> None:
+    def _deliver(self, pieces: list[Piece]) -> None:
         now = time.monotonic()
         self.metrics.output_tokens.inc(len(pieces))
         for piece in pieces:
@@ -256,22 +272,22 @@ class Scheduler:
                 ticket.began = now
                 self.metrics.first_token_seconds.observe(now - ticket.arrived)
             if piece.finish is not None:
-                self._done(ticket)
+                self._end(ticket)
                 self.metrics.request_seconds.observe(now - ticket.arrived)
             ticket.deliver(piece)
 
-    def _done(self, ticket: Ticket) -> None:
+    def _end(self, ticket: Ticket) -> None:
         del self._running[id(ticket.row)]
         self.engine.resident.release(ticket.task, ticket.version)
 
     def _leave_cancelled(self) -> None:
-        for ticket in [one for one in self._running.values() if one.cancelled]:
+        for ticket in [ticket for ticket in self._running.values() if ticket.cancelled]:
             self.engine.batch.leave(ticket.row)
-            self._done(ticket)
+            self._end(ticket)
             self.metrics.cancelled.inc()
         with self._change:
             for tenant, queue in list(self._waiting.items()):
-                kept = deque(one for one in queue if not one.cancelled)
+                kept = deque(ticket for ticket in queue if not ticket.cancelled)
                 self.metrics.cancelled.inc(len(queue) - len(kept))
                 if kept:
                     self._waiting[tenant] = kept
@@ -282,13 +298,14 @@ class Scheduler:
         for ticket in list(self._running.values()):
             if any(row is ticket.row for row in self.engine.batch.rows):
                 self.engine.batch.leave(ticket.row)
-            self._done(ticket)
+            self._end(ticket)
             ticket.deliver(ModelFailedError("the model failed at this request"))
 
     def _check_room(self, tenant: str) -> None:
         if self._closing:
             raise ClosedError("the server is going down")
-        mine = len(self._waiting.get(tenant, ()))
-        if self.waiting >= self.most or mine >= (self.most if self.tenants() < 2 else max(1, self.most // 2)):
+        of_tenant = len(self._waiting.get(tenant, ()))
+        most_of_tenant = self.most_waiting if self.tenants() < 2 else max(1, self.most_waiting // 2)
+        if self.waiting >= self.most_waiting or of_tenant >= most_of_tenant:
             self.metrics.refused.inc()
             raise BusyError(f"{self.waiting} requests are waiting; try again later")

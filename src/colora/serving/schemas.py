@@ -1,22 +1,32 @@
 """Requests of the OpenAI interface, as far as a bank can answer them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from colora.models.decoding.sampling import Sampling
 
-__all__ = ["ChatRequest", "CompletionRequest", "Message", "SamplingRequest", "UnsupportedError"]
+__all__ = [
+    "INSTRUCTING_ROLES",
+    "ChatRequest",
+    "CompletionRequest",
+    "Message",
+    "SamplingRequest",
+    "UnsupportedError",
+]
 
 UNSUPPORTED = (
-    "tools", "tool_choice", "functions", "function_call", "logprobs", "top_logprobs", "logit_bias", "suffix", "echo",
-    "best_of", "audio", "prediction", "web_search_options",
-)  # fmt: skip
+    *("tools", "tool_choice", "functions", "function_call"),
+    *("logprobs", "top_logprobs", "logit_bias"),
+    *("suffix", "echo", "best_of"),
+    *("audio", "prediction", "web_search_options"),
+)
+INSTRUCTING_ROLES = ("system", "developer")
 MOST_CHOICES = 8
 
 
 class UnsupportedError(ValueError):
-    """A field of the OpenAI interface that asks for something that is not there."""
+    """A field of the OpenAI interface that asks for something that this server does not support."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -24,7 +34,7 @@ class UnsupportedError(ValueError):
 
 
 class SamplingRequest(BaseModel):
-    """What both kinds of requests say; fields that nobody knows are not looked at, as elsewhere.
+    """The fields of both kinds of requests; unknown fields are ignored, as by other servers of this interface.
 
     Attributes:
         model: name of the task.
@@ -47,23 +57,23 @@ class SamplingRequest(BaseModel):
     @field_validator("stop")
     @classmethod
     def _stop(cls, value: str | list[str] | None) -> str | list[str] | None:
-        given = [value] if isinstance(value, str) else value or []
-        if len(given) > 16 or any(not one for one in given):
+        strings = [value] if isinstance(value, str) else value or []
+        if len(strings) > 16 or not all(strings):
             raise ValueError("expected at most 16 strings, none of them empty")
         return value
 
     def check_supported(self) -> None:
-        """Raises UnsupportedError for the first field that asks for what is not there."""
+        """Raises UnsupportedError for the first field that asks for something unsupported."""
         extra = self.model_extra or {}
         for name in UNSUPPORTED:
             if extra.get(name):
                 raise UnsupportedError(name)
-        form: Any = extra.get("response_format")
-        if form and not (isinstance(form, dict) and form.get("type") == "text"):
+        response_format: object = extra.get("response_format")
+        if response_format and not (isinstance(response_format, dict) and response_format.get("type") == "text"):
             raise UnsupportedError("response_format")
 
     def sampling(self, max_tokens: int, temperature: float, choice: int) -> Sampling:
-        """How one of the choices is continued; the arguments stand where the request says nothing."""
+        """How choice number `choice` is sampled; the other arguments are for what the request leaves open."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
             max_tokens=self.longest or max_tokens,
@@ -78,7 +88,7 @@ class SamplingRequest(BaseModel):
 
     @property
     def longest(self) -> int | None:
-        """Longest output in tokens, if the request says so."""
+        """Longest output in tokens, or None if the request leaves it open."""
         return self.max_tokens
 
 
@@ -119,7 +129,7 @@ class ChatRequest(SamplingRequest):
 
     @model_validator(mode="after")
     def _turns(self) -> "ChatRequest":
-        roles = [one.role for one in self.messages if one.role not in ("system", "developer")]
+        roles = [message.role for message in self.messages if message.role not in INSTRUCTING_ROLES]
         expected = ["user", "assistant"] * len(roles)
         if not roles or roles != expected[: len(roles)] or roles[-1] != "user":
             raise ValueError(
@@ -136,10 +146,10 @@ class CompletionRequest(SamplingRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each of them."""
+        """The prompts, each a text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if all(isinstance(one, int) for one in self.prompt):
+        if all(isinstance(item, int) for item in self.prompt):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
 

@@ -18,16 +18,19 @@ from colora.serving.service import Options, Service
 __all__ = ["Listen", "check_listen", "serve"]
 
 GRACE_SECONDS = 120
+MOST_WARNINGS = 20
 
 
 @dataclass(frozen=True)
 class Listen:
-    """Where a server listens, and to whom.
+    """Where a server listens, and how it is protected.
 
     Attributes:
-        host, port: port 0 is one that is free.
-        keys: file of keys; None: everybody may do everything.
-        certificate, private_key: for TLS, PEM.
+        host: name or address.
+        port: 0: a free one.
+        keys: file of keys; None: every request may do everything.
+        certificate: for TLS, PEM.
+        private_key: of the certificate, PEM.
     """
 
     host: str = "127.0.0.1"
@@ -57,7 +60,7 @@ def check_listen(listen: Listen) -> None:
 
 
 def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
-    """Answer until SIGTERM or SIGINT; then take no more requests and finish those that are there.
+    """Answer until SIGTERM or SIGINT; then refuse new requests and finish the others.
 
     Raises:
         ConfigError: see `check_listen`; or the address is taken.
@@ -65,32 +68,43 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
     """
     check_listen(listen)
     access = Access() if listen.keys is None else Access.of_file(listen.keys)
-    try:
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        door = socket.create_server((listen.host, listen.port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {listen.host}:{listen.port}: {error}") from error
-    with door:
+    with _listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
         service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
         stale = [
             f"the core of {task!r} in {options.state} belongs to another bank, and is not served"
             for task in store.stale
         ]
-        for warning in shortened(stale, 20):
+        for warning in shortened(stale, MOST_WARNINGS):
             log(f"warning: {warning}")
         config = uvicorn.Config(
-            make_app(service, access), log_level="warning", access_log=False, lifespan="on",
-            ssl_certfile=listen.certificate, ssl_keyfile=listen.private_key, timeout_graceful_shutdown=GRACE_SECONDS,
-        )  # fmt: skip
-        scheme, (host, port) = ("https" if listen.certificate else "http"), door.getsockname()[:2]
+            make_app(service, access),
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            ssl_certfile=listen.certificate,
+            ssl_keyfile=listen.private_key,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
         server = uvicorn.Server(config)
-        # uvicorn handles these itself and raises them once more at its end: that must not turn a good end into a bad.
+        # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        host = f"[{host}]" if ":" in host else host
-        log(f"{len(store)} tasks at {scheme}://{host}:{port}/v1 (Ctrl-C ends it)")
-        server.run(sockets=[door])
+        log(f"{len(store)} tasks at {_url(listen, listening)}/v1 (Ctrl-C ends it)")
+        server.run(sockets=[listening])
+
+
+def _listening_socket(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        return socket.create_server((listen.host, listen.port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {listen.host}:{listen.port}: {error}") from error
+
+
+def _url(listen: Listen, listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"{'https' if listen.certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,18 +1,19 @@
-"""What a server does, whoever asks it in whatever form: prompts to tickets, tasks that come and go, newer banks."""
+"""A bank that answers, without HTTP: prompts to tokens and outputs, tasks that come and go, newer banks."""
 
 import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from colora.bank.core_file import CoreHeader, core_bytes
 from colora.common.device import training_device
+from colora.common.threads import configure_threads
 from colora.errors import BaseMismatchError, ConfigError
-from colora.models.base import configure_threads, load_base
+from colora.models.base import load_base
 from colora.models.decoding.batch import Batch, Piece
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling
@@ -26,7 +27,7 @@ __all__ = ["Options", "PromptTooLongError", "Service"]
 
 
 class PromptTooLongError(ConfigError):
-    """A prompt that leaves no room for an output."""
+    """The prompt leaves no room for an output."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Options:
 
     Attributes:
         bank: folder of a bank or of a run; read again by `reload`.
-        base: another place of the same base model.
-        state: folder for tasks that come while it runs; None: they are gone when it ends.
+        base: another path or name of the same base model.
+        state: folder for tasks that come while the server runs; None: they are lost when it ends.
         rows: most rows in the batch.
         queue: most requests that wait.
         resident: most cores on the device.
-        max_length: longest prompt and output together in tokens, at most what the model can; room for `rows` of them
-            is taken once one of them is as long.
-        max_tokens: longest output where a request says nothing.
-        temperature: where a request says nothing.
+        max_length: longest prompt and output together in tokens, at most the model's own limit; memory for `rows` of
+            them is allocated once one of them is as long.
+        max_tokens: longest output of requests that do not set it.
+        temperature: of requests that do not set it.
         dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
         threads: of torch on a CPU; None: one for each core.
     """
@@ -62,12 +63,16 @@ class Options:
 
 
 class Service:
-    """A bank that answers.
+    """A bank on its base model, and the thread that runs the model.
+
+    Args:
+        options: how the server is set up.
+        tenants: returns the number of tenants.
 
     Raises:
-        BankFileError: no bank there, or a damaged one.
+        BankFileError: the folder has no bank, or a damaged one.
         BaseMismatchError: the base is another model.
-        ConfigError: a model that cannot be run so, see `Batch`.
+        ConfigError: the model cannot be run with these options, see `Batch`.
     """
 
     def __init__(self, options: Options, tenants: Callable[[], int] = lambda: 1) -> None:
@@ -77,17 +82,17 @@ class Service:
         store = CoreStore(options.bank, options.state)
         info = store.saved.info
         device = training_device("auto")
-        kind = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
-        base, self.tokenizer = load_base(options.base or info.base, dtype=getattr(torch, kind), device=device)
+        dtype = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
+        base, self.tokenizer = load_base(
+            options.base or info.base, getattr(torch, dtype), device, chat_template=info.chat_template
+        )
         lay_out_by_columns(base)
-        if not info.chat_template:
-            self.tokenizer.chat_template = None
         self.chat_template = info.chat_template
         self.scheduler = Scheduler(self._engine(base, store), options.queue, self.metrics, tenants)
-        self._encoding = threading.Lock()
+        self._encoding = threading.Lock()  # tokenizers are not safe to use from several threads
         self._reloading = threading.Lock()
 
-    def _engine(self, base: Any, store: CoreStore) -> Engine:
+    def _engine(self, base: PreTrainedModel, store: CoreStore) -> Engine:
         options = self.options
         slots = max(options.resident, options.rows)
         model = attach_slots(base, store.saved, slots)
@@ -108,18 +113,18 @@ class Service:
     def chat_prompt(self, instruction: str | None, turns: list[str]) -> list[int]:
         """The token ids after these turns. Raises ConfigError, PromptTooLongError."""
         with self._encoding:
-            return self._fitting(conversation_ids(instruction, turns, self.tokenizer))
+            return self._checked(conversation_ids(instruction, turns, self.tokenizer))
 
     def plain_prompt(self, prompt: str | list[int]) -> list[int]:
-        """The token ids of a text as it is, or ids as they are. Raises ConfigError, PromptTooLongError."""
+        """The token ids of a text without a template, or the ids given. Raises ConfigError, PromptTooLongError."""
         if isinstance(prompt, str):
             with self._encoding:
-                return self._fitting(list(self.tokenizer(prompt, verbose=False)["input_ids"]))
-        if faults := [one for one in prompt if not 0 <= one < len(self.tokenizer)]:
-            raise ConfigError(f"prompt: expected token ids from 0 to {len(self.tokenizer) - 1}, found {faults[0]}")
-        return self._fitting(prompt)
+                return self._checked(list(self.tokenizer(prompt, verbose=False)["input_ids"]))
+        if unknown := [token for token in prompt if not 0 <= token < len(self.tokenizer)]:
+            raise ConfigError(f"prompt: expected token ids from 0 to {len(self.tokenizer) - 1}, found {unknown[0]}")
+        return self._checked(prompt)
 
-    def _fitting(self, prompt: list[int]) -> list[int]:
+    def _checked(self, prompt: list[int]) -> list[int]:
         if not prompt:
             raise ConfigError("expected a prompt of at least one token, found none")
         if len(prompt) >= self.positions:
@@ -129,7 +134,7 @@ class Service:
         return prompt
 
     async def open(self, tenant: str, task: str, prompt: list[int], sampling: Sampling) -> "Stream":
-        """The output as it comes. The caller closes the stream, whether it has ended or nobody listens any more.
+        """Queue a request; the stream has its output as it comes. The caller closes the stream, ended or not.
 
         Raises:
             BusyError, ClosedError, TaskIdError: see `Scheduler.submit`.
@@ -141,7 +146,7 @@ class Service:
     # ---- tasks ------------------------------------------------------------------------------------------------------
 
     def put(self, task: str, content: bytes) -> bool:
-        """Take in a core file, see `CoreStore.put`; whether the task is new. Rows that run keep the core they have."""
+        """Add a task or replace its core, see `CoreStore.put`; whether it is new. Rows that run keep the old core."""
         store = self.store
         new = task not in store
         store.put(task, content)
@@ -156,7 +161,7 @@ class Service:
         return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared))
 
     def remove(self, task: str) -> None:
-        """Forget a task. Raises TaskIdError if there is none. What waits for it is refused, what runs ends."""
+        """Remove a task: requests in the queue are refused, rows that run end. Raises TaskIdError if it is absent."""
         self.store.remove(task)
         self._drop(task)
 
@@ -164,11 +169,11 @@ class Service:
         self.scheduler.call(lambda: self.scheduler.engine.resident.drop(task)).result()
 
     def reload(self) -> None:
-        """Take up the bank's folder as it is now, once the rows that run have ended; what waits in the queue waits on.
+        """Load the bank's folder anew, once the rows that run have ended; requests in the queue wait meanwhile.
 
         Raises:
-            BankFileError, BaseMismatchError, CheckpointError: the bank there cannot be used; the old one serves on.
-            ConfigError: it wants prompts of another form.
+            BankFileError, BaseMismatchError, CheckpointError: the new bank cannot be used; the old one stays.
+            ConfigError: the new bank has prompts of another form.
         """
         with self._reloading:
             store = CoreStore(self.options.bank, self.options.state)
@@ -181,18 +186,17 @@ class Service:
 
     def _swap(self, store: CoreStore) -> None:
         before = self.scheduler.engine
-        model = before.batch.peft_model
-        base = detach_slots(model)
+        base = detach_slots(before.batch.peft_model)
         try:
             self.scheduler.engine = self._engine(base, store)
         except BaseException:
             self.scheduler.engine = self._engine(base, before.store)
             raise
 
-    # ---- life -------------------------------------------------------------------------------------------------------
+    # ---- metrics ----------------------------------------------------------------------------------------------------
 
     def measure(self) -> bytes:
-        """The metrics now."""
+        """The metrics as they are now, in Prometheus' text format."""
         metrics = self.metrics
         metrics.waiting.set(self.scheduler.waiting)
         metrics.running.set(self.scheduler.running)
@@ -212,16 +216,16 @@ class Stream:
 
     @property
     def tokens(self) -> list[int]:
-        """Of the output so far."""
+        """The token ids of the output so far."""
         return [] if self.ticket is None else self.ticket.row.tokens
 
     @property
     def finish(self) -> str:
-        """Why the output has ended, "stop" or "length"; empty before."""
+        """Why the output has ended, "stop" or "length"; empty before the end."""
         return "" if self.ticket is None else self.ticket.row.finish or ""
 
     def deliver(self, piece: Piece | Exception) -> None:
-        """Called in the model's thread."""
+        """Pass a piece, or the error that ended the output, to the event loop; called in the model's thread."""
         self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
     def __aiter__(self) -> "Stream":
@@ -238,6 +242,6 @@ class Stream:
         return piece
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Cancel the request unless its output has ended."""
         if not self.ended and self.ticket is not None:
             self.scheduler.cancel(self.ticket)

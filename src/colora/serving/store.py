@@ -1,9 +1,9 @@
-"""Where the tasks of a server are: those of the bank's file, memory-mapped, and those that came while it ran.
+"""The tasks of a server: those of the bank's file, memory-mapped, and those that were added while it ran.
 
-STATE/cores/NAME.safetensors     cores uploaded or onboarded, whole or not there
-STATE/removed.json               tasks of the bank's own that were removed
+STATE/cores/NAME.safetensors     cores that were uploaded or onboarded, written atomically
+STATE/removed.json               tasks of the bank that were removed
 
-A name may hold any characters, so a file's name is the digest of the task's, and its header has the name.
+A task's name may have any characters: its file is named by the digest of the name, and the header has the name.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ Core = dict[str, Tensor]
 class CoreStore:
     """All tasks of a bank and its state folder, by name; safe to use from several threads.
 
-    Every change of a task has a number of its own, so that what was read before it can be told from what is true now.
+    Each change of a task raises its version, so that a core that was read before can be recognised as old.
 
     Args:
         bank: folder of a bank or of a run.
-        state: folder for tasks that come while the server runs; None: they live in memory, as long as the server.
+        state: folder for tasks that are added while the server runs; None: they are kept in memory alone.
 
     Attributes:
         saved: the bank as it is on disk.
@@ -42,7 +42,7 @@ class CoreStore:
         stale: tasks in `state` whose cores belong to other A and B; they are left where they are.
 
     Raises:
-        BankFileError: no bank there, or a damaged one.
+        BankFileError: the folder has no bank, or a damaged one.
         CheckpointError: the state folder is damaged.
     """
 
@@ -54,7 +54,7 @@ class CoreStore:
         self.state = state
         self.stale: list[str] = []
         self._lock = threading.RLock()
-        self._own = {name: place for place, name in enumerate(self.saved.config.tasks)}
+        self._in_bank = {name: index for index, name in enumerate(self.saved.config.tasks)}
         self._removed: set[str] = set()
         self._added: dict[str, Path | Core] = {}
         self._versions: dict[str, int] = {}
@@ -63,23 +63,23 @@ class CoreStore:
 
     def __contains__(self, task: object) -> bool:
         with self._lock:
-            return task in self._added or (task in self._own and task not in self._removed)
+            return task in self._added or (task in self._in_bank and task not in self._removed)
 
     def __len__(self) -> int:
         with self._lock:
-            # Counted one by one, for a set of all names would be megabytes in whichever thread asks.
-            return len(self._own) - len(self._removed) + sum(1 for _ in self._others())
+            # Counted one by one: a set of all names would be megabytes in every thread that asks.
+            return len(self._in_bank) - len(self._removed) + sum(1 for _ in self._added_names())
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
-            return iter([*(name for name in self._own if name not in self._removed), *self._others()])
+            return iter([*(name for name in self._in_bank if name not in self._removed), *self._added_names()])
 
-    def _others(self) -> Iterator[str]:
-        """Tasks that came while the server ran, but not those that stand for one of the bank's own."""
-        return (name for name in self._added if name not in self._own or name in self._removed)
+    def _added_names(self) -> Iterator[str]:
+        """Tasks that were added while the server ran, without those that replace one of the bank."""
+        return (name for name in self._added if name not in self._in_bank or name in self._removed)
 
     def version(self, task: str) -> int:
-        """The number of the task's last change. Raises TaskIdError if there is no such task."""
+        """The number of the task's changes. Raises TaskIdError if there is no such task."""
         with self._lock:
             if task not in self:
                 raise TaskIdError(f"unknown task {task!r}")
@@ -90,19 +90,19 @@ class CoreStore:
         with self._lock:
             version, added = self.version(task), self._added.get(task)
             if added is None:
-                return version, self.saved.core(self._own[task])
+                return version, self.saved.core(self._in_bank[task])
             if isinstance(added, dict):
                 return version, added
             content = added.read_bytes()
         return version, read_core(content, self.shape, self.shared)[0]
 
     def put(self, task: str, content: bytes) -> None:
-        """Take in a core file, in place of the core that the task has, if any; on disk before it is used.
+        """Add a task by its core file, or replace its core; the file is on disk before the core is used.
 
         Raises:
-            ConfigError: the name cannot be one.
-            BankFileError: the core does not fit this bank; what was there still is.
-            CheckpointError: it cannot be written; what was there still is.
+            ConfigError: a task cannot have this name.
+            BankFileError: the core does not fit this bank; nothing is changed.
+            CheckpointError: the file cannot be written; nothing is changed.
         """
         if fault := check_task_name(task):
             raise ConfigError(fault)
@@ -117,11 +117,11 @@ class CoreStore:
             self._changed(task)
 
     def remove(self, task: str) -> None:
-        """Forget a task. Raises TaskIdError if there is no such task, CheckpointError if that cannot be written."""
+        """Remove a task. Raises TaskIdError if there is no such task, CheckpointError if that cannot be written."""
         with self._lock:
             if task not in self:
                 raise TaskIdError(f"unknown task {task!r}")
-            if task in self._own:
+            if task in self._in_bank:
                 removed = self._removed | {task}
                 if self.state is not None:
                     write_json(self.state / "removed.json", sorted(removed))
@@ -141,7 +141,7 @@ class CoreStore:
     def _read_state(self, state: Path) -> None:
         try:
             if (state / "removed.json").is_file():
-                self._removed = set(json.loads((state / "removed.json").read_text("utf-8"))) & self._own.keys()
+                self._removed = set(json.loads((state / "removed.json").read_text("utf-8"))) & self._in_bank.keys()
             for path in sorted((state / "cores").glob("[!.]*.safetensors")):
                 header = read_core_header(path)
                 if header.shared == self.shared:

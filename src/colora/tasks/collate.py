@@ -2,35 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from colora.tasks.encode import IGNORED, EncodedRow
 
 __all__ = ["TaskCollator"]
 
 
 @dataclass(frozen=True)
 class TaskCollator:
-    """Pads the rows of `EncodedTasks` on the right.
+    """Pads the rows of `EncodedTasks` on the right; `labels` are filled up with `IGNORED`.
 
     Attributes:
         pad_token_id: fills `input_ids`; these places have 0 in `attention_mask`.
-        label_pad: fills `labels`; -100 is what losses leave out.
         pad_to_multiple_of: rounds both lengths up, which tensor cores like.
     """
 
     pad_token_id: int
-    label_pad: int = -100
     pad_to_multiple_of: int | None = None
 
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` (batch, length), `labels` (batch, label length), `task_ids` (batch,)."""
         inputs = [item["input_ids"] for item in items]
         return {
             "input_ids": self._pad(inputs, self.pad_token_id),
             "attention_mask": self._pad([[1] * len(ids) for ids in inputs], 0),
-            "labels": self._pad([item["labels"] for item in items], self.label_pad),
+            "labels": self._pad([item["labels"] for item in items], IGNORED),
             "task_ids": torch.tensor([item["task_ids"] for item in items], dtype=torch.long),
         }
 

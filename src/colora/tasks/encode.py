@@ -4,28 +4,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TypedDict
 
 from torch.utils.data import Dataset
 
 from colora.errors import TaskIdError
 from colora.tasks.faults import Faults, quoted
-from colora.tasks.prompts import end_token_id, fit_prompt, prompt_ids
+from colora.tasks.prompts import end_token_id, fit_prompt
 from colora.tasks.schema import Example, Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = [
     "IGNORED",
     "Encoded",
+    "EncodedRow",
     "EncodedTasks",
     "EncodingReport",
     "encode_causal",
     "encode_seq2seq",
     "encode_tasks",
-    "end_token_id",
-    "prompt_ids",
 ]
 
-IGNORED = -100  # the label that losses leave out
+IGNORED = -100
+"""The label of tokens that losses leave out, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Encoded:
 
     Attributes:
         input_ids: what the model reads.
-        labels: what it is to say, `IGNORED` where nothing is; as long as `input_ids` for causal models.
+        labels: the tokens to predict, `IGNORED` elsewhere; as long as `input_ids` for causal models.
         truncated: number of tokens of the input text that were dropped.
         too_long: whether it exceeds the limit even with all of its input text dropped; `input_ids` and `labels`
             then show that shortest form.
@@ -47,7 +48,7 @@ class Encoded:
 
 
 def encode_causal(
-    example: Example, tokenizer: Any, max_length: int, output: str | None = None, end_id: int | None = None
+    example: Example, tokenizer: Tokenizer, max_length: int, output: str | None = None, end_id: int | None = None
 ) -> Encoded:
     """Prompt, output and end token in a row; labels on the last two only.
 
@@ -66,17 +67,17 @@ def encode_causal(
 
 
 def encode_seq2seq(
-    example: Example, tokenizer: Any, max_length: int, output: str | None = None, end_id: int | None = None
+    example: Example, tokenizer: Tokenizer, max_length: int, output: str | None = None, end_id: int | None = None
 ) -> Encoded:
     """The prompt for the encoder and the output for the decoder, each with an end token and each of at most
     `max_length` tokens; arguments as for `encode_causal`."""
     answer = _answer(output if output is not None else example.outputs[0], tokenizer)
-    answer.append(tokenizer.eos_token_id if end_id is None else end_id)
+    answer.append(end_token_id(tokenizer, encoder_decoder=True) if end_id is None else end_id)
     prompt, dropped = fit_prompt(example, tokenizer, max_length, encoder_decoder=True)
     return Encoded(prompt, answer, dropped, max(len(prompt), len(answer)) > max_length)
 
 
-def _answer(output: str, tokenizer: Any) -> list[int]:
+def _answer(output: str, tokenizer: Tokenizer) -> list[int]:
     # Apart from the prompt, so that no token straddles the two: generation starts at that very border.
     return list(tokenizer(output, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -102,8 +103,16 @@ class EncodingReport:
     tokens_dropped: int
 
 
-class EncodedTasks(Dataset[dict[str, Any]]):
-    """The rows of all tasks, one task after the other, in the form that `TaskCollator` takes.
+class EncodedRow(TypedDict):
+    """One example in the form that `TaskCollator` takes."""
+
+    input_ids: list[int]
+    labels: list[int]
+    task_ids: int
+
+
+class EncodedTasks(Dataset[EncodedRow]):
+    """The rows of all tasks, one task after the other, as a dataset.
 
     Attributes:
         sizes: number of rows of each task, in the order of the tasks.
@@ -111,7 +120,7 @@ class EncodedTasks(Dataset[dict[str, Any]]):
         report: an `EncodingReport` for each task.
     """
 
-    def __init__(self, items: list[dict[str, Any]], sizes: list[int], report: list[EncodingReport]) -> None:
+    def __init__(self, items: list[EncodedRow], sizes: list[int], report: list[EncodingReport]) -> None:
         self._items = items
         self.sizes = sizes
         self.offsets = [0, *accumulate(sizes)][:-1]
@@ -120,15 +129,19 @@ class EncodedTasks(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` and `labels`, lists of ids, and `task_ids`, one number."""
+    def __getitem__(self, index: int) -> EncodedRow:
+        """Example `index` of all tasks, counted through."""
         return self._items[index]
 
 
 def encode_tasks(
-    tasks: Sequence[Task], tokenizer: Any, split: str, max_length: int, encoder_decoder: bool = False,
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    split: str,
+    max_length: int,
+    encoder_decoder: bool = False,
     task_index: Mapping[str, int] | None = None,
-) -> EncodedTasks:  # fmt: skip
+) -> EncodedTasks:
     """Encodes one split of all tasks, with each example's first acceptable output.
 
     Args:
@@ -137,7 +150,7 @@ def encode_tasks(
         split: "train", "val" or "test".
         max_length: limit in tokens, see `encode_causal` and `encode_seq2seq`.
         encoder_decoder: whether the model is one.
-        task_index: each task's number in the bank; by default its place in `tasks`.
+        task_index: each task's index in the bank; by default that in `tasks`.
 
     Raises:
         TaskFileError: listing every example that is too long although all of its input text was dropped.
@@ -146,21 +159,21 @@ def encode_tasks(
     Warns:
         UserWarning: once for each task whose inputs had to be cut.
     """
-    index = {task.name: number for number, task in enumerate(tasks)} if task_index is None else task_index
-    unknown = [task.name for task in tasks if task.name not in index]
-    if unknown:
+    if task_index is None:
+        task_index = {task.name: index for index, task in enumerate(tasks)}
+    if unknown := [task.name for task in tasks if task.name not in task_index]:
         raise TaskIdError(f"expected tasks of the bank, found {quoted(unknown)}")
     encode = encode_seq2seq if encoder_decoder else encode_causal
-    end_id = tokenizer.eos_token_id if encoder_decoder else end_token_id(tokenizer)
+    end_id = end_token_id(tokenizer, encoder_decoder)
     faults = Faults()
-    items: list[dict[str, Any]] = []
+    items: list[EncodedRow] = []
     report: list[EncodingReport] = []
     for task in tasks:
         rows = [encode(example, tokenizer, max_length, end_id=end_id) for example in task.splits[split]]
         for number, row in enumerate(rows, start=1):
             if row.too_long:
                 _note_too_long(task, split, number, row, max_length, faults)
-            items.append({"input_ids": row.input_ids, "labels": row.labels, "task_ids": index[task.name]})
+            items.append({"input_ids": row.input_ids, "labels": row.labels, "task_ids": task_index[task.name]})
         lengths = [len(row.input_ids) for row in rows]
         dropped = [row.truncated for row in rows if row.truncated]
         report.append(

@@ -14,8 +14,8 @@ def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Exa
     columns = _columns(table, source, faults)
     if columns is None:
         return []
-    found = (_example(row, columns, table, source, faults) for row in table.rows)
-    return [example for example in found if example is not None]
+    examples = (_example(row, columns, table, source, faults) for row in table.rows)
+    return [example for example in examples if example is not None]
 
 
 def _columns(table: Table, source: TaskSource, faults: Faults) -> dict[str, tuple[str, ...]] | None:
@@ -23,8 +23,10 @@ def _columns(table: Table, source: TaskSource, faults: Faults) -> dict[str, tupl
     if not table.rows:
         return None
     names: dict[str, tuple[str, ...]] = {
-        "input": ("input",), "output": ("output", "outputs"), "instruction": ("instruction",),
-    }  # fmt: skip
+        "input": ("input",),
+        "output": ("output", "outputs"),
+        "instruction": ("instruction",),
+    }
     # A column that no row has is one fault, not one per row. CSV rows stand below the header that lacks it.
     place = 1 if table.file.lower().endswith(".csv") else table.rows[0].place
     complete = True
@@ -59,7 +61,7 @@ def _example(
             fault(column, f'expected a field "{column}", found {quoted(row.values)}')
         return column, row.values.get(column)
 
-    def check(column: str, label: str, value: Any, expected: str = "text", empty: bool = False) -> None:
+    def check(column: str, label: str, value: object, expected: str = "text", empty: bool = False) -> None:
         if not isinstance(value, str) or not (empty or value.strip()):
             fault(column, f'expected {expected} in "{label}", found {describe(value)}')
         elif any("\ud800" <= char <= "\udfff" for char in value):

@@ -1,7 +1,6 @@
-"""Collects the faults of all task files, so that a user mends them in one go rather than one per run."""
+"""Collects the faults of all task files, so that a user can mend all of them at once."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from colora.common.text import listed, shortened
 from colora.errors import TaskFileError
@@ -47,7 +46,7 @@ def quoted(names: Iterable[str], limit: int = 12) -> str:
     return listed([f'"{name}"' for name in names], limit) or "nothing"
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A value of the wrong kind in a few words, never longer than a line."""
     match value:
         case None:

@@ -1,11 +1,14 @@
 """Tables from the `datasets` library: a hub id, anything else `load_dataset` takes, or a saved folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.schema import SPLITS, TaskSource
 from colora.tasks.tables import Row, Table
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ["VAL_NAMES", "is_saved_dataset", "read_dataset"]
 
@@ -23,13 +26,10 @@ def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
     Nothing from the dataset is executed: loading scripts are refused by the library (4.0 and later), and
     `trust_remote_code` is never passed.
     """
-    import datasets  # here, because the import takes a second that most runs need not spend
+    from datasets import load_dataset, load_from_disk  # here, because the import takes a second that most runs save
 
     try:
-        if source.path is not None:
-            loaded = datasets.load_from_disk(source.path)
-        else:
-            loaded = datasets.load_dataset(source.dataset, source.subset)
+        loaded = load_dataset(source.dataset, source.subset) if source.path is None else load_from_disk(source.path)
     except Exception as error:  # the library raises its own, fsspec's, pyarrow's, the hub's and builtin errors
         first = (str(error).splitlines() or [""])[0]
         faults.add(source.origin, f"expected a dataset that loads, found {type(error).__name__}: {first}")
@@ -43,18 +43,20 @@ def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
     tables = {}
     for split, ours in names.items():
         if ours in SPLITS and source.count(ours) != 0:
-            tables[ours] = _table(split, loaded[split], source, datasets.ClassLabel, faults)
+            tables[ours] = _table(split, loaded[split], source, faults)
     if "train" not in tables and source.train != 0:
         faults.add(source.origin, f'expected a split "train", found {quoted(loaded)}')
         return {}
     return tables
 
 
-def _table(split: str, data: Any, source: TaskSource, class_label: type, faults: Faults) -> Table:
+def _table(split: str, data: "datasets.Dataset", source: TaskSource, faults: Faults) -> Table:
+    from datasets import ClassLabel
+
     columns = tuple(data.column_names)
     used = [c for c in columns if c in {"input", "output", "outputs", "instruction", *source.fields.values()}]
     used = used or list(columns[:1])  # without any column, the library yields no rows either
-    labels = {c: data.features[c].names for c in used if isinstance(data.features[c], class_label)}
+    labels = {c: data.features[c].names for c in used if isinstance(data.features[c], ClassLabel)}
     rows = []
     # Only the columns in use: images or audio beside them would be decoded one by one.
     for index, values in enumerate(data.select_columns(used)):

@@ -43,9 +43,15 @@ class TaskMixture(Sampler[int]):
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, batch_size: int, steps: int, policy: Policy = "uniform",
-        temperature: float = 1.0, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        sizes: Sequence[int],
+        *,
+        batch_size: int,
+        steps: int,
+        policy: Policy = "uniform",
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         faults = [] if policy in get_args(Policy) else [f"policy: expected one of {get_args(Policy)}, found {policy!r}"]
         if batch_size < 1:
             faults.append(f"batch_size: expected at least 1, found {batch_size}")
@@ -78,12 +84,12 @@ class TaskMixture(Sampler[int]):
         for _ in range(self.steps):
             for task in self._batch(rng).tolist():
                 size = int(self._sizes[task])
-                number, place = divmod(seen.get(task, 0), size)
+                pass_number, position = divmod(seen.get(task, 0), size)
                 seen[task] = seen.get(task, 0) + 1
-                if place == 0:
-                    # An own generator per pass: a task's order does not depend on the tasks around it.
-                    orders[task] = np.random.default_rng((self.seed, task, number)).permutation(size)
-                yield int(self._offsets[task] + orders[task][place])
+                if position == 0:
+                    # A generator for each pass: a task's order does not depend on the tasks around it.
+                    orders[task] = np.random.default_rng((self.seed, task, pass_number)).permutation(size)
+                yield int(self._offsets[task] + orders[task][position])
 
     def _batch(self, rng: np.random.Generator) -> np.ndarray:
         """The tasks of one batch, (batch_size,), in random order."""

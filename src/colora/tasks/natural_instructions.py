@@ -1,13 +1,13 @@
 """The file format of Natural Instructions (Mishra et al. 2022; Wang et al. 2022), as published."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from colora.tasks.faults import Faults, describe
 
 __all__ = ["is_natural_instructions", "natural_instructions_rows"]
 
 
-def is_natural_instructions(value: Any) -> bool:
+def is_natural_instructions(value: object) -> TypeGuard[dict[str, Any]]:
     """Whether a JSON value is one task of the collection."""
     return isinstance(value, dict) and "Instances" in value
 

@@ -1,20 +1,20 @@
 """How an example becomes a prompt, and which token ends the answer to it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from colora.errors import ConfigError
 from colora.tasks.schema import Example
+from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["conversation_ids", "end_token_id", "fit_prompt", "prompt_ids"]
+__all__ = ["conversation_ids", "end_token_id", "end_token_ids", "fit_prompt", "prompt_ids", "use_plain_prompts"]
 
 _ANSWER = "an answer"
 
 
 def prompt_ids(
-    example: Example, tokenizer: Any, max_length: int | None = None, encoder_decoder: bool = False
+    example: Example, tokenizer: Tokenizer, max_length: int | None = None, encoder_decoder: bool = False
 ) -> list[int]:
-    """The token ids that the model is given and continues (or, for encoder-decoders, reads).
+    """The token ids of the prompt, which a causal model continues and an encoder reads.
 
     Instruction and input stand in one user turn, a blank line between them, because not every chat template
     knows a system turn. Without a chat template, and for encoder-decoders, the prompt is the plain text with a
@@ -32,7 +32,9 @@ def prompt_ids(
     return fit_prompt(example, tokenizer, max_length, encoder_decoder)[0]
 
 
-def fit_prompt(example: Example, tokenizer: Any, room: int, encoder_decoder: bool = False) -> tuple[list[int], int]:
+def fit_prompt(
+    example: Example, tokenizer: Tokenizer, room: int, encoder_decoder: bool = False
+) -> tuple[list[int], int]:
     """The prompt in at most `room` tokens, if that can be, and how many tokens of the input it lost.
 
     Instruction and template stay whole; the input loses its beginning. The prompt is longer than `room` only if
@@ -52,7 +54,7 @@ def fit_prompt(example: Example, tokenizer: Any, room: int, encoder_decoder: boo
     return ids, dropped
 
 
-def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: Any) -> list[int]:
+def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """The prompt after several turns; of a single one it is that of `prompt_ids`.
 
     Args:
@@ -68,21 +70,27 @@ def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: A
     if not tokenizer.chat_template:
         raise ConfigError("these tasks were trained without a chat template: expected one message of the user's")
     roles = ("user", "assistant")
-    spoken = [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
-    spoken[0]["content"] = _joined(instruction, turns[0])
-    return list(tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+    conversation = [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
+    conversation[0]["content"] = _joined(instruction, turns[0])
+    return list(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
 
 
-def end_token_id(tokenizer: Any) -> int:
+def use_plain_prompts(tokenizer: Tokenizer) -> None:
+    """Switch the chat template off: prompts are then plain text, without the tokens of a template's system message."""
+    tokenizer.chat_template = None
+
+
+def end_token_id(tokenizer: Tokenizer, encoder_decoder: bool = False) -> int:
     """The token that ends an answer: training ends every output with it, and generation should stop at it.
 
     With a chat template it is the first special token that the template puts after an assistant's turn (such as
-    <|im_end|>, which need not be the tokenizer's end of sequence); otherwise the end of sequence.
+    <|im_end|>, which need not be the tokenizer's end of sequence); otherwise, and for encoder-decoders, the end of
+    sequence.
 
     Raises:
         ConfigError: if there is neither.
     """
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not encoder_decoder:
         turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _ANSWER}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         _, found, tail = text.rpartition(_ANSWER)
@@ -96,7 +104,13 @@ def end_token_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _render(instruction: str | None, text: str, tokenizer: Any, encoder_decoder: bool) -> list[int]:
+def end_token_ids(tokenizer: Tokenizer) -> set[int]:
+    """All tokens at which generation stops: `end_token_id`, and the end of sequence if it is another."""
+    ids = {end_token_id(tokenizer)}
+    return ids if tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}
+
+
+def _render(instruction: str | None, text: str, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
     content = _joined(instruction, text)
     if tokenizer.chat_template and not encoder_decoder:
         turns = [{"role": "user", "content": content}]

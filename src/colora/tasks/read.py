@@ -1,4 +1,4 @@
-"""Reads tasks from files, folders and datasets, and reports every fault of all of them at once."""
+"""Tasks from files, folders and datasets; every fault of all of them is reported at once."""
 
 import difflib
 import unicodedata

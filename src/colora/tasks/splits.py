@@ -1,4 +1,4 @@
-"""Train, validation and test examples of a task: those given are kept, those missing are drawn by seed."""
+"""Train, validation and test examples of a task: splits that exist are kept, missing ones are drawn by seed."""
 
 import random
 from collections.abc import Mapping, Sequence

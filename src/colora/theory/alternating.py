@@ -5,6 +5,7 @@ there are enough samples and no noise. Each half needs one pass over the users a
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.cores import JITTER, fit_block, fit_cores
@@ -17,7 +18,13 @@ __all__ = ["alternate"]
 
 
 def alternate(
-    users: Users, A: Tensor, B: Tensor, ridge: float, stopping: Stopping, history: History, splits: int = 1
+    users: Users,
+    A: Float[Tensor, "r d_in"],
+    B: Float[Tensor, "d_out r"],
+    ridge: float,
+    stopping: Stopping,
+    history: History,
+    splits: int = 1,
 ) -> tuple[Factors, float]:
     """Minimise Σ_k ‖y_k − X_k(B Λ_k A)‖² + ridge ‖B Λ_k A‖² from orthonormal A (r, d_in) and B (d_out, r).
 
@@ -48,7 +55,9 @@ def alternate(
     return Factors(A, B, cores), objective
 
 
-def _half_step(users: Users, A: Tensor, B: Tensor, ridge: float, up: bool) -> tuple[Tensor, Tensor, float]:
+def _half_step(
+    users: Users, A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], ridge: float, up: bool
+) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "K r r"], float]:
     """The cores for A and B, then the best B (`up`) or A for these cores, orthonormal again.
 
     The normal equations are those of the correction to the factor, with the residual on their right side. So the
@@ -70,7 +79,7 @@ def _half_step(users: Users, A: Tensor, B: Tensor, ridge: float, up: bool) -> tu
         rows = rows.flatten(2).flatten(0, 1)
         gram += rows.mT @ rows
         right += rows.mT @ found.residual.flatten()
-        cores[block.places] = found.cores
+        cores[block.indices] = found.cores
         objective += found.objective
     if ridge:
         # ‖B Λ A‖² = tr(B Λ Λᵀ Bᵀ) where A is orthonormal, and tr(Aᵀ Λᵀ Λ A) where B is.

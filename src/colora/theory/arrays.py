@@ -7,10 +7,11 @@ them is in memory at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -28,7 +29,9 @@ FORMS = (
 )
 
 
-def users_from_arrays(X: Any, y: Any, groups: Any = None) -> tuple[Users, np.ndarray]:
+def users_from_arrays(
+    X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[Users, Shaped[np.ndarray, " K"]]:
     """Users in blocks, numbered in the order of their sorted labels.
 
     Args:
@@ -57,18 +60,18 @@ def users_from_arrays(X: Any, y: Any, groups: Any = None) -> tuple[Users, np.nda
         raise ColoraError(f"y: expected as many rows as X has, {len(X)}, found {len(y)}")
     require_finite("X", X)
     require_finite("y", y)
-    labels, places = labelled(groups, len(X))
-    counts = np.bincount(places)
+    labels, indices = labelled(groups, len(X))
+    counts = np.bincount(indices)
     d_out, d_in = X.shape[1:] if X.ndim == 3 else (y.shape[1], X.shape[1])
     # A vector is never written as d_out matrices, but solvers hold r (d_out + d_in) numbers of each of them.
     numbers = d_out * d_in if X.ndim == 3 else d_out * (d_out + d_in)
-    gathered = _Gathered(X, y, np.argsort(places, kind="stable"), counts, _grouped(counts, 8 * numbers))
+    gathered = _Gathered(X, y, np.argsort(indices, kind="stable"), counts, _grouped(counts, 8 * numbers))
     streamed = isinstance(X, np.memmap) or 8 * X.size > BLOCK_BYTES
     observations = torch.from_numpy(counts * (y.size // len(y)))
     return Users(gathered if streamed else list(gathered), observations, d_out, d_in), labels
 
 
-def as_numbers(name: str, values: Any) -> np.ndarray:
+def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
     """`values` as an array of real numbers; what is an array already is not copied, and stays on disk if it is there.
 
     Raises:
@@ -108,8 +111,8 @@ def require_finite(name: str, array: np.ndarray) -> None:
             )
 
 
-def labelled(groups: Any, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, sorted, and the place among them of each row's label, (N,) integers.
+def labelled(groups: ArrayLike | None, samples: int) -> tuple[Shaped[np.ndarray, " K"], Int[np.ndarray, " N"]]:
+    """The labels that occur, sorted, and for each row the index of its label, (N,) integers.
 
     Raises:
         ColoraError: not a label for each of the `samples` rows, or labels that cannot be sorted.
@@ -122,12 +125,12 @@ def labelled(groups: Any, samples: int) -> tuple[np.ndarray, np.ndarray]:
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ColoraError(f"groups: expected a label in every row, found NaN in row {int(np.isnan(array).argmax())}")
     try:
-        labels, places = np.unique(array, return_inverse=True)
+        labels, indices = np.unique(array, return_inverse=True)
     except TypeError as error:
         raise ColoraError(
             f"groups: expected labels of one kind, such as all strings, found a mixture: {error}"
         ) from error
-    return labels, places
+    return labels, indices
 
 
 @dataclass(frozen=True)
@@ -141,33 +144,38 @@ class _Gathered:
         grouped: the users of each block.
     """
 
-    X: np.ndarray
-    y: np.ndarray
-    order: np.ndarray
-    counts: np.ndarray
-    grouped: list[np.ndarray]
+    X: Shaped[np.ndarray, "N ..."]
+    y: Shaped[np.ndarray, "N ..."]
+    order: Int[np.ndarray, " N"]
+    counts: Int[np.ndarray, " K"]
+    grouped: list[Int[np.ndarray, " _"]]
 
     def __iter__(self) -> Iterator[Block]:
         starts = np.cumsum(self.counts) - self.counts
-        for places in self.grouped:
-            counts = self.counts[places]
-            user = np.repeat(np.arange(len(places)), counts)
+        for users in self.grouped:
+            counts = self.counts[users]
+            user = np.repeat(np.arange(len(users)), counts)
             number = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
-            rows = self.order[starts[places][user] + number]
-            shape = (len(places), int(counts.max()))
+            rows = self.order[starts[users][user] + number]
+            shape = (len(users), int(counts.max()))
             X, y = (_filled(array, rows, (user, number), shape) for array in (self.X, self.y))
             design = Dense(X) if X.ndim == 4 else Multivariate(X, y.shape[2])
-            yield Block(design, y.flatten(1), torch.from_numpy(places))
+            yield Block(design, y.flatten(1), torch.from_numpy(users))
 
 
-def _filled(array: np.ndarray, rows: np.ndarray, to: tuple[np.ndarray, ...], shape: tuple[int, int]) -> Tensor:
-    """The `rows` of an array in their places `to` of a block in float64, zeros elsewhere."""
+def _filled(
+    array: Shaped[np.ndarray, "N ..."],
+    rows: Int[np.ndarray, " rows"],
+    to: tuple[Int[np.ndarray, " rows"], ...],
+    shape: tuple[int, int],
+) -> Float[Tensor, "k n ..."]:
+    """The `rows` of an array at the indices `to` of a block in float64, zeros elsewhere."""
     filled = np.zeros((*shape, *array.shape[1:]))
     filled[to] = array[rows]
     return torch.from_numpy(filled)
 
 
-def _grouped(counts: np.ndarray, sample_bytes: int) -> list[np.ndarray]:
+def _grouped(counts: Int[np.ndarray, " K"], sample_bytes: int) -> list[Int[np.ndarray, " _"]]:
     """Users of each block: by falling numbers of samples, as many as the bounds on bytes and filling allow."""
     found: list[list[int]] = []
     most = 0

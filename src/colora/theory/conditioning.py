@@ -8,6 +8,7 @@ may be well conditioned together (the theory's diversity of tasks, arXiv:2602.07
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.factors import Factors
@@ -29,9 +30,9 @@ class Conditioning:
             same core up to a factor, who then share a model and need no cores.
     """
 
-    out: Tensor
-    into: Tensor
-    stack: Tensor
+    out: Float[Tensor, " r"]
+    into: Float[Tensor, " r"]
+    stack: Float[Tensor, " _"]
 
     @property
     def condition(self) -> float:

@@ -9,6 +9,7 @@ With A and B frozen this is what a new user costs. Everything is in the canonica
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.users import Block, Users
@@ -32,10 +33,10 @@ class Cores:
         penalty: ridge · Σ ‖Λ_k‖² over the block.
     """
 
-    F: Tensor
-    cholesky: Tensor
-    cores: Tensor
-    residual: Tensor
+    F: Float[Tensor, "k n r2"]
+    cholesky: Float[Tensor, "k r2 r2"]
+    cores: Float[Tensor, "k r r"]
+    residual: Float[Tensor, "k n"]
     penalty: float
 
     @property
@@ -44,7 +45,7 @@ class Cores:
         return float(self.residual.square().sum()) + self.penalty
 
 
-def fit_block(block: Block, A: Tensor, B: Tensor, ridge: float = 0.0) -> Cores:
+def fit_block(block: Block, A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], ridge: float = 0.0) -> Cores:
     """The cores of a block's users for orthonormal factors.
 
     Solved by the normal equations and once more for what they left over, which brings the accuracy near that of an
@@ -64,18 +65,20 @@ def fit_block(block: Block, A: Tensor, B: Tensor, ridge: float = 0.0) -> Cores:
     return Cores(F, cholesky, cores, residual, ridge * float(flat.square().sum()) if ridge else 0.0)
 
 
-def fit_cores(users: Users, A: Tensor, B: Tensor, ridge: float = 0.0) -> tuple[Tensor, float]:
+def fit_cores(
+    users: Users, A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], ridge: float = 0.0
+) -> tuple[Float[Tensor, "K r r"], float]:
     """The cores of all users for orthonormal factors, (K, r, r), and the objective they reach."""
     cores = torch.zeros(len(users), B.shape[-1], A.shape[-2], dtype=A.dtype)
     objective = 0.0
     for block in users:
         found = fit_block(block, A, B, ridge)
-        cores[block.places] = found.cores
+        cores[block.indices] = found.cores
         objective += found.objective
     return cores, objective
 
 
-def core_energy(users: Users, A: Tensor, B: Tensor) -> float:
+def core_energy(users: Users, A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> float:
     """Mean over users of ‖F_k‖² / r²: a ridge of this size counts as much as the samples do."""
     total = sum(float(block.design.core(A, B).square().sum()) for block in users)
     return total / (len(users) * B.shape[-1] * A.shape[-2])

@@ -18,6 +18,7 @@ worse, and a biased one (a ridge) may do better.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -35,7 +36,7 @@ SINGULAR = 1e-12  # of the largest eigenvalue
 class Bound:
     """Least mean squared errors ‖Ŵ_k − W_k‖² of unbiased estimates, (K,); infinite where W_k is not determined."""
 
-    per_user: Tensor
+    per_user: Float[Tensor, " K"]
 
     @property
     def total(self) -> float:
@@ -80,7 +81,7 @@ def cramer_rao(users: Users, factors: Factors, noise: float) -> Bound:
         through_core = ((carried @ covariance) * carried).sum((1, 2))
         cores = found.cores
         shared = ((cores.mT @ cores) * of_A).sum((1, 2)) + ((cores @ cores.mT) * of_B).sum((1, 2))
-        bound[block.places] = own + through_core + shared
+        bound[block.indices] = own + through_core + shared
     return Bound(noise**2 * bound)
 
 
@@ -88,12 +89,12 @@ def cramer_rao_alone(users: Users, factors: Factors, noise: float) -> Bound:
     """The bound of each user on their own, who knows only that W_k has rank r; infinite where that does not suffice."""
     bound = torch.full((len(users),), float("inf"), dtype=factors.A.dtype)
     for block in users:
-        for number, place in enumerate(block.places.tolist()):
+        for number, index in enumerate(block.indices.tolist()):
             only = slice(number, number + 1)
             alone = Block(block.design.users(only), block.y[only], torch.zeros(1, dtype=torch.long))
-            own = Factors(factors.A, factors.B, factors.cores[place : place + 1])
+            own = Factors(factors.A, factors.B, factors.cores[index : index + 1])
             try:
-                bound[place] = cramer_rao(Users.of([alone]), own, noise).per_user[0]
+                bound[index] = cramer_rao(Users.of([alone]), own, noise).per_user[0]
             except ColoraError:
                 continue
     return Bound(bound)
@@ -108,12 +109,12 @@ def _at(block: Block, true: Factors) -> Cores:
     if singular.any():
         raise ColoraError(
             f"expected samples that determine every user's core, found {int(singular.sum())} users whose do not, the "
-            f"first of them user {int(block.places[singular][0])}"
+            f"first of them user {int(block.indices[singular][0])}"
         )
-    return Cores(F, cholesky, true.cores[block.places], torch.zeros_like(block.y), 0.0)
+    return Cores(F, cholesky, true.cores[block.indices], torch.zeros_like(block.y), 0.0)
 
 
-def _reduced(covariance: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+def _reduced(covariance: Float[Tensor, "size size"], frame: Frame) -> tuple[Float[Tensor, "r r"], Float[Tensor, "r r"]]:
     """M_A, M_B (r, r) with E ‖Λ Z_A‖² = ⟨Λᵀ Λ, M_A⟩ and E ‖Z_B Λ‖² = ⟨Λ Λᵀ, M_B⟩."""
     rank, into, out = frame.B.shape[1], frame.A_rest.shape[0], frame.B_rest.shape[1]
     of_A = covariance[: rank * into, : rank * into].reshape(rank, into, rank, into)

@@ -15,6 +15,7 @@ Neither goes back to orthonormal factors on its way. A step that raises the obje
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.cores import core_energy, fit_cores
@@ -30,7 +31,13 @@ MOST_HALVINGS = 40
 
 
 def descend(
-    users: Users, A: Tensor, B: Tensor, ridge: float, stopping: Stopping, history: History, scaled: bool
+    users: Users,
+    A: Float[Tensor, "r d_in"],
+    B: Float[Tensor, "d_out r"],
+    ridge: float,
+    stopping: Stopping,
+    history: History,
+    scaled: bool,
 ) -> tuple[Factors, float]:
     """Minimise Σ_k ‖y_k − X_k(B Λ_k A)‖² + ridge ‖B Λ_k A‖² from orthonormal A (r, d_in) and B (d_out, r).
 
@@ -80,18 +87,18 @@ def _evaluated(users: Users, at: Factors, ridge: float) -> _State:
     grad_A, grad_B, grad_cores = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(at.cores)
     objective = 0.0
     for block in users:
-        cores = at.cores[block.places]
+        cores = at.cores[block.indices]
         wrong = (block.design.core(A, B) * cores.unsqueeze(1)).sum((2, 3)) - block.y
         G = block.design.adjoint(wrong)
         if ridge:
-            W = at.matrices(block.places)
+            W = at.matrices(block.indices)
             G = G + ridge * W
             objective += ridge * float(W.square().sum())
         objective += float(wrong.square().sum())
         beside, above = G @ A.mT, B.mT @ G
         grad_A += (cores.mT @ above).sum(0)
         grad_B += (beside @ cores.mT).sum(0)
-        grad_cores[block.places] = B.mT @ beside
+        grad_cores[block.indices] = B.mT @ beside
     return _State(at, Factors(grad_A, grad_B, grad_cores), objective)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["Dense", "Design", "Multivariate", "RankOne"]
@@ -35,31 +36,31 @@ class Design(ABC):
         """(k, n, d_out, d_in)."""
 
     @abstractmethod
-    def left(self, B: Tensor) -> Tensor:
+    def left(self, B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r d_in"]:
         """Bᵀ X_i, shape (k, n, r, d_in)."""
 
     @abstractmethod
-    def right(self, A: Tensor) -> Tensor:
+    def right(self, A: Float[Tensor, "... r d_in"]) -> Float[Tensor, "k n d_out r"]:
         """X_i Aᵀ, shape (k, n, d_out, r)."""
 
     @abstractmethod
-    def core(self, A: Tensor, B: Tensor) -> Tensor:
+    def core(self, A: Float[Tensor, "... r d_in"], B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r r"]:
         """Bᵀ X_i Aᵀ, shape (k, n, r, r): what the observation says of the core, for ⟨X, B Λ A⟩ = ⟨Bᵀ X Aᵀ, Λ⟩."""
 
     @abstractmethod
-    def measure(self, W: Tensor) -> Tensor:
+    def measure(self, W: Float[Tensor, "... d_out d_in"]) -> Float[Tensor, "k n"]:
         """⟨X_i, W_k⟩ of full matrices (k, d_out, d_in), or one (d_out, d_in) for all; shape (k, n)."""
 
     @abstractmethod
-    def adjoint(self, weights: Tensor) -> Tensor:
+    def adjoint(self, weights: Float[Tensor, "k n"]) -> Float[Tensor, "k d_out d_in"]:
         """Σ_i w_i X_i for weights (k, n), shape (k, d_out, d_in)."""
 
     @abstractmethod
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "k n n"]:
         """⟨X_i, X_j⟩ of each user's rows, shape (k, n, n)."""
 
     @abstractmethod
-    def energy(self) -> Tensor:
+    def energy(self) -> Float[Tensor, "k n"]:
         """‖X_i‖² of each row, shape (k, n)."""
 
     @property
@@ -75,7 +76,7 @@ class Design(ABC):
         """Some of the users."""
         return self._each(lambda one: one[chosen])
 
-    def kept(self, real: Tensor) -> "Design":
+    def kept(self, real: Float[Tensor, "k m"]) -> "Design":
         """The same with zeros for every sample where `real` (k, m) is zero."""
         return self._each(lambda one: one * real.view(*real.shape, *[1] * (one.dim() - 2)))
 
@@ -93,7 +94,7 @@ class Design(ABC):
 class Dense(Design):
     """Any matrices: X (k, n, d_out, d_in)."""
 
-    X: Tensor
+    X: Float[Tensor, "k n d_out d_in"]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -107,27 +108,27 @@ class Dense(Design):
         k, n, d_out, d_in = self.X.shape
         return k, n, d_out, d_in
 
-    def left(self, B: Tensor) -> Tensor:
+    def left(self, B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r d_in"]:
         return B.mT.unsqueeze(-3) @ self.X
 
-    def right(self, A: Tensor) -> Tensor:
+    def right(self, A: Float[Tensor, "... r d_in"]) -> Float[Tensor, "k n d_out r"]:
         return self.X @ A.mT.unsqueeze(-3)
 
-    def core(self, A: Tensor, B: Tensor) -> Tensor:
+    def core(self, A: Float[Tensor, "... r d_in"], B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r r"]:
         return self.left(B) @ A.mT.unsqueeze(-3)
 
-    def measure(self, W: Tensor) -> Tensor:
+    def measure(self, W: Float[Tensor, "... d_out d_in"]) -> Float[Tensor, "k n"]:
         return (self.X.flatten(2) @ W.expand(self.X.shape[0], *W.shape[-2:]).flatten(1).unsqueeze(-1)).squeeze(-1)
 
-    def adjoint(self, weights: Tensor) -> Tensor:
+    def adjoint(self, weights: Float[Tensor, "k n"]) -> Float[Tensor, "k d_out d_in"]:
         k, _, d_out, d_in = self.shape
         return (weights.unsqueeze(1) @ self.X.flatten(2)).view(k, d_out, d_in)
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "k n n"]:
         flat = self.X.flatten(2)
         return flat @ flat.mT
 
-    def energy(self) -> Tensor:
+    def energy(self) -> Float[Tensor, "k n"]:
         return self.X.square().sum((2, 3))
 
 
@@ -135,8 +136,8 @@ class Dense(Design):
 class RankOne(Design):
     """X_i = u_i v_iᵀ: U (k, n, d_out), V (k, n, d_in); an observation is u_iᵀ W_k v_i."""
 
-    U: Tensor
-    V: Tensor
+    U: Float[Tensor, "k n d_out"]
+    V: Float[Tensor, "k n d_in"]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -150,25 +151,25 @@ class RankOne(Design):
         k, n, d_out = self.U.shape
         return k, n, d_out, self.V.shape[2]
 
-    def left(self, B: Tensor) -> Tensor:
+    def left(self, B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r d_in"]:
         return (self.U @ B).unsqueeze(-1) * self.V.unsqueeze(-2)
 
-    def right(self, A: Tensor) -> Tensor:
+    def right(self, A: Float[Tensor, "... r d_in"]) -> Float[Tensor, "k n d_out r"]:
         return self.U.unsqueeze(-1) * (self.V @ A.mT).unsqueeze(-2)
 
-    def core(self, A: Tensor, B: Tensor) -> Tensor:
+    def core(self, A: Float[Tensor, "... r d_in"], B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r r"]:
         return (self.U @ B).unsqueeze(-1) * (self.V @ A.mT).unsqueeze(-2)
 
-    def measure(self, W: Tensor) -> Tensor:
+    def measure(self, W: Float[Tensor, "... d_out d_in"]) -> Float[Tensor, "k n"]:
         return ((self.U @ W) * self.V).sum(-1)
 
-    def adjoint(self, weights: Tensor) -> Tensor:
+    def adjoint(self, weights: Float[Tensor, "k n"]) -> Float[Tensor, "k d_out d_in"]:
         return (self.U * weights.unsqueeze(-1)).mT @ self.V
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "k n n"]:
         return (self.U @ self.U.mT) * (self.V @ self.V.mT)
 
-    def energy(self) -> Tensor:
+    def energy(self) -> Float[Tensor, "k n"]:
         return self.U.square().sum(2) * self.V.square().sum(2)
 
 
@@ -176,7 +177,7 @@ class RankOne(Design):
 class Multivariate(Design):
     """y_i = W_k x_i, all d_out entries: X (k, m, d_in); row i·d_out + j is the matrix e_j x_iᵀ, so n = m d_out."""
 
-    X: Tensor
+    X: Float[Tensor, "k m d_in"]
     d_out: int
 
     @property
@@ -191,25 +192,25 @@ class Multivariate(Design):
         k, n, d_in = self.X.shape
         return k, n * self.d_out, self.d_out, d_in
 
-    def left(self, B: Tensor) -> Tensor:
+    def left(self, B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r d_in"]:
         return (B.unsqueeze(-3).unsqueeze(-1) * self.X.unsqueeze(-2).unsqueeze(-2)).flatten(1, 2)
 
-    def right(self, A: Tensor) -> Tensor:
+    def right(self, A: Float[Tensor, "... r d_in"]) -> Float[Tensor, "k n d_out r"]:
         return self._as_rank_one().right(A)
 
-    def core(self, A: Tensor, B: Tensor) -> Tensor:
+    def core(self, A: Float[Tensor, "... r d_in"], B: Float[Tensor, "... d_out r"]) -> Float[Tensor, "k n r r"]:
         return (B.unsqueeze(-3).unsqueeze(-1) * (self.X @ A.mT).unsqueeze(-2).unsqueeze(-2)).flatten(1, 2)
 
-    def measure(self, W: Tensor) -> Tensor:
+    def measure(self, W: Float[Tensor, "... d_out d_in"]) -> Float[Tensor, "k n"]:
         return (self.X @ W.mT).flatten(1)
 
-    def adjoint(self, weights: Tensor) -> Tensor:
+    def adjoint(self, weights: Float[Tensor, "k n"]) -> Float[Tensor, "k d_out d_in"]:
         return weights.unflatten(1, (-1, self.d_out)).mT @ self.X
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "k n n"]:
         return torch.kron(self.X @ self.X.mT, torch.eye(self.d_out, dtype=self.X.dtype))
 
-    def energy(self) -> Tensor:
+    def energy(self) -> Float[Tensor, "k n"]:
         return self.X.square().sum(2).repeat_interleave(self.d_out, dim=1)
 
     def _as_rank_one(self) -> RankOne:

@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -32,9 +33,9 @@ class Digits:
 
     users: Users
     test: Dense
-    truth: Tensor
+    truth: Float[Tensor, "k n"]
 
-    def error_rates(self, W: Tensor) -> Tensor:
+    def error_rates(self, W: Float[Tensor, "k d_out d_in"]) -> Float[Tensor, " k"]:
         """For each pair the share of its test images on the wrong side, (45,); exactly zero is wrong on either side."""
         wrong = (self.test.measure(W) * self.truth <= 0) & (self.truth != 0)
         return wrong.sum(1) / (self.truth != 0).sum(1)
@@ -80,7 +81,7 @@ def draw_digits(samples: int, seed: int) -> Digits:
     sizes = [len(test[a]) + len(test[b]) for a, b in PAIRS]
     shown = torch.zeros(len(PAIRS), max(sizes), *images.shape[1:], dtype=torch.float64)
     truth = torch.zeros(len(PAIRS), max(sizes), dtype=torch.float64)
-    for place, (a, b) in enumerate(PAIRS):
-        shown[place, : sizes[place]] = images[np.concatenate([test[a], test[b]])]
-        truth[place, : sizes[place]] = torch.cat([torch.ones(len(test[a])), -torch.ones(len(test[b]))])
+    for index, (a, b) in enumerate(PAIRS):
+        shown[index, : sizes[index]] = images[np.concatenate([test[a], test[b]])]
+        truth[index, : sizes[index]] = torch.cat([torch.ones(len(test[a])), -torch.ones(len(test[b]))])
     return Digits(users, Dense(shown), truth)

@@ -1,12 +1,13 @@
 """The model as an estimator of scikit-learn, for those who have flat arrays."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
@@ -15,6 +16,7 @@ from colora.theory.cores import fit_cores
 from colora.theory.freedom import identifiability
 from colora.theory.history import Entry
 from colora.theory.recover import recover
+from colora.theory.settings import SolverSettings
 from colora.theory.users import Users
 
 try:
@@ -50,7 +52,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
 
     Args:
         rank: r.
-        solver, init, annealing, restarts, max_iter, tol: as `colora.theory.recover.recover`.
+        solver, init, annealing, restarts, max_iter, tol: as `colora.theory.settings.SolverSettings`.
         ridge: weight of the penalty, in units of squared X.
         shape: (d_out, d_in) of flattened matrices.
         random_state: an int, a `numpy.random.RandomState`, or None for another at each fit: seed of random starts.
@@ -80,14 +82,14 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         *,
         rank: int = 2,
         solver: str = "second-order",
-        init: str | tuple[Any, Any] = "spectral",
+        init: str | tuple[ArrayLike, ArrayLike] = "spectral",
         ridge: float = 0.0,
         annealing: Sequence[float] | None = None,
         restarts: int | None = None,
         max_iter: int = 1000,
         tol: float = 1e-7,
         shape: tuple[int, int] | None = None,
-        random_state: Any = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.rank = rank
         self.solver = solver
@@ -100,7 +102,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         self.shape = shape
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, groups: Any = None) -> "CoLoRARegressor":
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> "CoLoRARegressor":
         """Shared factors and a core for each user.
 
         Warns (`UserWarning`), where ridge is 0, of what the samples do not determine; a ridge makes it determined.
@@ -115,14 +117,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         users, labels = users_from_arrays(self._shaped(X), y, groups)
         if 1 <= self.rank <= min(users.d_out, users.d_in):  # `recover` refuses others
             self._warn(users, labels, self.rank, vectors=y.ndim == 2)
-        init: Any = self.init
-        if not isinstance(init, str):
-            init = tuple(torch.from_numpy(np.array(factor, dtype=np.float64)) for factor in init)
-        fit = recover(
-            users, self.rank, solver=self.solver, init=init, ridge=self.ridge, annealing=self.annealing,
-            restarts=self.restarts, max_iter=self.max_iter, tol=self.tol,
-            random_state=int(check_random_state(self.random_state).randint(2**31 - 1)),
-        )  # fmt: skip
+        fit = recover(users, self.rank, self._settings())
         if not fit.converged:
             warnings.warn(
                 f"the best start had not converged after max_iter={self.max_iter} iterations; raise max_iter or tol",
@@ -144,12 +139,13 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             del self.n_features_in_
         return self
 
-    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
+    def predict(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """⟨X_i, W_k⟩, (N,), or W_k x_i, (N, d_out), as in `fit`; k is the user of the row.
 
         Raises:
             NotFittedError: before `fit`.
-            ColoraError: an X that does not fit, a user that is not known, or no groups where there are several users.
+            ColoraError: an X that does not fit, a user that was not in `fit`, or no groups where there are several
+                users.
         """
         check_is_fitted(self)
         X = self._like_fitted(X)
@@ -159,16 +155,16 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
                 f"groups: expected the label of each row's user, for there are {len(self.users_)} of them, found None"
             )
         found, of_row = labelled(groups, len(X))
-        places = np.zeros(1, dtype=int) if groups is None else self._places(found)
+        indices = np.zeros(1, dtype=int) if groups is None else self._indices(found)
         predicted = np.empty((len(X), self.B_.shape[0]) if self._vectors else len(X))
         by_user = np.split(np.argsort(of_row, kind="stable"), np.cumsum(np.bincount(of_row, minlength=len(found)))[:-1])
-        for place, rows in zip(places, by_user, strict=True):
+        for index, rows in zip(indices, by_user, strict=True):
             of_user = np.asarray(X[rows], dtype=np.float64)
-            W = self._matrix(place)
+            W = self._matrix(index)
             predicted[rows] = of_user @ W.T if self._vectors else of_user.reshape(len(rows), -1) @ W.ravel()
         return predicted
 
-    def score(self, X: Any, y: Any, groups: Any = None) -> float:
+    def score(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> float:
         """R² over all samples of all users together, for vectors the mean of that of their entries.
 
         Raises:
@@ -181,7 +177,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             raise ColoraError(f"y: expected shape {predicted.shape}, found {y.shape}")
         return float(r2_score(y, predicted))
 
-    def onboard(self, X: Any, y: Any, group: Any) -> "CoLoRARegressor":
+    def onboard(self, X: ArrayLike, y: ArrayLike, group: Hashable) -> "CoLoRARegressor":
         """Add a user by their core alone, r² numbers; A, B and everybody else stay as they are, to the bit.
 
         Args:
@@ -190,15 +186,17 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
 
         Raises:
             NotFittedError: before `fit`.
-            ColoraError: a label that is known or of another kind, or samples that do not fit.
+            ColoraError: the label of a user that is in the model, or one of another kind, or samples that do not fit.
         """
         check_is_fitted(self)
-        label, known = labelled([group], 1)[0], self.users_.tolist()
-        both = (label.tolist()[0], known[0])
+        label, users_in_fit = labelled(np.asarray([group]), 1)[0], self.users_.tolist()
+        both = (label.tolist()[0], users_in_fit[0])
         # Otherwise numpy would turn one of them into the other, and a number into a string.
         if type(both[0]) is not type(both[1]) and not all(isinstance(one, Real) for one in both):
-            raise ColoraError(f"group: expected a label of the kind that others have, as {known[0]!r}, found {group!r}")
-        if both[0] in known:
+            raise ColoraError(
+                f"group: expected a label of the kind that others have, as {users_in_fit[0]!r}, found {group!r}"
+            )
+        if both[0] in users_in_fit:
             raise ColoraError(f"group: expected a new user, found the known {group!r}; fit again to change users")
         users, _ = users_from_arrays(self._like_fitted(X), y)
         if users.d_out != self._sides[0]:
@@ -209,15 +207,15 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         self.users_ = np.concatenate([self.users_, label])
         return self
 
-    def coef(self, user: Any) -> np.ndarray:
+    def coef(self, user: Hashable) -> np.ndarray:
         """The full matrix W_k = B Λ_k A of a user, by label, (d_out, d_in).
 
         Raises:
             NotFittedError: before `fit`.
-            ColoraError: a user that is not known.
+            ColoraError: a user that was not in `fit`.
         """
         check_is_fitted(self)
-        return self._matrix(self._places(np.asarray([user]))[0])
+        return self._matrix(self._indices(np.asarray([user]))[0])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -229,16 +227,16 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
     def _sides(self) -> tuple[int, int]:
         return self.B_.shape[0], self.A_.shape[1]
 
-    def _matrix(self, place: int) -> np.ndarray:
-        return self.B_ @ self.cores_[place] @ self.A_
+    def _matrix(self, index: int) -> np.ndarray:
+        return self.B_ @ self.cores_[index] @ self.A_
 
-    def _places(self, labels: np.ndarray) -> np.ndarray:
-        known = {label: place for place, label in enumerate(self.users_.tolist())}
-        unknown = [label for label in labels.tolist() if label not in known]
+    def _indices(self, labels: np.ndarray) -> np.ndarray:
+        indices = {label: index for index, label in enumerate(self.users_.tolist())}
+        unknown = [label for label in labels.tolist() if label not in indices]
         if unknown:
             found = listed(map(repr, unknown), 1)
             raise ColoraError(f"groups: expected users that were in fit, found {found}; add a new user with onboard")
-        return np.array([known[label] for label in labels.tolist()])
+        return np.array([indices[label] for label in labels.tolist()])
 
     def _check_parameters(self) -> None:
         faults = []  # `recover` checks the others
@@ -253,7 +251,22 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         if faults:
             raise ConfigError("parameters that cannot be used", faults)
 
-    def _shaped(self, X: Any) -> np.ndarray:
+    def _settings(self) -> SolverSettings:
+        init: Any = self.init
+        if not isinstance(init, str):
+            init = tuple(torch.from_numpy(np.array(factor, dtype=np.float64)) for factor in init)
+        return SolverSettings(
+            solver=self.solver,
+            init=init,
+            ridge=self.ridge,
+            annealing=self.annealing,
+            restarts=self.restarts,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            random_state=int(check_random_state(self.random_state).randint(2**31 - 1)),
+        )
+
+    def _shaped(self, X: ArrayLike) -> np.ndarray:
         """X with flattened matrices in their shape; others as they are."""
         X = as_numbers("X", X)
         if self.shape is None:
@@ -265,7 +278,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             )
         return X.reshape(len(X), d_out, d_in)
 
-    def _like_fitted(self, X: Any) -> np.ndarray:
+    def _like_fitted(self, X: ArrayLike) -> np.ndarray:
         X, (d_out, d_in) = self._shaped(X), self._sides
         if X.shape[1:] != ((d_in,) if self._vectors else (d_out, d_in)):
             wanted = f"(N, {d_in})" if self._vectors else f"(N, {d_out}, {d_in})"

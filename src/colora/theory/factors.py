@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from colora.algebra import canonical_gauge, compose
@@ -16,9 +17,9 @@ __all__ = ["Factors", "Truth", "relative_error", "subspace_distance"]
 class Factors:
     """W_k = B Λ_k A, with A (r, d_in), B (d_out, r) and cores (K, r, r), in float64."""
 
-    A: Tensor
-    B: Tensor
-    cores: Tensor
+    A: Float[Tensor, "r d_in"]
+    B: Float[Tensor, "d_out r"]
+    cores: Float[Tensor, "K r r"]
 
     @property
     def rank(self) -> int:
@@ -40,9 +41,9 @@ class Factors:
         """The same matrices W_k with A Aᵀ = Bᵀ B = I; see `colora.algebra.canonical_gauge`."""
         return Factors(*canonical_gauge(self.A, self.B, self.cores))
 
-    def matrices(self, places: Tensor | slice = slice(None)) -> Tensor:
+    def matrices(self, indices: Int[Tensor, " k"] | slice = slice(None)) -> Float[Tensor, "k d_out d_in"]:
         """W_k of some users, (k, d_out, d_in)."""
-        return compose(self.A, self.B, self.cores[places])
+        return compose(self.A, self.B, self.cores[indices])
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,17 @@ class Truth:
     """
 
     shared: Factors
-    A_own: Tensor | None = None
-    B_own: Tensor | None = None
+    A_own: Float[Tensor, "K r d_in"] | None = None
+    B_own: Float[Tensor, "K d_out r"] | None = None
 
-    def matrices(self, places: Tensor | slice = slice(None)) -> Tensor:
+    def matrices(self, indices: Int[Tensor, " k"] | slice = slice(None)) -> Float[Tensor, "k d_out d_in"]:
         """W_k of some users, (k, d_out, d_in)."""
-        A = self.shared.A if self.A_own is None else self.A_own[places]
-        B = self.shared.B if self.B_own is None else self.B_own[places]
-        return compose(A, B, self.shared.cores[places])
+        A = self.shared.A if self.A_own is None else self.A_own[indices]
+        B = self.shared.B if self.B_own is None else self.B_own[indices]
+        return compose(A, B, self.shared.cores[indices])
 
 
-def subspace_distance(first: Tensor, second: Tensor) -> float:
+def subspace_distance(first: Float[Tensor, "d r"], second: Float[Tensor, "d q"]) -> float:
     """Sine of the largest principal angle between the spans of the columns: ‖(I − P₁) Q₂‖₂, from 0 to 1.
 
     Example:
@@ -79,7 +80,7 @@ def subspace_distance(first: Tensor, second: Tensor) -> float:
     return min(1.0, float(torch.linalg.matrix_norm(q2 - q1 @ (q1.mT @ q2), 2)))
 
 
-def relative_error(found: Factors | Tensor, truth: Truth, users: Users | None = None) -> float:
+def relative_error(found: Factors | Float[Tensor, "K d_out d_in"], truth: Truth, users: Users | None = None) -> float:
     """√(Σ_k ‖Ŵ_k − W_k‖² / Σ_k ‖W_k‖²): 0 is recovery, 1 what guessing zero gives.
 
     Args:
@@ -87,11 +88,11 @@ def relative_error(found: Factors | Tensor, truth: Truth, users: Users | None = 
         truth: what they should be.
         users: only to go through the users block by block; all at once by default.
     """
-    everyone: list[Tensor | slice] = [slice(None)] if users is None else [block.places for block in users]
+    everyone: list[Tensor | slice] = [slice(None)] if users is None else [block.indices for block in users]
     wrong = total = 0.0
-    for places in everyone:
-        W = truth.matrices(places)
-        guess = found[places] if isinstance(found, Tensor) else found.matrices(places)
+    for indices in everyone:
+        W = truth.matrices(indices)
+        guess = found[indices] if isinstance(found, Tensor) else found.matrices(indices)
         wrong += float((guess - W).square().sum())
         total += float(W.square().sum())
     return (wrong / total) ** 0.5

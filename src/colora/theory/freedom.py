@@ -10,7 +10,6 @@ the model; as many may, where the design is generic and a solver finds it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -58,7 +57,7 @@ def identifiability(
     d_in: int,
     rank: int,
     *,
-    labels: Sequence[Any] | np.ndarray | None = None,
+    labels: Sequence[object] | np.ndarray | None = None,
     per_sample: int = 1,
     frozen: bool = False,
 ) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.factors import Factors, Truth, relative_error, subspace_distance
@@ -44,7 +45,14 @@ class History:
     _began: float = field(default_factory=time.perf_counter)
     _aside: float = 0.0  # seconds that comparing with the truth took, which are not the solver's
 
-    def add(self, A: Tensor, B: Tensor, cores: Tensor, objective: float, ridge: float) -> None:
+    def add(
+        self,
+        A: Float[Tensor, "r d_in"],
+        B: Float[Tensor, "d_out r"],
+        cores: Float[Tensor, "K r r"],
+        objective: float,
+        ridge: float,
+    ) -> None:
         """Note the state after an iteration."""
         now = time.perf_counter()
         seconds = now - self._began - self._aside
@@ -53,9 +61,13 @@ class History:
             return
         shared = self.truth.shared
         entry = Entry(
-            self.start, ridge, objective, seconds,
-            subspace_distance(A.mT, shared.A.mT), subspace_distance(B, shared.B),
-            relative_error(Factors(A, B, cores), self.truth, self.users),
-        )  # fmt: skip
+            self.start,
+            ridge,
+            objective,
+            seconds,
+            distance_A=subspace_distance(A.mT, shared.A.mT),
+            distance_B=subspace_distance(B, shared.B),
+            error=relative_error(Factors(A, B, cores), self.truth, self.users),
+        )
         self.entries.append(entry)
         self._aside += time.perf_counter() - now

@@ -7,7 +7,7 @@ the least δ with
 
 where c_k is what an isometric design would give: Σ_i ‖X_i‖² / (d_out d_in) over the user's rows. The supremum over
 all such stacks is not to be computed. But every stack gives a lower bound, and the worst ones in a linear space are
-an eigenvalue problem. The space taken here is the tangent space of the model at a point, whose members B δΛ_k A + B
+an eigenvalue problem. The space taken here is the tangent space of the model at a point, whose elements B δΛ_k A + B
 Λ_k Z_A A⊥ + B⊥ Z_B Λ_k A have Tucker-2 rank 2 r at most: so what is found bounds δ_2r from below.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -92,34 +93,34 @@ class _Tangent:
     sums.
     """
 
-    def __init__(self, users: Users, point: Factors, weights: Tensor) -> None:
+    def __init__(self, users: Users, point: Factors, weights: Float[Tensor, " K"]) -> None:
         self.users, self.point, self.weights = users, point, weights
         self.frame = Frame.at(point.A, point.B)
         self.root_A, self.used_A = _inverse_root((point.cores.mT @ point.cores).sum(0))
         self.root_B, self.used_B = _inverse_root((point.cores @ point.cores.mT).sum(0))
         self.size = point.cores.numel() + self.frame.size
 
-    def normal(self, vector: Tensor) -> Tensor:
+    def normal(self, vector: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
         """P 𝒜* 𝒜 P: the coordinates of what measuring forth and back makes of a tangent vector."""
         changes = vector[: self.point.cores.numel()].view_as(self.point.cores)
         theta = self._whitened(vector[self.point.cores.numel() :])
         back_cores, back_theta = torch.zeros_like(changes), torch.zeros_like(theta)
         for block in self.users:
             F = block.design.core(self.point.A, self.point.B).flatten(2)
-            J = jacobian(block, self.frame, self.point.cores[block.places])
-            measured = (F @ changes[block.places].flatten(1).unsqueeze(-1)).squeeze(-1) + J @ theta
-            measured = measured / self.weights[block.places].unsqueeze(-1)
-            back_cores[block.places] = (F.mT @ measured.unsqueeze(-1)).view(-1, *changes.shape[1:])
+            J = jacobian(block, self.frame, self.point.cores[block.indices])
+            measured = (F @ changes[block.indices].flatten(1).unsqueeze(-1)).squeeze(-1) + J @ theta
+            measured = measured / self.weights[block.indices].unsqueeze(-1)
+            back_cores[block.indices] = (F.mT @ measured.unsqueeze(-1)).view(-1, *changes.shape[1:])
             back_theta += J.flatten(0, 1).mT @ measured.flatten()
         return torch.cat([back_cores.flatten(), self._whitened(back_theta)])
 
-    def used(self, vector: Tensor) -> Tensor:
+    def used(self, vector: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
         """Without the coordinates that move no W_k: `normal` is zero there, though no stack is."""
         Z_A, Z_B = self.frame.unpack(vector[self.point.cores.numel() :])
         theta = torch.cat([(self.used_A @ Z_A).flatten(), (Z_B @ self.used_B).flatten()])
         return torch.cat([vector[: self.point.cores.numel()], theta])
 
-    def _whitened(self, theta: Tensor) -> Tensor:
+    def _whitened(self, theta: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
         Z_A, Z_B = self.frame.unpack(theta)
         return torch.cat([(self.root_A @ Z_A).flatten(), (Z_B @ self.root_B).flatten()])
 
@@ -135,7 +136,7 @@ def _extremes(tangent: _Tangent, iterations: int, seed: int) -> tuple[float, flo
     return largest, max(smallest, 0.0)
 
 
-def _power(apply: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> float:
+def _power(apply: Callable[[Tensor], Tensor], start: Float[Tensor, " size"], iterations: int) -> float:
     """A Rayleigh quotient, at most the largest eigenvalue and near it."""
     vector, value = start / start.norm(), 0.0
     for _ in range(iterations):
@@ -148,16 +149,16 @@ def _power(apply: Callable[[Tensor], Tensor], start: Tensor, iterations: int) ->
     return value
 
 
-def _weights(users: Users) -> Tensor:
+def _weights(users: Users) -> Float[Tensor, " K"]:
     """c_k: Σ_i ‖X_i‖² / (d_out d_in)."""
     weights = torch.ones(len(users), dtype=torch.float64)
     for block in users:
         energy = block.design.energy().sum(1)
-        weights[block.places] = (energy / (users.d_out * users.d_in)).clamp_min(torch.finfo(energy.dtype).tiny)
+        weights[block.indices] = (energy / (users.d_out * users.d_in)).clamp_min(torch.finfo(energy.dtype).tiny)
     return weights
 
 
-def _inverse_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _inverse_root(matrix: Float[Tensor, "r r"]) -> tuple[Float[Tensor, "r r"], Float[Tensor, "r r"]]:
     """Pseudo-inverse of the root, zero along directions that no core uses and that move no W_k, and what it spans."""
     values, vectors = torch.linalg.eigh(matrix)
     used = values > UNUSED * values[-1]

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from colora.errors import ConfigError
@@ -103,7 +104,7 @@ class Problem:
         observations = drawn.counts * (self.d_out if self.design == "multivariate" else 1)
         return Users(blocks, observations, self.d_out, self.d_in)
 
-    def newcomer(self, samples: int, number: int = 0) -> tuple[Users, Truth]:
+    def new_user(self, samples: int, number: int = 0) -> tuple[Users, Truth]:
         """A user who is not among the K, with the same subspaces (or turned as far) and a core of their own."""
         stream = _NEW + number
         shared = self.truth().shared
@@ -119,7 +120,7 @@ class Problem:
         y = y + self.noise * torch.from_numpy(own.standard_normal(y.shape))
         return Users.of([Block(design, y, torch.zeros(1, dtype=torch.long))]), truth
 
-    def _counts(self) -> Tensor:
+    def _counts(self) -> Int[Tensor, " K"]:
         counts = torch.full((self.users,), self.samples, dtype=torch.long)
         counts[: self.extra] += 1
         if self.spread:
@@ -127,7 +128,7 @@ class Problem:
             counts = (counts * part).round().long().clamp_min(1)
         return counts
 
-    def _cores(self, number: int, stream: int) -> Tensor:
+    def _cores(self, number: int, stream: int) -> Float[Tensor, "number r r"]:
         drawn = torch.from_numpy(self._random(stream).standard_normal((number + 1, self.rank, self.rank)))
         cores = (1 - self.diversity**2) ** 0.5 * drawn[0] + self.diversity * drawn[1:]
         if self.condition is not None:
@@ -155,29 +156,29 @@ class _Drawn:
     """Blocks that are drawn when they are asked for."""
 
     problem: Problem
-    known: Truth
-    counts: Tensor
+    truth: Truth
+    counts: Int[Tensor, " K"]
 
     def __iter__(self) -> Iterator[Block]:
         for first in range(0, self.problem.users, BLOCK):
             yield self._block(torch.arange(first, min(first + BLOCK, self.problem.users)))
 
-    def _block(self, places: Tensor) -> Block:
-        random = self.problem._random(_SAMPLES, int(places[0]), _SAMPLES)
-        most = int(self.counts[places].max())
-        design = self.problem._design(len(places), most, random)
-        real = (torch.arange(most) < self.counts[places].unsqueeze(1)).double()
+    def _block(self, indices: Int[Tensor, " k"]) -> Block:
+        random = self.problem._random(_SAMPLES, int(indices[0]), _SAMPLES)
+        most = int(self.counts[indices].max())
+        design = self.problem._design(len(indices), most, random)
+        real = (torch.arange(most) < self.counts[indices].unsqueeze(1)).double()
         design = design.kept(real)
-        y = design.measure(self.known.matrices(places))
+        y = design.measure(self.truth.matrices(indices))
         noise = self.problem.noise * torch.from_numpy(random.standard_normal(y.shape))
-        return Block(design, y + noise * real.repeat_interleave(design.per_sample, dim=1), places)
+        return Block(design, y + noise * real.repeat_interleave(design.per_sample, dim=1), indices)
 
 
-def _orthonormal(random: np.random.Generator, size: int, rank: int) -> Tensor:
+def _orthonormal(random: np.random.Generator, size: int, rank: int) -> Float[Tensor, "size rank"]:
     return torch.linalg.qr(torch.from_numpy(random.standard_normal((size, rank)))).Q
 
 
-def _turned(Q: Tensor, angle: float, random: np.random.Generator) -> Tensor:
+def _turned(Q: Float[Tensor, "d r"], angle: float, random: np.random.Generator) -> Float[Tensor, "d r"]:
     """Orthonormal columns at `angle` degrees from those of Q, each towards a random direction outside their span."""
     drawn = torch.from_numpy(random.standard_normal(Q.shape))
     away = torch.linalg.qr(drawn - Q @ (Q.mT @ drawn)).Q

@@ -10,6 +10,7 @@ it does. Near a solution without noise convergence is quadratic. Memory holds S,
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.cores import fit_block, fit_cores
@@ -26,7 +27,12 @@ MOST_RISES = 14  # a factor of 3e8: if even that step does not help, none does
 
 
 def levenberg_marquardt(
-    users: Users, A: Tensor, B: Tensor, ridge: float, stopping: Stopping, history: History
+    users: Users,
+    A: Float[Tensor, "r d_in"],
+    B: Float[Tensor, "d_out r"],
+    ridge: float,
+    stopping: Stopping,
+    history: History,
 ) -> tuple[Factors, float]:
     """Minimise Σ_k ‖y_k − X_k(B Λ_k A)‖² + ridge ‖B Λ_k A‖² from orthonormal A (r, d_in) and B (d_out, r).
 
@@ -60,7 +66,9 @@ def levenberg_marquardt(
     return Factors(frame.A, frame.B, cores), objective
 
 
-def _normal_equations(users: Users, frame: Frame, ridge: float) -> tuple[Tensor, Tensor]:
+def _normal_equations(
+    users: Users, frame: Frame, ridge: float
+) -> tuple[Float[Tensor, "size size"], Float[Tensor, " size"]]:
     schur = torch.zeros(frame.size, frame.size, dtype=frame.A.dtype)
     right = torch.zeros(frame.size, dtype=frame.A.dtype)
     for block in users:

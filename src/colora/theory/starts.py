@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from colora.theory.users import Users
@@ -9,7 +10,7 @@ from colora.theory.users import Users
 __all__ = ["random_start", "spectral_start"]
 
 
-def spectral_start(users: Users, rank: int) -> tuple[Tensor, Tensor]:
+def spectral_start(users: Users, rank: int) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
     """Leading singular spaces of the users' gradients at zero.
 
     G_k = Σ_i y_i X_i / n_k estimates W_k where the design is isotropic. B spans the r leading eigenvectors of
@@ -26,7 +27,7 @@ def spectral_start(users: Users, rank: int) -> tuple[Tensor, Tensor]:
     out = torch.zeros(users.d_out, users.d_out, dtype=torch.float64)
     into = torch.zeros(users.d_in, users.d_in, dtype=torch.float64)
     for block in users:
-        observed = users.observations[block.places].clamp_min(1).unsqueeze(-1)
+        observed = users.observations[block.indices].clamp_min(1).unsqueeze(-1)
         gradients = block.design.adjoint(block.y / observed)
         # Side by side and on top of each other: sums over users as one product.
         beside, above = gradients.transpose(0, 1).flatten(1), gradients.flatten(0, 1)
@@ -35,7 +36,9 @@ def spectral_start(users: Users, rank: int) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh(into).eigenvectors[:, -rank:].mT, torch.linalg.eigh(out).eigenvectors[:, -rank:]
 
 
-def random_start(users: Users, rank: int, seed: int, number: int = 0) -> tuple[Tensor, Tensor]:
+def random_start(
+    users: Users, rank: int, seed: int, number: int = 0
+) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
     """Orthonormal factors from a uniform distribution: A (r, d_in) and B (d_out, r); the `number`-th of a seed."""
     generator = np.random.default_rng([seed, number, 260207218])
     A, B = (torch.from_numpy(generator.standard_normal((size, rank))) for size in (users.d_in, users.d_out))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -24,19 +25,19 @@ class Block:
     Attributes:
         design: what is measured, k users by n rows.
         y: what was observed, (k, n); zero where a user has fewer rows than others of the block.
-        places: which of the K users these are, (k,) integers.
+        indices: which of the K users these are, (k,) integers.
     """
 
     design: Design
-    y: Tensor
-    places: Tensor
+    y: Float[Tensor, "_ _"]
+    indices: Int[Tensor, " _"]
 
     def __post_init__(self) -> None:
         k, n = self.design.shape[:2]
-        if self.y.shape != (k, n) or self.places.shape != (k,):
+        if self.y.shape != (k, n) or self.indices.shape != (k,):
             raise ColoraError(
-                f"block: expected y of shape {(k, n)} and places of shape {(k,)}, "
-                f"found {tuple(self.y.shape)} and {tuple(self.places.shape)}"
+                f"block: expected y of shape {(k, n)} and indices of shape {(k,)}, "
+                f"found {tuple(self.y.shape)} and {tuple(self.indices.shape)}"
             )
 
 
@@ -51,12 +52,12 @@ class Users:
     """
 
     blocks: Iterable[Block]
-    observations: Tensor
+    observations: Int[Tensor, " K"]
     d_out: int
     d_in: int
 
     @classmethod
-    def of(cls, blocks: list[Block], observations: Tensor | None = None) -> "Users":
+    def of(cls, blocks: list[Block], observations: Int[Tensor, " K"] | None = None) -> "Users":
         """Users in memory; every row of a block counts as an observation unless `observations` says how many do.
 
         Raises:
@@ -67,13 +68,13 @@ class Users:
         sizes = {block.design.shape[2:] for block in blocks}
         if len(sizes) > 1:
             raise ColoraError(f"users: expected blocks of one d_out and d_in, found {sorted(sizes)}")
-        places = torch.cat([block.places for block in blocks])
-        if not torch.equal(places.sort().values, torch.arange(len(places))):
+        indices = torch.cat([block.indices for block in blocks])
+        if not torch.equal(indices.sort().values, torch.arange(len(indices))):
             raise ColoraError("users: expected each user from 0 to K - 1 in exactly one block")
         if observations is None:
-            observations = torch.zeros(len(places), dtype=torch.long)
+            observations = torch.zeros(len(indices), dtype=torch.long)
             for block in blocks:
-                observations[block.places] = block.y.shape[1]
+                observations[block.indices] = block.y.shape[1]
         ((d_out, d_in),) = sizes
         return cls(blocks, observations, d_out, d_in)
 
@@ -100,4 +101,4 @@ class _Part:
         chosen = slice(self.number, None, self.parts)
         for block in self.blocks:
             y = block.y.unflatten(1, (-1, block.design.per_sample))[:, chosen].flatten(1)
-            yield Block(block.design.rows(chosen), y, block.places)
+            yield Block(block.design.rows(chosen), y, block.indices)

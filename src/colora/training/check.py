@@ -53,11 +53,11 @@ def check_run(config: RunConfig) -> RunPlan:
     """
     run = resolve_run(config)
     config = run.config
-    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
+    model, tokenizer = load_base(
+        config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
+    )
     if run.start is not None:
         check_start(run.adapter, run.start, model)
-    if not config.chat_template:
-        tokenizer.chat_template = None
     data = encode_run(run, tokenizer, model).train
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from colora.adapter.config import InitWord
 from colora.evaluation.metrics import metric_options
 from colora.training.rates import CORE_LR, LR
 
@@ -91,12 +92,10 @@ class AdapterSpec(_Spec):
     exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
-    init_weights: Literal["kaiming", "gaussian", "orthogonal", "spectral", "spectral_neutral", "spectral_factors"] = (
-        Field(
-            "kaiming",
-            description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
-            "over a few examples of each: a small step down them, or none (neutral: A and cores; factors: A alone).",
-        )
+    init_weights: Literal["kaiming", InitWord, "spectral", "spectral_neutral", "spectral_factors"] = Field(
+        "kaiming",
+        description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
+        "over a few examples of each: a small step down them, or none (neutral: A and cores; factors: A alone).",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from colora.errors import ConfigError
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.mixing import TaskMixture
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.resolve import ResolvedRun
 
 __all__ = ["EncodedRun", "encode_run"]
@@ -30,7 +31,7 @@ class EncodedRun:
     pad_token_id: int
 
 
-def encode_run(run: ResolvedRun, tokenizer: Any, model: Any) -> EncodedRun:
+def encode_run(run: ResolvedRun, tokenizer: Tokenizer, model: Any) -> EncodedRun:
     """The run's examples in tokens of this model.
 
     Raises:

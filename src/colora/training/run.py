@@ -25,14 +25,16 @@ from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
 from colora.common.provenance import environment
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.metrics import metric_options
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
-from colora.models.base import configure_threads, load_base
+from colora.models.base import load_base
 from colora.tasks.encode import EncodingReport
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
@@ -68,7 +70,7 @@ class TrainResult:
     run: ResolvedRun
     bank: Path
     model: PeftModel
-    tokenizer: Any
+    tokenizer: Tokenizer
     steps: int
     encoded: EncodedRun | None = None
 
@@ -125,9 +127,9 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
     configure_threads(config.training.threads)
     if is_first:  # the others would look while this one writes
         check_free(run.output, config, run.manifest)
-    model, tokenizer = load_base(config.base, dtype=DTYPES[config.training.base_dtype])
-    if not config.chat_template:
-        tokenizer.chat_template = None
+    model, tokenizer = load_base(
+        config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
+    )
     if run.has_ended:
         log(f"{run.output} has ended before; nothing to train")
         device = training_device(config.training.device)
@@ -228,7 +230,7 @@ def evaluate_bank(
 
 
 def measure(
-    config: RunConfig, model: PeftModel, tokenizer: Any, tasks: list[Task], max_length: int, progress: bool = True
+    config: RunConfig, model: PeftModel, tokenizer: Tokenizer, tasks: list[Task], max_length: int, progress: bool = True
 ) -> Evaluation:
     """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder."""
     run, spec = Path(config.output), config.evaluation

@@ -12,17 +12,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.model import bank_layers
 from colora.common.progress import progress_bar
 from colora.errors import ConfigError
+from colora.models.batching import device_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode_with_gradients
 from colora.tasks.collate import TaskCollator
@@ -42,8 +43,8 @@ class TaskGradients:
 
     Attributes:
         names: the tasks.
-        factors: for each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32 on the
-            CPU: G_k ≈ B_k A_k. Directions that a task has not are zero in both.
+        factors: of each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32 on the
+            CPU: G_k ≈ B_k A_k. Where a gradient has fewer directions, the rest of both is zero.
         loss: nats per token of each task, (K,).
     """
 
@@ -62,60 +63,74 @@ def task_gradients(
     rows: int = 16,
     batch: int = 16,
     rank: int = RANK,
-    progress: bool = True,
 ) -> TaskGradients:
     """The gradients of all tasks, each of its mean nats per token over its first `rows` examples.
+
+    Of several tasks there is a progress bar, if standard error is a terminal.
 
     Args:
         model: with one active bank; nothing in it is changed.
         data: the tasks' examples, in the order of `names`.
         pad_token_id: what fills shorter rows.
-        task_index: the task of the bank that each stands at; by default the ids in `data`.
+        task_index: index in the bank of the core that each task is measured with; by default the ids in `data`.
         rows: examples of a task. batch: rows at once.
         rank: directions kept.
-        progress: whether there is a bar, if standard error is a terminal.
 
     Raises:
         ConfigError: if a task has no examples, or its loss or gradient is NaN or infinite.
     """
     if empty := [name for name, size in zip(names, data.sizes, strict=True) if not size]:
         raise ConfigError(f"gradients need training examples, but these tasks have none: {', '.join(empty)}")
-    bank = model.active_adapters[0]
-    layers = bank_layers(model, bank)
-    collate, encoder_decoder = TaskCollator(pad_token_id), is_encoder_decoder(model)
-    device = next(model.parameters()).device
-    # Backward goes to every B, and so passes the output of every layer.
-    ends = [layer.colora_B[bank] for layer in layers.values()]
-    stacks: list[dict[str, Factors]] = []
+    layers = bank_layers(model, model.active_adapters[0])
+    collate = TaskCollator(pad_token_id)
+    by_task: list[dict[str, Factors]] = []
     losses: list[float] = []
-    with eval_mode_with_gradients(model, ends), progress_bar(shown=progress) as bar:
+    with progress_bar(shown=len(names) > 1) as bar:
         counter = bar.add_task("gradients", total=len(names))
-        for place, (offset, size) in enumerate(zip(data.offsets, data.sizes, strict=True)):
-            items = [dict(data[offset + row]) for row in range(min(rows, size))]
-            for item in items:
-                item["task_ids"] = item["task_ids"] if task_index is None else task_index[place]
-            batches = [collate(items[at : at + batch]) for at in range(0, len(items), batch)]
-            tokens = sum(int(label_tokens(one["labels"], encoder_decoder).sum()) for one in batches)
-            # What backward does not reach, an expert that no token went to for one, has no gradient.
-            own = {name: _nothing(layer, rank) for name, layer in layers.items()}
-            nats = 0.0
-            for one in batches:
-                on_device = {name: tensor.to(device) for name, tensor in one.items()}
-                labels = on_device.pop("labels")
-                with _watched(layers, own, rank), torch.enable_grad():
-                    loss = row_nll(model, on_device, labels).sum() / tokens
-                    torch.autograd.grad(loss, ends, allow_unused=True)  # no .grad is touched
-                nats += float(loss.detach())
-            if not math.isfinite(nats) or not all(torch.isfinite(A).all() for _, A in own.values()):
-                raise ConfigError(f"task {names[place]!r}: its loss or its gradient is NaN or infinite")
-            stacks.append(own)
-            losses.append(nats)
+        for number, (name, offset, size) in enumerate(zip(names, data.offsets, data.sizes, strict=True)):
+            examples = [data[offset + row] for row in range(min(rows, size))]
+            batches = [collate(examples[start : start + batch]) for start in range(0, len(examples), batch)]
+            if task_index is not None:
+                for part in batches:
+                    part["task_ids"].fill_(task_index[number])
+            factors, loss = _gradient(model, layers, batches, rank)
+            if not math.isfinite(loss) or not all(torch.isfinite(A).all() for _, A in factors.values()):
+                raise ConfigError(f"task {name!r}: its loss or its gradient is NaN or infinite")
+            by_task.append(factors)
+            losses.append(loss)
             bar.advance(counter)
-    factors = {
-        name: (torch.stack([own[name][0] for own in stacks]), torch.stack([own[name][1] for own in stacks]))
-        for name in layers
+    stacks = {
+        layer: (
+            torch.stack([factors[layer][0] for factors in by_task]),
+            torch.stack([factors[layer][1] for factors in by_task]),
+        )
+        for layer in layers
     }
-    return TaskGradients(list(names), factors, torch.tensor(losses))
+    return TaskGradients(list(names), stacks, torch.tensor(losses))
+
+
+def _gradient(
+    model: PeftModel, layers: Mapping[str, CoLoRALinear], batches: Sequence[dict[str, Tensor]], rank: int
+) -> tuple[dict[str, Factors], float]:
+    """The gradient of the mean nats per token over all batches, in each layer, and these nats."""
+    encoder_decoder, device = is_encoder_decoder(model), device_of(model)
+    tokens = sum(int(label_tokens(batch["labels"], encoder_decoder).sum()) for batch in batches)
+    # Backward goes to every B, and so passes the output of every layer.
+    ends = [layer.colora_B[model.active_adapters[0]] for layer in layers.values()]
+    # What backward does not reach, an expert that no token went to for one, has no gradient.
+    factors = {
+        name: (torch.zeros(layer.out_features, rank), torch.zeros(rank, layer.in_features))
+        for name, layer in layers.items()
+    }
+    total = 0.0
+    with eval_mode_with_gradients(model, ends), _watched(layers, factors, rank):
+        for batch in batches:
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            labels = inputs.pop("labels")
+            loss = row_nll(model, inputs, labels).sum() / tokens
+            torch.autograd.grad(loss, ends, allow_unused=True)  # no .grad is touched
+            total += float(loss.detach())
+    return factors, total
 
 
 def reduced(deltas: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -139,34 +154,27 @@ def reduced(deltas: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _watched(layers: Mapping[str, CoLoRALinear], found: dict[str, Factors], rank: int) -> Iterator[None]:
-    """Inside, each layer adds its weight's gradient to `found` as soon as backward has reached it."""
+def _watched(layers: Mapping[str, CoLoRALinear], factors: dict[str, Factors], rank: int) -> Iterator[None]:
+    """Inside, each layer adds its weight's gradient to `factors` as soon as backward has reached it."""
 
-    def watch(name: str) -> Any:
-        def forward(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-            x = args[0].detach().flatten(0, -2)
+    def watch(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach().flatten(0, -2)
 
-            def backward(gradient: Tensor) -> None:
-                deltas = gradient.flatten(0, -2)
-                real = deltas.any(1)  # padding has none
-                deltas, inputs = deltas[real].float(), x[real].float()
-                B, A = (factor.to(deltas) for factor in found[name])
-                if A.any():  # of an earlier batch, or the layer is used twice: B A is so many more tokens
-                    deltas, inputs = torch.cat([deltas, B.mT]), torch.cat([inputs, A])
-                B, A = reduced(deltas, inputs, rank)
-                found[name] = B.cpu(), A.cpu()
+        def backward(gradient: Tensor) -> None:
+            deltas = gradient.flatten(0, -2)
+            real = deltas.any(1)  # padding has none
+            deltas, inputs = deltas[real].float(), x[real].float()
+            B, A = (factor.to(deltas) for factor in factors[name])
+            if A.any():  # of an earlier batch, or the layer is used twice: B A is so many more tokens
+                deltas, inputs = torch.cat([deltas, B.mT]), torch.cat([inputs, A])
+            B, A = reduced(deltas, inputs, rank)
+            factors[name] = B.cpu(), A.cpu()
 
-            output.register_hook(backward)
+        output.register_hook(backward)
 
-        return forward
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(watch, name)) for name, layer in layers.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _nothing(layer: CoLoRALinear, rank: int) -> Factors:
-    return torch.zeros(layer.out_features, rank), torch.zeros(rank, layer.in_features)

@@ -1,12 +1,13 @@
-"""Which tasks of a run belong together, before anything is trained."""
+"""Similarity of a run's tasks before training, by their gradients at the base model."""
 
 import warnings
 
 from peft import get_peft_model
 
 from colora.common.device import DTYPES, training_device
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError
-from colora.models.base import configure_threads, load_base
+from colora.models.base import load_base
 from colora.tasks.encode import encode_tasks
 from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
@@ -37,14 +38,13 @@ def run_gradients(config: RunConfig, rows: int = 16) -> TaskGradients:
     names = [task.name for task in tasks]
     if len(names) < 2:
         raise ConfigError(f"similarity needs two tasks at least, found one: {', '.join(names)}")
+    device = training_device(config.training.device)
     model, tokenizer = load_base(
-        config.base, DTYPES[config.training.base_dtype], training_device(config.training.device)
+        config.base, DTYPES[config.training.base_dtype], device, chat_template=config.chat_template
     )
-    if not config.chat_template:
-        tokenizer.chat_template = None
     adapter = config.adapter.model_copy(update={"lora_dropout": 0.0})
     peft = get_peft_model(model, bank_config(adapter, names, model))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # training tells which inputs are cut
+        warnings.simplefilter("ignore", UserWarning)  # training warns of inputs that are cut
         data = encode_tasks(tasks, tokenizer, "train", config.training.max_length, model.config.is_encoder_decoder)
     return task_gradients(peft, data, names, tokenizer.pad_token_id, rows=rows)

@@ -1,8 +1,7 @@
-"""Which tasks belong together: hierarchical clustering of their cosines (needs scipy)."""
+"""Hierarchical clustering of tasks by their cosines (needs scipy)."""
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ class Tree:
     """
 
     names: list[str]
-    linkage: Any
+    linkage: np.ndarray
     leaves: list[str]
 
     def groups(self, cosine: float | None = None, count: int | None = None) -> list[list[str]]:
@@ -45,10 +44,10 @@ class Tree:
         else:
             height = self._widest_gap() if cosine is None else 1.0 - cosine
             labels = fcluster(self.linkage, height, "distance")
-        found: dict[int, list[str]] = {}
+        groups: dict[int, list[str]] = {}
         for name, label in zip(self.names, labels, strict=True):
-            found.setdefault(int(label), []).append(name)
-        return list(found.values())
+            groups.setdefault(int(label), []).append(name)
+        return list(groups.values())
 
     def _widest_gap(self) -> float:
         heights = self.linkage[:, 2].tolist()
@@ -63,4 +62,4 @@ def cluster_tree(similarity: Similarity) -> Tree:
     distance = np.clip((distance + distance.T) / 2, 0.0, None)
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance), "average", optimal_ordering=True)
-    return Tree(similarity.names, tree, [similarity.names[place] for place in leaves_list(tree)])
+    return Tree(similarity.names, tree, [similarity.names[leaf] for leaf in leaves_list(tree)])

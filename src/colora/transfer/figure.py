@@ -1,4 +1,4 @@
-"""A drawing of which tasks belong together: the dendrogram, and the cosines in its order."""
+"""A figure of the similarity of tasks: the dendrogram, and a heat map of the cosines in its order."""
 
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +24,11 @@ INK = "#333333"
 
 
 def check_figure(path: Path) -> str:
-    """The kind of image that a file's ending asks for. Raises ColoraError if it is none that is known."""
+    """The kind of image by a file's ending.
+
+    Raises:
+        ColoraError: an ending other than those of `KINDS`.
+    """
     kind = path.suffix.lstrip(".").lower()
     if kind not in KINDS:
         raise ColoraError(f"{path}: expected a name that ends in .{', .'.join(KINDS)}")
@@ -35,7 +39,7 @@ def draw_similarity(similarity: Similarity, tree: Tree, path: Path) -> None:
     """Write the figure, atomically.
 
     Raises:
-        ColoraError: the file's ending is no kind of image that is known.
+        ColoraError: the file's ending is none of `KINDS`.
         CheckpointError: it cannot be written.
     """
     from scipy.cluster.hierarchy import dendrogram
@@ -48,8 +52,8 @@ def draw_similarity(similarity: Similarity, tree: Tree, path: Path) -> None:
     dendrogram(tree.linkage, ax=left, orientation="left", no_labels=True, link_color_func=lambda _: INK)
     left.set_xlabel("1 − cosine")
     left.spines[["top", "left", "right"]].set_visible(False)
-    places = [similarity.names.index(name) for name in tree.leaves]
-    cosines = similarity.overall()[places][:, places].numpy()
+    order = [similarity.names.index(name) for name in tree.leaves]
+    cosines = similarity.overall()[order][:, order].numpy()
     image = right.imshow(cosines, cmap="cividis", vmin=min(0.0, float(cosines.min())), vmax=1.0, origin="lower")
     right.set_xticks(range(count), tree.leaves, rotation=90)
     right.set_yticks(range(count), tree.leaves)

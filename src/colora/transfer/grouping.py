@@ -1,12 +1,12 @@
 """Tasks in groups, a bank for each: the `grouping` of a run file.
 
 OUTPUT/run.yaml, tasks.json     the run as it was asked for
-OUTPUT/grouping.json            the groups, which run each task is in, and the cosines they come from
+OUTPUT/grouping.json            the groups, the run of each task, and the cosines that the groups follow from
 OUTPUT/groups/NAME/             an ordinary run of one group, named after its first task
 
 A task costs the same as in one bank for all: the same optimiser steps, and as many rows of it in each. Rows of a step
 are spread over the tasks in it, so a group takes that share of `training.rows` that its tasks have in the whole mix. A
-group of one task is a bank of one task: a plain LoRA in effect, with nobody to share A and B with.
+group of one task is a bank of one task: a plain LoRA in effect, since no other task shares A and B.
 """
 
 import json
@@ -69,18 +69,18 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
     manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])
     check_free(output, config, manifest)
-    groups = _known(output / FILE)
+    groups = _decided_groups(output / FILE)
     if groups is None:
-        found = _decide(config, [task.name for task in tasks])
+        decision = _decide(config, [task.name for task in tasks])
         claim(output, config, manifest)
-        write_json(output / FILE, found)
-        groups = found["groups"]
+        write_json(output / FILE, decision)
+        groups = decision["groups"]
     banks: dict[str, Path] = {}
     evaluation = Evaluation([], [])
-    for number, (name, members) in enumerate(groups.items(), start=1):
-        log(f"group {number} of {len(groups)}: {', '.join(members)}")
-        part = part_of(config, tasks, members, output / "groups" / name, log)
-        run = resolve_run(part, [task for task in tasks if task.name in members], manifest)
+    for number, (name, task_names) in enumerate(groups.items(), start=1):
+        log(f"group {number} of {len(groups)}: {', '.join(task_names)}")
+        part = part_of(config, tasks, task_names, output / "groups" / name, log)
+        run = resolve_run(part, [task for task in tasks if task.name in task_names], manifest)
         result = train_resolved(run, log=log)
         banks[name] = result.bank
         measured = measure_result(result)
@@ -93,7 +93,7 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
 def part_of(
     config: RunConfig,
     tasks: Sequence[Task],
-    members: Sequence[str],
+    names: Sequence[str],
     output: Path,
     log: Callable[[str], None] = lambda line: None,
 ) -> RunConfig:
@@ -101,43 +101,43 @@ def part_of(
 
     Args:
         tasks: all tasks of the run, as they were read.
-        members: the names of those to keep.
+        names: those of the tasks to keep.
         output: folder of the new run.
         log: told where the rows of a step do not divide, so that a task gets more or fewer rows.
     """
-    spec = config.training
-    power = {"uniform": 0.0, "proportional": 1.0, "temperature": 1.0 / spec.temperature}[spec.mixing]
+    training = config.training
+    power = {"uniform": 0.0, "proportional": 1.0, "temperature": 1.0 / training.temperature}[training.mixing]
     largest = max(len(task.splits["train"]) for task in tasks)
     weights = {task.name: (len(task.splits["train"]) / largest) ** power for task in tasks}
-    exact = spec.rows * sum(weights[name] for name in members) / sum(weights.values())
-    rows = max(1, round(exact / spec.accumulation)) * spec.accumulation
+    exact = training.rows * sum(weights[name] for name in names) / sum(weights.values())
+    rows = max(1, round(exact / training.accumulation)) * training.accumulation
     if abs(rows - exact) > 1e-6 * exact:
-        log(f"{', '.join(members)}: {rows} rows a step in place of {exact:.3g}, a whole number being needed")
+        log(f"{', '.join(names)}: {rows} rows a step in place of {exact:.3g}, a whole number being needed")
     kept = [
-        one.model_copy(update={"name": task.name})
-        for task, one in zip(tasks, config.tasks, strict=True)
-        if task.name in members
+        spec.model_copy(update={"name": task.name})
+        for task, spec in zip(tasks, config.tasks, strict=True)
+        if task.name in names
     ]
     changes: dict[str, Any] = {"output": str(output), "grouping": "none", "tasks": kept}
-    return config.model_copy(update=changes | {"training": spec.model_copy(update={"rows": rows})})
+    return config.model_copy(update=changes | {"training": training.model_copy(update={"rows": rows})})
 
 
-def folder_names(firsts: Sequence[str]) -> list[str]:
-    """A folder's name for each task name: letters, digits and _ . + - alone, and no two that some systems take for one.
+def folder_names(task_names: Sequence[str]) -> list[str]:
+    """A folder's name for each task name: only letters, digits and _ . + -, and different where case does not count.
 
     Example:
         >>> folder_names(["legal: uk", "legal  UK", "sales"])
         ['legal-uk', 'legal-UK-2', 'sales']
     """
-    found: list[str] = []
-    for first in firsts:
-        stem = re.sub(r"[^\w.+]+", "-", first).strip("-.") or "group"
-        name, number = stem, 1
-        while name.casefold() in {one.casefold() for one in found}:
+    folders: list[str] = []
+    for task_name in task_names:
+        stem = re.sub(r"[^\w.+]+", "-", task_name).strip("-.") or "group"
+        folder, number = stem, 1
+        while folder.casefold() in {other.casefold() for other in folders}:
             number += 1
-            name = f"{stem}-{number}"
-        found.append(name)
-    return found
+            folder = f"{stem}-{number}"
+        folders.append(folder)
+    return folders
 
 
 def _decide(config: RunConfig, names: list[str]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _decide(config: RunConfig, names: list[str]) -> dict[str, Any]:
     return {"groups": named, "runs": {name: runs[name] for name in names}, "tasks": names, "cosine": cosine}
 
 
-def _known(file: Path) -> dict[str, list[str]] | None:
+def _decided_groups(file: Path) -> dict[str, list[str]] | None:
     """The groups that were decided before, if they were."""
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Who is worse off in a bank than alone (negative transfer), task by task, on held-out examples.
+"""Negative transfer: which tasks are worse off in a common bank than alone, measured on held-out examples.
 
 Each task is trained a second time, alone, with equal steps and rows of its own: OUTPUT/alone/NAME, an ordinary run of
 one task. Both models are measured on the same validation examples, so the difference has a paired standard error:
@@ -28,15 +28,16 @@ from colora.training.resolve import read_run_tasks
 from colora.training.run import TrainResult, train
 from colora.transfer.grouping import folder_names, part_of
 
-__all__ = ["Paired", "TaskCompany", "company", "paired"]
+__all__ = ["FILE", "PairedDifference", "TaskTransfer", "measure_transfer", "paired_difference"]
 
+FILE = "transfer.json"
 SPLIT = "val"
 ERRORS = 2.0
 """Standard errors that a difference must exceed to be called one."""
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """One measure of a task in the bank and alone.
 
     Attributes:
@@ -57,8 +58,8 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class TaskCompany:
-    """What company did to one task, measured on `examples` validation examples.
+class TaskTransfer:
+    """One task in the common bank and alone, measured on `examples` validation examples.
 
     Attributes:
         nll: nats per token.
@@ -67,8 +68,8 @@ class TaskCompany:
 
     task: str
     examples: int
-    nll: Paired
-    rouge: Paired | None = None
+    nll: PairedDifference
+    rouge: PairedDifference | None = None
 
     @property
     def verdict(self) -> str:
@@ -78,30 +79,33 @@ class TaskCompany:
         return "loses" if self.nll.difference > 0 else "gains"
 
     def sentence(self) -> str:
-        """What to tell the user."""
-        found = self.nll
+        """The comparison in words, with advice for a task that loses."""
+        nll = self.nll
         if self.verdict == "even":
-            few = ", too few examples to tell" if found.error is None else ""
-            return f"task {self.task}: no clear difference ({found.together:.2f}; alone {found.alone:.2f}{few})"
-        size = f"{self.verdict} {abs(found.difference):.2f} ± {found.error:.2f} nats a token in company"
+            few = ", too few examples to tell" if nll.error is None else ""
+            return f"task {self.task}: no clear difference ({nll.together:.2f}; alone {nll.alone:.2f}{few})"
+        size = f"{self.verdict} {abs(nll.difference):.2f} ± {nll.error:.2f} nats per token in the common bank"
         advice = ": train it alone" if self.verdict == "loses" else ""
-        return f"task {self.task} {size} ({found.together:.2f}; alone {found.alone:.2f}){advice}"
+        return f"task {self.task} {size} ({nll.together:.2f}; alone {nll.alone:.2f}){advice}"
 
 
-def company(
+def measure_transfer(
     config: RunConfig, rouge: bool = False, log: Callable[[str], None] = lambda line: None
-) -> list[TaskCompany]:
+) -> list[TaskTransfer]:
     """Measure every task of a run in its bank and alone; trains what is not there yet, and goes on where it stopped.
 
-    Writes OUTPUT/company.json.
+    Writes OUTPUT/transfer.json.
 
     Args:
         config: the run, of several tasks in one bank.
         rouge: also generate the outputs and compare ROUGE-L.
         log: takes lines for the user.
 
+    Returns:
+        the comparison of each task, in the order of the run.
+
     Raises:
-        ConfigError: one task alone, a run in groups, a task without validation examples or not in the bank any more.
+        ConfigError: one task only, a run in groups, a task without validation examples or not in the bank any more.
         otherwise as `train`.
     """
     output = Path(config.output)
@@ -109,7 +113,7 @@ def company(
         raise ConfigError(f"{output} is a run in groups: name the run of one group, {output / 'groups'}/NAME")
     tasks = read_run_tasks(config)
     if len(tasks) < 2:
-        raise ConfigError(f"expected several tasks, found {tasks[0].name!r} alone, which has no company")
+        raise ConfigError(f"expected several tasks, found only {tasks[0].name!r}: transfer is between tasks")
     if without := [task.name for task in tasks if not task.splits[SPLIT]]:
         raise ConfigError(
             f"expected validation examples (tasks.N.{SPLIT}) for every task, found none for {', '.join(without)}; test "
@@ -121,18 +125,18 @@ def company(
         raise ConfigError(f"{result.bank}: expected the run's tasks, but it has no {', '.join(gone)} (any more)")
     together = {task.name: _measured(result, task, index[task.name], config, rouge) for task in tasks}
     del result
-    found = []
+    comparisons = []
     for task, folder in zip(tasks, folder_names([task.name for task in tasks]), strict=True):
         log(f"{task.name} alone")
-        own = part_of(config, tasks, [task.name], output / "alone" / folder, log)
-        alone = _measured(train(own, log=log), task, 0, config, rouge)
-        found.append(_compared(task.name, together[task.name], alone))
-    write_json(output / "company.json", {"split": SPLIT, "tasks": [_as_json(one) for one in found]})
-    return found
+        run_alone = part_of(config, tasks, [task.name], output / "alone" / folder, log)
+        alone = _measured(train(run_alone, log=log), task, 0, config, rouge)
+        comparisons.append(_compared(task.name, together[task.name], alone))
+    write_json(output / FILE, {"split": SPLIT, "tasks": [_as_json(one) for one in comparisons]})
+    return comparisons
 
 
-def paired(together: Sequence[float], alone: Sequence[float], weights: Sequence[float]) -> Paired:
-    """Compare Σ together / Σ weights with the same of `alone`, example by example.
+def paired_difference(together: Sequence[float], alone: Sequence[float], weights: Sequence[float]) -> PairedDifference:
+    """Compare Σ together / Σ weights with the same of `alone`, by the ratio estimator of the module's docstring.
 
     Args:
         together, alone: of each example its nats, or its score.
@@ -145,7 +149,7 @@ def paired(together: Sequence[float], alone: Sequence[float], weights: Sequence[
     if n > 1:
         spread = math.fsum((d - ratio * t) ** 2 for d, t in zip(differences, weights, strict=True))
         error = math.sqrt(n / (n - 1) * spread) / total
-    return Paired(math.fsum(together) / total, math.fsum(alone) / total, ratio, error)
+    return PairedDifference(math.fsum(together) / total, math.fsum(alone) / total, ratio, error)
 
 
 @dataclass(frozen=True)
@@ -158,37 +162,37 @@ class _Examples:
 
 
 def _measured(result: TrainResult, task: Task, index: int, config: RunConfig, rouge: bool) -> _Examples:
-    spec = config.evaluation
+    options = config.evaluation
     settings = EvaluationSettings(
         split=SPLIT,
         metrics=("rougeL",),
         max_length=config.training.max_length,
-        max_new_tokens=spec.max_new_tokens,
-        batch_rows=spec.rows,
-        limit=spec.limit,
+        max_new_tokens=options.max_new_tokens,
+        batch_rows=options.rows,
+        limit=options.limit,
     )
     # A task for each example: what is measured of a task is then measured of the example.
     rows = [
-        Task(f"{task.name}/{number}", {SPLIT: (one,)}, task.source, None)
-        for number, one in enumerate(task.splits[SPLIT][: spec.limit])
+        Task(f"{task.name}/{number}", {SPLIT: (example,)}, task.source, None)
+        for number, example in enumerate(task.splits[SPLIT][: options.limit])
     ]
     ids = {row.name: index for row in rows}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one for each example that is cut
-        found = token_nll(result.model, result.tokenizer, rows, settings, ids)
+        nll = token_nll(result.model, result.tokenizer, rows, settings, ids)
     scores = []
     if rouge:
-        done = evaluate(result.model, result.tokenizer, [task], settings, {task.name: index})
-        scores = [rouge_l(one.prediction, one.outputs) for one in done.predictions]
-    return _Examples([found[row.name].sum for row in rows], [found[row.name].tokens for row in rows], scores)
+        evaluation = evaluate(result.model, result.tokenizer, [task], settings, {task.name: index})
+        scores = [rouge_l(one.prediction, one.outputs) for one in evaluation.predictions]
+    return _Examples([nll[row.name].sum for row in rows], [nll[row.name].tokens for row in rows], scores)
 
 
-def _compared(task: str, together: _Examples, alone: _Examples) -> TaskCompany:
-    nll = paired(together.nats, alone.nats, together.tokens)
+def _compared(task: str, together: _Examples, alone: _Examples) -> TaskTransfer:
+    nll = paired_difference(together.nats, alone.nats, together.tokens)
     ones = [1.0] * len(together.scores)
-    rouge = paired(together.scores, alone.scores, ones) if ones else None
-    return TaskCompany(task, len(together.nats), nll, rouge)
+    rouge = paired_difference(together.scores, alone.scores, ones) if ones else None
+    return TaskTransfer(task, len(together.nats), nll, rouge)
 
 
-def _as_json(found: TaskCompany) -> dict[str, Any]:
-    return asdict(found) | {"verdict": found.verdict, "sentence": found.sentence()}
+def _as_json(comparison: TaskTransfer) -> dict[str, Any]:
+    return asdict(comparison) | {"verdict": comparison.verdict, "sentence": comparison.sentence()}

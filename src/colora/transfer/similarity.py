@@ -1,4 +1,4 @@
-"""How alike tasks are: cosines of their full updates after training, or of their gradients before it.
+"""Similarity of tasks: cosines of their full updates after training, or of their gradients before it.
 
 Updates: in the gauge of `canonical_gauge` ⟨W_i − W0, W_j − W0⟩ = s² ⟨Λ_i, Λ_j⟩, so that no d_out × d_in matrix is
 formed. Gradients: ⟨B_i A_i, B_j A_j⟩ = ⟨B_iᵀ B_j, A_i A_jᵀ⟩ (see `colora.training.task_gradients`).
@@ -51,19 +51,19 @@ class Similarity:
         return _cosines(self.layers[layer])
 
     def centred(self) -> "Similarity":
-        """The same of what each task has beyond the mean of all: inner products of u_i − ū in place of u_i.
+        """The similarity of what each task has beyond the mean of all: inner products of u_i − ū in place of u_i.
 
         Cores start at the identity and learn a common form, so that all cosines after training are high; what sets
         tasks apart shows once that is taken off.
 
         Raises:
-            ConfigError: fewer than three tasks, of which the rests are opposite whatever they are.
+            ConfigError: fewer than three tasks; of two, the differences from the mean are always opposite.
         """
         count = len(self.names)
         if count < 3:
             raise ConfigError(f"expected at least three tasks to compare beyond their mean, found {count}")
-        rest = torch.eye(count, dtype=torch.float64) - 1 / count
-        return replace(self, layers={name: rest @ one @ rest for name, one in self.layers.items()})
+        centring = torch.eye(count, dtype=torch.float64) - 1 / count
+        return replace(self, layers={name: centring @ products @ centring for name, products in self.layers.items()})
 
     def nearest(self, name: str) -> list[tuple[str, float]]:
         """The other tasks with their cosines, most alike first."""
@@ -75,15 +75,15 @@ class Similarity:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        found: dict[str, Any] = {"kind": self.kind, "tasks": self.names, "cosine": _rounded(self.overall())}
-        found["layers"] = {name: _rounded(self.of_layer(name)) for name in self.layers}
+        result: dict[str, Any] = {"kind": self.kind, "tasks": self.names, "cosine": _rounded(self.overall())}
+        result["layers"] = {name: _rounded(self.of_layer(name)) for name in self.layers}
         if self.angles:
-            found["principal angles, degrees"] = {name: _rounded(one, 2) for name, one in self.angles.items()}
-        return found
+            result["principal angles, degrees"] = {name: _rounded(angles, 2) for name, angles in self.angles.items()}
+        return result
 
 
 def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
-    """How alike the updates of a saved bank's tasks are; its base model is not loaded.
+    """Similarity of the updates of a saved bank's tasks; its base model is not loaded.
 
     Args:
         bank: folder of a bank or of a run.
@@ -99,18 +99,18 @@ def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
     _check_several(names)
     products, between = {}, {}
     for layer, (A, B, cores) in saved.layers.items():
-        own = canonical_gauge(A.double(), B.double(), cores.double())[2]
-        if not torch.isfinite(own).all():
+        canonical = canonical_gauge(A.double(), B.double(), cores.double())[2]
+        if not torch.isfinite(canonical).all():
             raise BankFileError(f"{bank}: layer {layer} holds NaN or infinity")
-        flat = own.flatten(1)
+        flat = canonical.flatten(1)
         products[layer] = scaling**2 * (flat @ flat.mT)
         if angles:
-            between[layer] = principal_angles(own)
+            between[layer] = principal_angles(canonical)
     return Similarity(names, "cores", products, between)
 
 
 def gradient_similarity(gradients: TaskGradients) -> Similarity:
-    """How alike what the tasks would change first is.
+    """Similarity of the tasks' gradients.
 
     Raises:
         ConfigError: there is one task only.
@@ -120,7 +120,7 @@ def gradient_similarity(gradients: TaskGradients) -> Similarity:
     for layer, (B, A) in gradients.factors.items():
         B, A = B.double(), A.double()
         # One task against all at a time: K² products of rank × rank at once would be gigabytes for hundreds of tasks.
-        rows = [((one_b.mT @ B) * (one_a @ A.mT)).sum((1, 2)) for one_b, one_a in zip(B, A, strict=True)]
+        rows = [((B_i.mT @ B) * (A_i @ A.mT)).sum((1, 2)) for B_i, A_i in zip(B, A, strict=True)]
         products[layer] = torch.stack(rows)
     return Similarity(gradients.names, "gradients", products, {})
 

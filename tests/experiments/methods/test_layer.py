@@ -17,7 +17,7 @@ from colora.experiments.methods.layer import ConstrainedLinear
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.runner import find_method
 from colora.experiments.methods.train import train
-from colora.models.likelihood import IGNORED
+from colora.tasks.encode import IGNORED
 from tests.helpers.method_trials import close, make_trial, real
 from tests.helpers.reference_methods import ALPHA, CLIENTS, LAYERS, RANK, Toy, exact_llama, rate_at
 from tests.helpers.tiny import tiny_gpt2, tiny_llama

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from colora.adapter.layer import fresh_core
 from colora.algebra import joint_diagonalisation
 
 __all__ = ["SharedLayer", "share_layer"]
@@ -34,15 +36,18 @@ class SharedLayer:
         energy: ‖B_k A_k‖² of each task (K,).
     """
 
-    A: Tensor
-    B: Tensor
-    cores: Tensor
-    lost: Tensor
-    energy: Tensor
+    A: Float[Tensor, "r d_in"]
+    B: Float[Tensor, "d_out r"]
+    cores: Float[Tensor, "K r r"]
+    lost: Float[Tensor, " K"]
+    energy: Float[Tensor, " K"]
 
 
 def share_layer(
-    B: Sequence[Tensor], A: Sequence[Tensor], rank: int, norms: Sequence[float] | None = None
+    B: Sequence[Float[Tensor, "d_out _"]],
+    A: Sequence[Float[Tensor, "_ d_in"]],
+    rank: int,
+    norms: Sequence[float] | None = None,
 ) -> SharedLayer:
     """The shared factors of K updates B_k A_k of different ranks, in the precision of the arguments.
 
@@ -79,7 +84,7 @@ def share_layer(
     if size > 0:
         own[:, :kept, :kept] = cores / size
     else:  # no update at all: as a layer that training has not touched
-        own.copy_(torch.eye(rank, dtype=own.dtype))
+        own.copy_(fresh_core(rank, own.dtype))
     return SharedLayer(
         A=ROW_NORM * _completed(span_A @ V, rank).mT,
         B=size / ROW_NORM * _completed(span_B @ U, rank),
@@ -89,7 +94,12 @@ def share_layer(
     )
 
 
-def _lost(B: Tensor, A: Tensor, U: Tensor, V: Tensor) -> Tensor:
+def _lost(
+    B: Float[Tensor, "K d_out r"],
+    A: Float[Tensor, "K r d_in"],
+    U: Float[Tensor, "d_out rank"],
+    V: Float[Tensor, "d_in rank"],
+) -> Float[Tensor, " K"]:
     """‖B_k A_k − U Uᵀ B_k A_k V Vᵀ‖², (K,), from its two orthogonal parts.
 
     ‖B_k A_k‖² − ‖Uᵀ B_k A_k V‖² is the same, but a difference of nearly equal numbers: of relative errors under 1e-8 it
@@ -100,12 +110,12 @@ def _lost(B: Tensor, A: Tensor, U: Tensor, V: Tensor) -> Tensor:
     return _product_norm(B - U @ inside, A) + _product_norm(inside, rest_A)
 
 
-def _product_norm(B: Tensor, A: Tensor) -> Tensor:
+def _product_norm(B: Float[Tensor, "K d_out r"], A: Float[Tensor, "K r d_in"]) -> Float[Tensor, " K"]:
     """‖B_k A_k‖² as the trace of (B_kᵀ B_k)(A_k A_kᵀ), which needs r × r matrices only."""
     return ((B.mT @ B) * (A @ A.mT)).sum((1, 2)).clamp(min=0)  # rounding must not make it negative
 
 
-def _completed(basis: Tensor, columns: int) -> Tensor:
+def _completed(basis: Float[Tensor, "d k"], columns: int) -> Float[Tensor, "d {columns}"]:
     """Orthonormal columns (d, k) with further ones up to (d, columns), always the same ones."""
     missing = columns - basis.shape[1]
     if missing == 0:

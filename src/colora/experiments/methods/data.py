@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from colora.errors import TaskFileError
 from colora.experiments.methods.forward import Row
 from colora.tasks.encode import encode_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["encode_rows", "step_rows"]
 
 
-def encode_rows(
-    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, split: str, max_length: int
-) -> list[list[Row]]:
+def encode_rows(tasks: Sequence[Task], tokenizer: Tokenizer, split: str, max_length: int) -> list[list[Row]]:
     """The rows of one split, task by task.
 
     Raises:

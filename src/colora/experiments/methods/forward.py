@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from colora.experiments.methods.attach import decoder_layers
 from colora.models.batching import device_of, pad
-from colora.models.likelihood import IGNORED, row_nll
+from colora.models.likelihood import row_nll
 from colora.models.modes import eval_mode
+from colora.tasks.encode import IGNORED
 
 __all__ = ["Row", "SplitForward"]
 

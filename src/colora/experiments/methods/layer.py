@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colora.adapter.layer import fresh_core
 from colora.errors import TaskIdError
 from colora.experiments.methods.method import Term
 
@@ -49,7 +50,7 @@ class TermLayer(nn.Module):
             self.core.copy_(torch.ones_like(self.core) if self.term.diagonal else self._identity().expand_as(self.core))
 
     def _identity(self) -> Tensor:
-        return torch.eye(self.A.shape[-2], device=self.A.device, dtype=self.A.dtype)
+        return fresh_core(self.A.shape[-2], self.A.dtype, self.A.device)
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The tensors by the names of the term's parts."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
@@ -13,6 +12,7 @@ from colora.experiments.trial import TaskScores, Trial
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["kept_parameters", "likelihoods", "score", "similarity", "texts", "trained_parameters"]
 
@@ -34,7 +34,7 @@ def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[li
     return [own[: len(examples)] for own, examples in zip(found, rows, strict=True)]
 
 
-def texts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
+def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
     """The greedy answers to the first `trial.generate` examples of each task in the trial's split."""
     number = min(trial.generate, *(len(task.splits[trial.split]) for task in tasks))
     rows = [(task.name, example) for task in tasks for example in task.splits[trial.split][:number]]

@@ -49,11 +49,15 @@ class Runner:
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.model, self.tokenizer = load_base(
-            base, dtype=DTYPES[dtype], device=device, kind="causal", attn_implementation=TRAINING_ATTENTION
+            base,
+            dtype=DTYPES[dtype],
+            device=device,
+            kind="causal",
+            chat_template=False,  # its default system message would double the tokens
+            attn_implementation=TRAINING_ATTENTION,
         )
         # The last positions of a prompt are a strided slice, for which torch copies a bfloat16 weight once a row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
-        self.tokenizer.chat_template = None  # its default system message would double the tokens
         self.base, self.dtype = base, dtype
         self._forwards: dict[int, SplitForward] = {}
 

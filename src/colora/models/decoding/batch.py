@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from colora.errors import ConfigError
 from colora.models.decoding.cache import SlotCache, check_attention
 from colora.models.decoding.sampling import Sampler, Sampling, next_tokens
 from colora.models.decoding.text import TextStream
-from colora.tasks.encode import end_token_id
+from colora.tasks.prompts import end_token_ids
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Piece", "Row", "run_rows"]
 
@@ -63,26 +66,26 @@ class Batch:
         ConfigError: a model whose layers do not look at everything before them, or a tokenizer without fast decoding.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, rows: int = 16, positions: int | None = None) -> None:
+    def __init__(self, model: PeftModel, tokenizer: Tokenizer, rows: int = 16, positions: int | None = None) -> None:
         self.peft_model = model
-        self.model = model.base_model.model
+        self.model: Any = model.get_base_model()
         self.tokenizer = tokenizer
-        config = self.model.config
-        most = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.positions = min(one for one in (positions, most, 2**20) if one)
+        config: PretrainedConfig = self.model.config
+        most_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.positions = min(limit for limit in (positions, most_positions, 2**20) if limit)
         check_attention(config, self.positions)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(f"expected a fast tokenizer, found {type(tokenizer).__name__}")
-        self.most = rows
+        self.most_rows = rows
         self.rows: list[Row] = []
         self.cache = SlotCache(config.get_text_config().num_hidden_layers, rows, self.positions)
-        self.ends = {end_token_id(tokenizer), tokenizer.eos_token_id} - {None}
+        self.ends = end_token_ids(tokenizer)
         self.model.eval()
 
     @property
     def room(self) -> int:
         """How many more rows may join."""
-        return self.most - len(self.rows)
+        return self.most_rows - len(self.rows)
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[Piece]:
@@ -99,13 +102,12 @@ class Batch:
         for index, row in enumerate(rows):
             ids[index, : len(row.prompt)] = torch.tensor(row.prompt)
         self.cache.at_rows(len(self.rows))
-        last = sorted({length - 1 for length in lengths})
-        logits = self._forward(
-            ids, torch.arange(ids.shape[1]).expand_as(ids), rows, None, torch.tensor(last, device=self.model.device)
-        )
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
+        ends = sorted({length - 1 for length in lengths})  # the only positions whose logits are needed
+        logits = self._forward(ids, positions, rows, None, torch.tensor(ends, device=self.model.device))
         self.rows += rows
-        place = torch.tensor([last.index(length - 1) for length in lengths], device=logits.device)
-        return self._take(rows, logits[torch.arange(len(rows), device=logits.device), place])
+        column = torch.tensor([ends.index(length - 1) for length in lengths], device=logits.device)
+        return self._take(rows, logits[torch.arange(len(rows), device=logits.device), column])
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
@@ -121,11 +123,11 @@ class Batch:
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
         """Take a row out, whether it has ended or not; the last one moves into its place."""
-        place = next(index for index, one in enumerate(self.rows) if one is row)
+        index = next(index for index, other in enumerate(self.rows) if other is row)
         last = self.rows.pop()
         if last is not row:
-            self.cache.move(len(self.rows), place)
-            self.rows[place] = last
+            self.cache.move(len(self.rows), index)
+            self.rows[index] = last
         if not self.rows:
             self.cache.reset()
 
@@ -135,9 +137,14 @@ class Batch:
         device = self.model.device
         tasks = torch.tensor([row.task for row in rows], device=device)
         logits: Tensor = self.model(
-            input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=mask,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=keep, task_ids=tasks,
-        ).logits  # fmt: skip
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            task_ids=tasks,
+        ).logits
         return logits
 
     def _take(self, rows: Sequence[Row], logits: Tensor) -> list[Piece]:

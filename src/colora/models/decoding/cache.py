@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from colora.errors import ConfigError
@@ -31,13 +31,13 @@ class SlotCache(Cache):
     def __init__(self, layers: int, rows: int, positions: int) -> None:
         self.rows, self.positions = rows, positions
         self.first = 0
-        self.places: Tensor | None = None
+        self.token_positions: Tensor | None = None
         self.longest = 0
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
     def at_rows(self, first: int) -> None:
         """The next pass writes whole prompts, into the rows from `first` on."""
-        self.first, self.places = first, None
+        self.first, self.token_positions = first, None
 
     def at_positions(self, positions: Sequence[int], device: torch.device) -> Tensor:
         """The next pass writes one token of each of the first rows, at these positions.
@@ -45,9 +45,9 @@ class SlotCache(Cache):
         Returns:
             the mask of that pass, (rows, 1, 1, longest): what each token may look at, itself included.
         """
-        self.places = torch.tensor(positions, device=device)
+        self.token_positions = torch.tensor(positions, device=device)
         self.longest = max(positions) + 1
-        return (torch.arange(self.longest, device=device) <= self.places[:, None])[:, None, None]
+        return (torch.arange(self.longest, device=device) <= self.token_positions[:, None])[:, None, None]
 
     def move(self, source: int, target: int) -> None:
         """Give `target` what row `source` holds."""
@@ -60,8 +60,8 @@ class SlotCache(Cache):
             layer.reset()
 
     def bytes(self) -> int:
-        """Of all layers."""
-        return sum(one.nbytes for layer in self.layers for one in (layer.keys, layer.values) if one is not None)
+        """Memory of the keys and values of all layers."""
+        return sum(part.nbytes for layer in self.layers for part in (layer.keys, layer.values) if part is not None)
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -81,11 +81,13 @@ class _SlotLayer(CacheLayerMixin):
             setattr(self, name, states.new_zeros(self.cache.rows, heads, FIRST_CAPACITY, width))
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache, (count, _, length, _) = self.cache, key_states.shape
-        if cache.places is None:
+        if cache.token_positions is None:
             self._reserve(length)
             joined = slice(cache.first, cache.first + count)
             self.keys[joined, :, :length] = key_states
@@ -93,8 +95,8 @@ class _SlotLayer(CacheLayerMixin):
             return key_states, value_states  # a prompt looks at itself alone
         self._reserve(cache.longest)
         rows = torch.arange(count, device=key_states.device)
-        self.keys[rows, :, cache.places] = key_states[:, :, 0]
-        self.values[rows, :, cache.places] = value_states[:, :, 0]
+        self.keys[rows, :, cache.token_positions] = key_states[:, :, 0]
+        self.values[rows, :, cache.token_positions] = value_states[:, :, 0]
         return self.keys[:count, :, : cache.longest], self.values[:count, :, : cache.longest]
 
     def _reserve(self, length: int) -> None:
@@ -129,7 +131,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.cache.positions
 
 
-def check_attention(config: Any, positions: int) -> None:
+def check_attention(config: PretrainedConfig, positions: int) -> None:
     """Refuse models whose layers do not all look at everything before them, within `positions`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The next token of a row: greedy, or drawn by a generator of the row's own, so that company changes nothing."""
+"""The next token of a row: greedy, or drawn by a generator of its own, whatever other rows share the batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,15 +42,18 @@ class Sampling:
 
     def __post_init__(self) -> None:
         ranges = {
-            "max_tokens": (1, 10**9), "temperature": (0, 2), "top_k": (0, 10**9),
-            "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
-        }  # fmt: skip
+            "max_tokens": (1, 10**9),
+            "temperature": (0, 2),
+            "top_k": (0, 10**9),
+            "presence_penalty": (-2, 2),
+            "frequency_penalty": (-2, 2),
+        }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}: expected {low} to {high}, found {getattr(self, name)}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p: expected more than 0 and at most 1, found {self.top_p}")
-        if any(not one for one in self.stop):
+        if "" in self.stop:
             raise ConfigError("stop: expected strings of at least one character, found an empty one")
 
 
@@ -64,36 +67,36 @@ class Sampler:
     counts: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        one = self.sampling
+        sampling = self.sampling
         self.warpers = []
-        if one.temperature == 0:
+        if sampling.temperature == 0:
             return
         self.generator = torch.Generator()
-        if one.seed is None:
+        if sampling.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(one.seed % 2**63)
-        if one.temperature != 1:
-            self.warpers.append(TemperatureLogitsWarper(float(one.temperature)))
-        if one.top_k:
-            self.warpers.append(TopKLogitsWarper(one.top_k))
-        if one.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(float(one.top_p)))
+            self.generator.manual_seed(sampling.seed % 2**63)
+        if sampling.temperature != 1:
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_k:
+            self.warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(float(sampling.top_p)))
 
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
-        one = self.sampling
-        return one.temperature == 0 and not one.presence_penalty and not one.frequency_penalty
+        sampling = self.sampling
+        return sampling.temperature == 0 and not sampling.presence_penalty and not sampling.frequency_penalty
 
     def draw(self, logits: Tensor) -> int:
         """The next token by its logits (vocabulary,), on the CPU whatever the model's device, for the same draws."""
-        one, scores = self.sampling, logits.detach().float().cpu()[None]
-        if self.counts and (one.presence_penalty or one.frequency_penalty):
+        sampling, scores = self.sampling, logits.detach().float().cpu()[None]
+        if self.counts and (sampling.presence_penalty or sampling.frequency_penalty):
             tokens = torch.tensor(list(self.counts))
             times = torch.tensor(list(self.counts.values()), dtype=scores.dtype)
             scores = scores.clone()
-            scores[0, tokens] -= one.presence_penalty + one.frequency_penalty * times
+            scores[0, tokens] -= sampling.presence_penalty + sampling.frequency_penalty * times
         if self.generator is None:
             token = int(scores.argmax())
         else:

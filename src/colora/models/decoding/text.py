@@ -1,8 +1,8 @@
 """Tokens to text while they come: whole characters only, up to the first stop string."""
 
-from typing import Any
-
 from tokenizers.decoders import DecodeStream
+
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["TextStream"]
 
@@ -19,7 +19,7 @@ class TextStream:
         stop: strings that end the output.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = stop
@@ -38,12 +38,12 @@ class TextStream:
 
     def _give(self, text: str) -> str:
         self._waiting += text
-        found = [place for one in self._stop if (place := self._waiting.find(one)) >= 0]
-        if found:
+        stops = [start for stop in self._stop if (start := self._waiting.find(stop)) >= 0]
+        if stops:
             self.stopped = True
-            ready, self._waiting = self._waiting[: min(found)].rstrip(), ""
+            ready, self._waiting = self._waiting[: min(stops)].rstrip(), ""
         else:
-            held = max((_overlap(self._waiting, one) for one in self._stop), default=0)
+            held = max((_overlap(self._waiting, stop) for stop in self._stop), default=0)
             ready = self._waiting[: len(self._waiting) - held].rstrip()
             self._waiting = self._waiting[len(ready) :]
         if not self._begun:

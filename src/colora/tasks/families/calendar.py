@@ -1,15 +1,18 @@
 """The demo's tasks: writing an ISO date out in full in related languages, from the CLDR data that Babel ships.
 
-The prompt does not name the language: what a user wants is in the examples alone, as with a house style.
+The prompt does not name the language: only the examples show which one is wanted, as with a house style.
 """
 
 import random
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 from colora.errors import ConfigError
 from colora.tasks.schema import Example, Task
+
+if TYPE_CHECKING:
+    from babel import Locale
 
 __all__ = ["DAYS", "DEMO_LOCALES", "FIRST_DAY", "date_example", "date_task", "date_tasks", "find_locale"]
 
@@ -23,9 +26,9 @@ def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str
     Raises:
         ConfigError: if Babel is missing or does not know the locale.
     """
-    known = find_locale(locale)
+    babel_locale = find_locale(locale)
     days = random.Random(f"{seed}:{locale}").sample(range(DAYS), train + val + test)
-    examples = [date_example(FIRST_DAY + timedelta(days=number), known) for number in days]
+    examples = [date_example(FIRST_DAY + timedelta(days=number), babel_locale) for number in days]
     splits = {
         "test": tuple(examples[:test]),
         "val": tuple(examples[test : test + val]),
@@ -34,7 +37,7 @@ def date_task(locale: str, train: int, val: int, test: int, seed: int, name: str
     return Task(name or f"date-{locale}", splits, f"CLDR dates in {locale}", seed)
 
 
-def find_locale(locale: str) -> Any:
+def find_locale(locale: str) -> "Locale":
     """Babel's locale of this name.
 
     Raises:
@@ -50,7 +53,7 @@ def find_locale(locale: str) -> Any:
         raise ConfigError(f"Babel knows no locale {locale!r}") from error
 
 
-def date_example(day: date, locale: Any) -> Example:
+def date_example(day: date, locale: "Locale") -> Example:
     """The ISO date, and the same in CLDR's long form for a locale of `find_locale`."""
     from babel.dates import format_date
 

@@ -7,30 +7,31 @@ from typing import Literal
 
 from colora.errors import ConfigError
 from colora.tasks.families.dates import draw_dates
-from colora.tasks.families.draw import Ask, Draw
+from colora.tasks.families.draw import DrawnTask, TaskRequest
 from colora.tasks.families.instructions import draw_codah, draw_odd_man_out, draw_scan
 from colora.tasks.families.numbers import draw_numbers
 from colora.tasks.families.tweets import draw_tweets
 from colora.tasks.schema import Task
 
-__all__ = ["known_families", "make_tasks"]
+__all__ = ["family_descriptions", "make_tasks"]
 
 
 @dataclass(frozen=True)
 class _Family:
     about: str
-    draw: Callable[[Ask], Draw]
+    draw: Callable[[TaskRequest], DrawnTask]
 
 
 FAMILIES = {
     "date": _Family("an ISO date in words, in a locale that Babel knows: date-es", draw_dates),
     "number": _Family("0 to 9999 in words, in a language that num2words knows: number-de", draw_numbers),
     "scan": _Family("commands and actions, Natural Instructions 126 to 129: scan-126", draw_scan),
-    "odd-man-out": _Family("the word that does not belong, Natural Instructions 141 to 143: odd-man-out-142",
-                           draw_odd_man_out),
+    "odd-man-out": _Family(
+        "the word that does not belong, Natural Instructions 141 to 143: odd-man-out-142", draw_odd_man_out
+    ),
     "codah": _Family("the most plausible of four completions, Natural Instructions 156: codah-156", draw_codah),
     "tweet": _Family("the label of a tweet, a folder of TweetEval: tweet-irony", draw_tweets),
-}  # fmt: skip
+}
 
 
 def make_tasks(
@@ -46,7 +47,7 @@ def make_tasks(
     """The tasks with these names, in this order; `colora.tasks.families.draw` says what its draws promise.
 
     Args:
-        names: a family and a variant each, such as "date-es"; see `known_families`.
+        names: a family and a variant each, such as "date-es"; see `family_descriptions`.
         examples, val, test: how many examples each split of each task has, exactly.
         seed: other seeds draw other examples.
         regime: "implicit": the prompt is the input alone, and does not say whose task it is. "explicit": a few words
@@ -68,28 +69,28 @@ def make_tasks(
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ConfigError(f"expected each task once, found twice: {', '.join(twice)}")
-    asks = [(_family(name), name) for name in names]
+    prefixes = [_prefix(name) for name in names]  # before anything is drawn: unknown names fail at once
     tasks = []
-    for prefix, name in asks:
-        draw = FAMILIES[prefix].draw(Ask(name, name.removeprefix(f"{prefix}-"), sizes, seed, data))
-        splits = draw.splits
+    for prefix, name in zip(prefixes, names, strict=True):
+        drawn = FAMILIES[prefix].draw(TaskRequest(name, name.removeprefix(f"{prefix}-"), sizes, seed, data))
+        splits = drawn.splits
         if regime == "explicit":
             splits = {
-                split: tuple(replace(one, instruction=draw.instruction) for one in drawn)
-                for split, drawn in splits.items()
+                split: tuple(replace(example, instruction=drawn.instruction) for example in examples_of_split)
+                for split, examples_of_split in splits.items()
             }
-        tasks.append(Task(name, splits, draw.source, seed))
+        tasks.append(Task(name, splits, drawn.source, seed))
     return tasks
 
 
-def known_families() -> dict[str, str]:
-    """What the tasks of each family are, with the name of one of them, by the prefix of their names."""
+def family_descriptions() -> dict[str, str]:
+    """What the tasks of each family are, with an example of a name, by the prefix of their names."""
     return {prefix: family.about for prefix, family in FAMILIES.items()}
 
 
-def _family(name: str) -> str:
+def _prefix(name: str) -> str:
     for prefix in FAMILIES:
         if name.startswith(f"{prefix}-"):
             return prefix
-    known = "; ".join(f"{prefix}-: {about}" for prefix, about in known_families().items())
+    known = "; ".join(f"{prefix}-: {about}" for prefix, about in family_descriptions().items())
     raise ConfigError(f'expected the name of a task, found "{name}"; known: {known}')

@@ -9,7 +9,7 @@ unrelated-dates-8   dates in eight languages of eight families or branches, none
                     with another: one thing to learn (what a date is), eight ways to say it.
 numbers-8           numbers in words in six Romance languages, Swiss French, and Esperanto, which has their roots.
 scan-4              commands to actions and back. 128 and 129 are the same mappings as 126 and 127, so this is a group
-                    of two pairs of twins.
+                    of two pairs of equal tasks.
 odd-man-out-3       three questions about the same kind of words.
 tweets-5            all of our TweetEval. Its stances have few short tweets: see `colora.tasks.families.files.LONGEST`.
 similar-32          dates for a study of the number of tasks, by its first 1, 2, 4, 8, 16 and 32: similar-8 first, then
@@ -36,8 +36,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "similar-8": _ROMANCE,
     "half-8": (*_ROMANCE[:4], "number-de", "scan-126", "odd-man-out-142", "tweet-irony"),
     "different-8": (
-        "date-es", "number-de", "scan-126", "odd-man-out-142", "codah-156", "tweet-irony", "tweet-emotion",
-        "tweet-stance_abortion",
+        *("date-es", "number-de", "scan-126", "odd-man-out-142", "codah-156"),
+        *_names("tweet", "irony emotion stance_abortion"),
     ),
     "unrelated-dates-8": _names("date", "fi tr vi cy lt eu zh hr"),
     "numbers-8": _names("number", "es pt it ca fr ro fr_CH eo"),
@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "odd-man-out-3": _names("odd-man-out", "141 142 143"),
     "tweets-5": _names("tweet", "irony emotion stance_abortion stance_atheism stance_climate"),
     "similar-32": _ROMANCE + _MORE_ROMANCE + _MORE_EUROPEAN,
-}  # fmt: skip
+}
 
 
 def group_tasks(group: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.common.yaml import read_yaml, tell_fault
 from colora.errors import ConfigError
-from colora.theory.experiments.records import MethodSettings, ProblemSettings, RecoveryCell, Study
+from colora.theory.experiments.records import MethodSettings, ProblemSettings, RecoveryTrial, Study
 
 __all__ = ["FIGURES", "RecoveryExperiment", "load_recovery"]
 
@@ -18,13 +18,13 @@ FigureName = Literal["phase", "convergence", "noise", "similarity", "newcomer", 
 FIGURES: tuple[FigureName, ...] = ("phase", "convergence", "noise", "similarity", "newcomer", "digits")
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     if not isinstance(value, dict):
         return value
     return {key: one if isinstance(one, list) else [one] for key, one in value.items()}
 
 
-def _seeds(value: Any) -> Any:
+def _seeds(value: object) -> object:
     """A number means that many seeds, from 0 on."""
     value = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
     if value == []:
@@ -96,16 +96,20 @@ class RecoveryExperiment(BaseModel):
             for values in product(*self.problem.values())
         ]
 
-    def cells(self) -> list[RecoveryCell]:
-        """Every cell: each problem with each method."""
+    def trials(self) -> list[RecoveryTrial]:
+        """Every trial: each problem with each method."""
         return [
-            RecoveryCell(
-                study=self.study, method=name, settings=settings, problem=problem, seeds=tuple(self.seeds),
+            RecoveryTrial(
+                study=self.study,
+                method=name,
+                settings=settings,
+                problem=problem,
+                seeds=tuple(self.seeds),
                 history=self.history,
             )
             for problem in self.problems()
             for name, settings in self.methods.items()
-        ]  # fmt: skip
+        ]
 
 
 def load_recovery(path: Path, overrides: Sequence[str] = ()) -> RecoveryExperiment:
@@ -122,6 +126,6 @@ def load_recovery(path: Path, overrides: Sequence[str] = ()) -> RecoveryExperime
     try:
         return RecoveryExperiment.model_validate(value)
     except ValidationError as error:
-        known = [*RecoveryExperiment.model_fields, *ProblemSettings.model_fields, *MethodSettings.model_fields]
-        faults = [tell_fault(dict(one), known, str(path)) for one in error.errors()]
+        names = [*RecoveryExperiment.model_fields, *ProblemSettings.model_fields, *MethodSettings.model_fields]
+        faults = [tell_fault(dict(one), names, str(path)) for one in error.errors()]
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None

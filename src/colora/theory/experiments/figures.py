@@ -31,10 +31,28 @@ __all__ = ["draw_recovery"]
 
 # Methods that stand in one figure have different numbers, and so another colour, marker and dashes.
 LOOKS = {
-    "second-order": 0, "colora": 0, "alternating": 1, "local-least-squares": 2, "local": 2, "gradient": 2,
-    "local-low-rank": 3, "second-order-annealed": 3, "pooled": 4, "oracle": 5, "scaled-gradient": 6,
-}  # fmt: skip
+    "second-order": 0,
+    "colora": 0,
+    "alternating": 1,
+    "local-least-squares": 2,
+    "local": 2,
+    "gradient": 2,
+    "local-low-rank": 3,
+    "second-order-annealed": 3,
+    "pooled": 4,
+    "oracle": 5,
+    "scaled-gradient": 6,
+}
 INK = "#111111"
+# Fields of the problem that an experiment has to vary for its figure.
+_VARIES: dict[FigureName, tuple[str, ...]] = {
+    "phase": ("samples",),
+    "noise": ("noise",),
+    "similarity": ("angle",),
+    "newcomer": ("newcomer",),
+    "digits": ("samples",),
+    "convergence": (),
+}
 MOST_RATIO = 2.0  # of mean squared errors to the bound
 
 
@@ -53,9 +71,7 @@ def draw_recovery(records: Sequence[RecoveryRecord], figure: FigureName, path: P
     if figure not in FIGURES:
         raise ColoraError(f"figure: expected one of {', '.join(FIGURES)}, found {figure!r}")
     found = rows(records)
-    needs = {"phase": ("samples",), "noise": ("noise",), "similarity": ("angle",), "newcomer": ("newcomer",),
-             "digits": ("samples",), "convergence": ()}[figure]  # fmt: skip
-    missing = [name for name in needs if name not in found[0].values]
+    missing = [name for name in _VARIES[figure] if name not in found[0].values]
     if missing:
         raise ColoraError(f"figure {figure}: expected several values of {', '.join(missing)}, found one")
     settings: Any = {"svg.hashsalt": "colora", "svg.fonttype": "none", "font.size": 9, "axes.axisbelow": True}
@@ -84,8 +100,8 @@ def _phase(found: list[Row]) -> Figure:
         axis.set_title(method)
         axis.set_xticks(range(len(samples)), [str(n) for n in samples], rotation=90, fontsize=7)
         axis.set_yticks(range(len(users)), [str(K) for K in users])
-        places = np.interp(free, samples, range(len(samples)), left=-0.5)
-        axis.plot(places, range(len(users)), color=COLOURS[1], marker="o", markersize=3, linewidth=1.5)
+        crossings = np.interp(free, samples, range(len(samples)), left=-0.5)
+        axis.plot(crossings, range(len(users)), color=COLOURS[1], marker="o", markersize=3, linewidth=1.5)
         axis.set_xlabel("samples of each user")
         axis.set_ylabel("users K")
     if image is not None:
@@ -94,7 +110,7 @@ def _phase(found: list[Row]) -> Figure:
 
 
 def _users(row: Row) -> int:
-    return row.record.cell.problem.users
+    return row.record.trial.problem.users
 
 
 def _convergence(found: list[Row]) -> Figure:
@@ -153,11 +169,11 @@ def _noise(found: list[Row]) -> Figure:
 
 
 def _similarity(found: list[Row]) -> Figure:
-    sizes = sorted({row.record.cell.problem.samples or 0 for row in found})
+    sizes = sorted({row.record.trial.problem.samples or 0 for row in found})
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     axes = list(figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0])
     for axis, size in zip(axes, sizes, strict=True):
-        _curves(axis, [row for row in found if row.record.cell.problem.samples == size], "angle", "relative error")
+        _curves(axis, [row for row in found if row.record.trial.problem.samples == size], "angle", "relative error")
         axis.set_yscale("log")
         axis.set_xlabel("angle to the shared subspaces, °")
         axis.set_title(f"{size} samples a user")
@@ -166,7 +182,7 @@ def _similarity(found: list[Row]) -> Figure:
     return figure
 
 
-def _newcomer(found: list[Row]) -> Figure:
+def _new_users(found: list[Row]) -> Figure:
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     _curves(axis, found, "newcomer", "relative error")
@@ -202,10 +218,14 @@ def _digits(found: list[Row]) -> Figure:
     return figure
 
 
-_DRAW: dict[str, Callable[[list[Row]], Figure]] = {
-    "phase": _phase, "convergence": _convergence, "noise": _noise, "similarity": _similarity, "newcomer": _newcomer,
+_DRAW: dict[FigureName, Callable[[list[Row]], Figure]] = {
+    "phase": _phase,
+    "convergence": _convergence,
+    "noise": _noise,
+    "similarity": _similarity,
+    "newcomer": _new_users,
     "digits": _digits,
-}  # fmt: skip
+}
 
 
 def _curves(axis: Axes, found: Sequence[Row], name: str, title: str, mean: bool = False) -> None:

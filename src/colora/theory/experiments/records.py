@@ -1,4 +1,4 @@
-"""A cell of a recovery experiment: one method on one problem, for all its seeds. What it is, and what it gave.
+"""A trial of a recovery experiment: one method on one problem, for all its seeds. What it is, and what it gave.
 
 RECORDS.jsonl   one `RecoveryRecord` a line, in the order of the experiment
 """
@@ -13,15 +13,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
 
-__all__ = ["MethodSettings", "ProblemSettings", "RecoveryCell", "RecoveryRecord", "Study", "read_recovery_records",
-           "write_recovery_records"]  # fmt: skip
+__all__ = [
+    "MethodSettings",
+    "ProblemSettings",
+    "RecoveryRecord",
+    "RecoveryTrial",
+    "Study",
+    "read_recovery_records",
+    "write_recovery_records",
+]
 
 Study = Literal["recovery", "newcomer", "digits"]
 Count = Annotated[int, Field(ge=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class ProblemSettings(_Frozen):
@@ -64,7 +71,7 @@ class MethodSettings(_Frozen):
     splits: Count = Field(1, description="Parts for sample splitting; alternating only.")
 
 
-class RecoveryCell(_Frozen):
+class RecoveryTrial(_Frozen):
     """Everything that decides a result, the code and the machine apart."""
 
     study: Study = "recovery"
@@ -81,10 +88,10 @@ class RecoveryCell(_Frozen):
 
 
 class RecoveryRecord(_Frozen):
-    """A cell and what it gave, seed by seed, or why it died.
+    """A trial and what it gave, seed by seed, or why it died.
 
     Attributes:
-        cell: what was run.
+        trial: what was run; `cell` in JSON, as in files of old.
         failure: why it died; None if it ended well.
         errors: relative error of all W_k together (newcomer: of all new users'; digits: mean test error over users).
         users: for each seed the error of each user, where asked for (newcomer and digits), else empty.
@@ -93,10 +100,12 @@ class RecoveryRecord(_Frozen):
         exact, starts, iterations: of a solver; empty for a baseline.
         seconds: of the method alone.
         history: of a solver, if asked for: for each seed (start, ridge, objective, seconds, distances of A and B,
-        error). code: digest of the sources; environment: where and when it was run.
+            error).
+        code: digest of the sources.
+        environment: where and when it was run.
     """
 
-    cell: RecoveryCell
+    trial: RecoveryTrial = Field(alias="cell")
     failure: str | None = None
     errors: list[float] = []
     users: list[list[float]] = []
@@ -112,13 +121,13 @@ class RecoveryRecord(_Frozen):
 
     @property
     def key(self) -> str:
-        """That of the cell."""
-        return self.cell.key
+        """That of the trial."""
+        return self.trial.key
 
 
 def write_recovery_records(path: Path, records: Iterable[RecoveryRecord]) -> None:
     """Write records, one JSON object a line, atomically. Raises CheckpointError if the file cannot be written."""
-    write_jsonl(path, (record.model_dump_json(exclude_defaults=True) for record in records))
+    write_jsonl(path, (record.model_dump_json(exclude_defaults=True, by_alias=True) for record in records))
 
 
 def read_recovery_records(path: Path) -> list[RecoveryRecord]:

@@ -34,7 +34,7 @@ class Row:
     @property
     def freedom(self) -> float:
         """Degrees of freedom of all users together, for each user."""
-        problem = self.record.cell.problem
+        problem = self.record.trial.problem
         return freedom_per_user(problem.users, problem.d_out, problem.d_in, problem.rank)
 
     @property
@@ -61,10 +61,8 @@ class Row:
 
 def varied(records: Sequence[RecoveryRecord]) -> list[str]:
     """The fields of the problem that take several values, in the order of `ProblemSettings`."""
-    return [
-        name for name in ProblemSettings.model_fields
-        if len({getattr(record.cell.problem, name) for record in records}) > 1
-    ]  # fmt: skip
+    problems = [record.trial.problem for record in records]
+    return [name for name in ProblemSettings.model_fields if len({getattr(one, name) for one in problems}) > 1]
 
 
 def rows(records: Sequence[RecoveryRecord]) -> list[Row]:
@@ -75,9 +73,9 @@ def rows(records: Sequence[RecoveryRecord]) -> list[Row]:
     """
     well = [record for record in records if record.failure is None]
     if not well:
-        raise ColoraError("expected finished cells of a recovery experiment, found none")
+        raise ColoraError("expected finished trials of a recovery experiment, found none")
     names = varied(well)
-    return [Row({name: getattr(one.cell.problem, name) for name in names}, one.cell.method, one) for one in well]
+    return [Row({name: getattr(one.trial.problem, name) for name in names}, one.trial.method, one) for one in well]
 
 
 def paired(first: Row, second: Row) -> tuple[float, float, float]:
@@ -86,7 +84,7 @@ def paired(first: Row, second: Row) -> tuple[float, float, float]:
     Raises:
         ColoraError: if the seeds are not the same.
     """
-    if first.record.cell.seeds != second.record.cell.seeds:
+    if first.record.trial.seeds != second.record.trial.seeds:
         raise ColoraError(f"{first.method} and {second.method}: expected the same seeds")
     apart = np.array(first.record.errors) - np.array(second.record.errors)
     drawn = np.random.default_rng(0).integers(len(apart), size=(RESAMPLES, len(apart)))
@@ -105,16 +103,16 @@ def table_markdown(records: Sequence[RecoveryRecord]) -> str:
     for row in found:
         lines.setdefault(tuple(row.values.values()), {})[row.method] = _shown(row)
     head = [[*names, *methods], ["---"] * (len(names) + len(methods))]
-    body = [[*map(_value, values), *(cells.get(method, "–") for method in methods)] for values, cells in lines.items()]
+    body = [[*map(_value, values), *(line.get(method, "–") for method in methods)] for values, line in lines.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *body])
 
 
 def _shown(row: Row) -> str:
-    cell = row.record.cell
-    if cell.study == "recovery" and not (cell.problem.noise or cell.problem.angle) and not cell.history:
+    trial = row.record.trial
+    if trial.study == "recovery" and not (trial.problem.noise or trial.problem.angle) and not trial.history:
         return f"{round(row.recovered * len(row.record.errors))}/{len(row.record.errors)}"
-    return f"{100 * row.mean:.2f} %" if cell.study == "digits" else f"{row.error:.2g}"
+    return f"{100 * row.mean:.2f} %" if trial.study == "digits" else f"{row.error:.2g}"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from colora.common.progress import progress_bar
 
@@ -24,7 +24,9 @@ class TaskProgressCallback(TrainerCallback):
         self.description = description
         self.progress: Progress | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if not state.is_world_process_zero:
             return
         self.progress = progress_bar(TimeElapsedColumn(), TextColumn("{task.fields[losses]}"), stays=True)
@@ -33,11 +35,20 @@ class TaskProgressCallback(TrainerCallback):
         )
         self.progress.start()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self.progress is not None:
             self.progress.update(self.bar, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         if self.progress is None or "loss" not in logs:
             return
         losses = {key.removeprefix("loss/"): value for key, value in logs.items() if key.startswith("loss/")}
@@ -51,7 +62,9 @@ class TaskProgressCallback(TrainerCallback):
         else:
             self.progress.update(self.bar, losses=text)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -80,21 +93,27 @@ class InterruptCallback(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.interrupted = False
         try:
             self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
         except ValueError:
             self._before = {}  # not in the main thread: whoever runs us there handles signals
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if dist.is_initialized():  # with several processes a signal may reach one alone, or each in another step
-            told = torch.tensor(float(self.interrupted), device=args.device)
-            dist.all_reduce(told, op=dist.ReduceOp.MAX)
-            self.interrupted = bool(told)
+            anywhere = torch.tensor(float(self.interrupted), device=args.device)
+            dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+            self.interrupted = bool(anywhere)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._restore()

@@ -15,7 +15,7 @@ from colora.errors import CheckpointError
 __all__ = ["load_random_state", "load_state", "save_random_state", "save_state"]
 
 
-def save_state(folder: Path, name: str, state: Any) -> None:
+def save_state(folder: Path, name: str, state: object) -> None:
     """Save a state dict: its tensors to NAME.safetensors, the rest of its structure to NAME.json.
 
     Raises:
@@ -65,7 +65,7 @@ def load_random_state(folder: Path, rank: int) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: object, tensors: dict[str, Tensor]) -> object:
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().cpu().contiguous().clone()

@@ -7,6 +7,7 @@ depend on how the rows are spread over devices or accumulation.
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["WEIGHTINGS", "TaskWeighting", "row_weights"]
@@ -16,13 +17,13 @@ WEIGHTINGS: tuple[str, ...] = get_args(TaskWeighting)
 
 
 def row_weights(
-    task_ids: Tensor,
-    tokens: Tensor,
-    step_tokens: Tensor,
-    step_rows: Tensor,
-    active: Tensor,
+    task_ids: Int[Tensor, " rows"],
+    tokens: Int[Tensor, " rows"],
+    step_tokens: Float[Tensor, " K"],
+    step_rows: Float[Tensor, " K"],
+    active: Bool[Tensor, " K"],
     weighting: TaskWeighting = "task",
-) -> Tensor:
+) -> Float[Tensor, " rows"]:
     """For each row the factor of its summed token loss, so that the sum over all rows of a step is the loss.
 
     Args:

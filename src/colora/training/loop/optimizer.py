@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from colora.adapter.tasklist import task_uids
 from colora.errors import ConfigError
 from colora.training.rates import LR
 
-__all__ = ["TaskAdamW", "parameter_groups"]
+__all__ = ["TaskAdamW", "parameter_groups", "unwrapped"]
 
 
 def parameter_groups(
@@ -35,7 +37,7 @@ def parameter_groups(
     """Two groups of the trainable parameters: role "shared" (A, B and any `modules_to_save`) and role "core".
 
     Cores need a learning rate of their own: with Adam an entry moves by about its learning rate per step, so at the
-    rate that suits A and B, cores that start at the identity hardly become personal.
+    rate that suits A and B, cores that start at the identity hardly become their task's.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     cores = [parameter for name, parameter in named if "colora_core" in name]
@@ -77,7 +79,7 @@ class TaskAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["frozen"] = group.get("role", "shared") in roles
 
-    def expect(self, tasks: Tensor) -> None:
+    def expect(self, tasks: Int[Tensor, " n"]) -> None:
         """Say which tasks, LongTensor (n,) without repeats, the next step may find present: it then looks at no others.
 
         Saves reading the gradients of all K tasks. A task left out here is not updated, whatever its gradient; a step
@@ -129,7 +131,7 @@ class TaskAdamW(torch.optim.AdamW):
         self._expected = None
         return loss
 
-    def _step_cores(self, cores: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_cores(self, cores: list[Float[Tensor, "K r r"]], group: dict[str, Any]) -> None:
         """Update the present tasks in all layers at once; `cores` share shape (K, r, r), dtype and device."""
         grads = [core.grad for core in cores if core.grad is not None]
         if self._expected is None:
@@ -157,7 +159,7 @@ class TaskAdamW(torch.optim.AdamW):
             state["exp_avg_sq"].index_copy_(0, rows, v[layer])
             state["step"].index_copy_(0, rows, t[layer])
 
-    def _state(self, core: Tensor) -> dict[str, Tensor]:
+    def _state(self, core: Float[Tensor, "K r r"]) -> dict[str, Tensor]:
         """The state of one stack of cores, its rows moved to where the tasks are now; new tasks start at zero."""
         state: dict[str, Tensor] = self.state[core]
         now = task_uids(core)
@@ -166,8 +168,8 @@ class TaskAdamW(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(core)
             state["exp_avg_sq"] = torch.zeros_like(core)
         elif (before := self._uids.get(core, now)) is not now and before != now:
-            place = {uid: row for row, uid in enumerate(before)}
-            kept = [(row, place[uid]) for row, uid in enumerate(now) if uid in place]
+            rows = {uid: row for row, uid in enumerate(before)}
+            kept = [(row, rows[uid]) for row, uid in enumerate(now) if uid in rows]
             to, source = torch.tensor(kept, dtype=torch.long, device=core.device).view(-1, 2).unbind(1)
             for key, old in list(state.items()):
                 state[key] = old.new_zeros(len(now), *old.shape[1:]).index_copy_(0, to, old.index_select(0, source))
@@ -198,7 +200,16 @@ class TaskAdamW(torch.optim.AdamW):
                 self._uids.update({core: task_uids(core) for core in group["params"] if core in self.state})
 
 
-def _bias_correction(beta: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
+def unwrapped(optimizer: Optimizer) -> TaskAdamW:
+    """The optimiser that accelerate has wrapped for the Trainer and its callbacks; or itself, if it is not wrapped."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    assert isinstance(inner, TaskAdamW)
+    return inner
+
+
+def _bias_correction(
+    beta: float, steps: Float[Tensor, "layers n"], dtype: torch.dtype
+) -> Float[Tensor, "layers n 1 1"]:
     """1 − beta^t, shaped (layers, tasks, 1, 1), in `dtype` or float32 if that is finer.
 
     Through expm1: with beta2 = 0.999 the subtraction would leave four digits of the first step in float32.

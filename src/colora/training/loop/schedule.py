@@ -1,8 +1,11 @@
-"""Which parameters move when: jointly, or cores and shared factors in turns."""
+"""The schedule: which parameters are trained in which step; all, or cores and shared factors alternately."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from transformers import TrainerCallback
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from colora.training.loop.optimizer import unwrapped
 
 __all__ = ["AlternatingCallback", "Schedule", "frozen_roles"]
 
@@ -10,7 +13,7 @@ Schedule = Literal["joint", "alternating"]
 
 
 def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
-    """The roles that rest in optimiser step `step` (from 0).
+    """The roles whose parameters are frozen in optimiser step `step` (from 0).
 
     "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half.
     A and B go first: training starts at B = 0, where the cores have no gradient.
@@ -25,12 +28,18 @@ def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
 
 
 class AlternatingCallback(TrainerCallback):
-    """Freezes the resting groups of a `TaskAdamW` at every step; a function of the step alone, so it can resume."""
+    """Freezes groups of a `TaskAdamW` at every step; a function of the step alone, so it can resume."""
 
     def __init__(self, schedule: Schedule, turn: int) -> None:
         self.schedule = schedule
         self.turn = turn
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-        inner.freeze(frozen_roles(self.schedule, state.global_step, self.turn))
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer,
+        **kwargs: object,
+    ) -> None:
+        unwrapped(optimizer).freeze(frozen_roles(self.schedule, state.global_step, self.turn))

@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
-from transformers import TrainerCallback
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from colora.training.loop.optimizer import unwrapped
 
 __all__ = ["TaskEarlyStopping"]
 
@@ -12,13 +15,13 @@ __all__ = ["TaskEarlyStopping"]
 class TaskEarlyStopping(TrainerCallback, ExportableState):
     """Stops each task after `patience` evaluations without improvement; training ends when all have stopped.
 
-    A stopped task's rows get loss weight zero. So its core moves no more, not by one bit, and it pulls no longer on
-    the shared factors, which the other tasks go on training.
+    A stopped task's rows get loss weight zero. So its core moves no more, not by one bit, and it has no more
+    influence on the shared factors, which the other tasks go on training.
 
     Args:
         tasks: names of the tasks with validation data; others never stop.
         patience: evaluations without improvement that a task may have.
-        min_delta: nats per token by which the validation loss must fall to count as improvement.
+        min_delta: by how much the validation token NLL must fall to count as improvement.
     """
 
     def __init__(self, tasks: list[str], patience: int, min_delta: float = 0.0) -> None:
@@ -29,7 +32,14 @@ class TaskEarlyStopping(TrainerCallback, ExportableState):
         self.waited: dict[str, int] = {}
         self.stopped_at: dict[str, int] = {}
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         for task in self.tasks:
             loss = metrics.get(f"eval_loss/{task}", math.nan)
             if task in self.stopped_at:
@@ -44,13 +54,22 @@ class TaskEarlyStopping(TrainerCallback, ExportableState):
         if self._all_stopped():
             control.should_training_stop = True
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer,
+        **kwargs: object,
+    ) -> None:
         # Only a run resumed after its end comes here with all tasks stopped. The Trainer takes a step before it looks
         # whether to stop; without gradients momentum and weight decay would still move the shared factors.
         if self._all_stopped():
-            getattr(optimizer, "optimizer", optimizer).freeze({"shared", "core"})
+            unwrapped(optimizer).freeze({"shared", "core"})
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._all_stopped():
             control.should_training_stop = True
 

@@ -1,6 +1,7 @@
 """`CoLoRATrainer`: transformers' `Trainer` for a bank: tasks mixed by plan, per-task losses, whole checkpoints."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from colora.common.files import staged_folder
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.encode import EncodedRun
 from colora.training.loop import checkpoint
 from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
 from colora.training.loop.loss import TaskWeighting, row_weights
-from colora.training.loop.optimizer import TaskAdamW, parameter_groups
+from colora.training.loop.optimizer import TaskAdamW, parameter_groups, unwrapped
 from colora.training.loop.schedule import AlternatingCallback
 from colora.training.loop.stopping import TaskEarlyStopping
 from colora.training.resolve import ResolvedRun
@@ -110,11 +112,11 @@ class CoLoRATrainer(Trainer):
 
     # ---- data and loss --------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixture:
+    def _get_train_sampler(self, train_dataset: EncodedTasks | None = None) -> TaskMixture:
         return self.mixture
 
     def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], None]:
         """The micro-batches of one step, each with the `row_weights` that the whole step gives its rows."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -149,7 +151,7 @@ class CoLoRATrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         labels, weights, task_ids = inputs.pop("labels"), inputs.pop("row_weights"), inputs["task_ids"]
         if not self.routed:
@@ -196,9 +198,12 @@ class CoLoRATrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: EncodedTasks | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean token loss in nats of each task, `eval_loss/NAME`, and `eval_loss`, the mean over tasks."""
+        """Token NLL of each task, `eval_loss/NAME`, and `eval_loss`, the mean over tasks."""
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         model, rows = self.model, self.args.per_device_eval_batch_size
         sums = torch.zeros(2, len(self.task_names), dtype=torch.float64)
@@ -242,10 +247,9 @@ class CoLoRATrainer(Trainer):
 
     @property
     def _task_adamw(self) -> TaskAdamW:
-        optimizer: TaskAdamW = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        return optimizer
+        return unwrapped(self.optimizer)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: object, **kwargs: object) -> Any:
         """As `Trainer.train`; the terminal and the signal handlers are given back however it ends."""
         try:
             return super().train(*args, **kwargs)
@@ -255,7 +259,7 @@ class CoLoRATrainer(Trainer):
 
     # ---- checkpoints: whole or not there, and without pickle -------------------------------------------------------
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         # Without clipping nobody has looked at the gradients of the last step.
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
             raise self._diverged("the weights", [], self.state.global_step)
@@ -270,7 +274,7 @@ class CoLoRATrainer(Trainer):
         if self.args.should_save:
             rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit, use_mtime=False)
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

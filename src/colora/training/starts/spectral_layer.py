@@ -15,8 +15,10 @@ spectral_factors   B = 0 and Λ_k = I: only the directions of A are the gradient
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from colora.adapter.layer import fresh_core
 from colora.algebra import joint_diagonalisation
 
 __all__ = ["ROW_NORM", "layer_start"]
@@ -27,7 +29,9 @@ ITERATIONS = 4
 """Of the decomposition; it begins so near its end that more do not change what is trained."""
 
 
-def layer_start(A: Tensor, B: Tensor, r: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def layer_start(
+    A: Float[Tensor, "K rank d_in"], B: Float[Tensor, "K d_out rank"], r: int, kind: str
+) -> tuple[Float[Tensor, "{r} d_in"], Float[Tensor, "d_out {r}"], Float[Tensor, "K {r} {r}"]]:
     """A (r, d_in), B (d_out, r) and cores (K, r, r) of one layer.
 
     For "spectral" B Λ_k A = −c U Σ_k Vᵀ with one c for all tasks, and B has orthonormal columns (b = 1).
@@ -44,13 +48,13 @@ def layer_start(A: Tensor, B: Tensor, r: int, kind: str) -> tuple[Tensor, Tensor
     size = _size(cores, r)
     if kind == "spectral":
         return first, -U, cores / size
-    identity = torch.eye(r, dtype=cores.dtype, device=cores.device).expand_as(cores)
+    identity = fresh_core(r, cores.dtype, cores.device).expand_as(cores)
     if kind == "spectral_neutral":
         return first, torch.zeros_like(U), identity + (cores - cores.mean(0)) / size
     return first, torch.zeros_like(U), identity
 
 
-def _size(cores: Tensor, r: int) -> Tensor:
+def _size(cores: Float[Tensor, "K r r"], r: int) -> Float[Tensor, ""]:
     """What to divide cores by for a root mean square norm of √r, the identity's; 1 if there is nothing to divide."""
     size = (cores.square().sum() / (len(cores) * r)).sqrt()
     return size if bool(size > torch.finfo(cores.dtype).tiny) else torch.ones_like(size)

@@ -1,4 +1,4 @@
-"""How much of what a newcomer wants to change its core can change at all."""
+"""Coverage: how much of a new task's gradient lies in the shared subspace, where its core can follow it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Coverage:
 
     Attributes:
         shared: the share of ‖G‖² in the shared subspace, ‖P_B G P_A‖² / ‖G‖².
-        own: the most that two subspaces of the same rank could hold: those of its own leading directions.
+        own: the most that two subspaces of the same rank could hold: those of the gradient's leading directions.
         layers: `shared` for each layer by itself.
     """
 
@@ -31,16 +31,14 @@ class Coverage:
         return self.shared / self.own if self.own else 0.0
 
 
-def coverage(gradients: TaskGradients, place: int, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Coverage:
-    """The coverage of one task's gradient by a bank's A (r, d_in) and B (d_out, r), given for each layer."""
+def coverage(gradients: TaskGradients, index: int, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Coverage:
+    """The coverage of the gradient of task `index` by a bank's A (r, d_in) and B (d_out, r), given for each layer."""
     inside, leading, total = {}, 0.0, {}
     for layer, (A, B) in factors.items():
-        left, right = (one[place].double() for one in gradients.factors[layer])
-        seen = (orthonormal(B).mT @ left) @ (right @ orthonormal(A.mT))
-        inside[layer], total[layer] = (
-            float(seen.square().sum()),
-            float((left @ torch.linalg.qr(right.mT).R.mT).square().sum()),
-        )
+        left, right = (factor[index].double() for factor in gradients.factors[layer])
+        projected = (orthonormal(B).mT @ left) @ (right @ orthonormal(A.mT))
+        inside[layer] = float(projected.square().sum())
+        total[layer] = float((left @ torch.linalg.qr(right.mT).R.mT).square().sum())
         leading += float(torch.linalg.svdvals(right)[: A.shape[0]].square().sum())  # left has orthonormal columns
     whole = sum(total.values()) or 1.0
     shares = {layer: value / (total[layer] or 1.0) for layer, value in inside.items()}

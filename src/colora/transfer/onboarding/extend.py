@@ -1,9 +1,9 @@
-"""More rank for a newcomer that the shared subspace does not hold, with every other task's model as it was.
+"""More rank for a new task that the shared subspace does not hold, with every other task's model as it was.
 
 A gets further rows and B further columns; the cores of all tasks get zeros there, so that B Λ_k A is the same. The new
-directions are the leading ones of the newcomer's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
-for B, each as long as the bank's own are on average. Where the gradient has fewer of them, chance fills them up. No
-other task uses them, so they may be trained with the newcomer's core (`Settings.factor_lr`).
+directions are the leading ones of the new task's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
+for B, each as long as the bank's own are on average. Where the gradient has fewer of them, random directions take
+their place. No other task uses them, so they may be trained with the new task's core (`Settings.factor_lr`).
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from colora.transfer.onboarding.coverage import orthonormal
 __all__ = ["extend_rank"]
 
 
-def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, place: int = 0) -> PeftModel:
+def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, index: int = 0) -> PeftModel:
     """A bank of rank r + `extra` on the same base, which it takes out of `model`.
 
     Args:
         model: with one active bank.
-        gradients: of the newcomer, at `place`.
+        gradients: of the new task, at `index`.
 
     Raises:
         ConfigError: a layer is smaller than the new rank, or the bank has modules trained in full; `model` is then as
@@ -42,7 +42,7 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, place: i
     grown = {}
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
-        left, right = (one[place] for one in gradients.factors[name])
+        left, right = (factor[index] for factor in gradients.factors[name])
         if min(layer.in_features - A.shape[0], layer.out_features - B.shape[1]) < extra:
             raise ConfigError(f"layer {name} has no room for {extra} further directions: choose fewer")
         grown[name] = (*_grown(A, B, left, right, extra), layer.colora_core[bank].detach().cpu())
@@ -74,8 +74,8 @@ def _grown(A: Tensor, B: Tensor, left: Tensor, right: Tensor, extra: int) -> tup
 
 def _leading_outside(columns: Tensor, basis: Tensor, count: int) -> Tensor:
     """The leading left singular vectors (d, count) of the columns (d, q) without what `basis` (d, r) spans."""
-    # A shorter gradient leaves singular vectors to choice, and those that LAPACK chooses may lie inside.
-    chance = torch.randn(len(columns), count, generator=torch.Generator().manual_seed(0), dtype=columns.dtype)
-    filled = torch.cat([columns, 1e-9 * (columns.norm() or 1.0) * chance], dim=1)
+    # Of a gradient of lower rank further singular vectors are arbitrary, and those of LAPACK may lie inside.
+    noise = torch.randn(len(columns), count, generator=torch.Generator().manual_seed(0), dtype=columns.dtype)
+    filled = torch.cat([columns, 1e-9 * (columns.norm() or 1.0) * noise], dim=1)
     outside = filled - basis @ (basis.mT @ filled)
     return torch.linalg.svd(outside, full_matrices=False).U[:, :count]

@@ -1,10 +1,9 @@
-"""A new task in a trained bank: r × r numbers a layer are trained on its examples, all that was there stays."""
+"""Onboarding: a new task in a trained bank. r × r parameters per layer are trained, all that was there stays."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,51 +12,61 @@ from colora.adapter.model import bank_layers, bank_router, bank_tuner
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
+from colora.common.threads import configure_threads
 from colora.errors import ConfigError
-from colora.models.base import configure_threads
 from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.hub import VAL_NAMES
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.task_gradients import task_gradients
 from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
-from colora.transfer.onboarding.write import take_in
+from colora.transfer.onboarding.write import add_to_files
 
-__all__ = ["Onboarding", "Settings", "add_newcomer", "onboard"]
+__all__ = ["Onboarding", "Settings", "TaskFit", "add_new_task", "onboard"]
 
-ENOUGH = (
-    0.005  # of relative coverage: tasks like the bank's own have more, others less (benchmarks/transfer/coverage.py)
-)
-LOOKED_AT = 16  # examples that the gradient is of
-TRIED = 4  # examples that starts are compared on: each start is a pass over them, and training follows anyway
+ENOUGH = 0.005
+"""Relative coverage that tasks like the bank's own exceed, and others do not (benchmarks/transfer/coverage.py)."""
+GRADIENT_EXAMPLES = 16
+START_EXAMPLES = 4
+"""Examples that starts are compared on: each start is a pass over them, and training follows anyway."""
 
 
 @dataclass(frozen=True)
-class Onboarding:
-    """What came of it.
+class TaskFit:
+    """What training the core of a new task came to.
 
     Attributes:
-        task: the new task's name.
-        bank: folder of the bank that has it.
-        start: where the core started, and what other starts were worth.
-        coverage: how much of its gradient the shared subspace holds.
+        start: where the core started, and the token NLL of other starts.
+        coverage: how much of the task's gradient the shared subspace holds.
         before, after: nats per token of its training examples without any adapter, and with the trained core.
         validation: nats per token of its validation examples, or None if it has none.
-        seconds: for all of it, loading the base model included.
     """
 
-    task: str
-    bank: Path
     start: Start
     coverage: Coverage
     before: float
     after: float
     validation: float | None
+
+
+@dataclass(frozen=True)
+class Onboarding(TaskFit):
+    """A `TaskFit` in a saved bank.
+
+    Attributes:
+        task: the new task's name.
+        bank: folder of the bank that has it.
+        seconds: for all of it, loading the base model included.
+    """
+
+    task: str
+    bank: Path
     seconds: float
 
     @property
@@ -108,33 +117,32 @@ def onboard(
     if task.name in saved.tasks:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
-    model, found = add_newcomer(model, tokenizer, task, info.max_length, settings, log)
+    model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     info.examples[task.name] = len(task.splits["train"])
     info.seen[task.name] = settings.steps * settings.rows
     info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
     files = saved.load()
     files.info = info
-    take_in(files, model, task.name)
+    add_to_files(files, model, task.name)
     write_bank(files, target)
-    return Onboarding(task.name, target, *found, time.monotonic() - began)
+    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
 
 
-def add_newcomer(
+def add_new_task(
     model: PeftModel,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     task: Task,
     max_length: int,
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
-) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:
+) -> tuple[PeftModel, TaskFit]:
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
 
     If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
     that was to be returned has it.
 
     Returns:
-        the model, another one than before if its rank was extended; start, coverage, nats per token before, after, and
-        of the validation examples.
+        the model, another one than before if its rank was extended; and what the training came to.
 
     Raises:
         ConfigError: the name is taken, the bank is merged into the base, or there is no room for `extend`.
@@ -157,39 +165,46 @@ def add_newcomer(
 
 
 def _add(
-    model: PeftModel, pad_token_id: int, name: str, data: EncodedTasks, held_out: EncodedTasks, settings: Settings,
+    model: PeftModel,
+    pad_token_id: int,
+    name: str,
+    data: EncodedTasks,
+    held_out: EncodedTasks,
+    settings: Settings,
     log: Callable[[str], None],
-) -> tuple[PeftModel, tuple[Start, Coverage, float, float, float | None]]:  # fmt: skip
+) -> tuple[PeftModel, TaskFit]:
     collate = TaskCollator(pad_token_id)
     batches, validation = _batches(data, collate), _batches(held_out, collate)
     tuner = bank_tuner(model)
-    bank, own = tuner.active_adapters[0], tuner.tasks.index(name)
+    bank, index = tuner.active_adapters[0], tuner.tasks.index(name)
     tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
-    gradients = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
-    before = float(gradients.loss[0]) if len(data) <= LOOKED_AT else mean_nll(model, batches, own)
-    factors = {layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
-               for layer_name, layer in bank_layers(model, bank).items()}  # fmt: skip
+    gradients = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
+    before = float(gradients.loss[0]) if len(data) <= GRADIENT_EXAMPLES else mean_nll(model, batches, index)
+    factors = {
+        layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
+        for layer_name, layer in bank_layers(model, bank).items()
+    }
     covered = coverage(gradients, 0, factors)
-    start = choose_start(model, name, _batches(data, collate, TRIED)[:1], gradient_at_zero(model, gradients, 0))
+    first_batch = _batches(data, collate, START_EXAMPLES)[:1]
+    start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0))
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
-        left = task_gradients(model, data, [name], pad_token_id, rows=LOOKED_AT, task_index=[own], progress=False)
+        left = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
         model = extend_rank(model, settings.extend, left)
-    fit_core(model, own, data, collate, settings)
-    after = mean_nll(model, batches, own)
-    late = mean_nll(model, validation, own) if validation else None
-    return model, (start, covered, before, after, late)
+    fit_core(model, index, data, collate, settings)
+    after = mean_nll(model, batches, index)
+    return model, TaskFit(start, covered, before, after, mean_nll(model, validation, index) if validation else None)
 
 
 def _read(source: Path, name: str | None, seed: int) -> Task:
-    """The newcomer's task; nothing is set aside of its training examples, for it has few."""
-    there = {path.stem for path in source.iterdir()} if source.is_dir() else set()
-    val = None if there & set(VAL_NAMES) else 0
-    test = None if "test" in there else 0
+    """The new task; nothing is set aside of its training examples, since it has few."""
+    splits = {path.stem for path in source.iterdir()} if source.is_dir() else set()
+    val = None if splits & set(VAL_NAMES) else 0
+    test = None if "test" in splits else 0
     (task,) = read_tasks([TaskSource(name=name, path=str(source), val=val, test=test)], seed=seed)
     return task
 
 
 def _batches(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:
-    items = [data[place] for place in range(len(data))]
-    return [collate(items[at : at + rows]) for at in range(0, len(items), rows)]
+    items = [data[index] for index in range(len(data))]
+    return [collate(items[start : start + rows]) for start in range(0, len(items), rows)]

@@ -1,4 +1,4 @@
-"""A bank's files with a newcomer in them: all that was there is written again as it was read, to the bit."""
+"""A bank's files with a new task in them: all that was there is written again as it was read, to the bit."""
 
 import torch
 from peft import PeftModel
@@ -7,10 +7,10 @@ from torch import Tensor
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.tensors import BankContents, tensor_key
 
-__all__ = ["take_in"]
+__all__ = ["add_to_files"]
 
 
-def take_in(files: BankContents, model: PeftModel, name: str) -> None:
+def add_to_files(files: BankContents, model: PeftModel, name: str) -> None:
     """Add the task `name`, the last of the bank in `model`, to the bank that `model` was loaded from.
 
     Files may hold other numbers than the model computes in (bfloat16, float64). What they hold stays; only stacks that

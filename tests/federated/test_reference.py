@@ -1,4 +1,4 @@
-"""The protocol against a plain twin: loops over clients, dense weights W0 + s · B Λ A, and Adam written out."""
+"""The protocol against a plain reference: loops over clients, dense weights W0 + s · B Λ A, and Adam written out."""
 
 import math
 
@@ -12,8 +12,8 @@ from tests.helpers.federation_clients import ADAPTER, CORE_LR, DATA, FEDERATION,
 from tests.helpers.reference_methods import Adam, exact_llama
 
 
-class Twin:
-    """A federation in float64, with every client's weight dense and every row by itself."""
+class ReferenceFederation:
+    """A federation in float64, with dense weights of each client and one row at a time."""
 
     def __init__(self, local, spec, max_grad_norm):
         self.model, self.spec, self.limit = exact_llama().requires_grad_(False), spec, max_grad_norm
@@ -29,13 +29,13 @@ class Twin:
         for layer in self.layers:
             change = 1.5 * values["B/" + layer] @ values[layer] @ values["A/" + layer]
             weights[f"{layer}.weight"] = self.model.get_submodule(layer).weight + change
-        nats, tokens = 0.0, 0
+        total, tokens = 0.0, 0
         for row in rows:
             logits = functional_call(self.model, weights, (torch.tensor([row["input_ids"]]),)).logits[0]
-            for place, label in enumerate(row["labels"]):
+            for position, label in enumerate(row["labels"]):
                 if label != -100:
-                    nats, tokens = nats - logits[place - 1].log_softmax(-1)[label], tokens + 1
-        return nats / tokens
+                    total, tokens = total - logits[position - 1].log_softmax(-1)[label], tokens + 1
+        return total / tokens
 
     def step(self, k, values, names, adam, share):
         """One local step of the values in `names`."""
@@ -52,9 +52,9 @@ class Twin:
 
     def round(self, number):
         factors = {"alternating": ["B", "A"][number % 2], "simultaneous": "AB"}[self.spec.schedule]
-        moves = [name for name in self.shared if name[0] in factors]
+        trained = [name for name in self.shared if name[0] in factors]
         share = 0.1 + 0.9 * (1 + math.cos(math.pi * number / (self.spec.rounds - 1))) / 2
-        total = dict.fromkeys(moves, 0.0)
+        total = dict.fromkeys(trained, 0.0)
         for k, size in SIZES.items():
             values = self.shared | self.cores[k]
             adam = self.factor_adam[k] if self.spec.factor_moments == "kept" else Adam()
@@ -62,12 +62,12 @@ class Twin:
                 for _ in range(self.spec.core_steps):
                     self.step(k, values, self.layers, adam, share)
                 for _ in range(self.spec.local_steps):
-                    self.step(k, values, moves, adam, share)
+                    self.step(k, values, trained, adam, share)
             else:
                 for _ in range(self.spec.core_steps + self.spec.local_steps):
-                    self.step(k, values, [*self.layers, *moves], adam, share)
+                    self.step(k, values, [*self.layers, *trained], adam, share)
             self.cores[k] = {layer: values[layer] for layer in self.layers}
-            for name in moves:
+            for name in trained:
                 total[name] = total[name] + size / sum(SIZES.values()) * (values[name] - self.shared[name])
         self.shared |= {name: self.shared[name] + change for name, change in total.items()}
 
@@ -83,23 +83,23 @@ class Twin:
 @pytest.mark.parametrize("order", ["core_first", "together"])
 @pytest.mark.parametrize("schedule", ["alternating", "simultaneous"])
 @pytest.mark.parametrize("moments", ["fresh", "kept"])
-def test_some_rounds_and_the_end_equal_the_twin(moments, schedule, order, max_grad_norm):
+def test_federate_equals_the_reference(moments, schedule, order, max_grad_norm):
     local = LocalModel(exact_llama(), ADAPTER, 0, SEED, LR, CORE_LR, max_grad_norm)
-    rounds = 2 if moments == "fresh" else 4  # in turns a factor moves in every other one
+    rounds = 2 if moments == "fresh" else 4  # alternating, a factor is trained in every other round
     spec = spec_of(schedule=schedule, order=order, factor_moments=moments, rounds=rounds)
-    clients = {name: local.newcomer() for name in SIZES}
+    clients = {name: local.initial_state() for name in SIZES}
     state = federate(init(FEDERATION, local), clients, DATA, local, spec, SEED)
-    twin = Twin(local, spec, max_grad_norm)
+    reference = ReferenceFederation(local, spec, max_grad_norm)
     for number in range(rounds):
-        twin.round(number)
-    twin.end()
+        reference.round(number)
+    reference.end()
     # States are float32 between rounds; within a round both compute in float64.
     for name, tensor in state.shared.items():
-        torch.testing.assert_close(tensor, twin.shared[name].float(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor, reference.shared[name].float(), rtol=1e-5, atol=1e-6)
         moved = (tensor - local.start[name]).abs().max()
         assert moved > 1e-3, name
     for name in SIZES:
-        assert clients[name].position == twin.drawn[name]
+        assert clients[name].position == reference.drawn[name]
         for layer, core in clients[name].cores.items():
-            torch.testing.assert_close(core, twin.cores[name][layer].float(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(core, reference.cores[name][layer].float(), rtol=1e-5, atol=1e-6)
             assert (core - torch.eye(2)).abs().max() > 1e-3

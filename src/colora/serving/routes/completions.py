@@ -1,0 +1,147 @@
+"""OpenAI's endpoints for text: POST /v1/chat/completions and /v1/completions."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from colora.errors import ColoraError
+from colora.models.decoding.batch import Piece
+from colora.serving.faults import FAILED
+from colora.serving.responses import ChatFormat, CompletionFormat, ResponseFormat, server_sent_event, usage_object
+from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task
+from colora.serving.schemas import INSTRUCTING_ROLES, ChatRequest, CompletionRequest, SamplingRequest
+from colora.serving.service import Service, Stream
+
+__all__ = ["router"]
+
+router = APIRouter()
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client that hung up does not read it
+
+
+@router.post("/v1/chat/completions")
+async def chat(body: ChatRequest, request: Request, tenant: TenantDep, service: ServiceDep) -> Response:
+    body.check_supported()
+    check_task(service, tenant, body.model)
+    instruction = "\n\n".join(message.text for message in body.messages if message.role in INSTRUCTING_ROLES)
+    turns = [message.text for message in body.messages if message.role not in INSTRUCTING_ROLES]
+    prompt = await asyncio.to_thread(service.chat_prompt, instruction or None, turns)
+    streams = await _open_streams(service, tenant.name, body, [prompt])
+    return await _answer(body, request, streams, len(prompt), ChatFormat(body.model))
+
+
+@router.post("/v1/completions")
+async def complete(body: CompletionRequest, request: Request, tenant: TenantDep, service: ServiceDep) -> Response:
+    body.check_supported()
+    check_task(service, tenant, body.model)
+    prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
+    streams = await _open_streams(service, tenant.name, body, prompts)
+    prompt_tokens = sum(len(prompt) for prompt in prompts)
+    return await _answer(body, request, streams, prompt_tokens, CompletionFormat(body.model))
+
+
+async def _open_streams(
+    service: Service, tenant: str, body: SamplingRequest, prompts: Sequence[list[int]]
+) -> list[Stream]:
+    """A stream for each choice of each prompt; none stays in the queue if one is refused."""
+    streams: list[Stream] = []
+    options = service.options
+    try:
+        for prompt in prompts:
+            for choice in range(body.n or 1):
+                sampling = body.sampling(options.max_tokens, options.temperature, choice)
+                streams.append(await service.open(tenant, body.model, prompt, sampling))
+    except BaseException:
+        _close(streams)
+        raise
+    return streams
+
+
+async def _answer(
+    body: SamplingRequest, request: Request, streams: list[Stream], prompt_tokens: int, form: ResponseFormat
+) -> Response:
+    """The outputs of all streams, piece by piece or in one response, as the request asks for."""
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        events = _events(streams, form, prompt_tokens if with_usage else None)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    outputs = await _outputs(streams, request)
+    if outputs is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return JSONResponse(form.response(outputs, usage_object(prompt_tokens, _generated(streams))))
+
+
+async def _outputs(streams: list[Stream], request: Request) -> list[tuple[str, str]] | None:
+    """All whole outputs and why they ended; None if the client hangs up before. Closes the streams."""
+    gathering: asyncio.Future[Any] = asyncio.gather(*(_output(stream) for stream in streams))
+    disconnected: asyncio.Future[Any] = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({gathering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        return gathering.result() if gathering.done() else None
+    finally:
+        disconnected.cancel()
+        gathering.cancel()
+        _close(streams)
+
+
+async def _output(stream: Stream) -> tuple[str, str]:
+    """A whole output and why it ended."""
+    text = "".join([piece.text async for piece in stream])
+    return text, stream.finish
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(streams: list[Stream], form: ResponseFormat, prompt_tokens: int | None) -> AsyncIterator[str]:
+    """Server-sent events of all choices as their pieces come, then the usage unless `prompt_tokens` is None."""
+    merged: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+    forwards = [asyncio.create_task(_forward(index, stream, merged)) for index, stream in enumerate(streams)]
+    unfinished, begun = len(streams), set[int]()
+    try:
+        while unfinished:
+            index, piece = await merged.get()
+            if isinstance(piece, Exception):
+                yield _error_event(piece)
+                return
+            if piece.text or index not in begun:
+                yield server_sent_event(form.chunk(index, piece.text, None, index not in begun))
+                begun.add(index)
+            if piece.finish is not None:
+                unfinished -= 1
+                yield server_sent_event(form.chunk(index, "", piece.finish, False))
+        if prompt_tokens is not None:
+            yield server_sent_event(form.usage_chunk(usage_object(prompt_tokens, _generated(streams))))
+        yield "data: [DONE]\n\n"
+    finally:
+        for forward in forwards:
+            forward.cancel()
+        _close(streams)
+
+
+async def _forward(index: int, stream: Stream, merged: asyncio.Queue[tuple[int, Piece | Exception]]) -> None:
+    try:
+        async for piece in stream:
+            merged.put_nowait((index, piece))
+    except Exception as error:
+        merged.put_nowait((index, error))
+
+
+def _error_event(error: Exception) -> str:
+    message = str(error) if isinstance(error, ColoraError) else FAILED
+    return server_sent_event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
+
+
+def _generated(streams: list[Stream]) -> int:
+    """Tokens of all outputs so far."""
+    return sum(len(stream.tokens) for stream in streams)
+
+
+def _close(streams: list[Stream]) -> None:
+    for stream in streams:
+        stream.close()

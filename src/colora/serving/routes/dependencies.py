@@ -1,0 +1,79 @@
+"""What endpoints take as parameters: the parts of the server, who asks, and the task a path names.
+
+`make_app` and its lifespan put the service, the access and the jobs into `app.state`.
+"""
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Request
+
+from colora.errors import TaskIdError
+from colora.serving.access import Access, Tenant
+from colora.serving.jobs import Jobs
+from colora.serving.service import Service
+
+__all__ = ["AdminDep", "JobsDep", "NewTaskDep", "ServiceDep", "TaskDep", "TenantDep", "check_task"]
+
+
+# Coroutines, so that reading an attribute takes no thread of the pool.
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _jobs(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+JobsDep = Annotated[Jobs, Depends(_jobs)]
+
+
+# In a thread: the access may have to read its file again.
+def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> Tenant:
+    access: Access = request.app.state.access
+    tenant = access.tenant(authorization)
+    access.count(tenant)
+    return tenant
+
+
+TenantDep = Annotated[Tenant, Depends(_tenant)]
+
+
+async def _admin(tenant: TenantDep) -> Tenant:
+    if not tenant.admin:
+        raise TaskIdError("not found")  # as if the path were absent
+    return tenant
+
+
+AdminDep = Annotated[Tenant, Depends(_admin)]
+
+
+def check_task(service: Service, tenant: Tenant, task: str) -> None:
+    """Refuse a task that is absent or that this tenant may not use: both in the same words.
+
+    Raises:
+        TaskIdError: the task is one of these.
+    """
+    if not tenant.may(task) or task not in service.store:
+        raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
+
+
+# In a thread: the store may be locked while it writes.
+def _task(task: Annotated[str, Path()], tenant: TenantDep, service: ServiceDep) -> str:
+    check_task(service, tenant, task)
+    return task
+
+
+async def _new_task(task: Annotated[str, Path()], tenant: TenantDep) -> str:
+    if not tenant.may(task):
+        raise TaskIdError(f"this key does not open names like {task!r}; it opens {', '.join(tenant.tasks)}")
+    return task
+
+
+TaskDep = Annotated[str, Depends(_task)]
+"""The task of the path; it is there, and the tenant may use it."""
+
+NewTaskDep = Annotated[str, Depends(_new_task)]
+"""The task of the path; the tenant may use the name, whether the task is there or not."""

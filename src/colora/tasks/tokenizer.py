@@ -1,0 +1,63 @@
+"""What the project uses of a transformers tokenizer; transformers itself has no types that mypy could check."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, overload
+
+__all__ = ["Tokenizer"]
+
+Conversation = Sequence[Mapping[str, str]]
+"""Turns with "role" ("user" or "assistant") and "content"."""
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of `transformers.AutoTokenizer`, as `colora.models.base.load_base` returns it.
+
+    Attributes:
+        name_or_path: what the base model is called.
+        chat_template: a Jinja template of the conversation; None: prompts are plain text.
+        pad_token: `load_base` sets the end-of-text token where a tokenizer has none of its own.
+        pad_token_id: its id.
+        eos_token: ends a text.
+        eos_token_id: its id, if the tokenizer has such a token.
+        all_special_ids: ids of the tokens that stand for no text.
+        added_tokens_decoder: tokens beyond the trained vocabulary, by id.
+        backend_tokenizer: the `tokenizers.Tokenizer` of a fast tokenizer; slow ones lack it.
+    """
+
+    name_or_path: str
+    chat_template: str | None
+    pad_token: str | None
+    pad_token_id: int
+    eos_token: str | None
+    eos_token_id: int | None
+    all_special_ids: list[int]
+    added_tokens_decoder: Mapping[int, Any]
+    backend_tokenizer: Any
+
+    def __len__(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> Mapping[str, Sequence[int]]:
+        """Text to "input_ids"; `verbose` warns where they are longer than the model's positions."""
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """Ids to text."""
+
+    @overload
+    def apply_chat_template(self, conversation: Conversation, *, tokenize: Literal[False]) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self, conversation: Conversation, *, add_generation_prompt: bool, return_dict: Literal[False]
+    ) -> list[int]: ...
+
+    def save_pretrained(self, save_directory: str) -> object:
+        """Write the tokenizer's files into a folder."""
