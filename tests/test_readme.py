@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 import pytest
 
 from benchmarks.adapter.step import summary_markdown as step_markdown
+from benchmarks.cli.startup import table as startup_table
 from benchmarks.compare.summary import (
     groups_markdown,
     main_markdown,
@@ -68,6 +69,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "grouping", grouping_table),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
+        (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",

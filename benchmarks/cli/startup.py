@@ -56,8 +56,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def table(record: dict[str, Any]) -> str:
-    """Markdown: median seconds, and the median, least and greatest ratio to the reference."""
+def table(record: dict[str, Any] | None = None) -> str:
+    """Markdown: median seconds, and the median, least and greatest ratio to the reference; by default of the record."""
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if record is None else record
     lines = ["| command | seconds | times `import typer, rich` |", "| --- | --- | --- |"]
     for name, seconds in record["seconds"].items():
         ratios = [one / other for one, other in zip(seconds, record["seconds"][REFERENCE], strict=True)]

@@ -26,6 +26,6 @@ def test_there_is_one_progress_bar():
     makers = []
     for path, module, _ in modules():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Progress":
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Progress", "track", "tqdm"):
                 makers.append(module)
     assert makers == ["colora.common.progress"]

@@ -59,9 +59,12 @@ def read_requests(path: Path) -> list[Request]:
 
 
 def generate_texts(
-    bank: Path, requests: Sequence[Request], max_new_tokens: int = 64, base: str | None = None,
+    bank: Path,
+    requests: Sequence[Request],
+    max_new_tokens: int = 64,
+    base: str | None = None,
     sampling: Sampling | None = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """The outputs, in the order of the requests; prompts of all tasks are mixed in the batches.
 
     Args:

@@ -75,9 +75,13 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
             sizes = [str(entry["splits"][split]["examples"]) for split in ("train", "val", "test")]
             seed = entry["split_seed"]
             table.add_row(
-                report.name, *sizes, f"{report.tokens:,}", str(report.max_tokens), str(report.truncated),
+                report.name,
+                *sizes,
+                f"{report.tokens:,}",
+                str(report.max_tokens),
+                str(report.truncated),
                 "-" if seed is None else str(seed),
-            )  # fmt: skip
+            )
         out.print(table)
         out.print(
             f"base: {plan.base_parameters:,} parameters, frozen\n"

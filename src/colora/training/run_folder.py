@@ -18,9 +18,15 @@ from colora.training.config_file import parse_config
 __all__ = ["check_free", "check_same_tasks", "claim", "run_config", "task_manifest"]
 
 FREE = (
-    "output", "evaluation", "training.threads", "training.log_every", "training.save_every",
-    "training.keep", "training.tensorboard", "training.device",
-)  # fmt: skip
+    "output",
+    "evaluation",
+    "training.threads",
+    "training.log_every",
+    "training.save_every",
+    "training.keep",
+    "training.tensorboard",
+    "training.device",
+)
 """Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
 paths of task files: `tasks.json` has digests of what is in them."""
 

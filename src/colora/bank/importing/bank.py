@@ -5,15 +5,13 @@ float64, and the bank that comes out. The base model is loaded once at the end o
 model it belongs to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from colora.adapter.config import CoLoRAConfig
@@ -24,12 +22,13 @@ from colora.bank.importing.fit import bank_rank, common_base, layer_sizes, targe
 from colora.bank.importing.read import WEIGHTS, Lora, read_loras
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
+from colora.common.progress import progress_bar
 from colora.errors import ConfigError
 from colora.models.base import load_base
 
 __all__ = ["ImportReport", "ImportedTask", "import_loras"]
 
-BANK = "default"
+ADAPTER_NAME = "default"
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ def import_loras(
         BaseModelError: the base cannot be loaded.
         CheckpointError: the bank cannot be written.
     """
-    output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there already; choose another output, or remove it")
+    output = _free_folder(Path(output).resolve())
     loras = read_loras([Path(folder) for folder in folders], names)
     source = base or common_base(loras)
     for lora in loras:
@@ -126,28 +123,48 @@ def import_loras(
         log("one LoRA alone: the bank holds it, but nothing is shared")
 
     config = CoLoRAConfig(
-        r=r, lora_alpha=r, tasks=[lora.name for lora in loras], target_modules=target_names(model, set(sizes)),
+        r=r,
+        lora_alpha=r,
+        tasks=[lora.name for lora in loras],
+        target_modules=target_names(model, set(sizes)),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    )  # fmt: skip
-    bank: Any = get_peft_model(model, config, adapter_name=BANK)
-    layers = bank_layers(bank, BANK)
+    )
+    bank: Any = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+    layers = bank_layers(bank, ADAPTER_NAME)
     assert layers.keys() == sizes.keys()
+    lost, energy = _share_layers(loras, layers, sizes, r, progress)
+    save_bank(bank, output, BankInfo(base=model.name_or_path))
+    rows = _task_rows(loras, list(layers), lost, energy)
+    before, after = sum(lora.bytes for lora in loras), (output / WEIGHTS).stat().st_size
+    return ImportReport(output, model.name_or_path, r, rows, bytes_before=before, bytes_after=after)
+
+
+def _free_folder(output: Path) -> Path:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there already; choose another output, or remove it")
+    return output
+
+
+def _share_layers(
+    loras: Sequence[Lora],
+    layers: Mapping[str, CoLoRALinear],
+    sizes: Mapping[str, tuple[int, int]],
+    r: int,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Write shared factors and cores into every layer; what that lost of each LoRA, and its size: (K, layers) each."""
     dtype = torch.float64 if any(lora.dtype == torch.float64 for lora in loras) else torch.float32
     lost, energy = (torch.zeros(len(loras), len(layers), dtype=torch.float64) for _ in range(2))
     norms = [_norm(lora) or 1.0 for lora in loras]
-    steps = track(
-        layers.items(), "sharing layers", console=Console(stderr=True), transient=True, disable=not progress
-    )  # fmt: skip
-    for number, (name, layer) in enumerate(steps):
-        pairs = [lora.factors(name) if name in lora.shapes else _nothing(*sizes[name]) for lora in loras]
-        shared = share_layer([B for B, _ in pairs], [A for _, A in pairs], r, norms)
-        _fill(layer, shared.A, shared.B, shared.cores, dtype)
-        lost[:, number], energy[:, number] = shared.lost, shared.energy
-    save_bank(bank, output, BankInfo(base=model.name_or_path))
-    return ImportReport(
-        output, model.name_or_path, r, _task_rows(loras, list(layers), lost, energy),
-        bytes_before=sum(lora.bytes for lora in loras), bytes_after=(output / WEIGHTS).stat().st_size,
-    )  # fmt: skip
+    with progress_bar(shown=progress) as bar:
+        counter = bar.add_task("sharing layers", total=len(layers))
+        for index, (name, layer) in enumerate(layers.items()):
+            pairs = [lora.factors(name) if name in lora.shapes else _nothing(*sizes[name]) for lora in loras]
+            shared = share_layer([B for B, _ in pairs], [A for _, A in pairs], r, norms)
+            _fill(layer, shared.A, shared.B, shared.cores, dtype)
+            lost[:, index], energy[:, index] = shared.lost, shared.energy
+            bar.advance(counter)
+    return lost, energy
 
 
 def _norm(lora: Lora) -> float:
@@ -167,7 +184,7 @@ def _nothing(d_out: int, d_in: int) -> tuple[Tensor, Tensor]:
 def _fill(layer: CoLoRALinear, A: Tensor, B: Tensor, cores: Tensor, dtype: torch.dtype) -> None:
     # As new storage: the base's precision, in which the bank was made, need not be the bank's.
     for parameter, value in ((layer.colora_A, A), (layer.colora_B, B), (layer.colora_core, cores)):
-        parameter[BANK].data = value.to(dtype).contiguous()
+        parameter[ADAPTER_NAME].data = value.to(dtype).contiguous()
 
 
 def _task_rows(loras: Sequence[Lora], layers: list[str], lost: Tensor, energy: Tensor) -> list[ImportedTask]:

@@ -19,11 +19,30 @@ __all__ = ["CONFIG", "layer_rank", "layer_scale", "lora_config"]
 CONFIG = "adapter_config.json"
 # Fields that are read here, or that say how a LoRA was trained and not what it is. All others must have their default.
 HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "task_type", "use_rslora",
-}  # fmt: skip
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
 # The other ways to start (PiSSA, OLoRA, LoftQ, ...) change the base weights, and the LoRA is a difference from those.
 STARTS = (True, False, "gaussian", "orthogonal", "eva")
 

@@ -110,9 +110,13 @@ def _read(folder: Path, name: str) -> Lora:
         pickled = (folder / "adapter_model.bin").exists()
         raise ConfigError(
             f"{WEIGHTS} is missing"
-            + ("; adapter_model.bin is a pickle, which may run code: load it with PEFT where you trust it, and save "
-               "it again" if pickled else "")
-        )  # fmt: skip
+            + (
+                "; adapter_model.bin is a pickle, which may run code: load it with PEFT where you trust it, and save "
+                "it again"
+                if pickled
+                else ""
+            )
+        )
     config = lora_config(folder / CONFIG)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -128,10 +132,15 @@ def _read(folder: Path, name: str) -> Lora:
     for _, kind in found.values():
         dtype = torch.promote_types(dtype, DTYPES[kind])
     return Lora(
-        folder, name, config.get("base_model_name_or_path"), config.get("revision"), shapes,
-        {layer: layer_scale(config, layer, r) for layer, (_, r, _) in shapes.items()}, dtype,
+        folder,
+        name,
+        config.get("base_model_name_or_path"),
+        config.get("revision"),
+        shapes,
+        {layer: layer_scale(config, layer, r) for layer, (_, r, _) in shapes.items()},
+        dtype,
         (folder / WEIGHTS).stat().st_size,
-    )  # fmt: skip
+    )
 
 
 def _shapes(

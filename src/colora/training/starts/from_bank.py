@@ -123,10 +123,15 @@ def _claimed(config: RunConfig) -> AdapterSpec | None:
 def _spec(bank: CoLoRAConfig) -> AdapterSpec:
     chosen, names = bank.layers_to_transform, bank.target_modules
     return AdapterSpec(
-        r=bank.r, lora_alpha=bank.lora_alpha, use_rslora=bank.use_rslora, lora_dropout=bank.lora_dropout,
-        target_modules=sorted(names) if isinstance(names, list) else names or [], exclude_modules=bank.exclude_modules,
-        layers_to_transform=[chosen] if isinstance(chosen, int) else chosen, modules_to_save=bank.modules_to_save,
-    )  # fmt: skip
+        r=bank.r,
+        lora_alpha=bank.lora_alpha,
+        use_rslora=bank.use_rslora,
+        lora_dropout=bank.lora_dropout,
+        target_modules=sorted(names) if isinstance(names, list) else names or [],
+        exclude_modules=bank.exclude_modules,
+        layers_to_transform=[chosen] if isinstance(chosen, int) else chosen,
+        modules_to_save=bank.modules_to_save,
+    )
 
 
 def _targets(config: CoLoRAConfig, model: nn.Module) -> set[str]:
