@@ -29,8 +29,8 @@ from benchmarks.transfer.onboarding import H200_RECORD
 from benchmarks.transfer.onboarding import table as onboarding_table
 from benchmarks.transfer.transfer import table as transfer_table
 from colora.experiments.load import load_experiment
-from colora.experiments.run import chosen_cells
-from colora.experiments.trial import read_cell_records
+from colora.experiments.run import chosen_trials
+from colora.experiments.trial import read_trial_records
 from tests.helpers.docs import README, ROOT, between, doc
 from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 
@@ -112,14 +112,14 @@ def test_the_cost_of_a_step_is_that_of_the_record():
 
 def test_the_command_for_one_row_is_that_row():
     file, only = re.search(r"colora compare (\S+) --only '(.*?)' --threads 1", README).groups()
-    cells = chosen_cells(load_experiment(ROOT / file), only)
-    assert {(cell.method, cell.group, cell.regime) for cell in cells} == {("colora", "similar-8", "implicit")}
-    assert [cell.seed for cell in cells] == [0, 1, 2]
+    trials = chosen_trials(load_experiment(ROOT / file), only)
+    assert {(trial.method, trial.group, trial.regime) for trial in trials} == {("colora", "similar-8", "implicit")}
+    assert [trial.seed for trial in trials] == [0, 1, 2]
 
 
 def test_what_rounding_did_is_told():
-    records = read_cell_records(ROOT / "benchmarks" / "compare" / "records" / "stability.jsonl")
-    again = [record for record in records if record.cell.method == "colora"]
+    records = read_trial_records(ROOT / "benchmarks" / "compare" / "records" / "stability.jsonl")
+    again = [record for record in records if record.trial.method == "colora"]
     assert {record.environment["threads"] for record in again} == {2}
     means = [record.mean("rougeL") for record in again]
     assert f"{fmean(means):.1f} ± {stdev(means):.1f}" in README

@@ -24,10 +24,10 @@ from colora.bank.tensors import SavedBank, write_bank
 from colora.errors import BankFileError
 from colora.evaluation.records import read_records
 from colora.experiments.load import load_experiment
-from colora.experiments.plan import planned_cells
+from colora.experiments.plan import planned_trials
 from colora.experiments.report.gather import read_experiments
 from colora.experiments.store import Store
-from colora.experiments.trial import read_cell_records
+from colora.experiments.trial import read_trial_records
 from colora.federated.server import serve
 from colora.federated.storage import load_client, load_server
 from colora.models.base import load_base
@@ -379,11 +379,11 @@ def test_a_server_has_its_tasks_and_answers_as_before(data):
 def test_the_cells_of_a_comparison(data, monkeypatch):
     monkeypatch.chdir(data)  # the experiment names its base by a relative path
     plan, store = load_experiment(Path("compared.yaml")), Store(Path("compared"))
-    assert [store.state(cell) for cell in planned_cells(plan)] == ["finished", "finished", "failed"]
-    assert {f"{cell.key}.json" for cell in planned_cells(plan)} == {path.name for path in store.folder.iterdir()}
+    assert [store.state(cell) for cell in planned_trials(plan)] == ["finished", "finished", "failed"]
+    assert {f"{cell.key}.json" for cell in planned_trials(plan)} == {path.name for path in store.folder.iterdir()}
     stored = lines(Path("compared/compared.jsonl"))
-    assert [one.model_dump(mode="json") for one in read_cell_records(Path("compared/compared.jsonl"))] == stored
-    assert [store.read(cell).model_dump(mode="json") for cell in planned_cells(plan)] == stored
+    assert [one.model_dump(mode="json") for one in read_trial_records(Path("compared/compared.jsonl"))] == stored
+    assert [store.read(cell).model_dump(mode="json") for cell in planned_trials(plan)] == stored
     (experiment,) = read_experiments(Path("compared"))
     assert (len(experiment.records), len(experiment.failed)) == (2, 1)
     assert experiment.records[1].mean("token_nll") == pytest.approx(
@@ -406,7 +406,7 @@ def test_a_comparison_goes_on(data, monkeypatch):
     assert found[:2] == old[:2]
     assert (found[2]["cell"], found[2]["error"]) == (old[2]["cell"], None)
     # And what had ended gives the same numbers with these sources.
-    (Path("compared") / "cells" / f"{planned_cells(load_experiment(Path('compared.yaml')))[1].key}.json").unlink()
+    (Path("compared") / "cells" / f"{planned_trials(load_experiment(Path('compared.yaml')))[1].key}.json").unlink()
     assert cli("compare", "compared.yaml", "--output", "compared", "--mixed", "--threads", 1).exit_code == 0
     again = lines(Path("compared/compared.jsonl"))[1]
     assert again["trainable"] == old[1]["trainable"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from colora.experiments.trial import CellRecord, read_cell_records
+from colora.evaluation.metrics import METRICS
+from colora.experiments.trial import TrialRecord, read_trial_records
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
@@ -29,13 +30,13 @@ def main() -> None:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3), sharey=False)
     samples = finished("samples")
-    sizes = sorted({one.cell.examples for one in samples})
+    sizes = sorted({one.trial.examples for one in samples})
     for method in ("local", "colora"):
         line(left, method, sizes, [values(samples, method=method, examples=size) for size in sizes])
     left.set_xscale("log", base=2)
     left.set_xticks(sizes, map(str, sizes))
     left.set_xlabel("examples a task")
-    left.set_ylabel("ROUGE-L")
+    left.set_ylabel(METRICS["rougeL"].title)
     left.set_title("eight similar tasks, implicit", fontsize=9)
 
     similarity = finished("similarity")
@@ -55,14 +56,14 @@ def main() -> None:
     print(f"written: {file.relative_to(HERE.parents[1])}")
 
 
-def finished(name: str) -> list[CellRecord]:
+def finished(name: str) -> list[TrialRecord]:
     """The records of an experiment that ended well."""
-    return [record for record in read_cell_records(RECORDS / f"{name}.jsonl") if record.error is None]
+    return [record for record in read_trial_records(RECORDS / f"{name}.jsonl") if record.error is None]
 
 
-def values(records: Sequence[CellRecord], **wanted: Any) -> list[float]:
-    """The mean ROUGE-L over tasks, of each seed of the cells with these settings."""
-    chosen = [one for one in records if all(getattr(one.cell, key) == value for key, value in wanted.items())]
+def values(records: Sequence[TrialRecord], **wanted: Any) -> list[float]:
+    """The mean ROUGE-L over tasks, of each seed of the trials with these settings."""
+    chosen = [one for one in records if all(getattr(one.trial, key) == value for key, value in wanted.items())]
     return [mean for one in chosen if (mean := one.mean("rougeL")) is not None]
 
 

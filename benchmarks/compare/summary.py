@@ -6,15 +6,17 @@ python -m benchmarks.compare.summary
 from pathlib import Path
 from statistics import fmean, stdev
 
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
 from colora.experiments.report.statistics import paired_difference
-from colora.experiments.trial import Cell, CellRecord, read_cell_records
+from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
-COLUMNS = ("method", "ROUGE-L", "exact match, %", "token NLL", "ROUGE-L − colora", "numbers kept a task")
+TITLES = [metric.title for metric in METRICS.values()]
+COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "parameters per task")
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
 
 def main_markdown() -> str:
     """The similar tasks, implicit: a row a method."""
-    records = read_cell_records(RECORDS / "similarity.jsonl")
+    records = read_trial_records(RECORDS / "similarity.jsonl")
     return main_table_markdown(records, "similar-8", "implicit", columns=COLUMNS).strip()
 
 
@@ -61,15 +63,15 @@ def multiplier_markdown() -> str:
 
 
 def rounding_markdown() -> str:
-    """The same cells with one thread and with two: sums in another order, and nothing else."""
-    once, again = (read_cell_records(RECORDS / f"{name}.jsonl") for name in ("similarity", "stability"))
+    """The same trials with one thread and with two: sums in another order, and nothing else."""
+    once, again = (read_trial_records(RECORDS / f"{name}.jsonl") for name in ("similarity", "stability"))
     lines = ["| method | one thread | two threads | differences, seed by seed |", "|---|---|---|---|"]
-    for method in dict.fromkeys(record.cell.method for record in again):
+    for method in dict.fromkeys(record.trial.method for record in again):
         pairs = [
             (rouge(first), rouge(second))
             for second in again
             for first in once
-            if second.cell.method == method and first.cell == second.cell
+            if second.trial.method == method and first.trial == second.trial
         ]
         means = [f"{fmean(values):.1f} ± {stdev(values):.1f}" for values in zip(*pairs, strict=True)]
         lines.append(f"| {method} | {' | '.join(means)} | {', '.join(f'{b - a:+.1f}' for a, b in pairs)} |")
@@ -90,24 +92,24 @@ def tuning_markdown() -> str:
 def tries(name: str) -> dict[str, list[tuple[float, float]]]:
     """Of each method of a tuning, the rates that were tried in rising order, each with its nats per token."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for record in read_cell_records(RECORDS / f"{name}.jsonl"):
-        rate, nats = tuned_rate(record.cell), record.mean("token_nll")
+    for record in read_trial_records(RECORDS / f"{name}.jsonl"):
+        rate, nats = tuned_rate(record.trial), record.mean("token_nll")
         if rate is None or nats is None:
-            raise ValueError(f"{record.cell.key}: expected a rate and its nats per token, found {rate} and {nats}")
-        found.setdefault(record.cell.method, []).append((rate, nats))
+            raise ValueError(f"{record.trial.key}: expected a rate and its nats per token, found {rate} and {nats}")
+        found.setdefault(record.trial.method, []).append((rate, nats))
     return {method: sorted(several) for method, several in found.items()}
 
 
-def tuned_rate(cell: Cell) -> float | None:
+def tuned_rate(trial: Trial) -> float | None:
     """The rate that tuning varies: that of the factors, or of the cores where only these are trained."""
-    return cell.core_lr if cell.method in CORES_ONLY else cell.lr
+    return trial.core_lr if trial.method in CORES_ONLY else trial.lr
 
 
-def rouge(record: CellRecord) -> float:
+def rouge(record: TrialRecord) -> float:
     """Mean ROUGE-L over tasks."""
     mean = record.mean("rougeL")
     if mean is None:
-        raise ValueError(f"{record.cell.key}: expected answers, found none")
+        raise ValueError(f"{record.trial.key}: expected answers, found none")
     return mean
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from colora.common.files import write_json
 from colora.common.provenance import environment
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.table import comparison_markdown
 from colora.experiments.demo import METHODS, run_demo
@@ -35,7 +36,7 @@ def main() -> None:
     write_json(args.record.with_suffix(".environment.json"), environment())
     print(comparison_markdown(records))
     print(summary_markdown(records))
-    for metric in ("rougeL", "exact_match", "token_nll"):
+    for metric in METRICS:
         gains = [mean(records, "together", metric, seed) - mean(records, "alone", metric, seed) for seed in args.seeds]
         spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
         shown = ", ".join(f"{gain:+.2f}" for gain in gains)
@@ -46,11 +47,13 @@ def main() -> None:
 def summary_markdown(records: list[Record], methods: Sequence[str] = METHODS) -> str:
     """A row a method: the mean over tasks, its mean over seeds and standard deviation between seeds."""
     seeds = sorted({record.seed for record in records})
-    lines = ["| method | ROUGE-L | exact match, % | token NLL |", "|---|---|---|---|"]
+    titles = " | ".join(metric.title for metric in METRICS.values())
+    lines = [f"| method | {titles} |", f"|---|{'---|' * len(METRICS)}"]
     for method in methods:
         cells = []
-        for metric, digits in (("rougeL", 1), ("exact_match", 1), ("token_nll", 3)):
-            values = [mean(records, method, metric, seed) for seed in seeds]
+        for metric in METRICS.values():
+            digits = metric.digits
+            values = [mean(records, method, metric.name, seed) for seed in seeds]
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -72,15 +75,15 @@ def draw(records: list[Record], seeds: list[int], file: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.6))
     colours = ("#bbbbbb", "#0072b2", "#d55e00")  # Okabe and Ito's, safe for colour-blind readers
-    for axis, (metric, label) in zip(axes, (("rougeL", "ROUGE-L"), ("exact_match", "exact match, %")), strict=True):
+    for axis, name in zip(axes, ("rougeL", "exact_match"), strict=True):
         for place, (method, colour) in enumerate(zip(METHODS, colours, strict=True)):
-            values = [mean(records, method, metric, seed) for seed in seeds]
+            values = [mean(records, method, name, seed) for seed in seeds]
             axis.barh(place, statistics.mean(values), color=colour, alpha=0.85)
             axis.plot(values, [place] * len(values), "k.", markersize=5)
         axis.set_yticks(range(len(METHODS)), METHODS)
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
-        axis.set_xlabel(label)
+        axis.set_xlabel(METRICS[name].title)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,9 @@ from statistics import fmean, median, stdev
 from colora.common.files import write_json
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
-from colora.experiments.demo import METRICS, RANK, RATES, write_tasks
+from colora.experiments.demo import RANK, RATES, write_tasks
 from colora.federated.simulate import simulate
 from colora.models.base import DEFAULT_BASE
 from colora.training.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -137,7 +138,7 @@ def choices_table() -> str:
 
 
 def _table(pooled: list[Record], elsewhere: dict[str, str], records: list[Record], methods: Iterable[str]) -> str:
-    names = " | ".join(METRICS.values())
+    names = " | ".join(metric.title for metric in METRICS.values())
     lines = [f"| method | {names} | kB a client and round, up | down |", "|---|---:|---:|---:|---:|---:|"]
     for method, title in elsewhere.items():
         lines.append(f"| {title} | {_quality([row for row in pooled if row.method == method])} | – | – |")
@@ -150,10 +151,10 @@ def _table(pooled: list[Record], elsewhere: dict[str, str], records: list[Record
 
 def _quality(records: list[Record]) -> str:
     cells = []
-    for metric in METRICS:
+    for metric, shown in METRICS.items():
         seeds = sorted({row.seed for row in records})
         means = [fmean(row.value for row in records if (row.metric, row.seed) == (metric, seed)) for seed in seeds]
-        digits = 3 if metric == "token_nll" else 1
+        digits = shown.digits
         spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
         cells.append(f"{fmean(means):.{digits}f}{spread}")
     return " | ".join(cells)

@@ -19,8 +19,10 @@ from colora.common.files import write_json
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
-from colora.experiments.demo import METRICS, measure_alone, write_tasks
+from colora.evaluation.settings import EvaluationSettings
+from colora.experiments.demo import measure_alone, write_tasks
 from colora.tasks.families.calendar import date_tasks
 from colora.tasks.prompts import use_plain_prompts
 from colora.training.config import EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -29,7 +31,7 @@ from colora.training.run import train
 HERE = Path(__file__).parent
 RECORD = HERE / "records" / "import_demo.jsonl"
 STEPS, RANKS, REFINED, FURTHER = 90, (8, 16, 32, 48), 16, 30
-DIGITS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "relative_error": 2, "times_smaller": 1}
+DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"relative_error": 2, "times_smaller": 1}
 RATES = {"lr": 1e-3, "core_lr": 3e-2}
 
 
@@ -89,10 +91,8 @@ def measured(bank: Path, seed: int) -> list[tuple[str, str, float]]:
     model, tokenizer, _ = load_bank(bank)
     use_plain_prompts(tokenizer)
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
-    found = evaluate(
-        model, tokenizer, date_tasks(seed=seed), task_index=index, max_length=64, max_new_tokens=32, batch_rows=48,
-        run="", method="", seed=seed, progress=False,
-    )  # fmt: skip
+    settings = EvaluationSettings(max_length=64, max_new_tokens=32, batch_rows=48, seed=seed)
+    found = evaluate(model, tokenizer, date_tasks(seed=seed), settings, index, progress=False)
     return [(one.task, one.metric, one.value) for one in found.records]
 
 
@@ -105,20 +105,14 @@ def table() -> str:
         for one in read_records(HERE.parent / "demo" / "records" / "demo.jsonl")
         if one.method == "alone" and one.seed in seeds
     ]
-    head = ["bank", *METRICS.values(), "relative error, mean", "times smaller"]
+    head = ["bank", *(metric.title for metric in METRICS.values()), "relative error, mean", "times smaller"]
     lines = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---:|"]
     rows = {"the six LoRAs": alone}
     for method in [*(f"rank {rank}" for rank in RANKS), f"rank {REFINED}, trained on"]:
         rows[method] = [one for one in records if one.method == method]
     for title, own in rows.items():
         cells = []
-        for metric, digits in {
-            "rougeL": 1,
-            "exact_match": 1,
-            "token_nll": 3,
-            "relative_error": 2,
-            "times_smaller": 1,
-        }.items():
+        for metric, digits in DIGITS.items():
             values = [one.value for one in own if one.metric == metric]
             cells.append(f"{fmean(values):.{digits}f}" if values else "–")
         lines.append(f"| {title} | {' | '.join(cells)} |")

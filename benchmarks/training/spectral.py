@@ -11,15 +11,17 @@ benchmarks/training/records/spectral.jsonl.
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from colora.common.files import write_json, write_text
+from colora.common.files import write_json
+from colora.common.jsonl import write_jsonl
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
-from colora.experiments.demo import METRICS, RANK, RATES, ROWS, write_tasks
+from colora.experiments.demo import RANK, RATES, ROWS, write_tasks
 from colora.models.base import DEFAULT_BASE
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
@@ -89,15 +91,15 @@ def validation_records(output: Path, start: str, seed: int) -> list[Record]:
 def _write_validation(folders: dict[str, Path], seed: int) -> None:
     # From another seed: more days of the demo's own would change which of them are trained on.
     for task in date_tasks(train=VAL, test=0, seed=VAL_SEED + seed):
-        rows = [asdict(one) for one in task.splits["train"]]
-        lines = [json.dumps({"input": row["input"], "output": row["outputs"][0]}, ensure_ascii=False) for row in rows]
-        write_text(folders[task.name] / "val.jsonl", "\n".join(lines) + "\n")
+        rows = [{"input": one.input, "output": one.outputs[0]} for one in task.splits["train"]]
+        write_jsonl(folders[task.name] / "val.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def table() -> str:
     """Markdown: a row for each start, mean over tasks and mean ± standard deviation over seeds."""
     records = read_records(RECORD) if RECORD.is_file() else []
-    metrics = {f"nll_{step}": f"val nats after {step}" for step in LOOKS} | METRICS
+    metrics = {f"nll_{step}": f"val nats after {step}" for step in LOOKS}
+    metrics |= {name: metric.title for name, metric in METRICS.items()}
     lines = [f"| start | {' | '.join(metrics.values())} |", f"|---|{'---:|' * len(metrics)}"]
     for start in STARTS:
         own = [one for one in records if one.method == start]
@@ -109,7 +111,7 @@ def table() -> str:
 def _cell(records: list[Record], metric: str) -> str:
     seeds = sorted({one.seed for one in records})
     means = [fmean(one.value for one in records if (one.metric, one.seed) == (metric, seed)) for seed in seeds]
-    digits = 3 if "nll" in metric else 1
+    digits = METRICS[metric if metric in METRICS else "token_nll"].digits
     return f"{fmean(means):.{digits}f}" + (f" ± {stdev(means):.{digits}f}" if len(means) > 1 else "")
 
 

@@ -17,12 +17,13 @@ from unittest.mock import patch
 
 import torch
 
-from colora.common.files import read_lines, write_text
+from colora.common.jsonl import read_jsonl, write_jsonl
 from colora.common.provenance import environment
-from colora.experiments.methods.runner import Bench
-from colora.experiments.trial import Cell
+from colora.experiments.methods.runner import Runner
+from colora.experiments.trial import Trial
 from colora.tasks.families.make import make_tasks
 from colora.tasks.families.named import GROUPS
+from colora.training.rates import CORE_LR
 
 RECORD = Path(__file__).parent / "records" / "steadiness.jsonl"
 GROUP, EXAMPLES, LR = "similar-8", 16, 8e-3
@@ -38,26 +39,26 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     records = read(args.record)
     known = {(one["warmup_steps"], one["beta2"], one["seed"]) for one in records}
-    bench = None
+    runner = None
     for seed, warmup, beta2 in product(SEEDS, WARMUPS, BETAS2):
         if (warmup, beta2, seed) in known:
             continue
-        bench = bench or Bench("smollm2", "bf16")
-        records.append(measure(bench, warmup, beta2, seed))
-        write_text(args.record, "".join(json.dumps(record) + "\n" for record in records))
+        runner = runner or Runner("smollm2", "bf16")
+        records.append(measure(runner, warmup, beta2, seed))
+        write_jsonl(args.record, map(json.dumps, records))
         print(f"seed {seed}, warm-up {warmup}, β2 {beta2}: {records[-1]['token_nll']:.3f} nats", flush=True)
     print(table_markdown(records))
 
 
-def measure(bench: Bench, warmup: int, beta2: float, seed: int) -> dict[str, Any]:
+def measure(runner: Runner, warmup: int, beta2: float, seed: int) -> dict[str, Any]:
     """One training: nats per token of the test examples, and the training loss that it ended with."""
     tasks = make_tasks(GROUPS[GROUP], examples=EXAMPLES, val=24, test=24, seed=seed, regime="implicit")
-    cell = Cell(
+    trial = Trial(
         method="colora", group=GROUP, tasks=GROUPS[GROUP], regime="implicit", examples=EXAMPLES, seed=seed,
-        base="smollm2", dtype="bf16", steps=50, warmup_steps=warmup, rows=1, lr=LR, core_lr=6e-2, generate=0,
+        base="smollm2", dtype="bf16", steps=50, warmup_steps=warmup, rows=1, lr=LR, core_lr=CORE_LR, generate=0,
     )  # fmt: skip
     with patch("colora.experiments.methods.train.BETAS", (0.9, beta2)):
-        record = bench.run(cell, tasks)
+        record = runner.run(trial, tasks)
     return {
         "warmup_steps": warmup, "beta2": beta2, "seed": seed, "lr": LR, "token_nll": record.mean("token_nll"),
         "losses": record.losses, "environment": environment(),
@@ -66,7 +67,7 @@ def measure(bench: Bench, warmup: int, beta2: float, seed: int) -> dict[str, Any
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a file; none if there is no file."""
-    return read_lines(path, json.loads) if path.is_file() else []
+    return read_jsonl(path, json.loads) if path.is_file() else []
 
 
 def table_markdown(records: list[dict[str, Any]]) -> str:

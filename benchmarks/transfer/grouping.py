@@ -20,6 +20,7 @@ from typing import Any
 from colora.common.files import write_json, write_text
 from colora.common.locks import waiting_claim
 from colora.common.provenance import environment
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import append_records, read_records
 from colora.experiments.demo import RANK, RATES
 from colora.models.base import DEFAULT_BASE
@@ -46,7 +47,7 @@ METHODS: dict[str, Any] = {
     "groups by family": [list(names) for names in FAMILIES.values()],
 }
 DEFAULT = ("one bank", "groups by auto", "each alone")  # the families only by --only: auto may find the same
-METRICS = {"token_nll": "token NLL", "rougeL": "ROUGE-L"}
+SHOWN = ("token_nll", "rougeL")
 
 
 def main() -> None:
@@ -106,14 +107,14 @@ def table() -> str:
     records = read_records(RECORD) if RECORD.is_file() else []
     columns = FAMILIES | {"all": tuple(TASKS)}
     lines = [f"| banks | measure | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
-    for metric, title in METRICS.items():
+    for metric in SHOWN:
         for method in METHODS:
             values = {
                 (one.task, one.seed): one.value for one in records if (one.method, one.metric) == (method, metric)
             }
             if values:
-                cells = [_cell(values, names, 1 if metric == "rougeL" else 3) for names in columns.values()]
-                lines.append(f"| {method} | {title} | {' | '.join(cells)} |")
+                cells = [_cell(values, names, METRICS[metric].digits) for names in columns.values()]
+                lines.append(f"| {method} | {METRICS[metric].title} | {' | '.join(cells)} |")
     if GROUPS.is_file():
         lines.append("")
         for seed, found in sorted(json.loads(GROUPS.read_text("utf-8")).items()):

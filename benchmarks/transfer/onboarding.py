@@ -46,7 +46,9 @@ from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
+from colora.evaluation.settings import EvaluationSettings
 from colora.experiments.demo import RANK, RATES
 from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
@@ -82,7 +84,7 @@ ONBOARDED = {
 }
 SECOND = {"second of its kind, as small cores": Settings(lr=0.12, proximal=0), "second of its kind": Settings()}
 METHODS = ("before", *ONBOARDED, *SECOND, "retrained, seven tasks", "retrained", "own LoRA")
-METRICS = {"rougeL": 1, "exact_match": 1, "token_nll": 3, "seconds": 0}
+DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seconds": 0}
 
 
 def main() -> None:
@@ -255,10 +257,8 @@ class Seed:
     def evaluated(
         self, model: Any, tokenizer: Tokenizer, tasks: list[Task], index: dict[str, int] | None
     ) -> list[Record]:
-        return evaluate(
-            model, tokenizer, tasks, task_index=index, max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48,
-            run="", method="", seed=self.seed, progress=False,
-        ).records  # fmt: skip
+        settings = EvaluationSettings(max_length=MAX_LENGTH, max_new_tokens=32, batch_rows=48, seed=self.seed)
+        return evaluate(model, tokenizer, tasks, settings, index, progress=False).records
 
 
 def _short(settings: Settings) -> str:
@@ -274,11 +274,12 @@ def table(choices: bool = False, record: Path | None = None) -> str:
     """Markdown: a row for each method, means over new tasks, ± standard deviation over seeds; seconds are medians."""
     record = record or (CHOICES_RECORD if choices else RECORD)
     records = read_records(record)
-    lines = ["| method | ROUGE-L | exact match | token NLL | seconds |", "|---|---:|---:|---:|---:|"]
+    titles = " | ".join(metric.title for metric in METRICS.values())
+    lines = [f"| method | {titles} | seconds |", f"|---|{'---:|' * len(DIGITS)}"]
     measured = {one.method for one in records}
     for method in [one for one in ((*CHOICES, "retrained") if choices else METHODS) if one in measured]:
         cells = []
-        for metric, digits in METRICS.items():
+        for metric, digits in DIGITS.items():
             own = [one for one in records if (one.method, one.metric) == (method, metric)]
             seeds = sorted({one.seed for one in own})
             means = [fmean(one.value for one in own if one.seed == seed) for seed in seeds]

@@ -13,10 +13,11 @@ from .bank.tensors import SavedBank
 from .errors import ColoraError
 from .evaluation.evaluate import evaluate
 from .evaluation.records import Record, append_records, read_records
+from .evaluation.settings import EvaluationSettings
 from .evaluation.table import comparison_markdown, records_table
 from .experiments.load import load_experiment
 from .experiments.report.build import write_report
-from .experiments.run import run_experiment
+from .experiments.run import ExperimentOptions, run_experiment
 from .federated.simulate import simulate
 from .models.base import load_base
 from .tasks.read import read_tasks
@@ -36,7 +37,9 @@ __all__ = [
     "CoLoRAConfig",
     "CoLoRAModel",
     "ColoraError",
+    "EvaluationSettings",
     "Example",
+    "ExperimentOptions",
     "Record",
     "Request",
     "RunConfig",

@@ -211,7 +211,7 @@ def test_unknown_names_are_answered_with_the_known_ones(method):
 
 def test_a_long_list_of_known_names_is_cut():
     model = make_bank(tiny_llama(), tasks=[f"t{i}" for i in range(100)])
-    with pytest.raises(TaskIdError, match=r"t0, t1, .*t19, \.\.\. \(100 in all\)"):
+    with pytest.raises(TaskIdError, match=r"t0, t1, .*t19, \.\.\. and 80 more"):
         model.set_task("zed")
 
 

@@ -1,4 +1,4 @@
-"""Likelihood, generation and `evaluate` on tiny models, against slow one-by-one twins."""
+"""Likelihood, generation and `evaluate` on tiny models, against slow one-by-one reference implementations."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 from colora.errors import ColoraError, ConfigError, TaskFileError, TaskIdError
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.nll import token_nll
+from colora.evaluation.settings import EvaluationSettings
 from colora.models.generate import generate_outputs
 from colora.tasks.encode import encode_causal, encode_seq2seq
 from colora.tasks.prompts import end_token_id, prompt_ids
@@ -29,6 +30,7 @@ TASKS = (
     task("el", ("τρία", ("ένα μεγάλο κείμενο",)), ("α", ("β",))),
 )  # fmt: skip
 INDEX = {"ca": 3, "el": 5}
+LONG = EvaluationSettings(max_length=200)
 
 
 class Listener(nn.Module):
@@ -64,9 +66,9 @@ def slow_nll(model, example):
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("batch_rows", [2, 16])
-def test_nll_equals_the_slow_twin(family, batch_rows):
+def test_nll_equals_the_slow_reference(family, batch_rows):
     model = MODELS[family](dtype=torch.float64)
-    found = token_nll(model, TOKENIZER, TASKS, "test", None, 200, batch_rows)
+    found = token_nll(model, TOKENIZER, TASKS, EvaluationSettings(max_length=200, batch_rows=batch_rows))
     for one in TASKS:
         with torch.no_grad():
             slow = [slow_nll(model, example) for example in one.splits["test"]]
@@ -75,11 +77,11 @@ def test_nll_equals_the_slow_twin(family, batch_rows):
 
 
 def test_nll_in_float32_and_under_peft():
-    wide = token_nll(tiny_llama(dtype=torch.float64), TOKENIZER, TASKS, "test", None, 200)
+    wide = token_nll(tiny_llama(dtype=torch.float64), TOKENIZER, TASKS, LONG)
     narrow = tiny_llama()
     lora = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))  # B = 0: the base model
     for model in (narrow, lora, Listener(tiny_llama())):
-        found = token_nll(model, TOKENIZER, TASKS, "test", None, 200)
+        found = token_nll(model, TOKENIZER, TASKS, LONG)
         for name, expected in wide.items():
             assert found[name].mean == pytest.approx(expected.mean, rel=1e-5)
 
@@ -88,16 +90,18 @@ def test_only_the_logits_of_answers_are_computed():
     model, rows = tiny_llama(), []
     model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
     one = task("long", ("a prompt of many tokens " * 4, ("y",)))
-    token_nll(model, TOKENIZER, [one], "test", None, 200)
+    token_nll(model, TOKENIZER, [one], LONG)
     assert rows == [2]  # the letter and the end token
 
 
 def test_limit_missing_splits_and_progress():
     done = []
-    found = token_nll(tiny_llama(), TOKENIZER, TASKS, "test", None, 200, 2, limit=1, progress=done.append)
+    found = token_nll(
+        tiny_llama(), TOKENIZER, TASKS, EvaluationSettings(max_length=200, batch_rows=2, limit=1), progress=done.append
+    )
     assert sum(done) == 2
     assert found["el"].tokens == len(TOKENIZER("ένα μεγάλο κείμενο")["input_ids"]) + 1
-    assert token_nll(tiny_llama(), TOKENIZER, TASKS, "val", None, 200) == {}
+    assert token_nll(tiny_llama(), TOKENIZER, TASKS, EvaluationSettings(split="val", max_length=200)) == {}
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -129,10 +133,8 @@ def test_task_ids_reach_the_model_with_their_rows(family):
     prompts = {tuple(prompt_ids(example, TOKENIZER, encoder_decoder=seq2seq)): INDEX[name] for name, example in pairs}
     for metric, expected in (("nll", rows), ("rougeL", prompts)):
         model.heard = []
-        evaluate(
-            model, TOKENIZER, TASKS, task_index=INDEX, metrics=[metric], max_length=200, max_new_tokens=2,
-            batch_rows=2, progress=False,
-        )  # fmt: skip
+        settings = EvaluationSettings(metrics=[metric], max_length=200, max_new_tokens=2, batch_rows=2)
+        evaluate(model, TOKENIZER, TASKS, settings, INDEX, progress=False)
         seen = {}
         for task_ids, input_ids in model.heard:
             assert task_ids.dtype == torch.long
@@ -145,19 +147,27 @@ def test_long_inputs_are_cut_from_the_left_with_a_warning():
     long = task("long", ("lost " * 30 + "kept", ("y",)), ("short", ("z",)))
     model = Listener(tiny_llama())
     with pytest.warns(UserWarning, match="'long': 1 prompts were cut to fit 40 tokens"):
-        evaluate(model, TOKENIZER, [long], metrics=["rougeL"], max_length=40, max_new_tokens=2, progress=False)
+        evaluate(
+            model,
+            TOKENIZER,
+            [long],
+            EvaluationSettings(metrics=["rougeL"], max_length=40, max_new_tokens=2),
+            progress=False,
+        )
     with pytest.warns(UserWarning, match="1 of 2 test inputs were cut to fit 40 tokens"):
-        evaluate(model, TOKENIZER, [long], metrics=["nll"], max_length=40, progress=False)
+        evaluate(model, TOKENIZER, [long], EvaluationSettings(metrics=["nll"], max_length=40), progress=False)
     for _, input_ids in model.heard:
         assert input_ids.shape[1] <= 40
         assert "lost kept" in TOKENIZER.decode(input_ids[0])
     model.heard.clear()
     with pytest.warns(UserWarning, match="cut to fit 12 tokens"):  # 512 positions, 500 of them for the output
-        evaluate(tiny_llama(), TOKENIZER, [long], metrics=["rougeL"], max_new_tokens=500, progress=False)
+        evaluate(
+            tiny_llama(), TOKENIZER, [long], EvaluationSettings(metrics=["rougeL"], max_new_tokens=500), progress=False
+        )
     with pytest.raises(ConfigError, match="found 512 positions and max_new_tokens=512"):
-        evaluate(model, TOKENIZER, [long], max_new_tokens=512, progress=False)
+        evaluate(model, TOKENIZER, [long], EvaluationSettings(max_new_tokens=512), progress=False)
     with pytest.raises(TaskFileError, match="test example 1"):
-        token_nll(model, TOKENIZER, [long], "test", None, 4)
+        token_nll(model, TOKENIZER, [long], EvaluationSettings(max_length=4))
 
 
 def test_nothing_is_left_changed():
@@ -165,7 +175,7 @@ def test_nothing_is_left_changed():
     model.model.layers[0].eval()
     sides = TOKENIZER.padding_side, TOKENIZER.truncation_side
     modes = [module.training for module in model.modules()]
-    evaluate(model, TOKENIZER, TASKS, max_new_tokens=2, max_length=200, progress=False)
+    evaluate(model, TOKENIZER, TASKS, EvaluationSettings(max_new_tokens=2, max_length=200), progress=False)
     assert [module.training for module in model.modules()] == modes
     assert (TOKENIZER.padding_side, TOKENIZER.truncation_side) == sides
     model(input_ids=torch.tensor([[7, 8]])).logits.sum().backward()  # no inference tensors left behind
@@ -202,7 +212,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(TaskIdError, match=r"known to the model \(ca\), found el"):
         evaluate(model, TOKENIZER, TASKS, task_index={"ca": 0})
     with pytest.raises(TaskIdError, match=r"found .*el"):
-        token_nll(model, TOKENIZER, TASKS, "test", {"ca": 0}, 200)
+        token_nll(model, TOKENIZER, TASKS, LONG, {"ca": 0})
     with pytest.raises(TaskIdError, match=r"shape \(2,\), found"):
         generate_outputs(model, TOKENIZER, [[7], [8]], torch.tensor([0]), 4)
     with pytest.raises(ColoraError, match=r"empty ones at \[1\]"):
@@ -212,21 +222,19 @@ def test_bad_arguments_are_named():
     with pytest.raises(ConfigError, match="batch_rows: expected at least 1, found 0"):
         generate_outputs(model, TOKENIZER, [[7]], None, 4, 0)
     with pytest.raises(ConfigError, match="found 'bleu'"):
-        evaluate(model, TOKENIZER, TASKS, metrics=["bleu"])
+        evaluate(model, TOKENIZER, TASKS, EvaluationSettings(metrics=["bleu"]))
     with pytest.raises(ConfigError, match="expected one of train, val, test, found 'dev'"):
-        evaluate(model, TOKENIZER, TASKS, split="dev")
+        evaluate(model, TOKENIZER, TASKS, EvaluationSettings(split="dev"))
     with pytest.raises(ConfigError, match="limit: expected at least 1 or None, found 0"):
-        evaluate(model, TOKENIZER, TASKS, limit=0)
+        evaluate(model, TOKENIZER, TASKS, EvaluationSettings(limit=0))
     assert generate_outputs(model, TOKENIZER, [], None, 4) == []
 
 
 def test_evaluate_makes_records_and_predictions():
     absent = task("fr", ("un", ("1",)), split="val")
     model = Listener(tiny_llama())
-    result = evaluate(
-        model, TOKENIZER, [*TASKS, absent], task_index=INDEX, max_length=200, max_new_tokens=3, batch_rows=3,
-        run="r1", method="CoLoRA", seed=7, progress=False,
-    )  # fmt: skip
+    settings = EvaluationSettings(max_length=200, max_new_tokens=3, batch_rows=3, run="r1", method="CoLoRA", seed=7)
+    result = evaluate(model, TOKENIZER, [*TASKS, absent], settings, INDEX, progress=False)
     assert [(one.task, one.metric) for one in result.records] == [
         (name, metric) for name in ("ca", "el") for metric in ("rougeL", "exact_match", "token_nll")
     ]
@@ -237,7 +245,7 @@ def test_evaluate_makes_records_and_predictions():
     assert [(one.task, one.input, one.outputs) for one in result.predictions] == [
         (one.name, example.input, example.outputs) for one in TASKS for example in one.splits["test"]
     ]
-    nll = token_nll(model.model, TOKENIZER, TASKS, "test", None, 200)
+    nll = token_nll(model.model, TOKENIZER, TASKS, LONG)
     recorded = {one.task: (one.value, one.n) for one in result.records if one.metric == "token_nll"}
     assert recorded == {name: (pytest.approx(one.mean, rel=1e-5), one.tokens) for name, one in nll.items()}
 
@@ -245,12 +253,14 @@ def test_evaluate_makes_records_and_predictions():
 def test_evaluate_scores_perfect_outputs(monkeypatch):
     answers = [example.outputs[-1] for one in TASKS for example in one.splits["test"]]
     monkeypatch.setattr("colora.evaluation.evaluate.generate_outputs", lambda *_: [*answers[:-1], "wrong"])
-    result = evaluate(tiny_llama(), TOKENIZER, TASKS, metrics=("exact_match",), progress=False)
+    result = evaluate(tiny_llama(), TOKENIZER, TASKS, EvaluationSettings(metrics=("exact_match",)), progress=False)
     assert [(one.task, one.value, one.n) for one in result.records] == [("ca", 100.0, 3), ("el", 50.0, 2)]
 
 
 def test_evaluate_without_generation_makes_no_predictions():
-    result = evaluate(tiny_llama(), TOKENIZER, TASKS, metrics=("nll",), max_length=200, limit=1, progress=False)
+    result = evaluate(
+        tiny_llama(), TOKENIZER, TASKS, EvaluationSettings(metrics=("nll",), max_length=200, limit=1), progress=False
+    )
     assert [one.metric for one in result.records] == ["token_nll", "token_nll"]
     assert result.predictions == []
 
@@ -260,10 +270,10 @@ def test_a_diverged_model_is_refused_by_name():
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ColoraError, match="'token_nll' for task 'ca': value: expected a finite number, found nan"):
-        evaluate(model, TOKENIZER, TASKS, metrics=["nll"], progress=False)
+        evaluate(model, TOKENIZER, TASKS, EvaluationSettings(metrics=["nll"]), progress=False)
 
 
 def test_evaluate_without_any_example():
-    result = evaluate(tiny_llama(), TOKENIZER, TASKS, split="val", progress=False)
+    result = evaluate(tiny_llama(), TOKENIZER, TASKS, EvaluationSettings(split="val"), progress=False)
     assert result.records == []
     assert list(result.skipped) == ["ca", "el"]

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
+from colora.common import jsonl
 from colora.common.provenance import environment
 from colora.errors import ColoraError
-from colora.evaluation import records as module
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.table import comparison_markdown, records_table
 
@@ -72,7 +72,7 @@ def test_an_interrupted_append_leaves_the_old_file(tmp_path, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, step, interrupted)
+        patch.setattr(jsonl.os, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             append_records(path, [record(seed=1)])
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Experiments: which cells they mean, and how each fault is told."""
+"""Experiments: which trials they mean, and how each fault is told."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from colora.errors import ConfigError
 from colora.experiments.config import Experiment, MethodSettings
 from colora.experiments.load import load_experiment
 from colora.experiments.methods.registry import METHODS
-from colora.experiments.plan import planned_cells
+from colora.experiments.plan import planned_trials
 from colora.tasks.families.named import GROUPS
 from colora.training.config_file import field_rows
 from tests.helpers.run_files import cli
@@ -39,24 +39,29 @@ def refused(file, overrides=(), **changes):
 # ---- what is meant -----------------------------------------------------------------------------------------------
 
 
-def test_a_minimal_experiment_is_one_cell_with_every_default(file):
-    (cell,) = planned_cells(load(file))
-    assert (cell.method, cell.group, cell.tasks, cell.regime) == ("local", "mine", ("date-es", "date-pt"), "implicit")
-    assert (cell.base, cell.dtype, cell.first_layer, cell.split) == ("smollm2", "fp32", 0, "test")
-    assert (cell.rank, cell.alpha, cell.steps, cell.rows, cell.local_steps) == (8, 8.0, 60, 2, 10)
-    assert (cell.lr, cell.core_lr, cell.options, cell.seed) == (0.01, None, {}, 0)
-    assert (cell.test, cell.generate, cell.max_length, cell.max_new_tokens) == (24, 12, 64, 32)
+def test_a_minimal_experiment_is_one_trial_with_every_default(file):
+    (trial,) = planned_trials(load(file))
+    assert (trial.method, trial.group, trial.tasks, trial.regime) == (
+        "local",
+        "mine",
+        ("date-es", "date-pt"),
+        "implicit",
+    )
+    assert (trial.base, trial.dtype, trial.first_layer, trial.split) == ("smollm2", "fp32", 0, "test")
+    assert (trial.rank, trial.alpha, trial.steps, trial.rows, trial.local_steps) == (8, 8.0, 60, 2, 10)
+    assert (trial.lr, trial.core_lr, trial.options, trial.seed) == (0.01, None, {}, 0)
+    assert (trial.test, trial.generate, trial.max_length, trial.max_new_tokens) == (24, 12, 64, 32)
 
 
-def test_the_order_of_cells_gives_the_first_seed_whole(file):
+def test_the_order_of_trials_gives_the_first_seed_whole(file):
     experiment = load(
         file, groups=["similar-8", "half-8"], tasks_used=[1, 2], regimes=["implicit", "explicit"], examples=[4, 8],
         seeds=[3, 1], rank=[2, 4], methods=["base", "local", "colora"],
     )  # fmt: skip
-    cells = planned_cells(experiment)
+    trials = planned_trials(experiment)
     # The base model has no rank, so it runs once where the others run with two.
-    assert len(cells) == 2 * 2 * 2 * 2 * 2 * (1 + 2 + 2)
-    places = [(c.seed, c.regime, c.group, len(c.tasks), c.examples, c.rank, c.method) for c in cells]
+    assert len(trials) == 2 * 2 * 2 * 2 * 2 * (1 + 2 + 2)
+    places = [(c.seed, c.regime, c.group, len(c.tasks), c.examples, c.rank, c.method) for c in trials]
     methods = ["base", "local", "colora"]
     expected = [
         (seed, regime, group, size, examples, rank, method)
@@ -70,9 +75,9 @@ def test_the_order_of_cells_gives_the_first_seed_whole(file):
         if (method, rank) != ("base", 4)
     ]
     assert places == expected
-    assert {c.alpha - c.rank for c in cells} == {0.0}
-    assert cells[5].tasks == GROUPS["similar-8"][: len(cells[5].tasks)]
-    assert len({cell.key for cell in cells}) == len(cells)
+    assert {c.alpha - c.rank for c in trials} == {0.0}
+    assert trials[5].tasks == GROUPS["similar-8"][: len(trials[5].tasks)]
+    assert len({trial.key for trial in trials}) == len(trials)
 
 
 def test_settings_of_a_method_replace_those_of_the_experiment(file):
@@ -86,9 +91,9 @@ def test_settings_of_a_method_replace_those_of_the_experiment(file):
         file, methods=methods, lr=0.5, core_lr=0.6, alpha=5, steps=8, local_steps=2, rank=[3, 4], first_layer=1,
         dtype="bf16", warmup_steps=3,
     )  # fmt: skip
-    cells = planned_cells(experiment)
-    assert {cell.warmup_steps for cell in cells} == {3}
-    shown = [(c.method, c.rank, c.alpha, c.lr, c.core_lr, c.local_steps, c.options) for c in cells]
+    trials = planned_trials(experiment)
+    assert {trial.warmup_steps for trial in trials} == {3}
+    shown = [(c.method, c.rank, c.alpha, c.lr, c.core_lr, c.local_steps, c.options) for c in trials]
     assert shown == [
         ("base", 3, 5.0, 0.5, None, 10, {}),
         ("colora", 3, 5.0, 0.1, 0.2, 10, {}),
@@ -99,7 +104,7 @@ def test_settings_of_a_method_replace_those_of_the_experiment(file):
         ("colora-alternating", 4, 5.0, 0.5, 0.6, 10, {"turn": 3.0}),
         ("fedit", 4, 5.0, 0.5, None, 4, {}),
     ]
-    assert {(c.first_layer, c.dtype, c.steps) for c in cells} == {(1, "bf16", 8)}
+    assert {(c.first_layer, c.dtype, c.steps) for c in trials} == {(1, "bf16", 8)}
 
 
 def test_a_method_may_be_kept_to_some_places(file):
@@ -109,16 +114,18 @@ def test_a_method_may_be_kept_to_some_places(file):
         "pooled": {"groups": ["two"], "examples": [4]},
         "base": {"regimes": ["explicit"], "groups": ["one"], "examples": [8]},
     }
-    cells = planned_cells(load(file, groups=groups, methods=methods, examples=[4, 8], regimes=["implicit", "explicit"]))
-    found = {m: [(c.regime, c.group, c.examples) for c in cells if c.method == m] for m in methods}
+    trials = planned_trials(
+        load(file, groups=groups, methods=methods, examples=[4, 8], regimes=["implicit", "explicit"])
+    )
+    found = {m: [(c.regime, c.group, c.examples) for c in trials if c.method == m] for m in methods}
     assert len(found["local"]) == 8
     assert found["pooled"] == [("implicit", "two", 4), ("explicit", "two", 4)]
     assert found["base"] == [("explicit", "one", 8)]
 
 
-def test_cells_do_not_depend_on_what_their_method_does_not_know(file):
-    (plain,) = planned_cells(load(file))
-    (other,) = planned_cells(load(file, name="other", core_lr=0.3, local_steps=6, note="x", grid={"local": "lr 0.01"}))
+def test_trials_do_not_depend_on_what_their_method_does_not_know(file):
+    (plain,) = planned_trials(load(file))
+    (other,) = planned_trials(load(file, name="other", core_lr=0.3, local_steps=6, note="x", grid={"local": "lr 0.01"}))
     assert other.key == plain.key
 
 
@@ -139,16 +146,16 @@ def test_overrides(file):
 
 def test_unequal_budgets_may_be_allowed_and_the_base_model_has_none(file):
     methods = {"local": {"steps": 30}, "colora": {}, "base": {"steps": 1}}
-    assert len(planned_cells(load(file, methods=methods, allow_unequal_steps=True))) == 3
-    assert len(planned_cells(load(file, methods={"local": {}, "base": {"steps": 1}}))) == 2
-    assert len(planned_cells(load(file, methods={"local": {"steps": 30}, "colora": {"steps": 30}}))) == 2
+    assert len(planned_trials(load(file, methods=methods, allow_unequal_steps=True))) == 3
+    assert len(planned_trials(load(file, methods={"local": {}, "base": {"steps": 1}}))) == 2
+    assert len(planned_trials(load(file, methods={"local": {"steps": 30}, "colora": {"steps": 30}}))) == 2
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_experiments_of_the_project_can_be_read(path):
     experiment = load_experiment(path)
     assert experiment.name == path.stem
-    assert planned_cells(experiment)
+    assert planned_trials(experiment)
 
 
 def test_the_experiment_of_the_guide_can_be_read(file):
@@ -156,7 +163,7 @@ def test_the_experiment_of_the_guide_can_be_read(file):
     file.write_text(guide.split("## Compare methods")[1].split("```yaml")[1].split("```")[0], encoding="utf-8")
     experiment = load_experiment(file)
     assert experiment.methods["pooled"] == [MethodSettings(lr=1e-3), MethodSettings(lr=4e-3)]
-    assert len(planned_cells(experiment)) == 2 * 2 * 2 * 3 * 5 + 2 * 3
+    assert len(planned_trials(experiment)) == 2 * 2 * 2 * 3 * 5 + 2 * 3
 
 
 def test_there_are_experiments():
@@ -218,7 +225,7 @@ def test_tuning_uses_no_test_examples_and_no_seed_of_a_result():
         ({"methods": {"local": {"local_steps": 5}}}, "methods.local.local_steps: a method that is not federated"),
         ({"methods": {"local": {"options": {"turn": 1}}}}, "methods.local.options: unknown option 'turn'"),
         ({"methods": {"fedit": {"local_steps": 7}}}, "steps to be a multiple of local_steps, found 60 and 7"),
-        ({"methods": {"local": [{"lr": 0.002}, {}]}}, "methods.local: two variants give the same cell"),
+        ({"methods": {"local": [{"lr": 0.002}, {}]}}, "methods.local: two variants give the same trial"),
         ({"grid": {"pooled": "x"}}, "grid.pooled: expected a method of this experiment: local"),
     ],
 )
@@ -269,4 +276,4 @@ def test_schema_lists_every_field_of_an_experiment():
 
 
 def test_every_method_can_be_in_an_experiment(file):
-    assert len(planned_cells(load(file, methods=list(METHODS)))) == len(METHODS)
+    assert len(planned_trials(load(file, methods=list(METHODS)))) == len(METHODS)

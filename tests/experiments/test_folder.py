@@ -1,4 +1,4 @@
-"""What the folder of cells may hold: broken files, cells of other sources; and the command that fills it."""
+"""What the folder of trials may hold: broken files, trials of other sources; and the command that fills it."""
 
 import re
 
@@ -8,11 +8,11 @@ import colora.experiments.run as module
 from colora.common.provenance import SOURCE, code_digest
 from colora.errors import ConfigError
 from colora.experiments.code import LEFT_OUT, PARTS
-from colora.experiments.plan import planned_cells
+from colora.experiments.plan import planned_trials
 from colora.experiments.run import collect_experiment
 from colora.experiments.store import Store
-from colora.experiments.trial import read_cell_records
-from tests.helpers.experiment_fakes import FakeBench, experiment, run
+from colora.experiments.trial import read_trial_records
+from tests.helpers.experiment_fakes import FakeRunner, experiment, run
 from tests.helpers.import_graph import imports_of
 from tests.helpers.run_files import cli, content, refusal, save_base
 
@@ -21,7 +21,7 @@ from tests.helpers.run_files import cli, content, refusal, save_base
 
 def test_a_file_that_is_no_record_is_refused_by_name(tmp_path):
     run(tmp_path)
-    first, second, *_ = planned_cells(experiment())
+    first, second, *_ = planned_trials(experiment())
     store = Store(tmp_path)
     whole = store.path(first).read_text()
     for text, told in [("{", "Invalid JSON"), ("", "found none"), (store.path(second).read_text(), second.key)]:
@@ -34,35 +34,41 @@ def test_a_file_that_is_no_record_is_refused_by_name(tmp_path):
     assert run(tmp_path)[0].finished == 6
 
 
-def test_cells_of_other_sources_are_refused_kept_or_run_again(tmp_path, monkeypatch):
+def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "trial_code", lambda: "a" * 64)
     run(tmp_path, plan=experiment(seeds=0))
     monkeypatch.setattr(module, "trial_code", lambda: "b" * 64)
-    bench = FakeBench()
-    with pytest.raises(ConfigError, match="3 finished cells of this experiment came from other sources") as caught:
-        run(tmp_path, bench)
-    for part in ("--rerun-old", "--mixed", "b" * 12, f"code {'a' * 12}, revision ", planned_cells(experiment())[1].key):
+    runner = FakeRunner()
+    with pytest.raises(ConfigError, match="3 finished trials of this experiment came from other sources") as caught:
+        run(tmp_path, runner)
+    for part in (
+        "--rerun-old",
+        "--mixed",
+        "b" * 12,
+        f"code {'a' * 12}, revision ",
+        planned_trials(experiment())[1].key,
+    ):
         assert part in str(caught.value)
-    assert bench.ran == []
+    assert runner.ran == []
     with pytest.raises(ConfigError, match="expected one of --mixed and --rerun-old"):
         run(tmp_path, mixed=True, rerun_old=True)
 
-    summary, bench = run(tmp_path, mixed=True)
-    assert (len(bench.ran), summary.finished) == (3, 6)
-    assert [record.code[0] for record in read_cell_records(summary.records)] == [*"aaabbb"]
-    with pytest.raises(ConfigError, match="3 finished cells of this experiment came from other sources"):
+    summary, runner = run(tmp_path, mixed=True)
+    assert (len(runner.ran), summary.finished) == (3, 6)
+    assert [record.code[0] for record in read_trial_records(summary.records)] == [*"aaabbb"]
+    with pytest.raises(ConfigError, match="3 finished trials of this experiment came from other sources"):
         collect_experiment(experiment(), tmp_path)
     assert collect_experiment(experiment(), tmp_path, mixed=True).finished == 6
 
-    summary, bench = run(tmp_path, rerun_old=True, shard=(1, 2))
-    assert len(bench.ran) == 2
-    assert [record.code[0] for record in read_cell_records(summary.records)] == [*"bbbbb"]
-    summary, bench = run(tmp_path, rerun_old=True)
-    assert (len(bench.ran), summary.finished) == (1, 6)
+    summary, runner = run(tmp_path, rerun_old=True, shard=(1, 2))
+    assert len(runner.ran) == 2
+    assert [record.code[0] for record in read_trial_records(summary.records)] == [*"bbbbb"]
+    summary, runner = run(tmp_path, rerun_old=True)
+    assert (len(runner.ran), summary.finished) == (1, 6)
     assert collect_experiment(experiment(), tmp_path).finished == 6
 
 
-def test_many_old_cells_are_counted_and_cells_of_other_experiments_do_not_matter(tmp_path, monkeypatch):
+def test_many_old_trials_are_counted_and_trials_of_other_experiments_do_not_matter(tmp_path, monkeypatch):
     plan = experiment(seeds=list(range(5)))
     monkeypatch.setattr(module, "trial_code", lambda: "a" * 64)
     run(tmp_path, plan=plan)
@@ -145,7 +151,7 @@ def test_the_command_compares_and_goes_on(tiny, tmp_path):
     assert first.exit_code == 0, first.stderr
     assert re.search(r"^\| colora \| 1 \| [\d.]+ \|", first.stdout, flags=re.MULTILINE), first.stdout
     assert "1/1 colora dates implicit n4 seed 0: ROUGE-L " in first.stderr
-    assert "1 of 2 cells finished" in first.stderr
+    assert "1 of 2 trials finished" in first.stderr
     before = content(out / "cells")
     listed = cli("compare", tiny, "--output", out, "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["finished", "-"]
@@ -156,7 +162,7 @@ def test_the_command_compares_and_goes_on(tiny, tmp_path):
     after = content(out / "cells")
     assert {name: after[name] for name in before} == before  # the same bytes at the same time: not trained again
     assert len(after) == 2
-    colora, fedit = read_cell_records(out / "tiny.jsonl")
+    colora, fedit = read_trial_records(out / "tiny.jsonl")
     assert set(colora.scores) == {"date-es", "date-pt"}
     assert (colora.rounds, fedit.rounds) == (None, 2)
     assert len(colora.scores["date-es"].nll) == 2
@@ -165,18 +171,18 @@ def test_the_command_compares_and_goes_on(tiny, tmp_path):
     (out / "tiny.jsonl").unlink()
     again = cli("compare", tiny, "--output", out, "--collect")
     assert again.exit_code == 0
-    assert read_cell_records(out / "tiny.jsonl") == [colora, fedit]
+    assert read_trial_records(out / "tiny.jsonl") == [colora, fedit]
     whole = cli("compare", tiny, "--output", tmp_path / "other", "--threads", 1, "methods.fedit.lr=2e-2")
     assert whole.exit_code == 0, whole.stderr
-    repeated, other = read_cell_records(tmp_path / "other" / "tiny.jsonl")
-    assert repeated.scores == colora.scores  # the same cell gives the same, whatever ran before it
-    assert other.cell.lr == 0.02
+    repeated, other = read_trial_records(tmp_path / "other" / "tiny.jsonl")
+    assert repeated.scores == colora.scores  # the same trial gives the same, whatever ran before it
+    assert other.trial.lr == 0.02
 
 
-def test_the_command_fails_with_the_cells_that_died(tiny, tmp_path):
+def test_the_command_fails_with_the_trials_that_died(tiny, tmp_path):
     result = cli("compare", tiny, "--output", tmp_path / "out", "first_layer=7", "seeds=[0]", "--threads", 1)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "0 of 2 cells finished" in result.stderr
+    assert "0 of 2 trials finished" in result.stderr
     assert "2 failed; `colora compare` tries them again:" in result.stderr
     assert "  - colora dates implicit n4 seed 0: " in result.stderr
     assert "Traceback" not in result.stderr

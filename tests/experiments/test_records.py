@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.compare.summary import tries, tuned_rate
 from colora.experiments.load import load_experiment
-from colora.experiments.plan import planned_cells
+from colora.experiments.plan import planned_trials
 from colora.experiments.report.gather import read_experiments
 
 ROOT = Path(__file__).parents[2]
@@ -38,19 +38,19 @@ def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(nam
 
 @pytest.mark.parametrize("path", [one for one in EXPERIMENTS if one.stem not in SWEEPS], ids=lambda path: path.stem)
 def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
-    for cell in planned_cells(load_experiment(path)):
-        if cell.method == "base":
+    for trial in planned_trials(load_experiment(path)):
+        if trial.method == "base":
             continue
-        tuned = best[TUNED_AS.get(cell.method, cell.method), cell.regime]
-        assert tuned_rate(cell) == tuned, cell.key
+        tuned = best[TUNED_AS.get(trial.method, trial.method), trial.regime]
+        assert tuned_rate(trial) == tuned, trial.key
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_records_are_those_of_the_experiment(path):
     file = RECORDS / f"{path.stem}.jsonl"
     (experiment,) = read_experiments(file)
-    known = {cell.key for cell in planned_cells(load_experiment(path))}
+    known = {trial.key for trial in planned_trials(load_experiment(path))}
     assert experiment.records, "expected at least one record"
-    assert {record.cell.key for record in experiment.records} == known
+    assert {record.trial.key for record in experiment.records} == known
     assert len(experiment.codes) == 1
     assert not experiment.failed

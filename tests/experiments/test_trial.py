@@ -1,4 +1,4 @@
-"""What a cell is called, what its scores come to, and files of records with faults."""
+"""What a trial is called, what its scores come to, and files of records with faults."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from colora.errors import ColoraError
-from colora.experiments.trial import Cell, CellRecord, TaskScores, read_cell_records, write_cell_records
+from colora.experiments.trial import TaskScores, Trial, TrialRecord, read_trial_records, write_trial_records
 
 SETTINGS = {
     "method": "colora", "group": "mine", "tasks": ("a", "b"), "regime": "implicit", "examples": 4, "seed": 3,
@@ -15,25 +15,25 @@ SETTINGS = {
 
 
 def test_the_key_is_readable_and_changes_with_every_setting():
-    cell = Cell(**SETTINGS)
-    assert cell.key.startswith("colora-mine-implicit-k2-n4-r8-seed3-")
-    assert cell.key == Cell(**SETTINGS).key
+    trial = Trial(**SETTINGS)
+    assert trial.key.startswith("colora-mine-implicit-k2-n4-r8-seed3-")
+    assert trial.key == Trial(**SETTINGS).key
     changed = {
         "method": "local", "group": "other", "tasks": ("b", "a"), "regime": "explicit", "examples": 5, "seed": 4,
         "base": "big", "dtype": "bf16", "first_layer": 1, "rank": 4, "alpha": 4.0, "steps": 6, "rows": 1,
         "warmup_steps": 1, "local_steps": 5, "lr": 2e-3, "core_lr": 2e-3, "options": {"pull": 1.0}, "split": "val",
         "test": 3, "generate": 0, "max_length": 32, "max_new_tokens": 8,
     }  # fmt: skip
-    assert set(changed) == set(Cell.model_fields)
-    keys = {Cell(**SETTINGS | {name: value}).key for name, value in changed.items()}
-    assert len(keys | {cell.key}) == len(changed) + 1
+    assert set(changed) == set(Trial.model_fields)
+    keys = {Trial(**SETTINGS | {name: value}).key for name, value in changed.items()}
+    assert len(keys | {trial.key}) == len(changed) + 1
 
 
-def test_a_cell_does_not_change_and_knows_no_other_field():
+def test_a_trial_does_not_change_and_knows_no_other_field():
     with pytest.raises(ValidationError):
-        Cell(**SETTINGS).seed = 4
+        Trial(**SETTINGS).seed = 4
     with pytest.raises(ValidationError, match="experiment"):
-        Cell(**SETTINGS, experiment="similarity")
+        Trial(**SETTINGS, experiment="similarity")
 
 
 def test_scores_are_means_over_examples_and_nats_per_token():
@@ -49,28 +49,30 @@ def test_scores_are_means_over_examples_and_nats_per_token():
 def test_the_mean_over_tasks_needs_every_task():
     whole = TaskScores(nll=[1.0], tokens=[1], rougeL=[10.0], exact_match=[0.0])
     other = TaskScores(nll=[3.0], tokens=[1], rougeL=[30.0], exact_match=[0.0])
-    record = CellRecord(cell=Cell(**SETTINGS), scores={"a": whole, "b": other})
+    record = TrialRecord(trial=Trial(**SETTINGS), scores={"a": whole, "b": other})
     assert record.mean("rougeL") == 20.0
     assert record.mean("token_nll") == 2.0
-    partial = CellRecord(cell=Cell(**SETTINGS), scores={"a": whole, "b": TaskScores(nll=[3.0], tokens=[1])})
+    partial = TrialRecord(trial=Trial(**SETTINGS), scores={"a": whole, "b": TaskScores(nll=[3.0], tokens=[1])})
     assert partial.mean("rougeL") is None
-    assert CellRecord(cell=Cell(**SETTINGS)).mean("token_nll") is None
+    assert TrialRecord(trial=Trial(**SETTINGS)).mean("token_nll") is None
 
 
 def test_records_survive_a_file_and_faults_are_told_by_line(tmp_path):
     file = tmp_path / "records.jsonl"
     records = [
-        CellRecord(cell=Cell(**SETTINGS), losses=[(0, 1.5)], similarity=[[1.0, 0.5], [0.5, 1.0]], bytes_up=7, rounds=1),
-        CellRecord(cell=Cell(**SETTINGS | {"seed": 4}), error="ValueError: no"),
+        TrialRecord(
+            trial=Trial(**SETTINGS), losses=[(0, 1.5)], similarity=[[1.0, 0.5], [0.5, 1.0]], bytes_up=7, rounds=1
+        ),
+        TrialRecord(trial=Trial(**SETTINGS | {"seed": 4}), error="ValueError: no"),
     ]
-    write_cell_records(file, records)
-    assert read_cell_records(file) == records
+    write_trial_records(file, records)
+    assert read_trial_records(file) == records
     lines = file.read_text(encoding="utf-8").splitlines()
     broken = json.loads(lines[0])
     broken["cell"]["steps"] = 0
     file.write_text("\n".join([lines[0], "", json.dumps(broken), "{", lines[1]]), encoding="utf-8")
     with pytest.raises(ColoraError) as told:
-        read_cell_records(file)
+        read_trial_records(file)
     first, second = str(told.value).splitlines()
     assert first.startswith(f"{file}:3: cell.steps: ")
     assert second.startswith(f"{file}:4: ")

@@ -1,10 +1,10 @@
-"""Experiments without a model: a bench that remembers what it ran."""
+"""Experiments without a model: a runner that remembers what it ran."""
 
 from colora.experiments.load import parse_experiment
-from colora.experiments.run import run_experiment
-from colora.experiments.trial import CellRecord, TaskScores
+from colora.experiments.run import ExperimentOptions, run_experiment
+from colora.experiments.trial import TaskScores, TrialRecord
 
-__all__ = ["FakeBench", "boom", "experiment", "run"]
+__all__ = ["FakeRunner", "boom", "experiment", "run"]
 
 SMALL = {
     "name": "small",
@@ -15,8 +15,8 @@ SMALL = {
 }
 
 
-class FakeBench:
-    """Remembers what it ran; does what `acts` says at a method's cells instead of giving scores."""
+class FakeRunner:
+    """Remembers what it ran; does what `acts` says at a method's trials instead of giving scores."""
 
     def __init__(self, acts=None):
         self.acts, self.ran, self.tasks, self.loaded = acts or {}, [], [], []
@@ -25,14 +25,14 @@ class FakeBench:
         self.loaded.append((base, dtype))
         return self
 
-    def run(self, cell, tasks, progress=None):
-        self.ran.append(cell.key)
+    def run(self, trial, tasks, progress=None):
+        self.ran.append(trial.key)
         self.tasks.append(tasks)
         progress(1, 2)
-        if cell.method in self.acts:
-            return self.acts[cell.method](cell)
-        scores = {name: TaskScores(nll=[1.0], tokens=[2], rougeL=[80.0], exact_match=[0.0]) for name in cell.tasks}
-        return CellRecord(cell=cell, scores=scores, seconds={"train": 3.0})
+        if trial.method in self.acts:
+            return self.acts[trial.method](trial)
+        scores = {name: TaskScores(nll=[1.0], tokens=[2], rougeL=[80.0], exact_match=[0.0]) for name in trial.tasks}
+        return TrialRecord(trial=trial, scores=scores, seconds={"train": 3.0})
 
 
 def fake_tasks(names, **wanted):
@@ -45,13 +45,14 @@ def experiment(**changes):
     return parse_experiment(SMALL | changes, "small.yaml")
 
 
-def run(output, bench=None, plan=None, **arguments):
-    """The summary of running it into `output`, and the bench that ran it."""
-    bench = bench or FakeBench()
-    arguments = {"make_tasks": fake_tasks} | arguments
-    return run_experiment(plan or experiment(), output, make_bench=bench, **arguments), bench
+def run(output, runner=None, plan=None, log=lambda line: None, make_tasks=fake_tasks, **options):
+    """The summary of running it into `output`, and the runner that ran it."""
+    runner = runner or FakeRunner()
+    options = ExperimentOptions(**options)
+    done = run_experiment(plan or experiment(), output, options, log=log, make_runner=runner, make_tasks=make_tasks)
+    return done, runner
 
 
-def boom(cell):
+def boom(trial):
     """Die, with a message that names a folder."""
-    raise RuntimeError(f"no rank {cell.rank} in /" + "home/ann/models/x.bin")
+    raise RuntimeError(f"no rank {trial.rank} in /" + "home/ann/models/x.bin")

@@ -11,7 +11,7 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.runner import compress
 from colora.experiments.methods.starts import start_from_gradient, start_from_weights
 from colora.experiments.methods.train import Training, task_losses, train
-from colora.experiments.trial import Cell
+from colora.experiments.trial import Trial
 from colora.tasks.schema import Example, Task
 from tests.helpers.reference_methods import ALPHA, CLIENTS, RANK
 
@@ -20,37 +20,37 @@ OPTIONS = {"colora-alternating": {"turn": 2}, "colora-mean": {"pull": 4.0}, "col
 RANKS = {"local-matched": 1, "pooled-matched": 3}  # from 128 widths and 7 layers, see `test_matched_ranks`
 
 
-def make_cell(method, **changes):
+def make_trial(method, **changes):
     given = {
         "method": method, "group": "toy", "tasks": tuple("abc"), "regime": "implicit", "examples": 4, "seed": 5,
         "base": "tiny", "dtype": "fp64", "rank": RANK, "alpha": ALPHA, "steps": 8, "warmup_steps": 2,
         "rows": 2, "local_steps": 3, "lr": 0.01, "core_lr": 0.04, "options": OPTIONS.get(method, {}),
     }  # fmt: skip
-    return Cell(**(given | changes))
+    return Trial(**(given | changes))
 
 
 @contextmanager
 def real(toy, forward=None):
-    """The real thing attached, in float64 and at its start: as `Bench.run` does it."""
-    cell, method = toy.cell, METHODS[toy.cell.method]
+    """The real thing attached, in float64 and at its start: as `Runner.run` does it."""
+    trial, method = toy.trial, METHODS[toy.trial.method]
     forward = SplitForward(toy.model, toy.first_layer) if forward is None else forward
-    torch.manual_seed(cell.seed)
-    with attached(toy.model, method, toy.first_layer, CLIENTS, cell.rank, cell.alpha, cell.options) as layers:
+    torch.manual_seed(trial.seed)
+    with attached(toy.model, method, toy.first_layer, CLIENTS, trial.rank, trial.alpha, trial.options) as layers:
         for layer in layers.values():
             layer.terms.double()
         if method.start == "weights":
             start_from_weights(layers)
         elif method.start == "gradient":
-            batch = step_rows(toy.rows, cell.rows, 0, cell.seed)
+            batch = step_rows(toy.rows, trial.rows, 0, trial.seed)
             start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, CLIENTS)[0])
         yield layers, forward
 
 
 def run(toy, layers, forward) -> Training:
-    method = METHODS[toy.cell.method]
-    done = train(method, layers, forward, toy.rows, toy.cell) if method.terms else Training()
+    method = METHODS[toy.trial.method]
+    done = train(method, layers, forward, toy.rows, toy.trial) if method.terms else Training()
     if method.compresses:
-        compress(layers, toy.cell.rank)
+        compress(layers, toy.trial.rank)
     return done
 
 
@@ -89,9 +89,9 @@ def toy_tasks(sizes=(4, 5, 3), tests=(3, 2, 4)):
     ]
 
 
-def bench_cell(base, method, **changes) -> Cell:
+def runner_trial(base, method, **changes) -> Trial:
     given = {
         "base": base, "dtype": "fp32", "tasks": ("red", "blue", "green"), "first_layer": 1, "steps": 4,
         "local_steps": 3, "generate": 2, "test": 3, "max_length": 40, "max_new_tokens": 3,
     }  # fmt: skip
-    return make_cell(method, **(given | changes))
+    return make_trial(method, **(given | changes))

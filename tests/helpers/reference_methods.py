@@ -1,9 +1,9 @@
-"""Slow and plain twins of the methods compared with: what each paper's formula says, and nothing shared with `colora`.
+"""Slow and plain reference implementations of the methods: what each paper's formula says, no code of `colora`.
 
 Every client has matrices of its own, every weight is dense, W_k = W0 + s · B Λ A, every row runs by itself, gradients
 come from autograd on those dense weights, rounds are loops over clients, and AdamW is written out. All in float64.
 
-A twin takes a `Toy` and the initial values, by (part, layer, client), and gives a `Trained`.
+A reference implementation takes a `Toy` and the initial values, by (part, layer, client), and gives a `Trained`.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from colora.experiments.methods.data import step_rows
 from colora.experiments.methods.forward import Row
-from colora.experiments.trial import Cell
+from colora.experiments.trial import Trial
 from colora.tasks.encode import IGNORED
 from tests.helpers.tiny import tiny_llama
 
@@ -70,7 +70,7 @@ def toy_rows(sizes: tuple[int, ...] = (4, 5, 3), seed: int = 3) -> list[list[Row
 class Toy:
     """A tiny comparison: the base model and, of each client, the loss as a function of its dense weights."""
 
-    cell: Cell
+    trial: Trial
     first_layer: int = 0
     rows: list[list[Row]] = field(default_factory=toy_rows)
 
@@ -84,8 +84,8 @@ class Toy:
 
     def batch(self, client: int, step: int) -> list[Row]:
         """The rows of one client in one step."""
-        m = self.cell.rows
-        return step_rows(self.rows, m, step, self.cell.seed)[client * m : (client + 1) * m]
+        m = self.trial.rows
+        return step_rows(self.rows, m, step, self.trial.seed)[client * m : (client + 1) * m]
 
     def nats(self, row: Row, weights: dict[str, Tensor]) -> Tensor:
         """Nats of the row's answer; the row runs alone, so there is no padding."""
@@ -106,7 +106,7 @@ def said_at(row: Row) -> list[int]:
 
 @dataclass
 class Trained:
-    """What a twin ends with: each client's matrices by (part, layer), dense weights, and the mean loss of each step."""
+    """What an implementation ends with: each client's matrices by (part, layer), dense weights, and mean losses."""
 
     held: list[Values]
     weights: list[dict[str, Tensor]]
@@ -127,10 +127,10 @@ class Adam:
         return value - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
 
 
-def rate_at(peak: float, step: int, cell: Cell) -> float:
+def rate_at(peak: float, step: int, trial: Trial) -> float:
     """Up in equal stairs, then down as a cosine."""
-    rates = [peak * (stair + 1) / cell.warmup_steps for stair in range(cell.warmup_steps)]
-    rest = cell.steps - cell.warmup_steps
+    rates = [peak * (stair + 1) / trial.warmup_steps for stair in range(trial.warmup_steps)]
+    rest = trial.steps - trial.warmup_steps
     rates += [peak * (1 + math.cos(math.pi * place / rest)) / 2 for place in range(rest)]
     return rates[step]
 
@@ -157,14 +157,14 @@ def centralised(
 ) -> tuple[Values, list[float]]:
     """Σ_k L_k descended in `values`; `weight` gives W_k of a layer from them, `moves` says what moves in a step."""
     adam, losses = Adam(), []
-    for step in range(toy.cell.steps):
+    for step in range(toy.trial.steps):
         leaves = leaves_of(values)
         each = [toy.loss(k, step, {layer: weight(leaves, layer, k) for layer in toy.layers}) for k in toy.clients]
         losses.append(float(sum(each).detach()) / len(each))
         gradients = torch.autograd.grad(sum(each), list(leaves.values()))
         for (name, value), gradient in zip(list(values.items()), gradients, strict=True):
             if moves(name[0], step):
-                values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.cell))
+                values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.trial))
         if after is not None:
             after(values, step)
     return values, losses
@@ -180,7 +180,7 @@ def federated(
     at_server: Callable[[Values, list[Values]], None] | None = None,
 ) -> tuple[Values, list[Values], list[float]]:
     """Rounds: each client in turn starts from the server's values and its own, trains alone; the server averages."""
-    steps, local = toy.cell.steps, toy.cell.local_steps
+    steps, local = toy.trial.steps, toy.trial.local_steps
     at_home, losses = [Adam() for _ in toy.clients], [0.0] * steps
     for number, start in enumerate(range(0, steps, local)):
         returned = []
@@ -194,7 +194,7 @@ def federated(
                 for (name, value), gradient in zip(list(values.items()), gradients, strict=True):
                     if moves(name[0], number):
                         adam = fresh if name in server else at_home[k]
-                        values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.cell))
+                        values[name] = adam.move(name, value, gradient, rate_at(rates[name[0]], step, toy.trial))
             home[k] = {name: values[name] for name in home[k]}
             returned.append({name: values[name] for name in server})
         server = {name: sum(copy[name] for copy in returned) / len(returned) for name in server}
@@ -229,8 +229,8 @@ def unnamed(values: Values, clients: range) -> list[Values]:
 
 
 def rates_of(toy: Toy, cores: bool) -> dict[str, float]:
-    lr = toy.cell.lr
-    core = toy.cell.core_lr if cores and toy.cell.core_lr is not None else lr
+    lr = toy.trial.lr
+    core = toy.trial.core_lr if cores and toy.trial.core_lr is not None else lr
     return {"A": lr, "B": lr, "A'": lr, "B'": lr, "core": core}
 
 
@@ -243,16 +243,16 @@ def base(toy: Toy, start: Values) -> Trained:
 
 def local(toy: Toy, start: Values) -> Trained:
     """K runs that know nothing of each other: W_k = W0 + s B_k A_k."""
-    held, losses = [], [0.0] * toy.cell.steps
+    held, losses = [], [0.0] * toy.trial.steps
     for k in toy.clients:
         values, adam = each(toy, start, "A", "B")[k], Adam()
-        for step in range(toy.cell.steps):
+        for step in range(toy.trial.steps):
             leaves = leaves_of(values)
             W = {layer: toy.W0[layer] + toy.s * leaves["B", layer] @ leaves["A", layer] for layer in toy.layers}
             loss = toy.loss(k, step, W)
             losses[step] += float(loss.detach()) / len(toy.clients)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
-                values[name] = adam.move(name, values[name], gradient, rate_at(toy.cell.lr, step, toy.cell))
+                values[name] = adam.move(name, values[name], gradient, rate_at(toy.trial.lr, step, toy.trial))
         held.append(values)
     return finish(toy, held, lambda v, n, k: toy.W0[n] + toy.s * v["B", n] @ v["A", n], losses)
 
@@ -292,7 +292,7 @@ def mtl_lora(toy: Toy, start: Values) -> Trained:
 
 
 def colora_alternating(toy: Toy, start: Values) -> Trained:
-    turn = int(toy.cell.options.get("turn", 5))
+    turn = int(toy.trial.options.get("turn", 5))
 
     def moves(part: str, step: int) -> bool:
         return part in ("A", "B") if (step // turn) % 2 == 0 else part == "core"
@@ -301,10 +301,10 @@ def colora_alternating(toy: Toy, start: Values) -> Trained:
 
 
 def colora_mean(toy: Toy, start: Values) -> Trained:
-    pull = toy.cell.options.get("pull", 1.0)
+    pull = toy.trial.options.get("pull", 1.0)
 
     def after(values: Values, step: int) -> None:
-        strength = rate_at(toy.cell.core_lr or toy.cell.lr, step, toy.cell) * pull
+        strength = rate_at(toy.trial.core_lr or toy.trial.lr, step, toy.trial) * pull
         for n in toy.layers:
             mean = sum(values["core", n, k] for k in toy.clients) / len(toy.clients)
             for k in toy.clients:
@@ -455,7 +455,7 @@ def fed_sb(toy: Toy, start: Values) -> Trained:
     return done
 
 
-TWINS: dict[str, Callable[[Toy, Values], Trained]] = {
+REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
     "base": base, "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
     "colora": colora, "colora-alternating": colora_alternating, "colora-diagonal": colora_diagonal,
     "colora-mean": colora_mean, "colora-residual": colora_residual, "mtl-lora": mtl_lora, "lora-xs": lora_xs,

@@ -1,8 +1,8 @@
-"""Records of cells made up in code, whose means are known: what the report's tests read."""
+"""Records of trials made up in code, whose means are known: what the report's tests read."""
 
 from typing import Any
 
-from colora.experiments.trial import Cell, CellRecord, TaskScores
+from colora.experiments.trial import TaskScores, Trial, TrialRecord
 
 TASKS = ("red", "blue", "green")
 
@@ -13,17 +13,17 @@ def scores(rouge: list[float], nll: float = 1.0, tokens: int = 4) -> TaskScores:
     return TaskScores(nll=[nll * tokens] * len(rouge), tokens=[tokens] * len(rouge), rougeL=rouge, exact_match=exact)
 
 
-def record(method: str = "colora", quality: float = 50.0, seed: int = 0, **changes: Any) -> CellRecord:
+def record(method: str = "colora", quality: float = 50.0, seed: int = 0, **changes: Any) -> TrialRecord:
     """A record in which every task has the mean ROUGE-L `quality` and a token NLL of 2 − quality / 100.
 
-    Its six examples lie −10, −6, −2, 2, 6 and 10 about the mean. `changes` are fields of the cell, or of the record.
+    Its six examples lie −10, −6, −2, 2, 6 and 10 about the mean. `changes` are fields of the trial, or of the record.
     """
     tasks = changes.get("tasks", TASKS)
     settings: dict[str, Any] = {
         "method": method, "group": "dates", "tasks": tasks, "regime": "implicit", "examples": 16, "seed": seed,
         "base": "tiny", "steps": 60, "lr": 2e-3,
     }  # fmt: skip
-    settings |= {name: value for name, value in changes.items() if name in Cell.model_fields}
+    settings |= {name: value for name, value in changes.items() if name in Trial.model_fields}
     rouge = [quality + apart for apart in (-10, -6, -2, 2, 6, 10)]
     given: dict[str, Any] = {
         "scores": {task: scores(rouge, 2 - quality / 100) for task in tasks},
@@ -32,13 +32,13 @@ def record(method: str = "colora", quality: float = 50.0, seed: int = 0, **chang
         "environment": {"date": "2026-03-04T05:06:07+00:00", "device": "cpu", "git_revision": "abc123", "cpu_count": 2,
                         "platform": "Linux-6", "machine": "x86_64"},
     }  # fmt: skip
-    given |= {name: value for name, value in changes.items() if name in CellRecord.model_fields}
+    given |= {name: value for name, value in changes.items() if name in TrialRecord.model_fields}
     if given.get("error"):
         given["scores"] = {}
-    return CellRecord(cell=Cell(**settings), **given)
+    return TrialRecord(trial=Trial(**settings), **given)
 
 
-def rich_records() -> list[CellRecord]:
+def rich_records() -> list[TrialRecord]:
     """An experiment in which every section of the report has something to show."""
     made = []
     for regime in ("implicit", "explicit"):

@@ -216,9 +216,9 @@ def test_a_core_is_called_undetermined_where_its_equations_are_too_few(count, ve
 
 def test_statements_name_three_users_and_count_the_others():
     (few,) = identifiability(torch.tensor([900, 1, 2, 3, 0, 2]), 5, 5, 2, labels=list("abcdef"))
-    assert "users 'b' (1), 'c' (2), 'd' (3) and 2 more: their own" in few
+    assert "users 'b' (1), 'c' (2), 'd' (3), ... and 2 more: their own" in few
     (few, total) = identifiability([1, 2, 3], 5, 5, 2, labels=list("abc"))
-    assert "users 'a' (1), 'b' (2) and 'c' (3): their own" in few
+    assert "users 'a' (1), 'b' (2), 'c' (3): their own" in few
     assert total.startswith("all users together have 6 observations, fewer than the 24 degrees of freedom")
     assert len(identifiability([8, 8, 7], 5, 5, 2)) == 1
     assert identifiability([8, 8, 8], 5, 5, 2) == []

@@ -183,7 +183,7 @@ def test_the_line_names_every_task_but_not_hundreds():
     line = StartLosses([f"t{n}" for n in range(20)], losses, losses / 2, 0.25).line()
     assert "b = 0.25" in line
     assert "mean 1.000 → 0.500, t0 1.000 → 0.500" in line
-    assert line.endswith("t11 1.000 → 0.500, and 8 more")
+    assert line.endswith("t11 1.000 → 0.500, ... and 8 more")
 
 
 # ---- in a run -------------------------------------------------------------------------------------------------------

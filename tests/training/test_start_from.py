@@ -15,6 +15,7 @@ from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
 from colora.errors import BankFileError, BaseMismatchError, ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import evaluate
+from colora.evaluation.settings import EvaluationSettings
 from colora.federated.simulate import simulate
 from colora.models.base import load_base
 from colora.training.adapter_config import bank_config
@@ -144,8 +145,8 @@ def test_imported_loras_train_on(base, tmp_path):
 
 
 def train_nll(model, result):
-    done = evaluate(model, result.tokenizer, result.tasks, split="train", task_index={"red": 0, "blue": 1},
-                    metrics=("nll",), max_length=96, progress=False)  # fmt: skip
+    settings = EvaluationSettings(split="train", metrics=("nll",), max_length=96)
+    done = evaluate(model, result.tokenizer, result.tasks, settings, {"red": 0, "blue": 1}, progress=False)
     return sum(one.value for one in done.records) / len(done.records)
 
 

@@ -10,6 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from colora.errors import ConfigError
 from colora.evaluation.nll import token_nll
+from colora.evaluation.settings import EvaluationSettings
 from colora.training.loop.schedule import frozen_roles
 from colora.training.loop.stopping import TaskEarlyStopping
 from tests.helpers.tiny import tiny_gpt2, tiny_t5
@@ -205,7 +206,8 @@ def test_evaluation_losses_equal_the_token_likelihood_of_each_task(tmp_path, bas
     trainer.train()
     tasks = tiny_tasks()
     index = {name: number for number, name in enumerate(NAMES)}
-    oracle = token_nll(trainer.model, TOKENIZER, tasks, "val", index, 64, batch_rows=1)
+    settings = EvaluationSettings(split="val", max_length=64, batch_rows=1)
+    oracle = token_nll(trainer.model, TOKENIZER, tasks, settings, index)
     for name in NAMES:
         assert logged(trainer, f"eval_loss/{name}")[-1] == pytest.approx(oracle[name].mean, rel=1e-5)
     mean = sum(oracle[name].mean for name in NAMES) / 3
@@ -246,7 +248,7 @@ def test_a_plain_lora_trains_on_the_same_mixture_without_task_ids(tmp_path):
     assert names
     assert all("lora_" in name for name in names)
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
-    oracle = token_nll(trainer.model, TOKENIZER, tiny_tasks(), "val", None, 64)
+    oracle = token_nll(trainer.model, TOKENIZER, tiny_tasks(), EvaluationSettings(split="val", max_length=64))
     for name in NAMES:
         assert logged(trainer, f"eval_loss/{name}")[-1] == pytest.approx(oracle[name].mean, rel=1e-5)
         assert len(logged(trainer, f"loss/{name}")) == 3

@@ -9,6 +9,7 @@ from colora.bank.edit import forget_tasks
 from colora.bank.load import load_bank
 from colora.errors import ConfigError
 from colora.evaluation.nll import token_nll
+from colora.evaluation.settings import EvaluationSettings
 from colora.training.resolve import read_run_tasks
 from colora.transfer.negative_transfer import PairedDifference, TaskTransfer, measure_transfer, paired_difference
 from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
@@ -104,6 +105,7 @@ def test_every_task_is_trained_alone_at_equal_cost_and_once(base, tmp_path):
     found = measure_transfer(config, rouge=True)
     assert [(one.task, one.examples) for one in found] == [("red", 3), ("blue", 3)]
     out = tmp_path / "out"
+    settings = EvaluationSettings(split="val", max_length=96, limit=3)
     for place, one in enumerate(found):
         assert one.nll.difference == pytest.approx(one.nll.together - one.nll.alone)
         assert one.rouge is not None
@@ -112,7 +114,7 @@ def test_every_task_is_trained_alone_at_equal_cost_and_once(base, tmp_path):
         assert alone[2].seen == {one.task: whole[2].seen[one.task]}
         (task,) = (task for task in read_run_tasks(config) if task.name == one.task)
         for (model, tokenizer, _), index, value in ((whole, place, one.nll.together), (alone, 0, one.nll.alone)):
-            exact = token_nll(model, tokenizer, [task], "val", {one.task: index}, 96, limit=3)[one.task].mean
+            exact = token_nll(model, tokenizer, [task], settings, {one.task: index})[one.task].mean
             assert value == pytest.approx(exact, abs=1e-5)
     written = json.loads((out / "transfer.json").read_text())
     assert written["split"] == "val"

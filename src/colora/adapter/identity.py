@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
+from colora.common.text import shortened
 from colora.errors import BaseMismatchError
 
 __all__ = ["REFUSE_ABOVE", "WARN_ABOVE", "base_identity", "check_base", "sketch_distance"]
@@ -85,8 +86,7 @@ def _refuse(identity: dict[str, Any], model: nn.Module, name: str | None, faults
             [
                 f"this bank was trained on another base model (a {identity.get('model_type')}); found a {kind}"
                 + (f" ({name})" if name else ""),
-                *(f"  - {fault}" for fault in faults[:5]),
-                *([f"  ... and {len(faults) - 5} more"] if len(faults) > 5 else []),
+                *(f"  - {fault}" for fault in shortened(faults, 5)),
             ]
         )
     )

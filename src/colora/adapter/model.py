@@ -26,6 +26,7 @@ from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.routing import Router, TaskIds
 from colora.adapter.targets import is_target, linear_names
+from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
@@ -298,10 +299,8 @@ class CoLoRAModel(BaseTuner):
                 "change is intended, remove that field from adapter_config.json"
             )
         if faults:
-            more = [f"... and {len(faults) - 5} more"] if len(faults) > 5 else []
-            raise BankFileError(
-                "\n  - ".join([f"the saved bank does not fit its config ({len(faults)} faults):", *faults[:5], *more])
-            )
+            head = f"the saved bank does not fit its config ({len(faults)} faults):"
+            raise BankFileError("\n  - ".join([head, *shortened(faults, 5)]))
         return remapped
 
 

@@ -8,12 +8,12 @@ the layers read the current one, and a checkpointed block keeps the one it was c
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from colora.common.text import listed
 from colora.errors import TaskIdError
 
 __all__ = ["Router", "Routing", "TaskIds", "listed_tasks"]
@@ -185,5 +185,4 @@ class Router:
 
 def listed_tasks(names: Collection[str], most: int = 20) -> str:
     """The names for an error message, cut after `most`."""
-    shown = ", ".join(islice(names, most))
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
+    return listed(names, most)

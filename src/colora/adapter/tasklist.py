@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from colora.adapter.config import CoLoRAConfig, check_task_name
 from colora.adapter.layer import CoLoRALinear, fresh_core
 from colora.adapter.routing import Router
+from colora.common.text import shortened
 from colora.errors import ConfigError
 
 __all__ = ["add", "remove", "task_uids", "write"]
@@ -96,7 +97,7 @@ def write(layers: Mapping[str, CoLoRALinear], adapter_name: str, index: int, cor
         elif not torch.isfinite(core[name]).all():
             faults.append(f"{name}: holds NaN or infinity")
     if faults:
-        raise ConfigError("this core does not fit the bank; nothing was changed:", faults[:10])
+        raise ConfigError("this core does not fit the bank; nothing was changed:", shortened(faults, 10))
     with torch.no_grad():
         for name, layer in layers.items():
             cores = layer.colora_core[adapter_name]

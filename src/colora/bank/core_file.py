@@ -15,6 +15,7 @@ from torch import Tensor
 
 from colora.bank.tensors import SavedBank
 from colora.common.files import write_bytes
+from colora.common.text import shortened
 from colora.errors import BankFileError, TaskIdError
 
 __all__ = ["HEADER", "CoreHeader", "core_bytes", "extract_core", "read_core", "read_core_header"]
@@ -76,8 +77,8 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
             f"trained against other A and B (digest {str(header.shared)[:12]}, base model {header.base!r}): "
             f"expected those of this bank ({shared[:12]})"
         )
-    faults += [f"{name}: no such adapted layer" for name in sorted(tensors.keys() - like.keys())[:3]]
-    faults += [f"{name}: missing" for name in sorted(like.keys() - tensors.keys())[:3]]
+    faults += [f"{name}: no such adapted layer" for name in sorted(tensors.keys() - like.keys())]
+    faults += [f"{name}: missing" for name in sorted(like.keys() - tensors.keys())]
     for name in sorted(like.keys() & tensors.keys()):
         found = tensors[name]
         if tuple(found.shape) != tuple(like[name]):
@@ -85,8 +86,7 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
         elif not found.is_floating_point() or not bool(torch.isfinite(found).all()):
             faults.append(f"{name}: expected finite numbers, found NaN, infinity or integers")
     if faults:
-        more = [f"... and {len(faults) - 5} more"] if len(faults) > 5 else []
-        raise BankFileError("this core does not fit the bank: " + "; ".join([*faults[:5], *more]))
+        raise BankFileError("this core does not fit the bank: " + "; ".join(shortened(faults, 5)))
     return {name: one.float() for name, one in tensors.items()}, header
 
 

@@ -15,6 +15,7 @@ import torch
 
 from colora.adapter.config import check_task_name
 from colora.bank.tensors import BankContents, SavedBank, write_bank
+from colora.common.text import listed
 from colora.errors import CheckpointError, ConfigError, TaskIdError
 
 __all__ = ["Forgotten", "forget_tasks", "merge_tasks"]
@@ -132,8 +133,8 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
 def _indices(bank: BankContents, names: Sequence[str]) -> list[int]:
     place = {name: number for number, name in enumerate(bank.tasks)}
     if unknown := [name for name in names if name not in place]:
-        known = ", ".join(bank.tasks[:10]) + (f", ... ({len(bank.tasks)})" if len(bank.tasks) > 10 else "")
-        raise TaskIdError(f"{bank.folder} has no task {', '.join(map(repr, unknown))}; it has {known}")
+        missing = ", ".join(map(repr, unknown))
+        raise TaskIdError(f"{bank.folder} has no task {missing}; it has {listed(bank.tasks, 10)}")
     return [place[name] for name in names]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from colora.bank.load import load_bank
+from colora.common.text import listed, shortened
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskIdError
 from colora.models.decoding.batch import Batch, Row, run_rows
@@ -53,8 +54,7 @@ def read_requests(path: Path) -> list[Request]:
     if not requests and not faults:
         faults.append(f"{path}: expected at least one line, found none")
     if faults:
-        more = [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
-        raise ConfigError("the prompts cannot be used:", [*faults[:20], *more])
+        raise ConfigError("the prompts cannot be used:", shortened(faults, 20))
     return requests
 
 
@@ -81,7 +81,7 @@ def generate_texts(
     lay_out_by_columns(model)
     names: list[str] = model.base_model.tasks
     if any(request.task is None for request in requests) and len(names) > 1:
-        raise TaskIdError(f"which task? Name one with --task; this bank knows {', '.join(names[:20])}")
+        raise TaskIdError(f"which task? Name one with --task; this bank knows {listed(names, 20)}")
     wanted = [names[0] if request.task is None else request.task for request in requests]
     device = next(model.parameters()).device
     router = model.base_model.router

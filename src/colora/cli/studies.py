@@ -17,25 +17,25 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of cells; experiments share it.")] = Path("runs/compare"),
+    output: Annotated[Path, typer.Option(help="Folder of trials; experiments share it.")] = Path("runs/compare"),
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N equal parts, for N machines.")] = "1/1",
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only cells whose name fits, such as 'colora-similar-8-*'.")
+        str | None, typer.Option(metavar="PATTERN", help="Only trials whose name fits, such as 'colora-similar-8-*'.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of task files, for groups that need some.")] = None,
-    list_cells: Annotated[bool, typer.Option("--list", help="Print each cell and its state; run nothing.")] = False,
-    collect: Annotated[bool, typer.Option("--collect", help="Collect the finished cells; run nothing.")] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Keep cells that other sources of CoLoRA made.")] = False,
+    list_trials: Annotated[bool, typer.Option("--list", help="Print each trial and its state; run nothing.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Collect the finished trials; run nothing.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")] = False,
     rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")] = None,
 ) -> None:
-    """Compare methods on groups of tasks: every cell of an experiment is trained, measured and kept.
+    """Compare methods on groups of tasks: every trial of an experiment is trained, measured and kept.
 
-    A cell is one method on one group with one seed; a finished cell is never run again. The same command goes on after
-    a crash or Ctrl-C, and retries cells that failed. Start it several times to share the work: each process takes
-    cells that no other has; on several machines without a common folder, give each a `--shard`.
+    A trial is one method on one group with one seed; a finished trial is never run again. The same command goes on
+    after a crash or Ctrl-C, and retries trials that failed. Start it several times to share the work: each process
+    takes trials that no other has; on several machines without a common folder, give each a `--shard`.
 
-    OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a cell failed.
+    OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a trial failed.
 
     KEY=VALUE changes a field of the file: `seeds=[0]`, `methods.colora.lr=1e-3`.
     """
@@ -44,29 +44,26 @@ def compare(
         from colora.experiments.load import load_experiment
         from colora.experiments.report.gather import read_experiments
         from colora.experiments.report.markdown import quality_markdown
-        from colora.experiments.run import chosen_cells, collect_experiment, parse_shard, run_experiment
+        from colora.experiments.run import (
+            ExperimentOptions,
+            chosen_trials,
+            collect_experiment,
+            parse_shard,
+            run_experiment,
+        )
         from colora.experiments.store import Store
 
         plan, part = load_experiment(experiment, overrides or []), parse_shard(shard)
-        if list_cells:
-            for cell in chosen_cells(plan, only):
-                print(f"{Store(output).state(cell):8} {cell.key}")
+        if list_trials:
+            for trial in chosen_trials(plan, only):
+                print(f"{Store(output).state(trial):8} {trial.key}")
             return
         configure_threads(threads)
         if collect:
             summary = collect_experiment(plan, output, mixed=mixed)
         else:
-            summary = run_experiment(
-                plan,
-                output,
-                shard=part,
-                only=only,
-                data=data,
-                mixed=mixed,
-                rerun_old=rerun_old,
-                log=say,
-                progress=True,
-            )
+            options = ExperimentOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
+            summary = run_experiment(plan, output, options, log=say, progress=True)
         for one in read_experiments(summary.records, mixed):
             print(quality_markdown(one), end="")
         say(str(summary))
@@ -77,7 +74,7 @@ def compare(
 @app.command()
 def report(
     records: Annotated[
-        Path, typer.Argument(metavar="RECORDS", help="JSONL of cell records, or a folder of such files.")
+        Path, typer.Argument(metavar="RECORDS", help="JSONL of trial records, or a folder of such files.")
     ],
     page: Annotated[Path, typer.Argument(metavar="OUT.html", help="The page to write.")],
     markdown: Annotated[Path | None, typer.Option(help="Also write the texts and tables to this file.")] = None,
@@ -111,15 +108,15 @@ def recover(
         Path | None, typer.Option(metavar="OUT.svg", help="Where the figure goes; OUTPUT/NAME.svg by default.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; the physical cores by default.")] = None,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Keep cells that other sources of CoLoRA made.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")] = False,
     rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
 ) -> None:
     """Recover what is known: the theory's experiments, in heterogeneous linear regression with shared subspaces.
 
-    A cell is one method on one problem with all its seeds; a finished cell is never run again. The same command goes on
-    after a crash or Ctrl-C, and retries cells that failed. OUTPUT/NAME.jsonl holds the records; the median over seeds
-    is printed, and the figure drawn that the file asks for (it needs `pip install "colora[report]"`; the digits need
-    `"colora[regression]"`).
+    A trial is one method on one problem with all its seeds; a finished trial is never run again. The same command goes
+    on after a crash or Ctrl-C, and retries trials that failed. OUTPUT/NAME.jsonl holds the records; the median over
+    seeds is printed, and the figure drawn that the file asks for (it needs `pip install "colora[report]"`; the digits
+    need `"colora[regression]"`).
 
     KEY=VALUE changes a field of the file: `seeds=3`, `problem.samples=[8,16]`, `methods.alternating.tol=0`.
 
@@ -186,5 +183,5 @@ def schema(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
     )
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*(value.replace("[", "\\[") for value in row))
     out.print(table)

@@ -7,24 +7,22 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError
 
-from colora.errors import CheckpointError, ColoraError
+from colora.errors import CheckpointError
 
 __all__ = [
     "NAME_RULE",
     "STAGING_PREFIX",
     "fits_name_rule",
-    "read_lines",
     "staged_folder",
     "write_bytes",
     "write_json",
     "write_text",
 ]
 
-T = TypeVar("T")
 STAGING_PREFIX = ".writing-"
 REPLACED = ".old"
 
@@ -88,26 +86,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, for people to read: indented, with its letters as they are."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """What `parse` makes of each line of a file that is not empty.
-
-    Raises:
-        ColoraError: with one "file:line: ..." for each line at which `parse` raised it.
-        OSError: if the file cannot be read.
-    """
-    found, faults = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append(parse(line))
-        except ColoraError as error:
-            faults.append(f"{path}:{number}: {error}")
-    if faults:
-        raise ColoraError("\n".join(faults))
-    return found
 
 
 NAME_RULE = "1 to 100 letters, digits, spaces and _ . : + - that begins with a letter or digit"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from colora.common.text import shortened
 from colora.errors import ConfigError
 
 __all__ = ["Made", "other_codes", "refuse_mixture"]
@@ -37,15 +38,11 @@ def refuse_mixture(records: Sequence[Made], code: str, place: Path) -> None:
     old = other_codes(records, code)
     if not old:
         return
-    shown = [
-        f"{record.key}: code {record.code[:12] or 'unknown'}, revision {_revision(record)}"
-        for record in old[:MOST_SHOWN]
-    ]
-    more = [f"and {len(old) - MOST_SHOWN} more"] if len(old) > MOST_SHOWN else []
+    shown = [f"{record.key}: code {record.code[:12] or 'unknown'}, revision {_revision(record)}" for record in old]
     raise ConfigError(
-        f"{place}: {len(old)} finished cell{'s' if len(old) > 1 else ''} of this experiment came from other sources "
+        f"{place}: {len(old)} finished trial{'s' if len(old) > 1 else ''} of this experiment came from other sources "
         f"than those of code {code[:12]}. --rerun-old runs them again, --mixed keeps them",
-        [*shown, *more],
+        shortened(shown, MOST_SHOWN),
     )
 
 

@@ -3,23 +3,21 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import LongTensor, nn
 
 from colora.common.progress import progress_bar
-from colora.errors import ConfigError, TaskIdError
-from colora.evaluation.metrics import exact_match, rouge_l
+from colora.errors import TaskIdError
 from colora.evaluation.nll import token_nll
 from colora.evaluation.records import Record
+from colora.evaluation.settings import EvaluationSettings
 from colora.models.generate import fit_prompts, generate_outputs
-from colora.tasks.schema import SPLITS, Task
+from colora.tasks.schema import Example, Task
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["METRICS", "Evaluation", "Prediction", "evaluate"]
-
-TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"rougeL": rouge_l, "exact_match": exact_match}
-METRICS = (*TEXT_METRICS, "nll")
+__all__ = ["Evaluation", "Prediction", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,8 @@ def evaluate(
     model: nn.Module,
     tokenizer: Tokenizer,
     tasks: Sequence[Task],
-    *,
-    split: str = "test",
+    settings: EvaluationSettings | None = None,
     task_index: Mapping[str, int] | None = None,
-    metrics: Sequence[str] = METRICS,
-    max_length: int = 512,
-    max_new_tokens: int = 64,
-    batch_rows: int = 16,
-    limit: int | None = None,
-    run: str = "",
-    method: str = "",
-    seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Measure `model` on one split of every task, with rows of all tasks mixed in each batch.
@@ -69,74 +58,75 @@ def evaluate(
     Args:
         model: a transformers model, causal or encoder-decoder, plain or wrapped by PEFT.
         tokenizer: its tokenizer.
-        tasks: what to measure; a task without examples in `split` is listed in `skipped`.
-        split: which split.
+        tasks: what to measure; a task without examples in the split is listed in `skipped`.
+        settings: split, metrics and limits; the defaults of `EvaluationSettings` if None.
         task_index: the id of each task, for a model that takes `task_ids`; None for any other model.
-        metrics: of "rougeL", "exact_match" (both of greedy outputs) and "nll" (recorded as "token_nll").
-        max_length: longest row in tokens as in training (causal: prompt and answer; encoder-decoder: each of the two).
-            Longer inputs lose their beginning. For generation it limits the prompt alone, which is cut further only
-            where the model has too few positions for `max_new_tokens` after it.
-        max_new_tokens: longest generated output in tokens.
-        batch_rows: rows per batch.
-        limit: use only the first so many examples of each task.
-        run, method, seed: copied into the records.
         progress: draw a progress bar on standard error if that is a terminal.
 
     Raises:
-        ConfigError: listing every unknown metric, unknown split and number that is not positive; or if the model has
-            no more than `max_new_tokens` positions.
+        ConfigError: if the model has no more than `max_new_tokens` positions.
         TaskIdError: if `task_index` lacks a task.
         TaskFileError: for "nll", listing every example that is too long even without its input.
 
     Warns:
         UserWarning: once for each task whose inputs had to be cut.
     """
-    faults = [f"metrics: expected some of {', '.join(METRICS)}, found {m!r}" for m in metrics if m not in METRICS]
-    if split not in SPLITS:
-        faults.append(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
-    if limit is not None and limit < 1:
-        faults.append(f"limit: expected at least 1 or None, found {limit}")
-    if faults:
-        raise ConfigError("cannot evaluate:", faults)
-    rows = [(task.name, example) for task in tasks for example in task.splits.get(split, ())[:limit]]
+    settings = settings or EvaluationSettings()
+    split, metrics = settings.split, settings.chosen
+    rows = [(task.name, example) for task in tasks for example in task.splits.get(split, ())[: settings.limit]]
     count = Counter(name for name, _ in rows)
     skipped = {task.name: _nothing_in(split, task) for task in tasks if task.name not in count}
     ids = None if task_index is None else _row_ids([name for name, _ in rows], task_index)
-    text_metrics = [name for name in metrics if name in TEXT_METRICS]
     values: dict[tuple[str, str], tuple[float, int]] = {}
     predictions: list[Prediction] = []
 
     with progress_bar(shown=progress) as bar:
-        if rows and text_metrics:
-            step = bar.add_task("generating", total=len(rows))
-            prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
-            texts = generate_outputs(
-                model, tokenizer, prompts, ids, max_new_tokens, batch_rows, lambda done: bar.advance(step, done)
-            )
-            predictions = [
-                Prediction(name, example.input, tuple(example.outputs), text)
-                for (name, example), text in zip(rows, texts, strict=True)
-            ]
-            for metric in text_metrics:
-                totals = dict.fromkeys(count, 0.0)
-                for one in predictions:
-                    totals[one.task] += TEXT_METRICS[metric](one.prediction, one.outputs)
-                values |= {(task, metric): (totals[task] / n, n) for task, n in count.items()}
-        if rows and "nll" in metrics:
-            second = bar.add_task("likelihood", total=len(rows))
-            nll = token_nll(
-                model, tokenizer, tasks, split, task_index, max_length, batch_rows, limit,
-                lambda done: bar.advance(second, done),
-            )  # fmt: skip
-            values |= {(task, "nll"): (one.mean, one.tokens) for task, one in nll.items()}
+        if rows and any(metric.score is not None for metric in metrics):
+            generating = bar.add_task("generating", total=len(rows))
+            predictions = _predictions(model, tokenizer, rows, ids, settings, lambda n: bar.advance(generating, n))
+        for metric in metrics:
+            if rows and metric.score is not None:
+                values |= _text_values(metric.name, metric.score, predictions)
+            elif rows:
+                step = bar.add_task("likelihood", total=len(rows))
+                advance = partial(bar.advance, step)
+                nll = token_nll(model, tokenizer, tasks, settings, task_index, advance)
+                values |= {(task, metric.name): (one.mean, one.tokens) for task, one in nll.items()}
 
     records = [
-        Record(run, method, task, split, "token_nll" if metric == "nll" else metric, *values[task, metric], seed)
+        Record(settings.run, settings.method, task, split, metric.name, *values[task, metric.name], settings.seed)
         for task in count
         for metric in metrics
-        if (task, metric) in values
+        if (task, metric.name) in values
     ]
     return Evaluation(records, predictions, skipped)
+
+
+def _predictions(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    rows: Sequence[tuple[str, Example]],
+    ids: LongTensor | None,
+    settings: EvaluationSettings,
+    progress: Callable[[int], None],
+) -> list[Prediction]:
+    """The greedy output for every row, a task's name and an example."""
+    prompts = fit_prompts(rows, model, tokenizer, settings.max_length, settings.max_new_tokens)
+    texts = generate_outputs(model, tokenizer, prompts, ids, settings.max_new_tokens, settings.batch_rows, progress)
+    return [
+        Prediction(name, example.input, tuple(example.outputs), text)
+        for (name, example), text in zip(rows, texts, strict=True)
+    ]
+
+
+def _text_values(
+    metric: str, score: Callable[[str, Sequence[str]], float], predictions: Sequence[Prediction]
+) -> dict[tuple[str, str], tuple[float, int]]:
+    """For each (task, metric) the mean over its predictions and their number."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction.task, []).append(score(prediction.prediction, prediction.outputs))
+    return {(task, metric): (sum(values) / len(values), len(values)) for task, values in scores.items()}
 
 
 def _row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:

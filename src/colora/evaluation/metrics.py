@@ -1,17 +1,20 @@
-"""Text metrics that treat every script alike: ROUGE-L and exact match, both in [0, 100].
+"""The table of metrics, and the text metrics themselves: ROUGE-L and exact match, both in [0, 100], in every script.
+
+To add a text metric: a function and a line in `METRICS`. Evaluations, trials and reports read the table.
 
 rouge-score's own tokenizer keeps a-z and 0-9 only: an accent splits a word and a text in Greek or Chinese scores 0
 whatever it says. `UnicodeTokenizer` takes its place.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from colora.errors import ColoraError
 
-__all__ = ["UnicodeTokenizer", "exact_match", "rouge_l"]
+__all__ = ["METRICS", "Metric", "UnicodeTokenizer", "exact_match", "metric_options", "rouge_l"]
 
 # Scripts written without spaces between words: a run of their letters says nothing about where words end.
 _UNSPACED = (
@@ -95,6 +98,45 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     """
     _check_references(references)
     return 100.0 * (_plain(prediction) in {_plain(reference) for reference in references})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured on the answers of a task.
+
+    Attributes:
+        name: as records have it.
+        title: as tables for readers have it.
+        score: of a prediction and its references, for a text metric; None for the likelihood of the references.
+        digits: decimals in tables.
+        higher_is_better: which way is better.
+        weight: the mean over a task counts examples alike, or their tokens.
+        ranks: whether methods are ranked by it, and short summaries show it. A score that is all or nothing for each
+            example is too coarse for that.
+        option: as run files name it, where that is not `name`.
+    """
+
+    name: str
+    title: str
+    score: Callable[[str, Sequence[str]], float] | None
+    digits: int = 1
+    higher_is_better: bool = True
+    weight: Literal["examples", "tokens"] = "examples"
+    ranks: bool = True
+    option: str | None = None
+
+
+METRICS: dict[str, Metric] = {
+    "rougeL": Metric("rougeL", "ROUGE-L", rouge_l),
+    "exact_match": Metric("exact_match", "exact match, %", exact_match, ranks=False),
+    "token_nll": Metric("token_nll", "token NLL", None, 3, higher_is_better=False, weight="tokens", option="nll"),
+}
+"""Every metric by its name in records, in the order of tables."""
+
+
+def metric_options() -> dict[str, Metric]:
+    """Every metric by its name in run files."""
+    return {metric.option or metric.name: metric for metric in METRICS.values()}
 
 
 def _plain(text: str) -> str:

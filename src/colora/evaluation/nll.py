@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from colora.evaluation.settings import EvaluationSettings
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode
@@ -39,11 +40,8 @@ def token_nll(
     model: nn.Module,
     tokenizer: Tokenizer,
     tasks: Sequence[Task],
-    split: str,
-    task_index: Mapping[str, int] | None,
-    max_length: int,
-    batch_rows: int = 16,
-    limit: int | None = None,
+    settings: EvaluationSettings,
+    task_index: Mapping[str, int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, TokenNLL]:
     """Summed negative log-likelihood of the first acceptable output of every example, end token included.
@@ -55,14 +53,10 @@ def token_nll(
     Args:
         model: a transformers model, causal or encoder-decoder, plain or wrapped by PEFT.
         tokenizer: its tokenizer.
-        tasks: what to measure.
-        split: the split of each task; a task without examples in it is absent from the result.
+        tasks: what to measure; a task without examples in the split is absent from the result.
+        settings: split, `max_length`, `batch_rows` and `limit`.
         task_index: the id of each task, given to the model as `task_ids` LongTensor (rows,). None: the model gets no
             `task_ids`, as a base model or a plain LoRA wants it.
-        max_length: longest row in tokens as in training (causal: prompt and answer; encoder-decoder: each of the two);
-            longer inputs lose their beginning.
-        batch_rows: rows per forward pass.
-        limit: use only the first so many examples of each task.
         progress: called with the number of rows just measured.
 
     Returns:
@@ -75,21 +69,19 @@ def token_nll(
     Warns:
         UserWarning: once for each task whose inputs had to be cut.
     """
-    seq2seq = is_encoder_decoder(model)
-    measured = [replace(task, splits={split: task.splits[split][:limit]}) for task in tasks if task.splits.get(split)]
-    encoded = encode_tasks(measured, tokenizer, split, max_length, seq2seq, task_index)
+    seq2seq, split = is_encoder_decoder(model), settings.split
+    measured = [
+        replace(task, splits={split: task.splits[split][: settings.limit]}) for task in tasks if task.splits.get(split)
+    ]
+    encoded = encode_tasks(measured, tokenizer, split, settings.max_length, seq2seq, task_index)
     rows = [encoded[row] for row in range(len(encoded))]
     names = [task.name for task in measured for _ in task.splits[split]]
     device, filler = device_of(model), pad_token_id(tokenizer)
     sums, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
     with eval_mode(model):
-        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
-        for batch in length_batches(lengths, batch_rows):
-            input_ids, mask = pad([rows[row]["input_ids"] for row in batch], filler, device)
-            labels, _ = pad([rows[row]["labels"] for row in batch], IGNORED, device)
-            inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-            if task_index is not None:
-                inputs["task_ids"] = torch.tensor([rows[row]["task_ids"] for row in batch], device=device)
+        for batch in length_batches(lengths, settings.batch_rows):
+            inputs, labels = _padded([rows[row] for row in batch], filler, device, task_index is not None)
             losses, counts = row_nll(model, inputs, labels), label_tokens(labels, seq2seq)
             for row, loss, count in zip(batch, losses.tolist(), counts.tolist(), strict=True):
                 sums[names[row]] += loss
@@ -97,3 +89,15 @@ def token_nll(
             if progress is not None:
                 progress(len(batch))
     return {name: TokenNLL(sums[name], tokens[name]) for name in sums}
+
+
+def _padded(
+    rows: Sequence[Mapping[str, Any]], filler: int, device: torch.device, with_ids: bool
+) -> tuple[dict[str, Any], Tensor]:
+    """What the model takes of a batch of encoded rows, and their labels, LongTensor (rows, longest)."""
+    input_ids, mask = pad([row["input_ids"] for row in rows], filler, device)
+    labels, _ = pad([row["labels"] for row in rows], IGNORED, device)
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+    if with_ids:
+        inputs["task_ids"] = torch.tensor([row["task_ids"] for row in rows], device=device)
+    return inputs, labels

@@ -4,12 +4,11 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
 
-from colora.common.files import read_lines
+from colora.common.jsonl import append_jsonl, read_jsonl
 from colora.errors import ColoraError
 
 __all__ = ["Record", "append_records", "read_records"]
@@ -24,7 +23,7 @@ class Record:
         method: what was measured, e.g. "CoLoRA".
         task: name of the task.
         split: "train", "dev", "test", ...
-        metric: "rougeL" and "exact_match" in [0, 100], "token_nll" in nats per token, or another name.
+        metric: a name of `METRICS` ("rougeL" and "exact_match" in [0, 100], "token_nll" in nats per token), or another.
         value: the number; finite.
         n: how many observations `value` is the mean of: examples, or tokens for "token_nll".
         seed: the seed of the run.
@@ -69,23 +68,7 @@ def append_records(path: str | os.PathLike[str], records: Iterable[Record]) -> N
     Raises:
         OSError: if the file cannot be written; it is then as before.
     """
-    lines = "".join(json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    target = Path(os.path.realpath(path))  # a link stays a link
-    before = target.read_bytes() if target.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(before + lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    append_jsonl(path, (json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) for record in records))
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
@@ -95,7 +78,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         ColoraError: with one "file:line: expected ..., found ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    return read_lines(Path(path), _parse)
+    return read_jsonl(Path(path), _parse)
 
 
 def _parse(line: bytes) -> Record:

@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from colora.errors import ColoraError
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record
 
 __all__ = ["Centre", "comparison_markdown", "records_table"]
 
 Centre = Literal["mean", "median"]
-DIGITS = {"rougeL": 1, "exact_match": 1}  # of 100; anything else, such as nats per token, gets three
+OTHER_DIGITS = 3  # of what is no metric of the table
 NOTHING = "–"
 
 
@@ -104,7 +105,7 @@ def _means_by_repeat(column: dict[str, dict[tuple[str, int], float]], tasks: lis
 def _cell(values: list[float], metric: str, centre: Centre) -> str:
     if not values:
         return NOTHING
-    digits = DIGITS.get(metric, 3)
+    digits = METRICS[metric].digits if metric in METRICS else OTHER_DIGITS
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     if centre == "median":

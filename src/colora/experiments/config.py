@@ -1,6 +1,6 @@
 """An experiment: one YAML file that says which methods are compared, on which tasks, with which budget."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -9,26 +9,29 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import unknown
 from colora.experiments.trial import Regime
 from colora.tasks.families.named import GROUPS
+from colora.training.rates import LR
 
 __all__ = ["Experiment", "MethodSettings"]
 
+T = TypeVar("T")
+Filled = TypeVar("Filled", list[object], dict[str, object])
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _different(values: list[Any]) -> list[Any]:
-    twice = sorted({value for value in values if values.count(value) > 1})
+def _different(values: list[T]) -> list[T]:
+    twice = dict.fromkeys(str(value) for value in values if values.count(value) > 1)
     if twice:
-        raise ValueError(f"expected each once, found {', '.join(map(str, twice))} more than once")
+        raise ValueError(f"expected each once, found {', '.join(twice)} more than once")
     return values
 
 
-def _filled(values: Any) -> Any:
+def _filled(values: Filled) -> Filled:
     if not values:
         raise ValueError("expected at least one, found none")
     return values
@@ -40,7 +43,7 @@ def _name(value: str) -> str:
     return value
 
 
-def _groups(value: Any) -> Any:
+def _groups(value: object) -> object:
     """Every way to write groups as a mapping from name to tasks."""
     if isinstance(value, str | list):
         names = value if isinstance(value, list) else [value]
@@ -59,7 +62,7 @@ def _groups(value: Any) -> Any:
     return {name: list(GROUPS[tasks]) if isinstance(tasks, str) else tasks for name, tasks in value.items()}
 
 
-def _methods(value: Any) -> Any:
+def _methods(value: object) -> object:
     """Every way to write methods as a mapping from name to a list of settings."""
     if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
         value = dict.fromkeys(_different(value))
@@ -77,6 +80,8 @@ class _Settings(BaseModel):
 
 OneOrMore = (BeforeValidator(_listed), AfterValidator(_different), AfterValidator(_filled))
 Named = Annotated[str, AfterValidator(_name)]
+TaskNames = Annotated[list[str], AfterValidator(_different), AfterValidator(_filled)]
+Groups = Annotated[dict[Named, TaskNames], BeforeValidator(_groups), AfterValidator(_filled)]
 
 
 class MethodSettings(_Settings):
@@ -97,18 +102,21 @@ class MethodSettings(_Settings):
     seeds: list[Seed] | None = Field(None, description="Only with these of the experiment's seeds.")
 
 
+Variants = Annotated[list[MethodSettings], AfterValidator(_filled)]
+Methods = Annotated[dict[str, Variants], BeforeValidator(_methods), AfterValidator(_filled)]
+
+
 class Experiment(_Settings):
-    """What `colora compare` runs. Where a field is a list, every combination is one cell."""
+    """What `colora compare` runs. Where a field is a list, every combination is one trial."""
 
     name: Named = Field(..., description="Name of the experiment, and of its file of records.")
     note: str | None = Field(None, description="What it is for, in your words.")
     base: str = Field("smollm2", min_length=1, description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
     dtype: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="Of the base weights and its computations.")
     first_layer: int = Field(0, ge=0, description="Adapters sit on this layer of the base and on all above it.")
-    groups: Annotated[dict[Named, Annotated[list[str], AfterValidator(_different), AfterValidator(_filled)]],
-                      BeforeValidator(_groups), AfterValidator(_filled)] = Field(
+    groups: Groups = Field(
         ..., description="Known groups by name (one, or a list), or a mapping from names of yours to lists of tasks."
-    )  # fmt: skip
+    )
     tasks_used: Annotated[list[Count], *OneOrMore] | None = Field(
         None, description="Sizes K: the first K tasks of each group are used; all by default. One or a list."
     )
@@ -119,13 +127,12 @@ class Experiment(_Settings):
         [16], description="Training examples of a task; one or a list."
     )
     seeds: Annotated[list[Seed], *OneOrMore] = Field([0], description="Of all that is drawn; one or a list.")
-    methods: Annotated[dict[str, Annotated[list[MethodSettings], AfterValidator(_filled)]],
-                       BeforeValidator(_methods), AfterValidator(_filled)] = Field(
+    methods: Methods = Field(
         ..., description="Each method with its settings (see methods.NAME below), or with a list of them: its variants."
-    )  # fmt: skip
+    )
     rank: Annotated[list[Count], *OneOrMore] = Field([8], description="Rank of every method; one or a list.")
     alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
-    lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
+    lr: Rate = Field(LR, description="Peak learning rate of the factors where a method says none.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
     steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")

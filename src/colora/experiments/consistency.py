@@ -1,13 +1,12 @@
 """What the fields of an experiment must be to each other: above all, that every method gets the same budget."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from colora.errors import ConfigError
 from colora.experiments.config import Experiment, MethodSettings
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import misnamed_tasks
-from colora.experiments.plan import planned_cells, variants
+from colora.experiments.plan import planned_trials, variants
 
 __all__ = ["inconsistencies"]
 
@@ -15,7 +14,7 @@ __all__ = ["inconsistencies"]
 def inconsistencies(experiment: Experiment) -> list[str]:
     """Every fault between fields, each with its place; none if the experiment can be run."""
     faults = [*_budgets(experiment), *_sizes(experiment), *_filters(experiment), *_settings(experiment)]
-    return faults or list(_cells(experiment))
+    return faults or list(_trials(experiment))
 
 
 def _budgets(experiment: Experiment) -> Iterator[str]:
@@ -48,13 +47,13 @@ def _sizes(experiment: Experiment) -> Iterator[str]:
 
 
 def _filters(experiment: Experiment) -> Iterator[str]:
-    known: dict[str, list[Any]] = {
+    allowed_values: dict[str, Sequence[object]] = {
         "regimes": list(experiment.regimes),
         "groups": list(experiment.groups),
         "examples": experiment.examples,
     }
     for place, _, settings in _placed(experiment):
-        for name, allowed in known.items():
+        for name, allowed in allowed_values.items():
             chosen = getattr(settings, name)
             other = [one for one in chosen or () if one not in allowed]
             if chosen == []:
@@ -94,12 +93,12 @@ def _placed(experiment: Experiment) -> Iterator[tuple[str, str, MethodSettings]]
             yield f"methods.{method}" + (f".{number}" if len(several) > 1 else ""), method, settings
 
 
-def _cells(experiment: Experiment) -> Iterator[str]:
+def _trials(experiment: Experiment) -> Iterator[str]:
     seen: set[str] = set()
     twice = []
-    for cell in planned_cells(experiment):
-        if cell.key in seen and cell.method not in twice:
-            twice.append(cell.method)
-        seen.add(cell.key)
+    for trial in planned_trials(experiment):
+        if trial.key in seen and trial.method not in twice:
+            twice.append(trial.method)
+        seen.add(trial.key)
     for method in twice:
-        yield f"methods.{method}: two variants give the same cell; settings that are the defaults count as these"
+        yield f"methods.{method}: two variants give the same trial; settings that are the defaults count as these"

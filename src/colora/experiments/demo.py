@@ -2,26 +2,30 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel
 
 from colora.adapter.model import bank_tuner
 from colora.bank.overview import bank_overview
-from colora.common.files import write_json, write_text
+from colora.common.files import write_json
+from colora.common.jsonl import write_jsonl
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.evaluation.evaluate import evaluate
+from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
+from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.training.rates import CORE_LR, LR
 from colora.training.run import train
 
 __all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", "write_tasks"]
@@ -29,9 +33,7 @@ __all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", 
 METHODS = ("before", "alone", "together")
 RANK = 8
 ROWS = 12
-METRICS = {"rougeL": "ROUGE-L", "exact_match": "exact match", "token_nll": "token NLL"}
-RATES: dict[str, dict[str, float]] = {"alone": {"lr": 2e-3}, "together": {"lr": 2e-3, "core_lr": 6e-2}}
-"""Learning rates, chosen by `python -m benchmarks.demo.demo_rates` on other dates (docs/decisions/training.md)."""
+RATES: dict[str, dict[str, float]] = {"alone": {"lr": LR}, "together": {"lr": LR, "core_lr": CORE_LR}}
 
 
 def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
@@ -109,7 +111,7 @@ def measure_together(
     return _measure(result.model, result.tokenizer, result.tasks, "together", seed, steps, index)
 
 
-def _plain_lora(base: Any, names: Sequence[str]) -> PeftModel:
+def _plain_lora(base: PreTrainedModel, names: Sequence[str]) -> PeftModel:
     return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
@@ -122,15 +124,20 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
         adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
         training=TrainingSpec(
-            steps=steps, rows=ROWS * len(folders) // len(DEMO_LOCALES), max_length=64, save_every=30, keep=1,
-            log_every=15, **rates,
+            steps=steps,
+            rows=ROWS * len(folders) // len(DEMO_LOCALES),
+            max_length=64,
+            save_every=30,
+            keep=1,
+            log_every=15,
+            **rates,
         ),
         evaluation=EvaluationSpec(max_new_tokens=32),
-    )  # fmt: skip
+    )
 
 
 def _measure(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     tasks: Sequence[Task],
     method: str,
@@ -138,18 +145,10 @@ def _measure(
     steps: int,
     index: dict[str, int] | None = None,
 ) -> list[Record]:
-    return evaluate(
-        model,
-        tokenizer,
-        tasks,
-        task_index=index,
-        max_length=64,
-        max_new_tokens=32,
-        batch_rows=48,
-        run=_run(steps),
-        method=method,
-        seed=seed,
-    ).records
+    settings = EvaluationSettings(
+        max_length=64, max_new_tokens=32, batch_rows=48, run=_run(steps), method=method, seed=seed
+    )
+    return evaluate(model, tokenizer, tasks, settings, index).records
 
 
 def _run(steps: int) -> str:
@@ -162,11 +161,9 @@ def write_tasks(folder: Path, seed: int, log: Callable[[str], None] = lambda lin
     for task in date_tasks(seed=seed):
         folders[task.name] = folder / task.name
         for split in ("train", "test"):
-            lines = []
-            for example in task.splits[split]:
-                row = asdict(example)
-                lines.append(json.dumps({"input": row["input"], "output": row["outputs"][0]}, ensure_ascii=False))
-            write_text(folder / task.name / f"{split}.jsonl", "\n".join(lines) + "\n")
+            rows = ({"input": example.input, "output": example.outputs[0]} for example in task.splits[split])
+            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+            write_jsonl(folder / task.name / f"{split}.jsonl", lines)
     first = next(iter(date_tasks(seed=seed))).splits["train"][0]
     log(f"six tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
     return folders
@@ -186,15 +183,15 @@ def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
         title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
         caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
     )
-    for column in ("method", *METRICS.values(), "parameters a task", "bytes a task"):
+    for column in ("method", *(metric.title for metric in METRICS.values()), "parameters a task", "bytes a task"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for method in METHODS:
         records = _of(file, method, seed, steps)
-        means = {metric: fmean(one.value for one in records if one.metric == metric) for metric in METRICS}
+        means = {name: fmean(one.value for one in records if one.metric == name) for name in METRICS}
         size = sizes[method]
         table.add_row(
             method,
-            *(f"{mean:.3f}" if metric == "token_nll" else f"{mean:.1f}" for metric, mean in means.items()),
+            *(f"{mean:.{METRICS[name].digits}f}" for name, mean in means.items()),
             *(("-", "-") if size is None else (f"{size.parameters:,}", f"{size.bytes:,}")),
         )
     return table

@@ -1,4 +1,4 @@
-"""What a running experiment shows: a bar on a terminal's standard error, and a line for each cell that ended."""
+"""What a running experiment shows: a bar on a terminal's standard error, and a line for each trial that ended."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from colora.common.progress import progress_bar
-from colora.experiments.trial import Cell, CellRecord
+from colora.evaluation.metrics import METRICS
+from colora.experiments.trial import Trial, TrialRecord
 
-__all__ = ["Bar", "cell_names", "open_bar", "result_line"]
+__all__ = ["Bar", "open_bar", "result_line", "trial_names"]
 
 TRIALS_SECONDS = 3600.0  # a trial takes a minute, so their speed shows only over many
-# Shown only where the cells of one method differ in them.
+# Shown only where the trials of one method differ in them.
 VARYING = {"rank": "r", "steps": "steps ", "lr": "lr ", "core_lr": "core "}
 
 
@@ -40,34 +41,40 @@ def open_bar(total: int, wanted: bool) -> Iterator[Bar]:
         yield Bar(progress, total)
 
 
-def cell_names(cells: Sequence[Cell]) -> dict[str, str]:
-    """For each key a name for people: what tells the cell from the others of its experiment."""
+def trial_names(trials: Sequence[Trial]) -> dict[str, str]:
+    """For each key a name for people: what tells the trial from the others of its experiment."""
     varying = {
         (name, method)
         for name in VARYING
-        for method in {cell.method for cell in cells}
-        if len({getattr(cell, name) for cell in cells if cell.method == method}) > 1
+        for method in {trial.method for trial in trials}
+        if len({getattr(trial, name) for trial in trials if trial.method == method}) > 1
     }
-    sized = len({(cell.group, len(cell.tasks)) for cell in cells}) > len({cell.group for cell in cells})
+    sized = len({(trial.group, len(trial.tasks)) for trial in trials}) > len({trial.group for trial in trials})
     names = {}
-    for cell in cells:
-        parts = [cell.method, cell.group, *([f"k{len(cell.tasks)}"] if sized else []), cell.regime, f"n{cell.examples}"]
+    for trial in trials:
+        parts = [
+            trial.method,
+            trial.group,
+            *([f"k{len(trial.tasks)}"] if sized else []),
+            trial.regime,
+            f"n{trial.examples}",
+        ]
         for name, sign in VARYING.items():
-            value = getattr(cell, name)
-            if (name, cell.method) in varying and value is not None:
+            value = getattr(trial, name)
+            if (name, trial.method) in varying and value is not None:
                 parts.append(f"{sign}{value:g}")
-        parts += [f"{name} {value:g}" for name, value in cell.options.items()]
-        names[cell.key] = " ".join([*parts, f"seed {cell.seed}"])
+        parts += [f"{name} {value:g}" for name, value in trial.options.items()]
+        names[trial.key] = " ".join([*parts, f"seed {trial.seed}"])
     return names
 
 
-def result_line(record: CellRecord) -> str:
-    """What it gave, as "ROUGE-L 84.1, NLL 0.312, 38 s", or the first line of why it failed."""
+def result_line(record: TrialRecord) -> str:
+    """What it gave, as "ROUGE-L 84.1, token NLL 0.312, 38 s", or the first line of why it failed."""
     if record.error is not None:
         return "failed: " + record.error.splitlines()[0]
-    shown = []
-    if (rouge := record.mean("rougeL")) is not None:
-        shown.append(f"ROUGE-L {rouge:.1f}")
-    if (nll := record.mean("token_nll")) is not None:
-        shown.append(f"NLL {nll:.3f}")
+    shown = [
+        f"{metric.title} {mean:.{metric.digits}f}"
+        for metric in METRICS.values()
+        if metric.ranks and (mean := record.mean(metric.name)) is not None
+    ]
     return ", ".join([*shown, f"{sum(record.seconds.values()):.0f} s"])

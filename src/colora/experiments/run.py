@@ -1,36 +1,24 @@
-"""Run an experiment: every cell that is not finished, one after another, each kept as soon as it ends."""
+"""Run an experiment: every trial that is not finished, one after another, each kept as soon as it ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from colora.common.failure import describe_error
-from colora.common.locks import claimed
 from colora.common.mixed_code import refuse_mixture
-from colora.common.provenance import environment
 from colora.errors import ConfigError, InterruptedRunError
 from colora.experiments.code import trial_code
 from colora.experiments.config import Experiment
-from colora.experiments.display import Bar, cell_names, open_bar, result_line
-from colora.experiments.plan import planned_cells
+from colora.experiments.display import open_bar, trial_names
+from colora.experiments.methods.runner import Runner
+from colora.experiments.plan import planned_trials
 from colora.experiments.store import Store
-from colora.experiments.trial import Cell, CellRecord
-from colora.tasks.schema import Task
+from colora.experiments.trial import Trial, TrialRecord
+from colora.experiments.worker import Log, MakeTasks, TaskCache, TrialRunner, Worker
+from colora.tasks.families import make as families
 
-__all__ = ["Summary", "chosen_cells", "collect_experiment", "parse_shard", "run_experiment"]
-
-Log = Callable[[str], None]
-MakeTasks = Callable[..., list[Task]]
-
-
-class Runs(Protocol):
-    """What runs cells: `colora.experiments.methods.runner.Bench`, or a stand-in."""
-
-    def run(self, cell: Cell, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> CellRecord:
-        """Train and measure one cell; `code` and `environment` of its record are filled in here."""
+__all__ = ["ExperimentOptions", "Summary", "chosen_trials", "collect_experiment", "parse_shard", "run_experiment"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +26,15 @@ class Summary:
     """How a call ended.
 
     Attributes:
-        cells: cells of the experiment.
+        trials: trials of the experiment.
         finished: how many of them are finished now, whoever ran them and when.
-        ran: names of the cells that this call ran, in their order, also of those that died.
-        failed: names of the cells of this call's share that died, with the first line of why.
-        elsewhere: cells of this call's share that another process is running.
-        records: the file that holds the records of all cells that ended.
+        ran: names of the trials that this call ran, in their order, also of those that failed.
+        failed: names of the trials of this call's share that failed, with the first line of why.
+        elsewhere: trials of this call's share that another process is running.
+        records: the file that holds the records of all trials that ended.
     """
 
-    cells: int
+    trials: int
     finished: int
     ran: list[str]
     failed: dict[str, str]
@@ -54,7 +42,7 @@ class Summary:
     records: Path
 
     def __str__(self) -> str:
-        lines = [f"{self.finished} of {self.cells} cells finished: {self.records}"]
+        lines = [f"{self.finished} of {self.trials} trials finished: {self.records}"]
         if self.elsewhere:
             lines.append(f"{self.elsewhere} more are with another process")
         if self.failed:
@@ -62,88 +50,107 @@ class Summary:
         return "\n".join([*lines, *(f"  - {name}: {reason}" for name, reason in self.failed.items())])
 
 
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """What a call runs of an experiment.
+
+    Attributes:
+        shard: (i, n): of the trials only the i-th, (i+n)-th, ...; i from 1 to n.
+        only: a pattern as of a shell for the trials' keys: only these are run.
+        data: folder of task files, for groups that need some.
+        mixed: keep finished trials that other sources made.
+        rerun_old: run these again.
+
+    Raises:
+        ConfigError: both `mixed` and `rerun_old`.
+    """
+
+    shard: tuple[int, int] = (1, 1)
+    only: str | None = None
+    data: Path | None = None
+    mixed: bool = False
+    rerun_old: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixed and self.rerun_old:
+            raise ConfigError("expected one of --mixed and --rerun-old, found both")
+
+
 def run_experiment(
     experiment: Experiment,
     output: Path,
+    options: ExperimentOptions | None = None,
     *,
-    shard: tuple[int, int] = (1, 1),
-    only: str | None = None,
-    data: Path | None = None,
-    mixed: bool = False,
-    rerun_old: bool = False,
     log: Log = lambda line: None,
     progress: bool = False,
-    make_bench: Callable[[str, str], Runs] | None = None,
-    make_tasks: MakeTasks | None = None,
+    make_runner: Callable[[str, str], TrialRunner] = Runner,
+    make_tasks: MakeTasks = families.make_tasks,
 ) -> Summary:
-    """Run what is not finished of an experiment's cells and collect the records of all that are.
+    """Run what is not finished of an experiment's trials and collect the records of all that are.
 
-    A cell that dies is recorded as failed, and tried again by the next call. Several processes may run one experiment
-    into one folder: each takes cells that no other has.
+    A trial that raises an error is recorded as failed, and tried again by the next call. Several processes may run one
+    experiment into one folder: each takes trials that no other has.
 
     Args:
-        experiment: which cells.
+        experiment: which trials.
         output: the folder, shared by as many experiments as you like; see `store`.
-        shard: (i, n): of the cells only the i-th, (i+n)-th, ...; i from 1 to n.
-        only: a pattern as of a shell for the cells' keys: only these are run.
-        data: folder of task files, for groups that need some.
-        mixed: keep finished cells that other sources made.
-        rerun_old: run these again.
-        log: told a line when a cell ends.
+        options: which of the trials, and what becomes of those that other sources made; all, and refused, if None.
+        log: told a line when a trial ends.
         progress: show a bar, if standard error is a terminal.
-        make_bench, make_tasks: `Bench` and `make_tasks` of `colora.experiments.methods` and
-            `colora.tasks.families`, or stand-ins.
+        make_runner: makes what trains and measures, from the name of a base and its dtype.
+        make_tasks: what makes tasks.
 
     Raises:
-        ConfigError: finished cells of other sources, without `mixed` and `rerun_old`; a task that cannot be made; no
-            cell that fits `only`.
+        ConfigError: finished trials of other sources, without `mixed` and `rerun_old`; a task that cannot be made; no
+            trial that fits `only`.
         InterruptedRunError: after Ctrl-C; the same call goes on.
     """
-    if mixed and rerun_old:
-        raise ConfigError("expected one of --mixed and --rerun-old, found both")
-    code, store, cells = trial_code(), Store(output), planned_cells(experiment)
-    share = chosen_cells(experiment, only)[shard[0] - 1 :: shard[1]]
-    if not (mixed or rerun_old):
-        refuse_mixture(store.finished(cells), code, store.folder)
-    before = {cell.key: store.read(cell) for cell in share}
-    pending = [cell for cell in share if _is_due(before[cell.key], code if rerun_old else None)]
-    names = cell_names(cells)
-    crew = _Crew(experiment, store, code, data, make_bench, make_tasks, before)
+    options = options or ExperimentOptions()
+    code, store, trials = trial_code(), Store(output), planned_trials(experiment)
+    only_code = code if options.rerun_old else None
+    first, parts = options.shard
+    share = chosen_trials(experiment, options.only)[first - 1 :: parts]
+    if not (options.mixed or options.rerun_old):
+        refuse_mixture(store.finished(trials), code, store.folder)
+    before = {trial.key: store.read(trial) for trial in share}
+    pending = [trial for trial in share if _is_due(before[trial.key], only_code)]
+    tasks = TaskCache(make_tasks, options.data)
+    load = partial(make_runner, experiment.base, experiment.dtype)
+    worker = Worker(store, code, tasks, load, trial_names(trials), log)
     try:
-        if pending:
-            crew.check_tasks(pending)
+        tasks.check(pending)
         with open_bar(len(share), progress) as bar:
-            left = crew.work(pending, len(share), names, bar, log)
+            elsewhere = worker.work(pending, before, bar)
     except KeyboardInterrupt:
-        finished = len(store.finished(cells))
+        finished = len(store.finished(trials))
         raise InterruptedRunError(
-            f"stopped with {finished} of {len(cells)} cells finished; the same command goes on from there"
+            f"stopped with {finished} of {len(trials)} trials finished; the same command goes on from there"
         ) from None
-    path, records = store.collect(experiment.name, cells, only_code=code if rerun_old else None)
-    return _summary(path, records, cells, share, crew.ran, len(left))
+    path, records = store.collect(experiment.name, trials, only_code)
+    return _summary(path, records, trials, share, worker.ran, len(elsewhere))
 
 
 def collect_experiment(experiment: Experiment, output: Path, mixed: bool = False) -> Summary:
     """Run nothing, and write OUTPUT/NAME.jsonl from what is finished.
 
     Raises:
-        ConfigError: the cells came from several versions of the sources, without `mixed`.
+        ConfigError: the trials came from several versions of the sources, without `mixed`.
     """
-    store, cells = Store(output), planned_cells(experiment)
-    records = store.finished(cells)
+    store, trials = Store(output), planned_trials(experiment)
+    records = store.finished(trials)
     if records and not mixed:
         newest = max(records, key=lambda record: record.environment.get("date", ""))
         refuse_mixture(records, newest.code, store.folder)
-    path, records = store.collect(experiment.name, cells)
-    return _summary(path, records, cells, cells, [], 0)
+    path, records = store.collect(experiment.name, trials)
+    return _summary(path, records, trials, trials, [], 0)
 
 
-def chosen_cells(experiment: Experiment, only: str | None) -> list[Cell]:
-    """The cells whose keys fit a pattern as of a shell; all of them by default. Raises ConfigError if none does."""
-    cells = planned_cells(experiment)
-    chosen = [cell for cell in cells if only is None or fnmatchcase(cell.key, only)]
+def chosen_trials(experiment: Experiment, only: str | None) -> list[Trial]:
+    """The trials whose keys fit a pattern as of a shell; all of them by default. Raises ConfigError if none does."""
+    trials = planned_trials(experiment)
+    chosen = [trial for trial in trials if only is None or fnmatchcase(trial.key, only)]
     if not chosen:
-        raise ConfigError(f"--only: no cell fits {only!r}; the first of {len(cells)} is {cells[0].key!r}")
+        raise ConfigError(f"--only: no trial fits {only!r}; the first of {len(trials)} is {trials[0].key!r}")
     return chosen
 
 
@@ -156,96 +163,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _summary(
-    path: Path, records: list[CellRecord], cells: list[Cell], share: list[Cell], ran: list[str], elsewhere: int
+    path: Path, records: list[TrialRecord], trials: list[Trial], share: list[Trial], ran: list[str], elsewhere: int
 ) -> Summary:
-    names, keys = cell_names(cells), {cell.key for cell in share}
-    errors = {record.cell.key: record.error for record in records if record.error is not None}
+    names, keys = trial_names(trials), {trial.key for trial in share}
+    errors = {record.trial.key: record.error for record in records if record.error is not None}
     failed = {names[key]: error.splitlines()[0] for key, error in errors.items() if key in keys}
-    return Summary(len(cells), len(records) - len(errors), ran, failed, elsewhere, path)
+    return Summary(len(trials), len(records) - len(errors), ran, failed, elsewhere, path)
 
 
-def _is_due(record: CellRecord | None, only_code: str | None) -> bool:
+def _is_due(record: TrialRecord | None, only_code: str | None) -> bool:
     return record is None or record.error is not None or (only_code is not None and record.code != only_code)
-
-
-class _Crew:
-    """One process at work on an experiment: loads the base once, and makes the tasks of neighbouring cells once."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        store: Store,
-        code: str,
-        data: Path | None,
-        make_bench: Callable[[str, str], Runs] | None,
-        make_tasks: MakeTasks | None,
-        before: dict[str, CellRecord | None],
-    ) -> None:
-        self._experiment, self._store, self._code, self._data, self._before = experiment, store, code, data, before
-        self._make_bench = make_bench or _default_bench
-        self._make_tasks = make_tasks or _default_tasks
-        self._bench: Runs | None = None
-        self._tasks: tuple[Any, list[Task]] | None = None
-        self._environment = environment()  # now, since the sources may be edited while a long experiment runs
-        self.ran: list[str] = []
-
-    def check_tasks(self, cells: Sequence[Cell]) -> None:
-        """Make each set of tasks once, so that a name that nobody knows is found now and not after hours."""
-        seen = set()
-        for cell in cells:
-            if (cell.tasks, cell.examples) not in seen:
-                seen.add((cell.tasks, cell.examples))
-                self._tasks_of(cell)
-
-    def work(self, pending: list[Cell], share: int, names: dict[str, str], bar: Bar, log: Log) -> list[Cell]:
-        """Run the cells that are due; those that other processes hold come last, and are returned if they still do."""
-        done = share - len(pending)
-        while pending:
-            held = []
-            for cell in pending:
-                bar.start(done, names[cell.key])
-                with claimed(self._store.lock(cell)) as mine:
-                    if not mine:
-                        held.append(cell)
-                        continue
-                    done += 1
-                    if self._store.read(cell) != self._before[cell.key]:
-                        continue  # another process has run it meanwhile
-                    record = self._run(cell, bar)
-                    self._store.write(record)
-                self.ran.append(names[cell.key])
-                log(f"{done}/{share} {names[cell.key]}: {result_line(record)}")
-            if len(held) == len(pending):
-                return held
-            pending = held
-        return []
-
-    def _run(self, cell: Cell, bar: Bar) -> CellRecord:
-        if self._bench is None:  # a base that cannot be loaded is no fault of this cell
-            self._bench = self._make_bench(self._experiment.base, self._experiment.dtype)
-        try:
-            record = self._bench.run(cell, self._tasks_of(cell), bar.step)
-            record = CellRecord.model_validate_json(record.model_dump_json())  # no number that JSON does not know
-        except Exception as error:
-            record = CellRecord(cell=cell, error=describe_error(error))
-        made = self._environment | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-        return record.model_copy(update={"code": self._code, "environment": made})
-
-    def _tasks_of(self, cell: Cell) -> list[Task]:
-        wanted: dict[str, Any] = {"examples": cell.examples, "seed": cell.seed, "regime": cell.regime}
-        wanted |= {"val": cell.test, "test": cell.test, "data": self._data}
-        if self._tasks is None or self._tasks[0] != (cell.tasks, wanted):
-            self._tasks = ((cell.tasks, wanted), self._make_tasks(list(cell.tasks), **wanted))
-        return self._tasks[1]
-
-
-def _default_bench(base: str, dtype: str) -> Runs:
-    from colora.experiments.methods.runner import Bench
-
-    return Bench(base, dtype)
-
-
-def _default_tasks(names: Sequence[str], **wanted: Any) -> list[Task]:
-    from colora.tasks.families.make import make_tasks
-
-    return make_tasks(names, **wanted)

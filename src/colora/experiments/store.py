@@ -1,6 +1,6 @@
-"""The folder of cells: what is finished, what failed, which code made it, and the file that collects them.
+"""The folder of trials: what is finished, what failed, which code made it, and the file that collects them.
 
-OUTPUT/cells/KEY.json   the record of one cell; experiments that need the same cell share it
+OUTPUT/cells/KEY.json   the record of one trial; experiments that need the same trial share it
 OUTPUT/cells/KEY.lock   a process is running it
 OUTPUT/NAME.jsonl       the records of experiment NAME, in its order
 """
@@ -10,69 +10,71 @@ from pathlib import Path
 
 from colora.common.locks import is_claimed, waiting_claim
 from colora.errors import ColoraError, ConfigError
-from colora.experiments.trial import Cell, CellRecord, read_cell_records, write_cell_records
+from colora.experiments.trial import Trial, TrialRecord, read_trial_records, write_trial_records
 
 __all__ = ["Store"]
 
 
 class Store:
-    """The cells kept in one output folder."""
+    """The trials kept in one output folder."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output / "cells"
 
-    def path(self, cell: Cell) -> Path:
-        """Where the record of a cell stands."""
-        return self.folder / f"{cell.key}.json"
+    def path(self, trial: Trial) -> Path:
+        """Where the record of a trial stands."""
+        return self.folder / f"{trial.key}.json"
 
-    def lock(self, cell: Cell) -> Path:
-        """The lock file of a cell."""
-        return self.folder / f"{cell.key}.lock"
+    def lock(self, trial: Trial) -> Path:
+        """The lock file of a trial."""
+        return self.folder / f"{trial.key}.lock"
 
-    def read(self, cell: Cell) -> CellRecord | None:
-        """The record of a cell, finished or failed; None if there is none.
+    def read(self, trial: Trial) -> TrialRecord | None:
+        """The record of a trial, finished or failed; None if there is none.
 
         Raises:
             ConfigError: a file that holds something else.
         """
-        path = self.path(cell)
+        path = self.path(trial)
         try:
-            records = read_cell_records(path)
+            records = read_trial_records(path)
         except FileNotFoundError:
             return None
         except ColoraError as error:
             raise ConfigError(
-                f"expected the record of a cell, found {error}; remove the file to run it again"
+                f"expected the record of a trial, found {error}; remove the file to run it again"
             ) from None
-        if [record.cell for record in records] != [cell]:
+        if [record.trial for record in records] != [trial]:
             raise ConfigError(
-                f"{path}: expected the record of cell {cell.key}, found "
-                f"{', '.join(record.cell.key for record in records) or 'none'}; remove the file to run it again"
+                f"{path}: expected the record of trial {trial.key}, found "
+                f"{', '.join(record.trial.key for record in records) or 'none'}; remove the file to run it again"
             )
         return records[0]
 
-    def write(self, record: CellRecord) -> None:
-        """Keep the record of a cell, atomically; an older one is replaced."""
-        write_cell_records(self.path(record.cell), [record])
+    def write(self, record: TrialRecord) -> None:
+        """Keep the record of a trial, atomically; an older one is replaced."""
+        write_trial_records(self.path(record.trial), [record])
 
-    def state(self, cell: Cell) -> str:
+    def state(self, trial: Trial) -> str:
         """One of "finished", "failed", "running", and "-" if nothing is known of it."""
-        record = self.read(cell)
+        record = self.read(trial)
         if record is not None and record.error is None:
             return "finished"
-        return "running" if is_claimed(self.lock(cell)) else "-" if record is None else "failed"
+        return "running" if is_claimed(self.lock(trial)) else "-" if record is None else "failed"
 
-    def finished(self, cells: Iterable[Cell]) -> list[CellRecord]:
-        """The records of those cells that ended well."""
-        found = (self.read(cell) for cell in cells)
+    def finished(self, trials: Iterable[Trial]) -> list[TrialRecord]:
+        """The records of those trials that ended well."""
+        found = (self.read(trial) for trial in trials)
         return [record for record in found if record is not None and record.error is None]
 
-    def collect(self, name: str, cells: Sequence[Cell], only_code: str | None = None) -> tuple[Path, list[CellRecord]]:
-        """Write OUTPUT/NAME.jsonl from the cells that ended, well or not, in their order; if asked, of one code."""
+    def collect(
+        self, name: str, trials: Sequence[Trial], only_code: str | None = None
+    ) -> tuple[Path, list[TrialRecord]]:
+        """Write OUTPUT/NAME.jsonl from the trials that ended, well or not, in their order; if asked, of one code."""
         path = self.output / f"{name}.jsonl"
         with waiting_claim(path.with_name(f"{path.name}.lock")):
-            found = [record for record in map(self.read, cells) if record is not None]
+            found = [record for record in map(self.read, trials) if record is not None]
             records = [record for record in found if only_code is None or record.code == only_code]
-            write_cell_records(path, records)
+            write_trial_records(path, records)
         return path, records

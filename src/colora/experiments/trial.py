@@ -1,10 +1,10 @@
-"""A cell of a comparison: one method on one group of tasks with one seed. What it is, and what it gave.
+"""A trial of a comparison: one method on one group of tasks with one seed. What it is, and what it gave.
 
-An experiment is many cells. A cell knows nothing of the experiment it was made for, so two experiments that need the
-same cell share it, and a cell that has ended is never run again.
+An experiment is many trials. A trial knows nothing of the experiment it was made for, so two experiments that need the
+same trial share it, and a trial that has ended is never run again.
 
-FOLDER/KEY.json       one finished or failed cell, written atomically
-RECORDS.jsonl         the cells of one experiment, one `CellRecord` a line
+FOLDER/KEY.json       one finished or failed trial, written atomically
+RECORDS.jsonl         the trials of one experiment, one `TrialRecord` a line
 """
 
 import hashlib
@@ -14,12 +14,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from colora.common.files import read_lines, write_text
-from colora.errors import ColoraError
+from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
+from colora.evaluation.metrics import METRICS
 
-__all__ = ["Cell", "CellRecord", "Regime", "TaskScores", "read_cell_records", "write_cell_records"]
+__all__ = ["Regime", "TaskScores", "Trial", "TrialRecord", "read_trial_records", "write_trial_records"]
 
 Regime = Literal["implicit", "explicit"]
 
@@ -28,7 +36,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cell(_Frozen):
+class Trial(_Frozen):
     """Everything that decides a result, the code and the machine apart."""
 
     method: str = Field(description="Name of the method.")
@@ -57,7 +65,7 @@ class Cell(_Frozen):
 
     @property
     def key(self) -> str:
-        """Name of the cell's file: readable, and unique by a digest of all settings."""
+        """Name of the trial's file: readable, and unique by a digest of all settings."""
         settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         size = f"k{len(self.tasks)}-n{self.examples}-r{self.rank}"
@@ -67,40 +75,52 @@ class Cell(_Frozen):
 class TaskScores(_Frozen):
     """What was measured on one task, example by example, in the order of the split.
 
+    Further text metrics of `METRICS` are further fields of the same form as `rougeL`.
+
     Attributes:
         nll: nats of each example's answer, summed over its tokens.
         tokens: answer tokens of each example, the end token included.
         rougeL, exact_match: in [0, 100], of the first examples of the split (as many as were generated).
     """
 
+    model_config = ConfigDict(extra="allow")
+
     nll: list[float]
     tokens: list[int]
     rougeL: list[float] = []
     exact_match: list[float] = []
+    __pydantic_extra__: dict[str, list[float]] = Field(init=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskScores":
-        if len(self.nll) != len(self.tokens) or len(self.rougeL) != len(self.exact_match):
-            raise ValueError("expected as many nll as tokens, and as many rougeL as exact_match")
+        if unknown := sorted(set(self.__pydantic_extra__) - set(METRICS)):
+            raise ValueError(f"expected metrics of {', '.join(METRICS)}; found {', '.join(unknown)}")
+        if len(self.nll) != len(self.tokens) or len(set(map(len, self.texts.values()))) > 1:
+            raise ValueError(f"expected as many nll as tokens, and as many each of {', '.join(self.texts)}")
         return self
 
+    @property
+    def texts(self) -> dict[str, list[float]]:
+        """The scores of each text metric, by its name."""
+        return {"rougeL": self.rougeL, "exact_match": self.exact_match} | self.__pydantic_extra__
+
     def value(self, metric: str) -> float | None:
-        """Mean over examples of "rougeL" or "exact_match"; nats per token for "token_nll"; None if not measured."""
-        if metric == "token_nll":
+        """Mean over examples of a text metric, nats per token of the likelihood; None if it was not measured."""
+        if METRICS[metric].score is None:
             return sum(self.nll) / sum(self.tokens) if sum(self.tokens) else None
-        values: list[float] = getattr(self, metric)
+        values = self.texts.get(metric)
         return sum(values) / len(values) if values else None
 
 
-class CellRecord(_Frozen):
-    """A cell and what it gave, or why it died.
+class TrialRecord(_Frozen):
+    """A trial and what it gave, or why it failed. Files call `trial` "cell", as they did from the start.
 
     Attributes:
-        cell: what was run.
-        error: why it failed; None if it ended well. A failed cell has no scores.
+        trial: what was run.
+        error: why it failed; None if it ended well. A failed trial has no scores.
         scores: for each task.
-        trainable: numbers trained, over all tasks.
-        shared_numbers, task_numbers: numbers to be kept after training: once for all tasks, and for each task.
+        trainable: parameters trained, over all tasks.
+        shared_numbers, task_numbers: parameters to be kept after training: once for all tasks, and for each task.
         rounds, bytes_up, bytes_down: of a federated method; bytes over all clients and rounds. None if centralised.
         seconds: "train", "evaluate", and what else was timed.
         peak_memory: bytes of the process's resident set (of the accelerator's memory, on one), the most seen.
@@ -110,7 +130,7 @@ class CellRecord(_Frozen):
         environment: where and when it was run, with the revision of the sources.
     """
 
-    cell: Cell
+    trial: Trial = Field(validation_alias=AliasChoices("cell", "trial"))
     error: str | None = None
     scores: dict[str, TaskScores] = {}
     trainable: int = 0
@@ -126,10 +146,14 @@ class CellRecord(_Frozen):
     code: str = ""
     environment: dict[str, Any] = {}
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"cell" if name == "trial" else name: value for name, value in serialized(self).items()}
+
     @property
     def key(self) -> str:
-        """That of the cell."""
-        return self.cell.key
+        """That of the trial."""
+        return self.trial.key
 
     def mean(self, metric: str) -> float | None:
         """Mean over tasks of `TaskScores.value`, or None where a task lacks it."""
@@ -138,29 +162,20 @@ class CellRecord(_Frozen):
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def write_cell_records(path: Path, records: Iterable[CellRecord]) -> None:
-    """Write the records of an experiment, or of one cell, one JSON object a line, atomically.
+def write_trial_records(path: Path, records: Iterable[TrialRecord]) -> None:
+    """Write the records of an experiment, or of one trial, one JSON object a line, atomically.
 
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+    write_jsonl(path, (record.model_dump_json() for record in records))
 
 
-def read_cell_records(path: str | os.PathLike[str]) -> list[CellRecord]:
+def read_trial_records(path: str | os.PathLike[str]) -> list[TrialRecord]:
     """All records of a JSONL file; empty lines are passed over.
 
     Raises:
         ColoraError: with one "file:line: ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    return read_lines(Path(path), _parse)
-
-
-def _parse(line: bytes) -> CellRecord:
-    try:
-        return CellRecord.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None
+    return read_jsonl(Path(path), model_parser(TrialRecord))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
+from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.serving.access import Access
 from colora.serving.app import make_app
@@ -70,8 +71,12 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
     with _listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
         service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
-        for task in store.stale[:MOST_WARNINGS]:
-            log(f"warning: the core of {task!r} in {options.state} belongs to another bank, and is not served")
+        stale = [
+            f"the core of {task!r} in {options.state} belongs to another bank, and is not served"
+            for task in store.stale
+        ]
+        for warning in shortened(stale, MOST_WARNINGS):
+            log(f"warning: {warning}")
         config = uvicorn.Config(
             make_app(service, access),
             log_level="warning",

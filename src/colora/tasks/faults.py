@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from colora.common.text import listed, shortened
 from colora.errors import TaskFileError
 
 __all__ = ["Faults", "describe", "quoted"]
@@ -30,9 +31,8 @@ class Faults:
         """All faults, each file's cut at the limit with a last line that counts the rest."""
         lines: list[str] = []
         for file, faults in self._by_file.items():
-            lines += list(faults)[: self._per_file]
-            if len(faults) > self._per_file:
-                lines.append(f"{file}: ... and {len(faults) - self._per_file} more")
+            first, more = list(faults)[: self._per_file], shortened(faults, self._per_file)[self._per_file :]
+            lines += [*first, *(f"{file}: {count}" for count in more)]
         return lines
 
     def raise_any(self) -> None:
@@ -43,9 +43,7 @@ class Faults:
 
 def quoted(names: Iterable[str], limit: int = 12) -> str:
     """`"a", "b"`, or `nothing`; a long list is cut."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f'"{name}"' for name in names[:limit]) + more or "nothing"
+    return listed([f'"{name}"' for name in names], limit) or "nothing"
 
 
 def describe(value: object) -> str:

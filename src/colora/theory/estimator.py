@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
 from colora.theory.arrays import as_numbers, labelled, require_finite, users_from_arrays
 from colora.theory.cores import fit_cores
@@ -233,10 +234,8 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         indices = {label: index for index, label in enumerate(self.users_.tolist())}
         unknown = [label for label in labels.tolist() if label not in indices]
         if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise ColoraError(
-                f"groups: expected users that were in fit, found {unknown[0]!r}{more}; add a new user with onboard"
-            )
+            found = listed(map(repr, unknown), 1)
+            raise ColoraError(f"groups: expected users that were in fit, found {found}; add a new user with onboard")
         return np.array([indices[label] for label in labels.tolist()])
 
     def _check_parameters(self) -> None:

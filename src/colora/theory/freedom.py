@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from colora.common.text import listed
 from colora.errors import ColoraError
 
 __all__ = ["degrees_of_freedom", "freedom_per_user", "identifiability"]
@@ -79,7 +80,7 @@ def identifiability(
     Example:
         >>> for statement in identifiability([9, 2, 3], d_out=5, d_in=5, rank=2, labels=["ann", "ben", "cat"]):
         ...     print(statement)
-        a core has 4 numbers, and fewer are observed of users 'ben' (2) and 'cat' (3): their own samples do not \
+        a core has 4 numbers, and fewer are observed of users 'ben' (2), 'cat' (3): their own samples do not \
 determine their cores, and the directions that are missing (2 for 'ben') are filled with the least norm
         all users together have 14 observations, fewer than the 24 degrees of freedom: A, B and the cores are not \
 determined together
@@ -93,13 +94,10 @@ determined together
     few = np.flatnonzero(said < rank**2)
     statements = []
     if len(few):
-        shown = [f"{names[user]} ({said[user]})" for user in few[:NAMED]]
-        more = len(few) - len(shown)
-        last = f"{more} more" if more else shown.pop()
-        listed = f"{', '.join(shown)} and {last}" if shown else last
+        users = listed([f"{names[user]} ({said[user]})" for user in few], NAMED)
         one = len(few) == 1
         statements.append(
-            f"a core has {rank**2} numbers, and fewer are observed of user{'' if one else 's'} {listed}: "
+            f"a core has {rank**2} numbers, and fewer are observed of user{'' if one else 's'} {users}: "
             f"{'its' if one else 'their'} own samples do not determine {'its core' if one else 'their cores'}, and the "
             f"directions that are missing ({rank**2 - said[few[0]]} for {names[few[0]]}) are filled with the least norm"
         )

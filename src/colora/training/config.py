@@ -1,10 +1,12 @@
 """What a run file may say: its fields, their types, defaults and meaning."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from colora.adapter.config import InitWord
+from colora.evaluation.metrics import metric_options
+from colora.training.rates import CORE_LR, LR
 
 __all__ = [
     "SPECTRAL",
@@ -20,6 +22,10 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+if TYPE_CHECKING:
+    MetricOption = str
+else:  # a type checker cannot read a Literal off a table
+    MetricOption = Literal[tuple(metric_options())]
 SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
 """Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.training.starts`."""
 
@@ -99,8 +105,8 @@ class TrainingSpec(_Spec):
     steps: Count = Field(200, description="Optimiser steps.")
     rows: Count = Field(12, description="Rows of an optimiser step, over all tasks, devices and accumulation.")
     accumulation: Count = Field(1, description="Micro-batches per step; more need less memory.")
-    lr: Rate = Field(2e-3, description="Learning rate of the shared factors A and B.")
-    core_lr: Rate = Field(6e-2, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
+    lr: Rate = Field(LR, description="Learning rate of the shared factors A and B.")
+    core_lr: Rate = Field(CORE_LR, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of A and B.")
     core_weight_decay: float = Field(0.0, ge=0, description="The same for cores of tasks that are in the batch.")
     scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How both rates fall.")
@@ -149,8 +155,8 @@ class TrainingSpec(_Spec):
 class EvaluationSpec(_Spec):
     """What is measured after training, and by `colora evaluate`."""
 
-    metrics: list[Literal["rougeL", "exact_match", "nll"]] = Field(
-        ["rougeL", "exact_match", "nll"], description="ROUGE-L and exact match of greedy outputs, token likelihood."
+    metrics: list[MetricOption] = Field(
+        [*metric_options()], description="ROUGE-L and exact match of greedy outputs, token likelihood."
     )
     split: Literal["train", "val", "test"] = Field("test", description="The examples to measure on.")
     limit: int | None = Field(None, ge=1, description="At most so many examples of each task.")

@@ -28,7 +28,9 @@ from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
+from colora.evaluation.metrics import metric_options
 from colora.evaluation.records import Record, append_records, read_records
+from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import load_base
 from colora.tasks.encode import EncodingReport
 from colora.tasks.schema import Task
@@ -234,12 +236,8 @@ def measure(
     run, spec = Path(config.output), config.evaluation
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     kept = [task for task in tasks if task.name in index] or tasks  # of none at all, evaluate tells what is wrong
-    result = evaluate(
-        model,
-        tokenizer,
-        kept,
+    settings = EvaluationSettings(
         split=spec.split,
-        task_index=index,
         metrics=tuple(spec.metrics),
         max_length=max_length,
         max_new_tokens=spec.max_new_tokens,
@@ -248,8 +246,8 @@ def measure(
         run=run.resolve().name,
         method=_method(config),
         seed=config.seed,
-        progress=progress,
     )
+    result = evaluate(model, tokenizer, kept, settings, index, progress)
     result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
@@ -267,7 +265,7 @@ def _measured(config: RunConfig) -> list[Record]:
     file, spec = Path(config.output) / "records.jsonl", config.evaluation
     known = read_records(file) if file.is_file() else []
     records = [one for one in known if (one.split, one.method) == (spec.split, _method(config))]
-    wanted = {"token_nll" if metric == "nll" else metric for metric in spec.metrics}
+    wanted = {metric_options()[option].name for option in spec.metrics}
     return records if wanted <= {one.metric for one in records} else []
 
 

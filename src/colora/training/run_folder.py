@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from colora.common.files import STAGING_PREFIX, write_json, write_text
+from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
@@ -101,7 +102,7 @@ def check_free(output: Path, config: RunConfig, manifest: Mapping[str, Any], fed
         if differing := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
             raise ConfigError(
                 f"{output} holds another run: choose another output, or remove that folder. Different:",
-                [f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing[:8]],
+                shortened([f"{key}: it has {before.get(key)!r}, this run {now.get(key)!r}" for key in differing], 8),
             )
         check_same_tasks(output, manifest)
     elif any(name != "logs" and not name.startswith(STAGING_PREFIX) for name in names):

@@ -21,6 +21,7 @@ from colora.errors import ConfigError
 from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import rouge_l
 from colora.evaluation.nll import token_nll
+from colora.evaluation.settings import EvaluationSettings
 from colora.tasks.schema import Task
 from colora.training.config import RunConfig
 from colora.training.resolve import read_run_tasks
@@ -161,7 +162,15 @@ class _Examples:
 
 
 def _measured(result: TrainResult, task: Task, index: int, config: RunConfig, rouge: bool) -> _Examples:
-    options, max_length = config.evaluation, config.training.max_length
+    options = config.evaluation
+    settings = EvaluationSettings(
+        split=SPLIT,
+        metrics=("rougeL",),
+        max_length=config.training.max_length,
+        max_new_tokens=options.max_new_tokens,
+        batch_rows=options.rows,
+        limit=options.limit,
+    )
     # A task for each example: what is measured of a task is then measured of the example.
     rows = [
         Task(f"{task.name}/{number}", {SPLIT: (example,)}, task.source, None)
@@ -170,21 +179,10 @@ def _measured(result: TrainResult, task: Task, index: int, config: RunConfig, ro
     ids = {row.name: index for row in rows}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one for each example that is cut
-        nll = token_nll(result.model, result.tokenizer, rows, SPLIT, ids, max_length, options.rows)
+        nll = token_nll(result.model, result.tokenizer, rows, settings, ids)
     scores = []
     if rouge:
-        evaluation = evaluate(
-            result.model,
-            result.tokenizer,
-            [task],
-            split=SPLIT,
-            task_index={task.name: index},
-            metrics=("rougeL",),
-            max_length=max_length,
-            max_new_tokens=options.max_new_tokens,
-            batch_rows=options.rows,
-            limit=options.limit,
-        )
+        evaluation = evaluate(result.model, result.tokenizer, [task], settings, {task.name: index})
         scores = [rouge_l(one.prediction, one.outputs) for one in evaluation.predictions]
     return _Examples([nll[row.name].sum for row in rows], [nll[row.name].tokens for row in rows], scores)
 

@@ -7,8 +7,8 @@ import torch
 from colora.experiments.methods import federation
 from colora.experiments.methods import train as training
 from colora.experiments.methods.registry import METHODS
-from colora.experiments.methods.runner import Bench
-from tests.helpers.method_trials import bench_cell, toy_tasks
+from colora.experiments.methods.runner import Runner
+from tests.helpers.method_trials import runner_trial, toy_tasks
 from tests.helpers.reference_methods import CLIENTS, LAYERS, RANK
 from tests.helpers.run_files import save_base
 from tests.helpers.tiny import tiny_llama
@@ -59,15 +59,15 @@ def message(parts, number="0."):
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    return Bench(save_base(tmp_path_factory.mktemp("base"), tiny_llama(hidden=8, layers=2)), device="cpu")
+def runner(tmp_path_factory):
+    return Runner(save_base(tmp_path_factory.mktemp("base"), tiny_llama(hidden=8, layers=2)), device="cpu")
 
 
 @pytest.mark.parametrize(("steps", "local_steps", "rounds"), [(5, 2, 3), (2, 2, 1), (1, 3, 1), (4, 2, 2)])
 @pytest.mark.parametrize("method", SENT)
-def test_bytes_are_those_of_the_messages(method, steps, local_steps, rounds, bench):
-    cell = bench_cell(bench.base, method, steps=steps, local_steps=local_steps, rows=1, test=1, generate=0)
-    record = bench.run(cell, toy_tasks())
+def test_bytes_are_those_of_the_messages(method, steps, local_steps, rounds, runner):
+    trial = runner_trial(runner.base, method, steps=steps, local_steps=local_steps, rows=1, test=1, generate=0)
+    record = runner.run(trial, toy_tasks())
     up = sum(message(SENT[method](number)) for number in range(rounds) for _ in range(CLIENTS))
     down = sum(message(RETURNED[method](number)) for number in range(rounds) for _ in range(CLIENTS))
     if method == "fed-sb":  # the first client sends A and B to the server, which sends them to the others
@@ -81,7 +81,7 @@ def test_all_federated_methods_are_counted():
 
 
 @pytest.mark.parametrize("method", SENT)
-def test_what_is_sent_and_returned(method, bench, monkeypatch):
+def test_what_is_sent_and_returned(method, runner, monkeypatch):
     """The tensors themselves: the server returns the mean of what the clients hold, and FedEx what that mean lost."""
     rounds, end_round = [], training.end_round
 
@@ -98,7 +98,9 @@ def test_what_is_sent_and_returned(method, bench, monkeypatch):
         return end_round(layers, *given)
 
     monkeypatch.setattr(training, "end_round", watched)
-    bench.run(bench_cell(bench.base, method, steps=4, rows=1, local_steps=2, test=1, generate=0, lr=0.05), toy_tasks())
+    runner.run(
+        runner_trial(runner.base, method, steps=4, rows=1, local_steps=2, test=1, generate=0, lr=0.05), toy_tasks()
+    )
     assert len(rounds) == 2
     for number, (held, (*sent, returned)) in enumerate(rounds):
         assert len(sent) == CLIENTS

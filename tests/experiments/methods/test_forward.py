@@ -8,7 +8,7 @@ from torch import nn
 from colora.experiments.methods.data import step_rows
 from colora.experiments.methods.forward import SplitForward
 from colora.experiments.methods.registry import METHODS
-from tests.helpers.method_trials import close, make_cell, real, run, values_of
+from tests.helpers.method_trials import close, make_trial, real, run, values_of
 from tests.helpers.reference_methods import Toy, exact_llama, toy_rows
 
 
@@ -18,7 +18,7 @@ def rows_of(toy):
 
 @pytest.mark.parametrize("first_layer", [1, 2])
 def test_split_pass_has_the_likelihood_and_the_gradients_of_the_plain_one(first_layer):
-    toy = Toy(make_cell("colora"), first_layer)
+    toy = Toy(make_trial("colora"), first_layer)
     plain = SplitForward(toy.model, first_layer)
     with real(toy) as (layers, forward):
         for layer in layers.values():
@@ -34,7 +34,7 @@ def test_split_pass_has_the_likelihood_and_the_gradients_of_the_plain_one(first_
         for ours, theirs in zip(found, torch.autograd.grad((two * weights).sum(), places), strict=True):
             assert theirs.any()
             close(ours, theirs, "gradient")
-        # Kept rows in other company, and so with other padding, are the same.
+        # Kept rows among other rows, and so with other padding, are the same.
         for place in range(3):
             close(forward.row_nll(rows_of(toy)[place::3]), two[place::3], place)
         assert len(forward.kept) == len({row.input_ids for row in rows_of(toy)})
@@ -45,7 +45,7 @@ def test_split_pass_has_the_likelihood_and_the_gradients_of_the_plain_one(first_
 def test_split_pass_trains_to_the_same(method):
     ended = []
     for splits in (True, False):
-        toy = Toy(make_cell(method, steps=5), first_layer=1)
+        toy = Toy(make_trial(method, steps=5), first_layer=1)
         forward = SplitForward(toy.model, 1)
         assert forward.splits
         forward.splits = splits
@@ -60,7 +60,7 @@ def test_split_pass_trains_to_the_same(method):
 
 
 def test_training_does_not_touch_what_is_kept():
-    toy = Toy(make_cell("colora", steps=3), first_layer=1)
+    toy = Toy(make_trial("colora", steps=3), first_layer=1)
     forward = SplitForward(toy.model, 1)
     with torch.no_grad():
         before = forward.row_nll(rows_of(toy))
@@ -200,7 +200,7 @@ def test_blocks_stand_in_the_order_of_the_tasks():
 def test_all_methods_see_the_same_rows(monkeypatch):
     seen = {}
     for method in ("local", "colora", "fedit"):
-        toy = Toy(make_cell(method, steps=4))
+        toy = Toy(make_trial(method, steps=4))
         with real(toy) as (layers, forward):
             plain = forward.row_nll
             monkeypatch.setattr(

@@ -18,7 +18,7 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.runner import find_method
 from colora.experiments.methods.train import train
 from colora.tasks.encode import IGNORED
-from tests.helpers.method_trials import close, make_cell, real
+from tests.helpers.method_trials import close, make_trial, real
 from tests.helpers.reference_methods import ALPHA, CLIENTS, LAYERS, RANK, Toy, exact_llama, rate_at
 from tests.helpers.tiny import tiny_gpt2, tiny_llama
 
@@ -115,21 +115,21 @@ def mean_nats(model, rows):
 @pytest.mark.parametrize("method", ["local", "pooled"])
 def test_peft_and_torch_train_the_same(method):
     """Local LoRA in one batched run is K separate runs of PEFT with torch's AdamW; pooled LoRA is one of all rows."""
-    toy = Toy(make_cell(method, steps=5))
+    toy = Toy(make_trial(method, steps=5))
     with real(toy) as (layers, forward):
         alone = [peft_lora(toy, layers, k) for k in (toy.clients if method == "local" else [0])]
-        train(METHODS[method], layers, forward, toy.rows, toy.cell)
+        train(METHODS[method], layers, forward, toy.rows, toy.trial)
         for place, model in enumerate(alone):
             optimizer = torch.optim.AdamW(
                 (p for p in model.parameters() if p.requires_grad), weight_decay=0.0, betas=(0.9, 0.95)
             )
-            for step in range(toy.cell.steps):
-                batch = step_rows(toy.rows, 2, step, toy.cell.seed)
+            for step in range(toy.trial.steps):
+                batch = step_rows(toy.rows, 2, step, toy.trial.seed)
                 clients = [place] if method == "local" else toy.clients
                 loss = sum(mean_nats(model, batch[2 * k : 2 * k + 2]) for k in clients)
                 optimizer.zero_grad()
                 loss.backward()
-                optimizer.param_groups[0]["lr"] = rate_at(toy.cell.lr, step, toy.cell)
+                optimizer.param_groups[0]["lr"] = rate_at(toy.trial.lr, step, toy.trial)
                 optimizer.step()
             for name, layer in layers.items():
                 (term,) = layer.term_layers()
@@ -148,7 +148,7 @@ def picture(model):
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("method", ["base", "colora", "fed-sb", "fedex-lora"])
 def test_the_model_is_as_before_afterwards(method, fails):
-    toy = Toy(make_cell(method), first_layer=1)
+    toy = Toy(make_trial(method), first_layer=1)
     ids = torch.arange(10, 22).view(CLIENTS, 4)
     modules, state = picture(toy.model), {name: value.clone() for name, value in toy.model.state_dict().items()}
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_the_model_is_as_before_afterwards(method, fails):
     try:
         with real(toy) as (layers, forward):
             if METHODS[method].terms:
-                train(METHODS[method], layers, forward, toy.rows, toy.cell)
+                train(METHODS[method], layers, forward, toy.rows, toy.trial)
                 with torch.no_grad():
                     assert not torch.allclose(toy.model(ids).logits, before)
             if fails:

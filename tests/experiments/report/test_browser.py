@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from colora.experiments.report.build import write_report
-from colora.experiments.trial import write_cell_records
+from colora.experiments.trial import write_trial_records
 from tests.helpers.trial_records import rich_records
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_cell_records(folder / "main.jsonl", rich_records())
+    write_trial_records(folder / "main.jsonl", rich_records())
     write_report(folder / "main.jsonl", folder / "report.html")
     return (folder / "report.html").as_uri()
 

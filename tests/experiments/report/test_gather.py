@@ -4,7 +4,7 @@ import pytest
 
 from colora.errors import ColoraError
 from colora.experiments.report.gather import Experiment, Place, read_experiments, reference_row
-from colora.experiments.trial import write_cell_records
+from colora.experiments.trial import write_trial_records
 from tests.helpers.trial_records import record
 
 
@@ -61,9 +61,9 @@ def test_known_methods_come_in_order_and_unknown_ones_last():
     assert labels([record(name) for name in names]) == [*reversed(names[1:]), "zebra"]
 
 
-def test_the_last_record_of_a_cell_counts_and_failed_ones_are_apart():
+def test_the_last_record_of_a_trial_counts_and_failed_ones_are_apart():
     experiment = Experiment.of("x", [record(error="died"), record(quality=70), record("local", error="NaN")])
-    assert [(one.cell.method, one.error) for one in experiment.failed] == [("local", "NaN")]
+    assert [(one.trial.method, one.error) for one in experiment.failed] == [("local", "NaN")]
     assert [one.mean("rougeL") for one in experiment.records] == pytest.approx([70])
     assert experiment.repeated == 1
 
@@ -84,8 +84,8 @@ def test_the_reference_is_the_best_colora():
 
 
 def test_a_folder_gives_an_experiment_a_file(tmp_path):
-    write_cell_records(tmp_path / "two.jsonl", [record(), record("local")])
-    write_cell_records(tmp_path / "one.jsonl", [record()])
+    write_trial_records(tmp_path / "two.jsonl", [record(), record("local")])
+    write_trial_records(tmp_path / "one.jsonl", [record()])
     (tmp_path / "notes.txt").write_text("not a record")
     found = read_experiments(tmp_path)
     assert [(one.name, len(one.records)) for one in found] == [("one", 1), ("two", 2)]
@@ -93,27 +93,27 @@ def test_a_folder_gives_an_experiment_a_file(tmp_path):
 
 def test_mixed_codes_within_an_experiment_are_refused(tmp_path):
     file = tmp_path / "a.jsonl"
-    write_cell_records(file, [record(), record("local", code="beef"), record("pooled", code="beef")])
-    with pytest.raises(ColoraError, match=r"a.jsonl.*beef \(2 cells\), c0de \(1 cell\).*--mixed"):
+    write_trial_records(file, [record(), record("local", code="beef"), record("pooled", code="beef")])
+    with pytest.raises(ColoraError, match=r"a.jsonl.*beef \(2 trials\), c0de \(1 trial\).*--mixed"):
         read_experiments(file)
     (found,) = read_experiments(file, mixed=True)
     assert found.codes == {"beef": 2, "c0de": 1}
 
 
 def test_experiments_of_different_codes_may_stand_on_one_page(tmp_path):
-    write_cell_records(tmp_path / "a.jsonl", [record()])
-    write_cell_records(tmp_path / "b.jsonl", [record(code="beef")])
+    write_trial_records(tmp_path / "a.jsonl", [record()])
+    write_trial_records(tmp_path / "b.jsonl", [record(code="beef")])
     assert [one.codes for one in read_experiments(tmp_path)] == [{"c0de": 1}, {"beef": 1}]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "x.jsonl: expected a JSONL file of cell records or a folder of them, found neither"),
-        ("", "x.jsonl: expected a cell record on each line, found an empty file"),
+        (None, "x.jsonl: expected a JSONL file of trial records or a folder of them, found neither"),
+        ("", "x.jsonl: expected a trial record on each line, found an empty file"),
         ("\n\n", "found an empty file"),
-        ("hello\n", r"x.jsonl: expected a cell record on each line, found\n.*x.jsonl:1: .*JSON"),
-        ('{"run": 1}\n' * 9, r"(?s)x.jsonl:3: .*\.\.\. and 6 more lines like these"),
+        ("hello\n", r"x.jsonl: expected a trial record on each line, found\n.*x.jsonl:1: .*JSON"),
+        ('{"run": 1}\n' * 9, r"(?s)x.jsonl:3: .*\.\.\. and 6 more"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, content, message):
@@ -125,5 +125,5 @@ def test_what_cannot_be_read_is_named(tmp_path, content, message):
 
 
 def test_a_folder_without_records_is_named(tmp_path):
-    with pytest.raises(ColoraError, match="expected JSONL files of cell records in this folder, found none"):
+    with pytest.raises(ColoraError, match="expected JSONL files of trial records in this folder, found none"):
         read_experiments(tmp_path)

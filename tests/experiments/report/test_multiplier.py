@@ -2,11 +2,12 @@
 
 import pytest
 
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.multiplier import Needed, examples_needed, multiplier
-from colora.experiments.report.statistics import METRICS, Sample
+from colora.experiments.report.statistics import Sample
 from tests.helpers.trial_records import record, scores
 
-ROUGE, _, NLL = METRICS
+ROUGE, _, NLL = METRICS.values()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from colora.experiments.report.panels import (
     sweep_panels,
 )
 from colora.experiments.report.sections import report_sections
-from colora.experiments.trial import write_cell_records
+from colora.experiments.trial import write_trial_records
 from tests.helpers.run_files import cli
 from tests.helpers.trial_records import record, rich_records
 
@@ -206,13 +206,13 @@ def test_the_page_has_bold_bests_warnings_and_failures():
     assert "<strong>60.0</strong>" in found
     assert "<strong>50.0</strong>" not in found
     assert found.count('class="warning"') == 2
-    assert "beef (1 cell), c0de (2 cells)" in found
+    assert "beef (1 trial), c0de (2 trials)" in found
     assert "died of &lt;NaN&gt;" in found
 
 
 def test_an_experiment_of_failures_only():
     found = html(record(error="died"))
-    assert "Every cell of this experiment failed." in found
+    assert "Every trial of this experiment failed." in found
     assert "At no place were both sides measured." in found
 
 
@@ -220,7 +220,7 @@ def test_an_experiment_of_failures_only():
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
-    write_cell_records(tmp_path / "r" / "main.jsonl", rich_records())
+    write_trial_records(tmp_path / "r" / "main.jsonl", rich_records())
     for name in ("one", "two"):
         write_report(tmp_path / "r", tmp_path / f"{name}.html", tmp_path / f"{name}.md")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
@@ -228,8 +228,8 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 
 
 def test_the_command_writes_a_page_and_markdown(tmp_path):
-    write_cell_records(tmp_path / "r" / "a.jsonl", [record(), record("local")])
-    write_cell_records(tmp_path / "r" / "b.jsonl", [record("pooled", code="x"), record("local", code="y")])
+    write_trial_records(tmp_path / "r" / "a.jsonl", [record(), record("local")])
+    write_trial_records(tmp_path / "r" / "b.jsonl", [record("pooled", code="x"), record("local", code="y")])
     refused = cli("report", tmp_path / "r", tmp_path / "out.html")
     assert refused.exit_code == 2
     assert "b.jsonl: expected records of one code" in refused.stderr
@@ -244,7 +244,7 @@ def test_the_command_writes_a_page_and_markdown(tmp_path):
 
 
 def test_a_folder_is_no_page(tmp_path):
-    write_cell_records(tmp_path / "a.jsonl", [record()])
+    write_trial_records(tmp_path / "a.jsonl", [record()])
     with pytest.raises(ColoraError, match="expected the name of a file to write, found a folder"):
         write_report(tmp_path / "a.jsonl", tmp_path)
 

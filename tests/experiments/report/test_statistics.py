@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from colora.experiments.report.statistics import METRICS, Sample, paired_difference, seed_weights
+from colora.evaluation.metrics import METRICS
+from colora.experiments.report.statistics import Sample, paired_difference, seed_weights
 from tests.helpers.trial_records import record, scores
 
-ROUGE, EXACT, NLL = METRICS
+ROUGE, EXACT, NLL = METRICS.values()
 
 
 def test_means_and_the_spread_between_seeds():

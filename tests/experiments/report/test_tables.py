@@ -5,6 +5,7 @@ import re
 import pytest
 
 from colora.errors import ColoraError
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.costs import federated_table, storage_tables
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment
@@ -26,7 +27,7 @@ def shown(*records):
 def comparison(seeds=(0, 1, 2)):
     qualities = {"base": 10, "local": 50, "pooled": 59, "colora": 60}
     found = [record(method, quality + s, s) for method, quality in qualities.items() for s in seeds]
-    return [one for one in found if (one.cell.method, one.cell.seed) != ("pooled", 2)] + [record("pooled", 65, 2)]
+    return [one for one in found if (one.trial.method, one.trial.seed) != ("pooled", 2)] + [record("pooled", 65, 2)]
 
 
 # ---- quality -----------------------------------------------------------------------------------------------------
@@ -45,8 +46,8 @@ def test_the_main_table():
     assert found.column("ROUGE-L − colora")[2].startswith("+0.3 [−1.0, +3.0], p = ")
     assert found.column("token NLL")[1] == "1.490 ± 0.010"
     assert found.column("token NLL − colora")[1] == "+0.100 [+0.100, +0.100], p ≤ 0.001"
-    assert found.column("trained numbers")[0] == "1\u00a0000"
-    assert found.column("numbers kept a task")[0] == "100"
+    assert found.column("trained parameters")[0] == "1\u00a0000"
+    assert found.column("parameters per task")[0] == "100"
     assert found.column("training, s")[0] == "30"
     assert "bytes up" not in found.headers
     assert found.notes == ()
@@ -116,7 +117,7 @@ def test_federated_methods_have_bytes():
 def test_storage_grows_with_tasks():
     colora = record(trainable=1600, shared_numbers=1000, task_numbers=64)
     local = record("local", trainable=3000, shared_numbers=0, task_numbers=1000)
-    again = local.model_copy(update={"cell": local.cell.model_copy(update={"seed": 1})})
+    again = local.model_copy(update={"trial": local.trial.model_copy(update={"seed": 1})})
     (found,) = storage_tables(Experiment.of("x", [colora, local, again]))
     assert [[one.text.replace("\u00a0", " ") for one in row] for row in found.rows] == [
         ["local", "3 000", "0", "1 000", "4 kB", "40 kB", "400 kB", "4 MB"],
@@ -146,7 +147,7 @@ def test_the_facts_count():
     )
     found = dict(facts([one]))
     assert found["Methods"] == "local, colora"
-    assert found["Cells"] == "3, of which 1 failed"
+    assert found["Trials"] == "3, of which 1 failed"
     assert found["Seeds"] == "0, 3, 4"
     assert found["Git revisions"] == "abc123 (2), fed456 (1)"
     assert found["Machines"] == "H100 (1), cpu · Linux-6 · x86_64 · 2 cores (2)"
@@ -154,7 +155,7 @@ def test_the_facts_count():
     assert found["Code digests"] == "c0de"
 
 
-def test_failed_cells_are_listed_and_in_no_table():
+def test_failed_trials_are_listed_and_in_no_table():
     experiment = Experiment.of("x", [record(), record("pooled"), record("local", seed=2, error="the loss became NaN")])
     (row,) = failed_table([experiment]).rows
     assert [one.text for one in row] == ["x", "local", "dates", "implicit", "16", "3", "2", "the loss became NaN"]
@@ -164,7 +165,7 @@ def test_failed_cells_are_listed_and_in_no_table():
 def test_mixed_codes_are_labelled_in_every_table_of_the_experiment():
     mixed = Experiment.of("m", [record(), record("local", 70, code="beef")])
     pure = Experiment.of("p", [record(), record("local", 70)])
-    note = "MIXED CODE: the cells of this experiment come from several digests of the sources: beef (1), c0de (1)."
+    note = "MIXED CODE: the trials of this experiment come from several digests of the sources: beef (1), c0de (1)."
     for one, expected in ((mixed, [note]), (pure, [])):
         place = next(iter(one.places))
         tables = [main_table(one, place), *storage_tables(one), settings_table(one), setbacks([one])[0]]
@@ -174,12 +175,23 @@ def test_mixed_codes_are_labelled_in_every_table_of_the_experiment():
         block for section in report_sections([mixed, pure]) for block in section.blocks if isinstance(block, Warn)
     ]
     assert len(warned) == 2  # on top of the page and of the experiment
-    assert "beef (1 cell), c0de (1 cell)" in warned[0].text
+    assert "beef (1 trial), c0de (1 trial)" in warned[0].text
 
 
 def test_methods_are_explained_as_far_as_known():
     found = methods_table([Experiment.of("x", [record("own-idea"), record()])])
     assert found.column("what it is") == ["Shared factors A and B, and a small core for each task.", "–"]
+    assert (found.column("title"), found.column("source")) == (["CoLoRA", "–"], ["arXiv:2602.07218", "–"])
+
+
+def test_every_method_of_the_registry_is_explained_in_its_order():
+    records = [record(name) for name in reversed(METHODS)]
+    found = methods_table([Experiment.of("x", records)])
+    assert found.column("method") == list(METHODS)
+    assert found.column("what it is") == [method.sentence for method in METHODS.values()]
+    assert all(text.endswith(".") for text in found.column("what it is"))
+    unsourced = [name for name, source in zip(METHODS, found.column("source"), strict=True) if "arXiv:" not in source]
+    assert unsourced == ["base"]
 
 
 # ---- multipliers and setbacks ------------------------------------------------------------------------------------
@@ -263,7 +275,7 @@ def test_the_whole_report_as_markdown_has_the_tables_of_every_section():
     found = sections_markdown(report_sections([Experiment.of("x", rich_records())]))
     headings = re.findall(r"^#+ .*", found, flags=re.MULTILINE)
     assert headings == [
-        "# Report", "## What was compared", "## Failed cells", "## Experiment x", "### Quality",
+        "# Report", "## What was compared", "## Failed trials", "## Experiment x", "### Quality",
         "### Quality against examples", "### How many times the examples", "### Quality against the number of tasks",
         "### Quality against rank and learning rates", "### Quality against bytes", "### Similarity of tasks",
         "### Parameters and storage", "### Settings", "## Where collaboration does not help", "## Methods",

@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
 from colora.bank.importing.read import Lora
+from colora.common.text import shortened
 from colora.errors import ConfigError
 
 __all__ = ["bank_rank", "common_base", "layer_sizes", "target_names"]
@@ -55,8 +56,7 @@ def layer_sizes(loras: Sequence[Lora], model: nn.Module) -> dict[str, tuple[int,
                 )
             sizes[layer] = (d_out, d_in)
     if faults:
-        more = [f"... and {len(faults) - 8} more"] if len(faults) > 8 else []
-        raise ConfigError("these LoRAs belong to another base model; nothing was written:", [*faults[:8], *more])
+        raise ConfigError("these LoRAs belong to another base model; nothing was written:", shortened(faults, 8))
     return {name: sizes[name] for name in modules if name in sizes}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from colora.adapter.config import check_task_name
 from colora.bank.importing.config import CONFIG, layer_rank, layer_scale, lora_config
+from colora.common.text import shortened
 from colora.errors import ColoraError, ConfigError
 
 __all__ = ["WEIGHTS", "Lora", "read_loras"]
@@ -126,7 +127,7 @@ def _read(folder: Path, name: str) -> Lora:
         raise ConfigError(f"{WEIGHTS} is truncated or no safetensors file ({error})") from error
     shapes, faults = _shapes(found, config)
     if faults:
-        raise ConfigError("", faults[:5] + ([f"... and {len(faults) - 5} more"] if len(faults) > 5 else []))
+        raise ConfigError("", shortened(faults, 5))
     dtype = torch.float32
     for _, kind in found.values():
         dtype = torch.promote_types(dtype, DTYPES[kind])

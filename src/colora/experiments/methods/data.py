@@ -31,13 +31,13 @@ def encode_rows(tasks: Sequence[Task], tokenizer: Tokenizer, split: str, max_len
 def step_rows(rows: Sequence[Sequence[Row]], per_task: int, step: int, seed: int) -> list[Row]:
     """The batch of a step: `per_task` rows of task 0, then of task 1, and so on.
 
-    Each task goes through its examples in shuffled passes; its order depends on the seed and its place alone, so that
-    every method sees the same rows in the same steps, and a task's order does not depend on its company.
+    Each task goes through its examples in shuffled passes; its order depends on the seed and its index alone, so that
+    every method sees the same rows in the same steps, and a task's order does not depend on the other tasks.
     """
     batch = []
     for task, examples in enumerate(rows):
-        for place in range(step * per_task, (step + 1) * per_task):
-            number, index = divmod(place, len(examples))
-            order = np.random.default_rng((seed, task, number)).permutation(len(examples))
+        for position in range(step * per_task, (step + 1) * per_task):
+            shuffle, index = divmod(position, len(examples))
+            order = np.random.default_rng((seed, task, shuffle)).permutation(len(examples))
             batch.append(examples[order[index]])
     return batch

@@ -31,16 +31,16 @@ def message_bytes(tensors: dict[str, Tensor]) -> int:
     return len(safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}))
 
 
-def averaged_parts(layer: ConstrainedLinear, resting: Collection[str]) -> Iterator[tuple[str, TermLayer, str, Tensor]]:
+def averaged_parts(layer: ConstrainedLinear, frozen: Collection[str]) -> Iterator[tuple[str, TermLayer, str, Tensor]]:
     """What the server averages in this layer: a name for the message, the term, the part's name, and the copies."""
     for number, term in enumerate(layer.term_layers()):
         for part, tensor in term.parts():
-            if term.term.parts()[part].averaged and part not in resting:
+            if term.term.parts()[part].averaged and part not in frozen:
                 yield f"{number}.{part}", term, part, tensor
 
 
 @torch.no_grad()
-def end_round(layers: dict[str, ConstrainedLinear], method: Method, resting: Collection[str]) -> Traffic:
+def end_round(layers: dict[str, ConstrainedLinear], method: Method, frozen: Collection[str]) -> Traffic:
     """Every client sends its copies of what is averaged and moved; all get the mean, and what the method folds.
 
     All clients weigh the same: they have equally many examples here.
@@ -53,7 +53,7 @@ def end_round(layers: dict[str, ConstrainedLinear], method: Method, resting: Col
     returned: dict[str, Tensor] = {}
     for place, layer in layers.items():
         residual = _residual(layer) if method.folds_residual else None
-        for name, _, _, copies in averaged_parts(layer, resting):
+        for name, _, _, copies in averaged_parts(layer, frozen):
             for client in range(clients):
                 sent[client][f"{place}.{name}"] = copies[client].clone()  # which the mean overwrites
             mean = copies.mean(0, keepdim=True)

@@ -8,11 +8,11 @@ proves: a model that scales its embeddings or caps its logits, say, is then run 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from colora.experiments.methods.attach import decoder_layers
 from colora.models.batching import device_of, pad
@@ -47,7 +47,7 @@ class SplitForward:
     """
 
     def __init__(self, model: nn.Module, first_layer: int) -> None:
-        self.model: Any = model
+        self.model: PreTrainedModel = model
         self.first_layer = first_layer
         self.device = device_of(model)
         self.kept: dict[tuple[int, ...], Tensor] = {}

@@ -1,21 +1,20 @@
 """What a trained method is worth on held-out examples, example by example, and what it costs to keep."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from colora.evaluation.metrics import exact_match, rouge_l
+from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear
-from colora.experiments.trial import TaskScores
+from colora.experiments.trial import TaskScores, Trial
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["kept_numbers", "likelihoods", "score", "similarity", "texts", "trained_numbers"]
+__all__ = ["kept_parameters", "likelihoods", "score", "similarity", "texts", "trained_parameters"]
 
 ROWS = 96
 
@@ -35,26 +34,18 @@ def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[li
     return [own[: len(examples)] for own, examples in zip(found, rows, strict=True)]
 
 
-def texts(
-    model: Any,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Task],
-    split: str,
-    limit: int,
-    max_length: int,
-    max_new_tokens: int,
-) -> list[list[str]]:
-    """The greedy answers to the first `limit` examples of each task."""
-    number = min(limit, *(len(task.splits[split]) for task in tasks))
-    rows = [(task.name, example) for task in tasks for example in task.splits[split][:number]]
-    prompts = fit_prompts(rows, model, tokenizer, max_length, max_new_tokens)
+def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
+    """The greedy answers to the first `trial.generate` examples of each task in the trial's split."""
+    number = min(trial.generate, *(len(task.splits[trial.split]) for task in tasks))
+    rows = [(task.name, example) for task in tasks for example in task.splits[trial.split][:number]]
+    prompts = fit_prompts(rows, model, tokenizer, trial.max_length, trial.max_new_tokens)
     block = max(1, ROWS // len(tasks))
     # Every batch holds the tasks in equal blocks.
     batches = [
         [task * number + place for task in range(len(tasks)) for place in range(start, min(start + block, number))]
         for start in range(0, number, block)
     ]
-    answers = generate_outputs(model, tokenizer, prompts, None, max_new_tokens, batches=batches)
+    answers = generate_outputs(model, tokenizer, prompts, None, trial.max_new_tokens, batches=batches)
     return [answers[task * number : (task + 1) * number] for task in range(len(tasks))]
 
 
@@ -65,13 +56,16 @@ def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], ans
     return TaskScores(
         nll=[round(value, 4) for value in nll],
         tokens=[row.answer_tokens for row in rows],
-        rougeL=[round(rouge_l(answer, right), 2) for answer, right in pairs],
-        exact_match=[exact_match(answer, right) for answer, right in pairs],
+        **{
+            metric.name: [round(metric.score(answer, right), 2) for answer, right in pairs]
+            for metric in METRICS.values()
+            if metric.score is not None
+        },
     )
 
 
-def trained_numbers(layers: dict[str, ConstrainedLinear]) -> int:
-    """Numbers that moved: copies that a server averages count once."""
+def trained_parameters(layers: dict[str, ConstrainedLinear]) -> int:
+    """Parameters that were trained: copies that a server averages count once."""
     total = 0
     for layer in layers.values():
         for term in layer.term_layers():
@@ -82,8 +76,8 @@ def trained_numbers(layers: dict[str, ConstrainedLinear]) -> int:
     return total
 
 
-def kept_numbers(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
-    """Numbers to be kept after training: once for all tasks, and for each task."""
+def kept_parameters(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
+    """Parameters to be kept after training: once for all tasks, and for each task."""
     shared = own = 0
     for layer in layers.values():
         shared += 0 if layer.folded is None else layer.folded.numel()

@@ -15,7 +15,7 @@ from typing import Literal
 
 from colora.errors import ConfigError
 
-__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "Method", "Part", "Resting", "Sizes", "Term", "never"]
+__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "FreezingSchedule", "Method", "Part", "Sizes", "Term", "none_frozen"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Sizes:
     """What a rank may depend on: of the adapted layers, and of the comparison.
 
     Attributes:
-        widths: sum over layers of d_in + d_out: the numbers of a LoRA of rank 1.
+        widths: sum over layers of d_in + d_out: the parameters of a LoRA of rank 1.
         layers: how many there are.
         tasks: K.
         rank: the comparison's rank r.
-        options: the cell's options.
+        options: the trial's options.
     """
 
     widths: int
@@ -63,7 +63,7 @@ class Sizes:
 
     @property
     def colora(self) -> int:
-        """Numbers that CoLoRA trains at rank r: A, B, and K cores of r × r, in each layer."""
+        """Parameters that CoLoRA trains at rank r: A, B, and K cores of r × r, in each layer."""
         return self.rank * self.widths + self.layers * self.tasks * self.rank**2
 
 
@@ -90,12 +90,13 @@ class Term:
         return named if self.core is None else named | {"core": self.core}
 
 
-Resting = Callable[[int, int, Mapping[str, float]], frozenset[str]]
-"""Which of "A", "B", "core" rest, from (step, round, options); both count from 0, and the round is 0 if centralised."""
+FreezingSchedule = Callable[[int, int, Mapping[str, float]], frozenset[str]]
+"""Which of "A", "B", "core" are frozen in a step, from (step, round, options); both count from 0, and the round is 0 if
+centralised."""
 
 
-def never(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
-    """Nothing rests: all trained parts move in every step."""
+def none_frozen(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
+    """All trained parts move in every step."""
     return frozenset()
 
 
@@ -105,22 +106,26 @@ class Method:
 
     Attributes:
         name: as experiments name it.
-        title: as tables show it.
+        title: as readers know it.
+        sentence: what it is, in one sentence.
+        reference: its source, authors and arXiv id; empty for the base model.
         terms: what is added to each weight; none for the base model as it is.
-        resting: what rests when.
+        frozen: which parts are frozen in which step, beside those that are never trained.
         federated: clients train alone for a number of steps, then parts are averaged: a round.
         start: "kaiming": A as in LoRA, B = 0, Λ = I; "weights": A and B from the SVD of W0, Λ near 0; "gradient": A
             and B from the SVD of the first client's gradient at W0, Λ = 0.
-        core_rate: cores move at the cell's `core_lr`; otherwise at its `lr`.
+        core_rate: cores move at the trial's `core_lr`; otherwise at its `lr`.
         folds_residual: what averaging A and B loses is added to W0 after each round.
         compresses: after training, the tasks' updates are replaced by their joint diagonalisation.
-        options: what it takes in a cell's `options`, with defaults.
+        options: what it takes in a trial's `options`, with defaults.
     """
 
     name: str
     title: str
+    sentence: str
+    reference: str
     terms: tuple[Term, ...]
-    resting: Resting = never
+    frozen: FreezingSchedule = none_frozen
     federated: bool = False
     start: Literal["kaiming", "weights", "gradient"] = "kaiming"
     core_rate: bool = False
@@ -129,7 +134,7 @@ class Method:
     options: Mapping[str, float] | None = None
 
     def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:
-        """The options of a cell, completed. Raises ConfigError for one that the method does not take."""
+        """The options of a trial, completed. Raises ConfigError for one that the method does not take."""
         known = dict(self.options or {})
         if unknown := sorted(set(options) - set(known)):
             expected = f"expected some of {', '.join(known)}" if known else "it takes none"

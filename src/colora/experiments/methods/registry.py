@@ -1,4 +1,7 @@
-"""The methods by name. To add one: a file in `methods/` with its update rule, a line here, and a twin in the tests."""
+"""The methods by name, in the order of tables.
+
+To add one: a file in `catalogue/` with its update rule, a line here, and a reference implementation in the tests.
+"""
 
 from colora.experiments.methods.catalogue.base import BASE
 from colora.experiments.methods.catalogue.colora import (
@@ -26,12 +29,31 @@ from colora.experiments.methods.method import Method
 __all__ = ["METHODS"]
 
 _CENTRALISED = (
-    BASE, LOCAL, LOCAL_MATCHED, POOLED, POOLED_MATCHED, COLORA, COLORA_ALTERNATING, COLORA_DIAGONAL, COLORA_MEAN,
-    COLORA_RESIDUAL, MTL_LORA, LORA_XS, POST_HOC,
-)  # fmt: skip
+    BASE,
+    LOCAL,
+    LOCAL_MATCHED,
+    POOLED,
+    POOLED_MATCHED,
+    COLORA,
+    COLORA_ALTERNATING,
+    COLORA_DIAGONAL,
+    COLORA_MEAN,
+    COLORA_RESIDUAL,
+    MTL_LORA,
+    LORA_XS,
+    POST_HOC,
+)
 _FEDERATED = (
-    FEDIT, FFA_LORA, FEDSA_LORA, FED_ALORA, ROLORA, FEDEX_LORA, FED_SB, FED_COLORA, FED_COLORA_ALTERNATING,
-)  # fmt: skip
+    FEDIT,
+    FFA_LORA,
+    FEDSA_LORA,
+    FED_ALORA,
+    ROLORA,
+    FEDEX_LORA,
+    FED_SB,
+    FED_COLORA,
+    FED_COLORA_ALTERNATING,
+)
 
 METHODS: dict[str, Method] = {method.name: method for method in (*_CENTRALISED, *_FEDERATED)}
 """Every method, in the order of tables."""

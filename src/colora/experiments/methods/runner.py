@@ -1,4 +1,4 @@
-"""`Bench`: a base model, loaded once, on which cells are run one after the other."""
+"""`Runner`: a base model, loaded once, on which trials are run one after the other."""
 
 import time
 from collections.abc import Callable
@@ -9,26 +9,34 @@ from colora.algebra import joint_diagonalisation
 from colora.errors import ConfigError
 from colora.experiments.methods.attach import attached
 from colora.experiments.methods.data import encode_rows, step_rows
-from colora.experiments.methods.forward import SplitForward
+from colora.experiments.methods.federation import Traffic
+from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear, TermLayer
-from colora.experiments.methods.measure import kept_numbers, likelihoods, score, similarity, texts, trained_numbers
+from colora.experiments.methods.measure import (
+    kept_parameters,
+    likelihoods,
+    score,
+    similarity,
+    texts,
+    trained_parameters,
+)
 from colora.experiments.methods.method import OWN, SHARED, Method, Term
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.methods.starts import start_from_gradient, start_from_weights
 from colora.experiments.methods.train import Training, task_losses, train
-from colora.experiments.trial import Cell, CellRecord
+from colora.experiments.trial import Trial, TrialRecord
 from colora.models.base import load_base
 from colora.tasks.schema import Task
 
-__all__ = ["Bench", "compress", "find_method"]
+__all__ = ["Runner", "compress", "find_method"]
 
 # For short rows on a CPU the plain attention trains faster, and the fused one generates faster.
 TRAINING_ATTENTION, GENERATING_ATTENTION = "eager", "sdpa"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-class Bench:
-    """Runs cells on one base model. Each cell finds the model as the first one did.
+class Runner:
+    """Runs trials on one base model. Each trial finds the model as the first one did.
 
     Args:
         base: anything `colora.models.base.load_base` takes; a causal model.
@@ -53,12 +61,12 @@ class Bench:
         self.base, self.dtype = base, dtype
         self._forwards: dict[int, SplitForward] = {}
 
-    def run(self, cell: Cell, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> CellRecord:
-        """Train the cell's method on the tasks and measure it. `code` and `environment` are the caller's to add.
+    def run(self, trial: Trial, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> TrialRecord:
+        """Train the trial's method on the tasks and measure it. `code` and `environment` are the caller's to add.
 
         Args:
-            cell: what to run; of this bench's base.
-            tasks: its tasks, with training examples and those of `cell.split`.
+            trial: what to run; of this runner's base.
+            tasks: its tasks, with training examples and those of `trial.split`.
             progress: called with (steps done, steps).
 
         Raises:
@@ -66,51 +74,29 @@ class Bench:
             TaskFileError: for examples that are missing or too long.
             TrainingDivergedError: if the loss is NaN or infinite.
         """
-        method = find_method(cell.method)
-        forward = self._forward(cell.first_layer)
-        torch.manual_seed(cell.seed)
-        train_rows = encode_rows(tasks, self.tokenizer, "train", cell.max_length)
-        test_rows = [rows[: cell.test] for rows in encode_rows(tasks, self.tokenizer, cell.split, cell.max_length)]
+        method = find_method(trial.method)
+        forward = self._forward(trial.first_layer)
+        torch.manual_seed(trial.seed)
+        train_rows = encode_rows(tasks, self.tokenizer, "train", trial.max_length)
+        test_rows = [rows[: trial.test] for rows in encode_rows(tasks, self.tokenizer, trial.split, trial.max_length)]
         begun = time.perf_counter()
-        with attached(self.model, method, cell.first_layer, len(tasks), cell.rank, cell.alpha, cell.options) as layers:
-            if self.dtype == "fp64":
-                for layer in layers.values():
-                    layer.terms.double()
-            training = Training()
-            if method.start == "weights":
-                start_from_weights(layers)
-            elif method.start == "gradient":
-                # The stacked batch of the first step; only the first client's loss counts.
-                batch = step_rows(train_rows, cell.rows, 0, cell.seed)
-                sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(tasks))[0])
-                training.traffic.up, training.traffic.down = sent.up, sent.down
-            if method.terms:
-                done = train(method, layers, forward, train_rows, cell, progress)
-                done.traffic.up += training.traffic.up
-                done.traffic.down += training.traffic.down
-                training = done
+        with attached(
+            self.model, method, trial.first_layer, len(tasks), trial.rank, trial.alpha, trial.options
+        ) as layers:
+            training = self._trained(method, layers, forward, train_rows, trial, progress)
             trained = time.perf_counter()
-            trainable = trained_numbers(layers)
+            trainable = trained_parameters(layers)
             if method.compresses:
-                compress(layers, cell.rank)
+                compress(layers, trial.rank)
             values = likelihoods(forward, test_rows)
-            answers: list[list[str]] = [[] for _ in tasks]
-            if cell.generate:
-                self.model.set_attn_implementation(GENERATING_ATTENTION)
-                try:
-                    answers = texts(
-                        self.model, self.tokenizer, tasks, cell.split, cell.generate, cell.max_length,
-                        cell.max_new_tokens,
-                    )  # fmt: skip
-                finally:
-                    self.model.set_attn_implementation(TRAINING_ATTENTION)
-            shared, own = kept_numbers(layers)
+            answers = self._answers(tasks, trial)
+            shared, own = kept_parameters(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
         ended = time.perf_counter()
-        rows_scored = zip(tasks, test_rows, values, answers, strict=True)
-        return CellRecord(
-            cell=cell,
-            scores={task.name: score(task, cell.split, rows, nll, own) for task, rows, nll, own in rows_scored},
+        scored = zip(tasks, test_rows, values, answers, strict=True)
+        return TrialRecord(
+            trial=trial,
+            scores={task.name: score(task, trial.split, rows, nll, texts) for task, rows, nll, texts in scored},
             trainable=trainable,
             shared_numbers=shared,
             task_numbers=own,
@@ -122,6 +108,41 @@ class Bench:
             losses=training.losses,
             similarity=alike,
         )
+
+    def _trained(
+        self,
+        method: Method,
+        layers: dict[str, ConstrainedLinear],
+        forward: SplitForward,
+        rows: list[list[Row]],
+        trial: Trial,
+        progress: Callable[[int, int], None] | None,
+    ) -> Training:
+        """Start the attached method as it wants it, and train it."""
+        if self.dtype == "fp64":
+            for layer in layers.values():
+                layer.terms.double()
+        sent = Traffic()
+        if method.start == "weights":
+            start_from_weights(layers)
+        elif method.start == "gradient":
+            # The stacked batch of the first step; only the first client's loss counts.
+            batch = step_rows(rows, trial.rows, 0, trial.seed)
+            sent = start_from_gradient(layers, lambda: task_losses(forward.row_nll(batch), batch, len(rows))[0])
+        training = train(method, layers, forward, rows, trial, progress) if method.terms else Training()
+        training.traffic.up += sent.up
+        training.traffic.down += sent.down
+        return training
+
+    def _answers(self, tasks: list[Task], trial: Trial) -> list[list[str]]:
+        """The generated answers of each task; none if the trial generates none."""
+        if not trial.generate:
+            return [[] for _ in tasks]
+        self.model.set_attn_implementation(GENERATING_ATTENTION)
+        try:
+            return texts(self.model, self.tokenizer, tasks, trial)
+        finally:
+            self.model.set_attn_implementation(TRAINING_ATTENTION)
 
     def _forward(self, first_layer: int) -> SplitForward:
         if first_layer not in self._forwards:

@@ -15,7 +15,7 @@ from colora.experiments.methods.federation import Traffic, averaged_parts, end_r
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear
 from colora.experiments.methods.method import Method
-from colora.experiments.trial import Cell
+from colora.experiments.trial import Trial
 
 __all__ = ["Training", "task_losses", "train"]
 
@@ -42,20 +42,26 @@ class Training:
     traffic: Traffic = field(default_factory=Traffic)
     peak_memory: int = 0
 
+    def count_round(self, traffic: Traffic) -> None:
+        """Add a round and what travelled in it."""
+        self.rounds += 1
+        self.traffic.up += traffic.up
+        self.traffic.down += traffic.down
+
 
 def train(
     method: Method,
     layers: dict[str, ConstrainedLinear],
     forward: SplitForward,
     rows: Sequence[Sequence[Row]],
-    cell: Cell,
+    trial: Trial,
     progress: Callable[[int, int], None] | None = None,
 ) -> Training:
     """Train a method that is attached to the model of `forward`.
 
     The loss is Σ_k of task k's mean nats per answer token: so each task's gradient is the one it would have alone.
     AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101). The rates rise to their peak in equal stairs,
-    `cell.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks couples tasks that
+    `trial.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks couples tasks that
     share nothing. In a federated method the moments of what is averaged start anew in each round, for clients keep no
     state of it; those of what stays at home remain.
 
@@ -64,46 +70,49 @@ def train(
         layers: where.
         forward: computes the likelihood.
         rows: the training rows of each task.
-        cell: steps, rows, rates and seed.
+        trial: steps, rows, rates and seed.
         progress: called with (steps done, steps).
 
     Raises:
         TrainingDivergedError: if the loss is NaN or infinite.
     """
-    options = method.with_defaults(cell.options)
+    options = method.with_defaults(trial.options)
     result = Training()
-    optimizer = _optimizer(method, layers, cell)
+    optimizer = _optimizer(method, layers, trial)
     if forward.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(forward.device)  # of this cell, not of the largest before it
-    log_every = max(1, cell.steps // LOGGED)
-    for step in range(cell.steps):
-        round_number = step // cell.local_steps if method.federated else 0
-        resting = method.resting(step, round_number, options)
-        _rest(layers, resting)
-        batch = step_rows(rows, cell.rows, step, cell.seed)
+        torch.cuda.reset_peak_memory_stats(forward.device)  # of this trial, not of the largest before it
+    log_every = max(1, trial.steps // LOGGED)
+    for step in range(trial.steps):
+        is_last = step == trial.steps - 1
+        round_number = step // trial.local_steps if method.federated else 0
+        frozen = method.frozen(step, round_number, options)
+        _freeze(layers, frozen)
+        batch = step_rows(rows, trial.rows, step, trial.seed)
         loss = task_losses(forward.row_nll(batch), batch, len(rows))
         result.peak_memory = max(result.peak_memory, _memory(forward.device))
-        mean = float(loss.detach().mean())
-        if not math.isfinite(mean):
-            raise TrainingDivergedError(f"the loss of {method.name!r} became {mean} at step {step}: lower the rates")
-        if step % log_every == 0 or step == cell.steps - 1:
+        mean = _finite_mean(loss, method, step)
+        if step % log_every == 0 or is_last:
             result.losses.append((step, round(mean, 5)))
         loss.sum().backward()
-        _set_rates(optimizer, step, cell)
+        _set_rates(optimizer, step, trial)
         optimizer.step()
         optimizer.zero_grad()
         if "pull" in options:
-            _pull_to_mean(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
-        last = step == cell.steps - 1
-        if method.federated and ((step + 1) % cell.local_steps == 0 or last):
-            bytes_ = end_round(layers, method, resting)
-            result.rounds += 1
-            result.traffic.up += bytes_.up
-            result.traffic.down += bytes_.down
-            _forget_moments(optimizer, layers, resting)
+            _proximal_step(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
+        if method.federated and ((step + 1) % trial.local_steps == 0 or is_last):
+            result.count_round(end_round(layers, method, frozen))
+            _forget_moments(optimizer, layers, frozen)
         if progress is not None:
-            progress(step + 1, cell.steps)
+            progress(step + 1, trial.steps)
     return result
+
+
+def _finite_mean(loss: Tensor, method: Method, step: int) -> float:
+    """The mean over tasks. Raises TrainingDivergedError if it is NaN or infinite."""
+    mean = float(loss.detach().mean())
+    if not math.isfinite(mean):
+        raise TrainingDivergedError(f"the loss of {method.name!r} became {mean} at step {step}: lower the rates")
+    return mean
 
 
 def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
@@ -112,7 +121,7 @@ def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
     return row_nll.view(tasks, -1).sum(1) / tokens.view(tasks, -1).sum(1)
 
 
-def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], cell: Cell) -> torch.optim.AdamW:
+def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], trial: Trial) -> torch.optim.AdamW:
     factors: list[Tensor] = []
     cores: list[Tensor] = []
     for layer in layers.values():
@@ -120,32 +129,32 @@ def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], cell: Cell)
             for name, tensor in term.parts():
                 if term.term.parts()[name].trained:
                     (cores if name == "core" else factors).append(tensor)
-    core_lr = cell.core_lr if method.core_rate and cell.core_lr is not None else cell.lr
+    core_lr = trial.core_lr if method.core_rate and trial.core_lr is not None else trial.lr
     groups: list[dict[str, Any]] = [
-        {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, cell.lr), (cores, core_lr)) if params
+        {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, trial.lr), (cores, core_lr)) if params
     ]
     return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, step: int, cell: Cell) -> None:
-    warmup = cell.warmup_steps
+def _set_rates(optimizer: torch.optim.Optimizer, step: int, trial: Trial) -> None:
+    warmup = trial.warmup_steps
     if step < warmup:
         share = (step + 1) / warmup
     else:
-        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cell.steps - warmup)))
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (trial.steps - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
 
 
-def _rest(layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]) -> None:
+def _freeze(layers: Mapping[str, ConstrainedLinear], frozen: frozenset[str]) -> None:
     for layer in layers.values():
         for term in layer.term_layers():
             for name, tensor in term.parts():
-                tensor.requires_grad_(term.term.parts()[name].trained and name not in resting)
+                tensor.requires_grad_(term.term.parts()[name].trained and name not in frozen)
 
 
 @torch.no_grad()
-def _pull_to_mean(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
+def _proximal_step(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
     """Λ_k ← Λ_k − strength · (Λ_k − mean_j Λ_j), never beyond the mean."""
     for layer in layers.values():
         for term in layer.term_layers():
@@ -154,10 +163,10 @@ def _pull_to_mean(layers: Mapping[str, ConstrainedLinear], strength: float) -> N
 
 
 def _forget_moments(
-    optimizer: torch.optim.Optimizer, layers: Mapping[str, ConstrainedLinear], resting: frozenset[str]
+    optimizer: torch.optim.Optimizer, layers: Mapping[str, ConstrainedLinear], frozen: frozenset[str]
 ) -> None:
     for layer in layers.values():
-        for *_, copies in averaged_parts(layer, resting):
+        for *_, copies in averaged_parts(layer, frozen):
             optimizer.state.pop(copies, None)
 
 

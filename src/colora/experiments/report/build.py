@@ -12,7 +12,7 @@ __all__ = ["write_report"]
 
 
 def write_report(records: Path, out: Path, markdown: Path | None = None, mixed: bool = False) -> None:
-    """Write the report on a JSONL file of cell records, or on a folder of such files, as one HTML page.
+    """Write the report on a JSONL file of trial records, or on a folder of such files, as one HTML page.
 
     The same records give the same bytes, on one machine with one version of matplotlib.
 

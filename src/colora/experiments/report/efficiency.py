@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.report.gather import Experiment, Place, reference_row
 from colora.experiments.report.multiplier import Multiplier, Needed, multiplier
-from colora.experiments.report.statistics import METRICS, Metric, Sample
+from colora.experiments.report.statistics import Sample
 from colora.experiments.report.tables import NOTHING, Table, code_notes, table
 
 __all__ = ["MULTIPLIER_EXPLANATION", "by_examples", "multiplier_tables"]
@@ -15,7 +16,6 @@ MULTIPLIER_EXPLANATION = (
     "≥ and ≤ are bounds: the reference was never reached within what was tried, or is passed with the fewest already. "
     "In brackets the 95 % bootstrap interval, over seeds and test examples as in the tables of quality."
 )
-_METRICS = tuple(metric for metric in METRICS if metric.name != "exact_match")
 
 
 def by_examples(experiment: Experiment) -> dict[Place, list[Place]]:
@@ -32,6 +32,7 @@ def multiplier_tables(experiment: Experiment) -> list[Table]:
     Only methods with one setting an n have a curve; with several, as in a tuning experiment, there is no table.
     """
     tables = []
+    metrics = [metric for metric in METRICS.values() if metric.ranks]
     for places in by_examples(experiment).values():
         rows = [row for place in places for row in experiment.places[place]]
         reference = reference_row(rows)
@@ -43,11 +44,11 @@ def multiplier_tables(experiment: Experiment) -> list[Table]:
         for rival in rivals:
             curve = _curve(experiment, places, rival)
             for examples in target if target and curve else ():
-                found = [multiplier(curve, target, examples, metric) for metric in _METRICS]
-                lines.append([rival, str(examples), *map(_text, found, _METRICS)])
+                found = [multiplier(curve, target, examples, metric) for metric in metrics]
+                lines.append([rival, str(examples), *map(_text, found, metrics)])
         if lines:
             where = places[0].describe(without="examples")
-            headers = ["local method", f"{reference.method} at n", *(metric.title for metric in _METRICS)]
+            headers = ["local method", f"{reference.method} at n", *(metric.title for metric in metrics)]
             tables.append(table(f"{where}: multiplier", headers, lines, code_notes(experiment)))
     return tables
 

@@ -93,9 +93,17 @@ def _panel(panel: Panel) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color=INK, alpha=0.12, linewidth=0.6)
     figure.legend(
-        handles, labels, loc="lower left", bbox_to_anchor=(0.02, 0.0), frameon=False, handlelength=3, fontsize=9,
-        labelspacing=0.3, borderpad=0.1, ncols=columns,
-    )  # fmt: skip
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0.02, 0.0),
+        frameon=False,
+        handlelength=3,
+        fontsize=9,
+        labelspacing=0.3,
+        borderpad=0.1,
+        ncols=columns,
+    )
     return figure
 
 
@@ -131,8 +139,8 @@ def _heat_map(heat: HeatMap) -> Figure:
     for i, row in enumerate(heat.values if size <= MOST_ANNOTATED else ()):
         for j, value in enumerate(row):
             bright = (value - least) / (1 - least) > 0.55
-            axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                      color="black" if bright else "white")  # fmt: skip
+            ink = "black" if bright else "white"
+            axis.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
     bar = figure.colorbar(mesh, ax=axis, shrink=0.8)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)  # likewise

@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from colora.common.text import shortened
 from colora.errors import ColoraError
+from colora.evaluation.metrics import METRICS
 from colora.experiments.report.methods import REFERENCES, method_order
 from colora.experiments.report.statistics import Sample
-from colora.experiments.trial import Cell, CellRecord, read_cell_records
+from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 __all__ = ["Experiment", "Place", "Row", "read_experiments", "reference_row", "setting"]
 
 _PLACE = ("base", "dtype", "split", "test", "generate", "max_length", "max_new_tokens")
 _SETTINGS = tuple(
     name
-    for name in Cell.model_fields
+    for name in Trial.model_fields
     if name not in {"method", "group", "tasks", "regime", "examples", "seed", *_PLACE}
 )
 MOST_FAULTS = 3
@@ -51,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a place, with the cells of all its seeds.
+    """A method at a place, with the trials of all its seeds.
 
     Attributes:
         label: the method's name and the settings in which its rows differ.
@@ -61,7 +63,7 @@ class Row:
     method: str
     label: str
     settings: dict[str, object]
-    records: tuple[CellRecord, ...]
+    records: tuple[TrialRecord, ...]
 
     @cached_property
     def sample(self) -> Sample:
@@ -70,137 +72,140 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The records of one file; those of failed cells apart."""
+    """The records of one file; those of failed trials apart."""
 
     name: str
-    records: tuple[CellRecord, ...]
-    failed: tuple[CellRecord, ...] = ()
-    repeated: int = field(default=0)  # records of a cell that a later record of the same cell replaced
+    records: tuple[TrialRecord, ...]
+    failed: tuple[TrialRecord, ...] = ()
+    repeated: int = field(default=0)  # records of a trial that a later record of the same trial replaced
 
     @classmethod
-    def of(cls, name: str, records: Sequence[CellRecord]) -> "Experiment":
-        """The last record of each cell counts."""
-        last = {record.cell.key: record for record in records}
+    def of(cls, name: str, records: Sequence[TrialRecord]) -> "Experiment":
+        """The last record of each trial counts."""
+        last = {record.trial.key: record for record in records}
         ended = tuple(record for record in last.values() if record.error is None)
         failed = tuple(record for record in last.values() if record.error is not None)
         return cls(name, ended, failed, len(records) - len(last))
 
     @cached_property
     def codes(self) -> dict[str, int]:
-        """How many cells each digest of the sources gave."""
+        """How many trials each digest of the sources gave."""
         return dict(sorted(Counter(record.code or "unknown" for record in (*self.records, *self.failed)).items()))
 
     @cached_property
     def places(self) -> dict[Place, list[Row]]:
         """The rows at each place, both in the order in which they are shown."""
-        varied = [name for name in _PLACE if len({getattr(record.cell, name) for record in self.records}) > 1]
-        at: dict[Place, list[CellRecord]] = {}
+        varied = [name for name in _PLACE if len({getattr(record.trial, name) for record in self.records}) > 1]
+        at: dict[Place, list[TrialRecord]] = {}
         for record in self.records:
-            cell = record.cell
-            rest = tuple(f"{name}={setting(cell, name)}" for name in varied)
-            at.setdefault(Place(cell.group, cell.regime, cell.examples, len(cell.tasks), rest), []).append(record)
+            trial = record.trial
+            rest = tuple(f"{name}={setting(trial, name)}" for name in varied)
+            at.setdefault(Place(trial.group, trial.regime, trial.examples, len(trial.tasks), rest), []).append(record)
         differing = _differing(at.values())
         places = sorted(at, key=lambda one: (one.group, one.regime != "implicit", one.rest, one.tasks, one.examples))
         return {place: _rows(at[place], differing) for place in places}
 
 
 def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
-    """The experiments of a JSONL file of cell records, or of a folder of such files, each named by its file.
+    """The experiments of a JSONL file of trial records, or of a folder of such files, each named by its file.
 
     Args:
         path: the file or folder.
         mixed: whether an experiment may hold records of several digests of the sources.
 
     Raises:
-        ColoraError: if there is nothing to read, for lines that are no cell records, and for mixed digests.
+        ColoraError: if there is nothing to read, for lines that are no trial records, and for mixed digests.
     """
     if path.is_dir():
         files = sorted(path.glob("*.jsonl"))
         if not files:
-            raise ColoraError(f"{path}: expected JSONL files of cell records in this folder, found none")
+            raise ColoraError(f"{path}: expected JSONL files of trial records in this folder, found none")
     elif path.is_file():
         files = [path]
     else:
-        raise ColoraError(f"{path}: expected a JSONL file of cell records or a folder of them, found neither")
+        raise ColoraError(f"{path}: expected a JSONL file of trial records or a folder of them, found neither")
     experiments = [Experiment.of(file.stem, _read(file)) for file in files]
     for file, one in zip(files, experiments, strict=True):
         if len(one.codes) > 1 and not mixed:
-            found = ", ".join(f"{code} ({_count(number, 'cell')})" for code, number in one.codes.items())
+            found = ", ".join(f"{code} ({_count(number, 'trial')})" for code, number in one.codes.items())
             raise ColoraError(
-                f"{file}: expected records of one code, found several digests: {found}. Run the older cells again, or "
+                f"{file}: expected records of one code, found several digests: {found}. Run the older trials again, or "
                 "report them all the same with --mixed"
             )
     return experiments
 
 
 def reference_row(rows: Sequence[Row]) -> Row | None:
-    """The row that others are compared with: colora's, or federated colora's; of several the best in ROUGE-L."""
+    """The row that others are compared with: colora's, or federated colora's; of several the best by `METRICS`."""
     for method in REFERENCES:
         found = [row for row in rows if row.method == method]
         if found:
-            return max(
-                found, key=lambda row: (row.sample.mean("rougeL") or 0.0, -(row.sample.mean("token_nll") or 0.0))
-            )
+            return max(found, key=_rank)
     return None
 
 
-def setting(cell: Cell, name: str) -> str:
-    """A setting for readers; `name` is a field of the cell or one of its options."""
-    value = _value(cell, name)
+def _rank(row: Row) -> list[float]:
+    """Higher is better, by the first metric that ranks; the next ones decide between equals."""
+    ranking = [metric for metric in METRICS.values() if metric.ranks]
+    return [(1 if metric.higher_is_better else -1) * (row.sample.mean(metric.name) or 0.0) for metric in ranking]
+
+
+def setting(trial: Trial, name: str) -> str:
+    """A setting for readers; `name` is a field of the trial or one of its options."""
+    value = _value(trial, name)
     if name == "core_lr" and value is None:
         return "as lr"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _read(file: Path) -> list[CellRecord]:
+def _read(file: Path) -> list[TrialRecord]:
     try:
-        records = read_cell_records(file)
+        records = read_trial_records(file)
     except OSError as error:
-        raise ColoraError(f"{file}: expected a readable file of cell records, found: {error.strerror}") from error
+        raise ColoraError(f"{file}: expected a readable file of trial records, found: {error.strerror}") from error
     except ColoraError as error:
         faults = str(error).splitlines()
-        more = [f"... and {len(faults) - MOST_FAULTS} more lines like these"] if len(faults) > MOST_FAULTS else []
-        head = f"{file}: expected a cell record on each line, found"
-        raise ColoraError("\n  ".join([head, *faults[:MOST_FAULTS], *more])) from error
+        head = f"{file}: expected a trial record on each line, found"
+        raise ColoraError("\n  ".join([head, *shortened(faults, MOST_FAULTS)])) from error
     if not records:
-        raise ColoraError(f"{file}: expected a cell record on each line, found an empty file")
+        raise ColoraError(f"{file}: expected a trial record on each line, found an empty file")
     return records
 
 
-def _differing(places: Iterable[list[CellRecord]]) -> dict[tuple[str, str], list[str]]:
+def _differing(places: Iterable[list[TrialRecord]]) -> dict[tuple[str, str], list[str]]:
     """For each group and method the settings that take several values at one place, in the order of the fields."""
     found: dict[tuple[str, str], set[str]] = {}
     names = list(_SETTINGS)
     names.remove("options")
     for records in places:
-        options = sorted({option for record in records for option in record.cell.options})
+        options = sorted({option for record in records for option in record.trial.options})
         names += [option for option in options if option not in names]
-        for method in {record.cell.method for record in records}:
-            cells = [record.cell for record in records if record.cell.method == method]
-            varied = {name for name in names if len({setting(cell, name) for cell in cells}) > 1}
-            found.setdefault((records[0].cell.group, method), set()).update(varied)
+        for method in {record.trial.method for record in records}:
+            trials = [record.trial for record in records if record.trial.method == method]
+            varied = {name for name in names if len({setting(trial, name) for trial in trials}) > 1}
+            found.setdefault((records[0].trial.group, method), set()).update(varied)
     return {key: [name for name in names if name in varied] for key, varied in found.items()}
 
 
-def _rows(records: list[CellRecord], differing: dict[tuple[str, str], list[str]]) -> list[Row]:
-    found: dict[tuple[str, tuple[str, ...]], list[CellRecord]] = {}
+def _rows(records: list[TrialRecord], differing: dict[tuple[str, str], list[str]]) -> list[Row]:
+    found: dict[tuple[str, tuple[str, ...]], list[TrialRecord]] = {}
     for record in records:
-        values = tuple(setting(record.cell, name) for name in differing[record.cell.group, record.cell.method])
-        found.setdefault((record.cell.method, values), []).append(record)
+        values = tuple(setting(record.trial, name) for name in differing[record.trial.group, record.trial.method])
+        found.setdefault((record.trial.method, values), []).append(record)
     rows = []
     for (method, values), of_row in found.items():
-        names = differing[of_row[0].cell.group, method]
+        names = differing[of_row[0].trial.group, method]
         label = ", ".join([method, *(f"{name}={value}" for name, value in zip(names, values, strict=True))])
-        cell = of_row[0].cell
-        settings = {name: _value(cell, name) for name in names}
+        trial = of_row[0].trial
+        settings = {name: _value(trial, name) for name in names}
         rows.append(
-            Row(method, label, settings, tuple(sorted(of_row, key=lambda one: (one.cell.seed, one.cell.tasks))))
+            Row(method, label, settings, tuple(sorted(of_row, key=lambda one: (one.trial.seed, one.trial.tasks))))
         )
     return sorted(rows, key=lambda row: (method_order(row.method), [_sortable(v) for v in row.settings.values()]))
 
 
-def _value(cell: Cell, name: str) -> object:
-    return getattr(cell, name) if name in Cell.model_fields else cell.options.get(name)
+def _value(trial: Trial, name: str) -> object:
+    return getattr(trial, name) if name in Trial.model_fields else trial.options.get(name)
 
 
 def _sortable(value: object) -> tuple[float, str]:

@@ -8,13 +8,13 @@ from colora.experiments.report.gather import Experiment
 from colora.experiments.report.quality import main_table
 from colora.experiments.report.sections import Facts, Section, Warn
 from colora.experiments.report.tables import Table
-from colora.experiments.trial import CellRecord
+from colora.experiments.trial import TrialRecord
 
 __all__ = ["main_table_markdown", "quality_markdown", "sections_markdown", "table_markdown"]
 
 
 def main_table_markdown(
-    records: Sequence[CellRecord],
+    records: Sequence[TrialRecord],
     group: str,
     regime: str,
     *,
@@ -37,12 +37,14 @@ def main_table_markdown(
     Raises:
         ColoraError: if no place or several fit, or for an unknown column.
     """
-    experiment = Experiment.of("records", [one for one in records if methods is None or one.cell.method in methods])
+    experiment = Experiment.of("records", [one for one in records if methods is None or one.trial.method in methods])
     fitting = [
-        place for place in experiment.places
+        place
+        for place in experiment.places
         if (place.group, place.regime) == (group, regime)
-        and examples in (None, place.examples) and tasks in (None, place.tasks)
-    ]  # fmt: skip
+        and examples in (None, place.examples)
+        and tasks in (None, place.tasks)
+    ]
     if len(fitting) != 1:
         wanted = f"group={group!r}, regime={regime!r}, examples={examples}, tasks={tasks}"
         found = "; ".join(place.title for place in fitting or experiment.places) or "none"

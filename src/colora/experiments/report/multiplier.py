@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from colora.experiments.report.statistics import Metric, Sample, seed_weights
+from colora.evaluation.metrics import Metric
+from colora.experiments.report.statistics import Sample, seed_weights
 
 __all__ = ["Multiplier", "Needed", "examples_needed", "multiplier"]
 
@@ -103,8 +104,8 @@ def multiplier(
         needed = examples_needed(curve, goal, metric.higher_is_better)
         return Needed(needed.examples / examples, needed.bound)
 
-    centre = ratio({size: _mean(sample, metric.name, seeds) for size, sample in known.items()},
-                   _mean(target, metric.name, seeds))  # fmt: skip
+    means = {size: _mean(sample, metric.name, seeds) for size, sample in known.items()}
+    centre = ratio(means, _mean(target, metric.name, seeds))
     curves = {size: _draws(sample, metric.name, seeds) for size, sample in known.items()}
     goals = _draws(target, metric.name, seeds)
     drawn = [

@@ -1,11 +1,13 @@
-"""What a report is about: the facts of its records, the cells that failed, and what the methods are."""
+"""What a report is about: the facts of its records, the trials that failed, and what the methods are."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.gather import Experiment
-from colora.experiments.report.methods import METHODS, method_order
+from colora.experiments.report.methods import method_order
 from colora.experiments.report.tables import NOTHING, Table, table
+from colora.experiments.trial import TrialRecord
 
 __all__ = ["experiments_table", "facts", "failed_table", "methods_table"]
 
@@ -13,68 +15,72 @@ __all__ = ["experiments_table", "facts", "failed_table", "methods_table"]
 def facts(experiments: Sequence[Experiment]) -> list[tuple[str, str]]:
     """What was compared, with what, where and when: pairs of a name and its text."""
     records = [record for one in experiments for record in (*one.records, *one.failed)]
-    cells = [record.cell for record in records]
+    trials = [record.trial for record in records]
     failed = sum(len(one.failed) for one in experiments)
     repeated = sum(one.repeated for one in experiments)
     dates = sorted(str(record.environment["date"])[:10] for record in records if record.environment.get("date"))
-    machines = [
-        " · ".join(
-            [str(record.environment.get("device") or "unknown device"),
-             *(str(record.environment[key]) for key in ("platform", "machine") if record.environment.get(key)),
-             *([f"{record.environment['cpu_count']} cores"] if record.environment.get("cpu_count") else [])]
-        )
-        for record in records
-    ]  # fmt: skip
     found = [
-        ("Methods", ", ".join(sorted({cell.method for cell in cells}, key=method_order))),
-        ("Groups of tasks", ", ".join(dict.fromkeys(cell.group for cell in cells))),
-        ("Regimes", ", ".join(sorted({cell.regime for cell in cells}, reverse=True))),
-        ("Cells", f"{len(records)}" + (f", of which {failed} failed" if failed else "")),
-        ("Seeds", ", ".join(map(str, sorted({cell.seed for cell in cells})))),
-        ("Base models", _counted(f"{cell.base} ({cell.dtype})" for cell in cells)),
-        ("Measured on", _counted(cell.split for cell in cells)),
+        ("Methods", ", ".join(sorted({trial.method for trial in trials}, key=method_order))),
+        ("Groups of tasks", ", ".join(dict.fromkeys(trial.group for trial in trials))),
+        ("Regimes", ", ".join(sorted({trial.regime for trial in trials}, reverse=True))),
+        ("Trials", f"{len(records)}" + (f", of which {failed} failed" if failed else "")),
+        ("Seeds", ", ".join(map(str, sorted({trial.seed for trial in trials})))),
+        ("Base models", _counted(f"{trial.base} ({trial.dtype})" for trial in trials)),
+        ("Measured on", _counted(trial.split for trial in trials)),
         ("Code digests", _counted(record.code or "unknown" for record in records)),
         ("Git revisions", _counted(str(record.environment.get("git_revision") or "unknown") for record in records)),
-        ("Machines", _counted(machines)),
+        ("Machines", _counted(map(_machine, records))),
         ("Dates", NOTHING if not dates else dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
     ]
     if repeated:
-        found.append(("Records left out", f"{repeated}: a later record of the same cell is there"))
+        found.append(("Records left out", f"{repeated}: a later record of the same trial is there"))
     return found
 
 
 def experiments_table(experiments: Sequence[Experiment]) -> Table:
-    """A row for each experiment: how many cells it has, and of which code."""
+    """A row for each experiment: how many trials it has, and of which code."""
     lines = []
     for one in experiments:
-        regimes = Counter(record.cell.regime for record in one.records)
+        regimes = Counter(record.trial.regime for record in one.records)
         codes = ", ".join(f"{code} ({number})" for code, number in one.codes.items())
         mixed = " MIXED" if len(one.codes) > 1 else ""
         lines.append(
             [one.name, str(regimes["implicit"]), str(regimes["explicit"]), str(len(one.failed)), codes + mixed]
         )
-    return table("Experiments", ["experiment", "cells, implicit", "cells, explicit", "failed", "code digests"], lines)
+    return table("Experiments", ["experiment", "trials, implicit", "trials, explicit", "failed", "code digests"], lines)
 
 
 def failed_table(experiments: Sequence[Experiment]) -> Table:
-    """A row for each cell that failed, with its error."""
-    lines = [
-        [one.name, record.cell.method, record.cell.group, record.cell.regime, str(record.cell.examples),
-         str(len(record.cell.tasks)), str(record.cell.seed), str(record.error)]
-        for one in experiments for record in one.failed
-    ]  # fmt: skip
+    """A row for each trial that failed, with its error."""
+    lines = [[one.name, *_failure(record)] for one in experiments for record in one.failed]
     headers = ["experiment", "method", "group", "regime", "examples a task", "tasks", "seed", "error"]
-    return table("Failed cells", headers, lines, ["These cells are in no other table and in no figure."])
+    return table("Failed trials", headers, lines, ["These trials are in no other table and in no figure."])
+
+
+def _failure(record: TrialRecord) -> list[str]:
+    trial = record.trial
+    numbers = (trial.examples, len(trial.tasks), trial.seed)
+    return [trial.method, trial.group, trial.regime, *map(str, numbers), str(record.error)]
 
 
 def methods_table(experiments: Sequence[Experiment]) -> Table:
-    """The methods in words, as far as they are known."""
-    names = sorted({record.cell.method for one in experiments for record in one.records}, key=method_order)
-    return table("Methods", ["method", "what it is"], [[name, METHODS.get(name, NOTHING)] for name in names])
+    """The methods in words, as far as the registry has them."""
+    names = sorted({record.trial.method for one in experiments for record in one.records}, key=method_order)
+    lines = []
+    for name in names:
+        method = METHODS.get(name)
+        texts = (method.title, method.sentence, method.reference) if method else ("", "", "")
+        lines.append([name, *(text or NOTHING for text in texts)])
+    return table("Methods", ["method", "title", "what it is", "source"], lines)
 
 
-def _counted(values: object) -> str:
-    counts = Counter(values)  # type: ignore[call-overload]
-    return ", ".join(
-        f"{value} ({number})" if len(counts) > 1 else str(value) for value, number in sorted(counts.items())
-    )
+def _machine(record: TrialRecord) -> str:
+    made = record.environment
+    cores = [f"{made['cpu_count']} cores"] if made.get("cpu_count") else []
+    known = [str(made[key]) for key in ("platform", "machine") if made.get(key)]
+    return " · ".join([str(made.get("device") or "unknown device"), *known, *cores])
+
+
+def _counted(values: Iterable[str]) -> str:
+    counts = Counter(values)
+    return ", ".join(f"{value} ({number})" if len(counts) > 1 else value for value, number in sorted(counts.items()))

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 
 from colora.errors import ColoraError
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.report.costs import bytes_moved, is_federated
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
 from colora.experiments.report.methods import method_order
 from colora.experiments.report.plots import HeatMap, Lines, Panel, Scale
-from colora.experiments.report.statistics import METRICS, Metric
 
 __all__ = ["collaborator_panels", "efficiency_panels", "federated_panels", "similarity_maps", "styles", "sweep_panels"]
 
@@ -85,14 +85,14 @@ def similarity_maps(experiment: Experiment) -> list[HeatMap]:
                 latest[replace(place, examples=0), row.label] = (place.examples, row)
     maps = []
     for (place, label), (examples, row) in latest.items():
-        names = next(one.cell.tasks for one in row.records if one.similarity)
+        names = next(one.trial.tasks for one in row.records if one.similarity)
         found = []
         for one in row.records:
-            if one.similarity and one.cell.tasks == names:
+            if one.similarity and one.trial.tasks == names:
                 size = (len(names), len(names))
                 if [len(line) for line in one.similarity] != [size[1]] * size[0]:
                     raise ColoraError(
-                        f"{experiment.name}: {one.cell.key}: expected a similarity of {size[0]} × {size[1]}, found "
+                        f"{experiment.name}: {one.trial.key}: expected a similarity of {size[0]} × {size[1]}, found "
                         f"lines of {', '.join(str(len(line)) for line in one.similarity)}"
                     )
                 found.append(np.asarray(one.similarity))
@@ -122,12 +122,10 @@ def _along(
     return panels
 
 
-def _panels(
-    title: str, x_label: str, lines: Points, looks: Styles, scale: Scale, joined: bool = True
-) -> list[Panel]:  # fmt: skip
+def _panels(title: str, x_label: str, lines: Points, looks: Styles, scale: Scale, joined: bool = True) -> list[Panel]:
     """A panel for each metric that was measured."""
     panels = []
-    for metric in METRICS:
+    for metric in METRICS.values():
         drawn = [one for label, points in lines.items() if (one := _line(label, points, looks, metric)) is not None]
         if drawn:
             head = f"{metric.title} · {title}"

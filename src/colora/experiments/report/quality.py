@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
-from colora.experiments.report.statistics import METRICS, Difference, Metric, paired_difference
+from colora.experiments.report.statistics import Difference, paired_difference
 from colora.experiments.report.tables import (
     NOTHING,
     Entry,
@@ -32,15 +33,15 @@ EXPLANATION = (
 
 
 def main_table(experiment: Experiment, place: Place) -> Table:
-    """All rows at one place: ROUGE-L, exact match and token NLL, differences to the reference, and what they cost."""
+    """All rows at one place: every metric that was measured, differences to the reference, and what they cost."""
     rows = experiment.places[place]
     reference = reference_row(rows)
-    metrics = [metric for metric in METRICS if any(row.sample.seed_means(metric.name) for row in rows)]
+    metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
     federated = any(_total(row) is not None for row in rows)
     headers = ["method", "seeds", *(metric.title for metric in metrics)]
     if reference is not None and len(rows) > 1:
         headers += [f"{metric.title} − {reference.method}" for metric in metrics]
-    headers += ["trained numbers", "numbers kept a task"]
+    headers += ["trained parameters", "parameters per task"]
     headers += ["bytes up", "bytes down"] if federated else []
     headers += ["training, s"]
 
@@ -74,7 +75,7 @@ def quality_entries(rows: Sequence[Row], metric: Metric) -> list[str | Entry]:
 
 
 def bytes_entries(rows: Sequence[Row], which: str) -> list[str | Entry]:
-    """The column of `bytes_up` or `bytes_down`: the mean over cells."""
+    """The column of `bytes_up` or `bytes_down`: the mean over trials."""
     found = [[value for r in row.records if (value := getattr(r, which)) is not None] for row in rows]
     return [bytes_text(fmean(values)) if values else NOTHING for values in found]
 
@@ -86,17 +87,19 @@ def settings_table(experiment: Experiment) -> Table:
     methods: dict[str, list[dict[str, object]]] = {}
     for rows in experiment.places.values():
         for row in rows:
-            cells = [record.cell.model_dump() for record in row.records]
-            methods.setdefault(row.method, []).extend(cells)
+            trials = [record.trial.model_dump() for record in row.records]
+            methods.setdefault(row.method, []).extend(trials)
     lines = []
-    for method, cells in methods.items():
+    for method, trials in methods.items():
         line = [method]
         for name in names:
-            values = sorted({cell[name] for cell in cells}, key=lambda v: (isinstance(v, str), v is not None, v or 0))
+            values = sorted(
+                {trial[name] for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
+            )
             line.append(
                 ", ".join("as lr" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values)
             )
-        options = sorted({f"{k}={v:g}" for cell in cells for k, v in cell["options"].items()})  # type: ignore[attr-defined]
+        options = sorted({f"{k}={v:g}" for trial in trials for k, v in trial["options"].items()})  # type: ignore[attr-defined]
         lines.append([*line, ", ".join(options) or NOTHING])
     title = f"{experiment.name}: settings, over all regimes and numbers of examples"
     return table(title, ["method", *names, "options"], lines, code_notes(experiment))
@@ -111,7 +114,7 @@ def _difference(row: Row, reference: Row, metric: Metric) -> str:
 
 def _notes(experiment: Experiment, rows: Sequence[Row], reference: Row | None) -> list[str]:
     notes = code_notes(experiment)
-    seeds = {frozenset(record.cell.seed for record in row.records) for row in rows}
+    seeds = {frozenset(record.trial.seed for record in row.records) for row in rows}
     if len(seeds) > 1:
         notes.append("The methods were not run with the same seeds; each difference is over the seeds both have.")
     if reference is not None and sum(row.method == reference.method for row in rows) > 1:
@@ -123,7 +126,7 @@ def _notes(experiment: Experiment, rows: Sequence[Row], reference: Row | None) -
 
 
 def _seeds(row: Row) -> int:
-    return len({record.cell.seed for record in row.records})
+    return len({record.trial.seed for record in row.records})
 
 
 def _counts(row: Row, which: str) -> str:

@@ -62,7 +62,7 @@ def report_sections(experiments: Sequence[Experiment]) -> list[Section]:
     if len(experiments) > 1 or mixed:
         found.append(Section("Experiments", (experiments_table(experiments),)))
     if any(one.failed for one in experiments):
-        found.append(Section("Failed cells", (failed_table(experiments),)))
+        found.append(Section("Failed trials", (failed_table(experiments),)))
     for one in experiments:
         found += _experiment(one, looks)
     found.append(_setbacks(experiments))
@@ -96,7 +96,7 @@ def _experiment(one: Experiment, looks: Styles) -> list[Section]:
         Section("Settings", (settings_table(one),), 3) if one.places else None,
     ]
     warning = (Warn(_mixed_text(one)),) if len(one.codes) > 1 else ()
-    nothing = () if one.places else ("Every cell of this experiment failed.",)
+    nothing = () if one.places else ("Every trial of this experiment failed.",)
     return [Section(f"Experiment {one.name}", (*warning, *nothing)), *(part for part in parts if part is not None)]
 
 
@@ -122,5 +122,5 @@ def _setbacks(experiments: Sequence[Experiment]) -> Section:
 
 
 def _mixed_text(one: Experiment) -> str:
-    codes = ", ".join(f"{code} ({number} cell{'' if number == 1 else 's'})" for code, number in one.codes.items())
+    codes = ", ".join(f"{code} ({number} trial{'' if number == 1 else 's'})" for code, number in one.codes.items())
     return f"Mixed code: the records of {one.name} come from several digests of the sources: {codes}. Do not cite them."

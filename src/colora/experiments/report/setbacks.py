@@ -2,23 +2,34 @@
 
 from collections.abc import Sequence
 
-from colora.experiments.report.gather import Experiment, reference_row
+from colora.evaluation.metrics import METRICS, Metric
+from colora.experiments.report.gather import Experiment, Place, Row, reference_row
 from colora.experiments.report.methods import is_rival
-from colora.experiments.report.statistics import METRICS, paired_difference
+from colora.experiments.report.statistics import paired_difference
 from colora.experiments.report.tables import Table, code_notes, difference_text, mean_text, table
 
 __all__ = ["setbacks"]
 
 HEADERS = (
-    "experiment", "group", "regime", "examples a task", "tasks", "metric", "reference", "its mean", "better method",
-    "its mean ", "difference",
-)  # fmt: skip
+    "experiment",
+    "group",
+    "regime",
+    "examples a task",
+    "tasks",
+    "metric",
+    "reference",
+    "its mean",
+    "better method",
+    "its mean ",
+    "difference",
+)
 
 
 def setbacks(experiments: Sequence[Experiment]) -> tuple[Table, int]:
     """The places where the reference's mean is below the better of the `local*` and `pooled*` methods'.
 
-    Judged by ROUGE-L; by token NLL where no answers were generated.
+    Judged by the first of the ranking metrics that both sides have: by ROUGE-L; by token NLL where no answers were
+    generated.
 
     Returns:
         the table, and the number of places at which both sides were measured.
@@ -28,33 +39,53 @@ def setbacks(experiments: Sequence[Experiment]) -> tuple[Table, int]:
         for place, rows in experiment.places.items():
             reference = reference_row(rows)
             rivals = [row for row in rows if is_rival(row.method)]
-            if reference is None or not rivals:
-                continue
-            metric = next(
-                (
-                    one for one in (METRICS[0], METRICS[2])
-                    if reference.sample.seed_means(one.name) and any(row.sample.seed_means(one.name) for row in rivals)
-                ),
-                None,
-            )  # fmt: skip
-            if metric is None:
+            metric = None if reference is None else _common_metric(reference, rivals)
+            if reference is None or metric is None:
                 continue
             compared += 1
-            sign = 1 if metric.higher_is_better else -1
-            own = reference.sample.mean(metric.name) or 0.0
-            means = [(sign * mean, row) for row in rivals if (mean := row.sample.mean(metric.name)) is not None]
-            best, rival = max(means, key=lambda one: one[0])
-            if sign * own >= best:
-                continue
-            difference = paired_difference(reference.sample, rival.sample, metric.name)
-            lines.append(
-                [
-                    experiment.name, " · ".join([place.group, *place.rest]), place.regime, str(place.examples),
-                    str(place.tasks), metric.title, reference.label,
-                    mean_text(own, reference.sample.spread(metric.name), metric.digits), rival.label,
-                    mean_text(sign * best, rival.sample.spread(metric.name), metric.digits),
-                    difference_text(difference, metric),
-                ]
-            )  # fmt: skip
+            best = _best(rivals, metric)
+            if _signed_mean(reference, metric) < _signed_mean(best, metric):
+                lines.append(_line(experiment, place, reference, best, metric))
     notes = list(dict.fromkeys(note for experiment in experiments for note in code_notes(experiment)))
     return table("Where collaboration does not help", HEADERS, lines, notes), compared
+
+
+def _common_metric(reference: Row, rivals: Sequence[Row]) -> Metric | None:
+    """The first ranking metric that the reference and one of the rivals have; None if there is none."""
+    for metric in METRICS.values():
+        measured = any(row.sample.seed_means(metric.name) for row in rivals)
+        if metric.ranks and measured and reference.sample.seed_means(metric.name):
+            return metric
+    return None
+
+
+def _best(rivals: Sequence[Row], metric: Metric) -> Row:
+    """The best of those rivals that have the metric."""
+    return max(rivals, key=lambda row: _signed_mean(row, metric))
+
+
+def _signed_mean(row: Row, metric: Metric) -> float:
+    """The mean, negative where lower is better; without one, below all."""
+    mean = row.sample.mean(metric.name)
+    return float("-inf") if mean is None else mean if metric.higher_is_better else -mean
+
+
+def _line(experiment: Experiment, place: Place, reference: Row, best: Row, metric: Metric) -> list[str]:
+    difference = paired_difference(reference.sample, best.sample, metric.name)
+    return [
+        experiment.name,
+        " · ".join([place.group, *place.rest]),
+        place.regime,
+        str(place.examples),
+        str(place.tasks),
+        metric.title,
+        reference.label,
+        _mean_text(reference, metric),
+        best.label,
+        _mean_text(best, metric),
+        difference_text(difference, metric),
+    ]
+
+
+def _mean_text(row: Row, metric: Metric) -> str:
+    return mean_text(row.sample.mean(metric.name), row.sample.spread(metric.name), metric.digits)

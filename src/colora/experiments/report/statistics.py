@@ -18,29 +18,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from colora.experiments.trial import CellRecord, TaskScores
+from colora.evaluation.metrics import METRICS
+from colora.experiments.trial import TaskScores, TrialRecord
 
-__all__ = ["DRAWS", "METRICS", "Difference", "Metric", "Sample", "paired_difference", "seed_weights"]
+__all__ = ["DRAWS", "Difference", "Sample", "paired_difference", "seed_weights"]
 
 DRAWS = 2000
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is measured: its name in the records, its name for readers, its digits, and which way is better."""
-
-    name: str
-    title: str
-    digits: int
-    higher_is_better: bool
-
-
-METRICS = (
-    Metric("rougeL", "ROUGE-L", 1, True),
-    Metric("exact_match", "exact match, %", 1, True),
-    Metric("token_nll", "token NLL", 3, False),
-)
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,12 @@ class Difference:
 class Sample:
     """The scores of one method at one setting: a seed or several, each with its tasks, each with its examples."""
 
-    def __init__(self, records: Sequence[CellRecord], draws: int = DRAWS) -> None:
+    def __init__(self, records: Sequence[TrialRecord], draws: int = DRAWS) -> None:
         self.draws = draws
         self._scores: dict[int, dict[tuple[tuple[str, ...], str], TaskScores]] = {}
         for record in records:
-            of_seed = self._scores.setdefault(record.cell.seed, {})
-            of_seed |= {(record.cell.tasks, task): scores for task, scores in record.scores.items()}
+            of_seed = self._scores.setdefault(record.trial.seed, {})
+            of_seed |= {(record.trial.tasks, task): scores for task, scores in record.scores.items()}
         self._means: dict[str, dict[int, float]] = {}
         self._resampled: dict[str, dict[int, Floats]] = {}
 
@@ -139,12 +123,12 @@ def _example_counts(task: str, examples: int, draws: int) -> Floats:
 
 
 def _resampled_task(scores: TaskScores, metric: str, task: str, draws: int) -> Floats:
-    if metric == "token_nll":
+    if METRICS[metric].score is None:
         counts = _example_counts(task, len(scores.nll), draws)
         tokens = counts @ np.asarray(scores.tokens, dtype=np.float64)
         # A draw without a single token, of answers that are nearly all empty, counts as the whole task.
         whole = sum(scores.nll) / sum(scores.tokens)
         return np.where(tokens > 0, counts @ np.asarray(scores.nll) / np.maximum(tokens, 1), whole)
-    values = np.asarray(getattr(scores, metric), dtype=np.float64)
+    values = np.asarray(scores.texts[metric], dtype=np.float64)
     means: Floats = _example_counts(task, len(values), draws) @ values / len(values)
     return means

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment
-from colora.experiments.report.statistics import Difference, Metric
+from colora.experiments.report.statistics import Difference
 
 __all__ = [
     "NOTHING",
@@ -64,7 +65,7 @@ def code_notes(experiment: Experiment) -> list[str]:
     if len(experiment.codes) < 2:
         return []
     found = ", ".join(f"{code} ({number})" for code, number in experiment.codes.items())
-    return [f"MIXED CODE: the cells of this experiment come from several digests of the sources: {found}."]
+    return [f"MIXED CODE: the trials of this experiment come from several digests of the sources: {found}."]
 
 
 def mean_text(mean: float | None, spread: float | None, digits: int) -> str:

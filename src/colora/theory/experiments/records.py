@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from colora.common.files import read_lines, write_text
-from colora.errors import ColoraError
+from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
 
 __all__ = [
     "MethodSettings",
@@ -128,7 +127,7 @@ class RecoveryRecord(_Frozen):
 
 def write_recovery_records(path: Path, records: Iterable[RecoveryRecord]) -> None:
     """Write records, one JSON object a line, atomically. Raises CheckpointError if the file cannot be written."""
-    write_text(path, "".join(record.model_dump_json(exclude_defaults=True, by_alias=True) + "\n" for record in records))
+    write_jsonl(path, (record.model_dump_json(exclude_defaults=True, by_alias=True) for record in records))
 
 
 def read_recovery_records(path: Path) -> list[RecoveryRecord]:
@@ -138,13 +137,4 @@ def read_recovery_records(path: Path) -> list[RecoveryRecord]:
         ColoraError: with one "file:line: ..." for each faulty line.
         OSError: if the file cannot be read.
     """
-    return read_lines(path, _parse)
-
-
-def _parse(line: bytes) -> RecoveryRecord:
-    try:
-        return RecoveryRecord.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ColoraError(f"{place + ': ' if place else ''}{first['msg']}") from None
+    return read_jsonl(path, model_parser(RecoveryRecord))

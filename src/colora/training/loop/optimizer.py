@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from colora.adapter.tasklist import task_uids
 from colora.errors import ConfigError
+from colora.training.rates import LR
 
 __all__ = ["TaskAdamW", "parameter_groups", "unwrapped"]
 
@@ -63,7 +64,7 @@ class TaskAdamW(torch.optim.AdamW):
     def __init__(
         self,
         params: Iterable[dict[str, Any]] | Iterable[nn.Parameter],
-        lr: float = 2e-3,
+        lr: float = LR,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,

@@ -2,12 +2,7 @@
 
 from typing import Literal
 
-from torch.optim import Optimizer
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from colora.training.loop.optimizer import unwrapped
-
-__all__ = ["AlternatingCallback", "Schedule", "frozen_roles"]
+__all__ = ["Schedule", "frozen_roles"]
 
 Schedule = Literal["joint", "alternating"]
 
@@ -25,21 +20,3 @@ def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
     if schedule == "joint":
         return set()
     return {"core"} if (step // turn) % 2 == 0 else {"shared"}
-
-
-class AlternatingCallback(TrainerCallback):
-    """Freezes groups of a `TaskAdamW` at every step; a function of the step alone, so it can resume."""
-
-    def __init__(self, schedule: Schedule, turn: int) -> None:
-        self.schedule = schedule
-        self.turn = turn
-
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Optimizer,
-        **kwargs: object,
-    ) -> None:
-        unwrapped(optimizer).freeze(frozen_roles(self.schedule, state.global_step, self.turn))

@@ -20,10 +20,10 @@ from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.encode import EncodedRun
 from colora.training.loop import checkpoint
+from colora.training.loop.alternating import AlternatingCallback
 from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
 from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups, unwrapped
-from colora.training.loop.schedule import AlternatingCallback
 from colora.training.loop.stopping import TaskEarlyStopping
 from colora.training.resolve import ResolvedRun
 

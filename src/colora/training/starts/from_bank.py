@@ -20,6 +20,7 @@ from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets import is_target
 from colora.bank.load import attach_bank
 from colora.bank.tensors import SavedBank
+from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, RunConfig
 from colora.training.run_folder import run_config
@@ -80,7 +81,7 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
         raise ConfigError(
             f"the run file's adapter names other layers than {start.folder} has: remove target_modules, "
             "exclude_modules and layers_to_transform from it. Different:",
-            [f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing[:5]],
+            shortened([f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing], 5),
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from colora.adapter.model import bank_layers
 from colora.common.device import training_device
+from colora.common.text import listed
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
@@ -60,9 +61,8 @@ class StartLosses:
             return f"the gradients' directions, at the base model: {float(self.before.mean()):.3f} nats per token"
         pairs = zip(self.names, self.before.tolist(), self.after.tolist(), strict=True)
         shown = [f"{name} {one:.3f} → {two:.3f}" for name, one, two in pairs]
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         mean = f"mean {float(self.before.mean()):.3f} → {float(self.after.mean()):.3f}"
-        return f"b = {self.b:g}, nats per token before and at the start: {', '.join([mean, *shown[:SHOWN], *more])}"
+        return f"b = {self.b:g}, nats per token before and at the start: {mean}, {listed(shown, SHOWN)}"
 
 
 def start_cost(config: RunConfig, tasks: int) -> list[str]:

@@ -19,6 +19,7 @@ from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
+from colora.training.rates import CORE_LR
 
 __all__ = ["Settings", "fit_core"]
 
@@ -74,7 +75,7 @@ class Settings:
 
     def rates(self, rank: int) -> tuple[float, float]:
         """Peak learning rate and proximal strength for cores of `rank` × `rank` parameters, `extend` included."""
-        lr, proximal = (0.06, 0.1) if rank >= LARGE else (0.12, 0.0)
+        lr, proximal = (CORE_LR, 0.1) if rank >= LARGE else (2 * CORE_LR, 0.0)
         return lr if self.lr is None else self.lr, proximal if self.proximal is None else self.proximal
 
 

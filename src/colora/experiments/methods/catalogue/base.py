@@ -4,4 +4,10 @@ from colora.experiments.methods.method import Method
 
 __all__ = ["BASE"]
 
-BASE = Method("base", "base, zero-shot", terms=())
+BASE = Method(
+    "base",
+    "base, zero-shot",
+    "The base model as it is, without training.",
+    "",
+    terms=(),
+)

@@ -8,4 +8,11 @@ from colora.experiments.methods.method import MEAN, OWN, Method, Term
 
 __all__ = ["FED_ALORA"]
 
-FED_ALORA = Method("fed-alora", "Fed-ALoRA", terms=(Term(A=OWN, B=MEAN),), federated=True)
+FED_ALORA = Method(
+    "fed-alora",
+    "Fed-ALoRA",
+    "Federated: B is averaged, each client keeps its own A.",
+    "Ban and Ji, arXiv:2509.25414",
+    terms=(Term(A=OWN, B=MEAN),),
+    federated=True,
+)

@@ -15,12 +15,22 @@ __all__ = ["FED_COLORA", "FED_COLORA_ALTERNATING"]
 
 _TERMS = (Term(A=MEAN, B=MEAN, core=OWN),)
 
-FED_COLORA = Method("fed-colora", "CoLoRA, federated", terms=_TERMS, federated=True, core_rate=True)
-FED_COLORA_ALTERNATING = Method(
-    "fed-colora-alternating",
-    "CoLoRA, federated, alternating rounds",
+FED_COLORA = Method(
+    "fed-colora",
+    "CoLoRA, federated",
+    "Federated colora: A and B are averaged, each client keeps its core.",
+    "arXiv:2602.07218",
     terms=_TERMS,
     federated=True,
     core_rate=True,
-    resting=one_factor_a_round,
+)
+FED_COLORA_ALTERNATING = Method(
+    "fed-colora-alternating",
+    "CoLoRA, federated, alternating rounds",
+    "As fed-colora, A and B trained and averaged in alternating rounds.",
+    "arXiv:2602.07218",
+    terms=_TERMS,
+    federated=True,
+    core_rate=True,
+    frozen=one_factor_a_round,
 )

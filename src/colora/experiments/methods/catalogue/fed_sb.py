@@ -15,6 +15,8 @@ __all__ = ["FED_SB"]
 FED_SB = Method(
     "fed-sb",
     "Fed-SB",
+    "Federated: A and B are frozen, the cores are averaged.",
+    "Singhal et al., arXiv:2502.15436",
     terms=(Term(A=FROZEN, B=FROZEN, core=MEAN),),
     federated=True,
     start="gradient",

@@ -10,4 +10,12 @@ from colora.experiments.methods.method import MEAN, Method, Term
 
 __all__ = ["FEDEX_LORA"]
 
-FEDEX_LORA = Method("fedex-lora", "FedEx-LoRA", terms=(Term(A=MEAN, B=MEAN),), federated=True, folds_residual=True)
+FEDEX_LORA = Method(
+    "fedex-lora",
+    "FedEx-LoRA",
+    "Federated: A and B are averaged, and what the averages miss is added to the base weights.",
+    "Singhal et al., arXiv:2410.09432",
+    terms=(Term(A=MEAN, B=MEAN),),
+    federated=True,
+    folds_residual=True,
+)

@@ -10,4 +10,11 @@ from colora.experiments.methods.method import MEAN, Method, Term
 
 __all__ = ["FEDIT"]
 
-FEDIT = Method("fedit", "FedIT", terms=(Term(A=MEAN, B=MEAN),), federated=True)
+FEDIT = Method(
+    "fedit",
+    "FedIT",
+    "Federated: A and B are averaged each round.",
+    "Zhang et al., arXiv:2305.05644",
+    terms=(Term(A=MEAN, B=MEAN),),
+    federated=True,
+)

@@ -8,4 +8,11 @@ from colora.experiments.methods.method import MEAN, OWN, Method, Term
 
 __all__ = ["FEDSA_LORA"]
 
-FEDSA_LORA = Method("fedsa-lora", "FedSA-LoRA", terms=(Term(A=MEAN, B=OWN),), federated=True)
+FEDSA_LORA = Method(
+    "fedsa-lora",
+    "FedSA-LoRA",
+    "Federated: A is averaged, each client keeps its own B.",
+    "Guo et al., arXiv:2410.01463",
+    terms=(Term(A=MEAN, B=OWN),),
+    federated=True,
+)

@@ -10,4 +10,11 @@ from colora.experiments.methods.method import FROZEN, MEAN, Method, Term
 
 __all__ = ["FFA_LORA"]
 
-FFA_LORA = Method("ffa-lora", "FFA-LoRA", terms=(Term(A=FROZEN, B=MEAN),), federated=True)
+FFA_LORA = Method(
+    "ffa-lora",
+    "FFA-LoRA",
+    "Federated: A stays as drawn, B is averaged.",
+    "Sun et al., arXiv:2403.12313",
+    terms=(Term(A=FROZEN, B=MEAN),),
+    federated=True,
+)

@@ -10,4 +10,10 @@ from colora.experiments.methods.method import OWN, SHARED, Method, Term
 
 __all__ = ["MTL_LORA"]
 
-MTL_LORA = Method("mtl-lora", "MTL-LoRA, one up-projection", terms=(Term(A=SHARED, B=SHARED, core=OWN),))
+MTL_LORA = Method(
+    "mtl-lora",
+    "MTL-LoRA, one up-projection",
+    "Multi-task LoRA with one up-projection: as colora, the cores trained at the rate of A and B.",
+    "Yang et al., arXiv:2410.09437",
+    terms=(Term(A=SHARED, B=SHARED, core=OWN),),
+)

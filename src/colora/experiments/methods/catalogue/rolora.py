@@ -1,7 +1,7 @@
 """RoLoRA: rounds of B and rounds of A in turn (Chen et al., arXiv:2502.01755).
 
-    round 0, 2, ...:  client k: B_k ← Adam(∇ L_k), A rests;   server: B = mean_k B_k
-    round 1, 3, ...:  client k: A_k ← Adam(∇ L_k), B rests;   server: A = mean_k A_k
+    round 0, 2, ...:  client k: B_k ← Adam(∇ L_k), A frozen; server: B = mean_k B_k
+    round 1, 3, ...:  client k: A_k ← Adam(∇ L_k), B frozen; server: A = mean_k A_k
 
 Each average is exact, for the model is linear in what moves. B first: at B = 0 the factor A has no gradient.
 """
@@ -14,8 +14,16 @@ __all__ = ["ROLORA", "one_factor_a_round"]
 
 
 def one_factor_a_round(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
-    """A rests in even rounds, B in odd ones."""
+    """A is frozen in even rounds, B in odd ones."""
     return frozenset({"B"} if round_number % 2 else {"A"})
 
 
-ROLORA = Method("rolora", "RoLoRA", terms=(Term(A=MEAN, B=MEAN),), federated=True, resting=one_factor_a_round)
+ROLORA = Method(
+    "rolora",
+    "RoLoRA",
+    "Federated: A and B are trained and averaged in alternating rounds.",
+    "Chen et al., arXiv:2502.01755",
+    terms=(Term(A=MEAN, B=MEAN),),
+    federated=True,
+    frozen=one_factor_a_round,
+)

@@ -1,4 +1,4 @@
-"""Cells end to end on a tiny base, and what is measured: likelihoods, similarity, and numbers counted by hand."""
+"""Trials end to end on a tiny base, and what is measured: likelihoods, similarity, and numbers counted by hand."""
 
 import math
 
@@ -7,11 +7,11 @@ import torch
 
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
 from colora.experiments.methods.data import encode_rows
-from colora.experiments.methods.measure import kept_numbers, likelihoods, similarity, trained_numbers
+from colora.experiments.methods.measure import kept_parameters, likelihoods, similarity, trained_parameters
 from colora.experiments.methods.registry import METHODS
-from colora.experiments.methods.runner import Bench
-from colora.experiments.trial import read_cell_records, write_cell_records
-from tests.helpers.method_trials import bench_cell, close, make_cell, real, run, toy_tasks, values_of
+from colora.experiments.methods.runner import Runner
+from colora.experiments.trial import read_trial_records, write_trial_records
+from tests.helpers.method_trials import close, make_trial, real, run, runner_trial, toy_tasks, values_of
 from tests.helpers.reference_methods import CLIENTS, Toy, toy_rows
 from tests.helpers.run_files import save_base
 from tests.helpers.tiny import tiny_llama
@@ -48,14 +48,14 @@ COUNTS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_trained_and_kept(method):
-    toy = Toy(make_cell(method, steps=2))
+    toy = Toy(make_trial(method, steps=2))
     with real(toy) as (layers, forward):
         trained, shared, own = COUNTS[method]
         assert sum(layer.base.weight.numel() for layer in layers.values()) == FOLDED
         before = values_of(layers)
-        assert trained_numbers(layers) == trained
+        assert trained_parameters(layers) == trained
         run(toy, layers, forward)
-        assert kept_numbers(layers) == (shared, own)
+        assert kept_parameters(layers) == (shared, own)
         if not METHODS[method].compresses and METHODS[method].terms:
             after = values_of(layers)
             moved = {part for part, layer, k in after if not torch.equal(after[part, layer, k], before[part, layer, k])}
@@ -67,7 +67,7 @@ def test_numbers_trained_and_kept(method):
 
 @pytest.mark.parametrize("method", ["local", "colora", "colora-residual", "colora-diagonal", "post-hoc", "fedsa-lora"])
 def test_similarity_is_the_cosine_of_dense_updates(method):
-    toy = Toy(make_cell(method, steps=4))
+    toy = Toy(make_trial(method, steps=4))
     with real(toy) as (layers, forward):
         run(toy, layers, forward)
         updates = []
@@ -84,14 +84,14 @@ def test_similarity_is_the_cosine_of_dense_updates(method):
 
 
 def test_no_similarity_without_updates():
-    with real(Toy(make_cell("base"))) as (layers, _):
+    with real(Toy(make_trial("base"))) as (layers, _):
         assert similarity(layers) is None
 
 
 @pytest.mark.parametrize("sizes", [(1, 5, 3), (40, 2, 33), (2, 2, 2)])
 def test_likelihoods_of_tasks_with_unequal_numbers_of_rows(sizes):
     """More rows than fit one batch of 96 as well; each is the nats of the row alone with its task's weights."""
-    toy = Toy(make_cell("colora"), rows=toy_rows(sizes))
+    toy = Toy(make_trial("colora"), rows=toy_rows(sizes))
     with real(toy) as (layers, forward):
         for layer in layers.values():
             for tensor in layer.terms.parameters():
@@ -118,8 +118,8 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(base):
-    return Bench(base, device="cpu")
+def runner(base):
+    return Runner(base, device="cpu")
 
 
 def what_counts(record):
@@ -127,8 +127,8 @@ def what_counts(record):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_and_its_record_survives_the_file(method, base, bench, tmp_path):
-    record = bench.run(bench_cell(base, method), toy_tasks())
+def test_every_method_runs_and_its_record_survives_the_file(method, base, runner, tmp_path):
+    record = runner.run(runner_trial(base, method), toy_tasks())
     assert record.error is None
     assert list(record.scores) == ["red", "blue", "green"]
     assert [len(scores.nll) for scores in record.scores.values()] == [3, 2, 3]
@@ -143,57 +143,57 @@ def test_every_method_runs_and_its_record_survives_the_file(method, base, bench,
         (2, False, False) if federated else (None, True, True)
     )
     assert [step for step, _ in record.losses] == ([0, 1, 2, 3] if METHODS[method].terms else [])
-    write_cell_records(tmp_path / "records.jsonl", [record, record])
-    assert read_cell_records(tmp_path / "records.jsonl") == [record, record]
+    write_trial_records(tmp_path / "records.jsonl", [record, record])
+    assert read_trial_records(tmp_path / "records.jsonl") == [record, record]
 
 
-def test_cells_do_not_depend_on_what_ran_before(base, bench):
-    """Twice on one bench and once on a fresh one: the same scores, whatever ran in between."""
+def test_trials_do_not_depend_on_what_ran_before(base, runner):
+    """Twice on one runner and once on a fresh one: the same scores, whatever ran in between."""
     methods = ["colora", "fedex-lora", "lora-xs", "fed-sb"]
     tasks = toy_tasks()
-    first = {method: what_counts(bench.run(bench_cell(base, method), tasks)) for method in methods}
-    second = {method: what_counts(bench.run(bench_cell(base, method), tasks)) for method in reversed(methods)}
-    fresh = Bench(base, device="cpu")
+    first = {method: what_counts(runner.run(runner_trial(base, method), tasks)) for method in methods}
+    second = {method: what_counts(runner.run(runner_trial(base, method), tasks)) for method in reversed(methods)}
+    fresh = Runner(base, device="cpu")
     torch.manual_seed(99)
-    third = {method: what_counts(fresh.run(bench_cell(base, method), tasks)) for method in methods[1:] + methods[:1]}
+    third = {method: what_counts(fresh.run(runner_trial(base, method), tasks)) for method in methods[1:] + methods[:1]}
     assert first == second == third
 
 
-def test_seeds_differ(base, bench):
-    one, two = (bench.run(bench_cell(base, "colora", seed=seed), toy_tasks()) for seed in (0, 1))
+def test_seeds_differ(base, runner):
+    one, two = (runner.run(runner_trial(base, "colora", seed=seed), toy_tasks()) for seed in (0, 1))
     assert one.losses != two.losses
 
 
-def test_rows_of_the_split_are_measured_and_the_base_is_the_base(base, bench):
+def test_rows_of_the_split_are_measured_and_the_base_is_the_base(base, runner):
     """The base method gives the nats of the model as it was loaded."""
-    cell = bench_cell(base, "base", split="val", generate=0)
-    record = bench.run(cell, toy_tasks())
-    rows = encode_rows(toy_tasks(), bench.tokenizer, "val", cell.max_length)
+    trial = runner_trial(base, "base", split="val", generate=0)
+    record = runner.run(trial, toy_tasks())
+    rows = encode_rows(toy_tasks(), runner.tokenizer, "val", trial.max_length)
     for scores, own in zip(record.scores.values(), rows, strict=True):
         assert scores.tokens == [row.answer_tokens for row in own]
         assert scores.rougeL == []
         for nll, row in zip(scores.nll, own, strict=True):
             with torch.no_grad():
-                logits = bench.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+                logits = runner.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
             said = [-logits[t, label] for t, label in enumerate(row.labels[1:]) if label >= 0]
             assert nll == pytest.approx(float(sum(said)), abs=1e-3)
 
 
 def test_double_precision_reaches_the_adapters(base):
-    record = Bench(base, "fp64", device="cpu").run(
-        bench_cell(base, "fedit", dtype="fp64", generate=0, steps=1), toy_tasks()
+    record = Runner(base, "fp64", device="cpu").run(
+        runner_trial(base, "fedit", dtype="fp64", generate=0, steps=1), toy_tasks()
     )
     assert record.bytes_up > 3 * 8 * (A + B)
 
 
-def test_what_cannot_be_run(base, bench):
+def test_what_cannot_be_run(base, runner):
     with pytest.raises(ConfigError, match="unknown method 'lora'; known: base, local"):
-        bench.run(bench_cell(base, "lora"), toy_tasks())
+        runner.run(runner_trial(base, "lora"), toy_tasks())
     with pytest.raises(ConfigError, match="unknown option 'x' of method 'local': it takes none"):
-        bench.run(bench_cell(base, "local", options={"x": 1.0}), toy_tasks())
+        runner.run(runner_trial(base, "local", options={"x": 1.0}), toy_tasks())
     with pytest.raises(TaskFileError, match="task 'blue': expected examples in split 'train', found none"):
-        bench.run(bench_cell(base, "local"), toy_tasks(sizes=(4, 0, 3)))
+        runner.run(runner_trial(base, "local"), toy_tasks(sizes=(4, 0, 3)))
     with pytest.raises(TrainingDivergedError, match="lower the rates"):
-        bench.run(bench_cell(base, "local", lr=1e30), toy_tasks())
-    # and the bench goes on
-    assert bench.run(bench_cell(base, "base", generate=0), toy_tasks()).error is None
+        runner.run(runner_trial(base, "local", lr=1e30), toy_tasks())
+    # and the runner goes on
+    assert runner.run(runner_trial(base, "base", generate=0), toy_tasks()).error is None

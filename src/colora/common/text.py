@@ -1,0 +1,27 @@
+"""Long lists in messages: the first items, and how many more there are."""
+
+from collections.abc import Iterable
+
+__all__ = ["listed", "shortened"]
+
+
+def shortened(items: Iterable[str], most: int) -> list[str]:
+    """The first `most` items, and a last one that counts the rest, if there is one.
+
+    Example:
+        >>> shortened(["a", "b", "c", "d"], most=2)
+        ['a', 'b', '... and 2 more']
+    """
+    every = list(items)
+    more = [f"... and {len(every) - most} more"] if len(every) > most else []
+    return [*every[:most], *more]
+
+
+def listed(names: Iterable[str], most: int) -> str:
+    """The same on one line.
+
+    Example:
+        >>> listed(["ann", "ben", "cat"], most=2)
+        'ann, ben, ... and 1 more'
+    """
+    return ", ".join(shortened(names, most))
