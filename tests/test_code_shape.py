@@ -7,7 +7,7 @@ from tests.helpers.import_graph import SOURCE, modules
 
 MOST_LINES = 60
 MOST_PARAMETERS = 8
-MOST_ANY = 90
+MOST_ANY = 30
 MOST_SKIPS = 0
 
 

@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import LongTensor, nn
 
 from colora.common.progress import progress_bar
-from colora.errors import TaskIdError
-from colora.evaluation.nll import token_nll
+from colora.evaluation.nll import row_ids, token_nll
 from colora.evaluation.records import Record
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.generate import fit_prompts, generate_outputs
+from colora.tasks.encode import EncodedTasks
 from colora.tasks.schema import Example, Task
 from colora.tasks.tokenizer import Tokenizer
 
@@ -52,6 +51,7 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     task_index: Mapping[str, int] | None = None,
     progress: bool = True,
+    encoded: EncodedTasks | None = None,
 ) -> Evaluation:
     """Measure `model` on one split of every task, with rows of all tasks mixed in each batch.
 
@@ -62,6 +62,7 @@ def evaluate(
         settings: split, metrics and limits; the defaults of `EvaluationSettings` if None.
         task_index: the id of each task, for a model that takes `task_ids`; None for any other model.
         progress: draw a progress bar on standard error if that is a terminal.
+        encoded: the examples to be measured, in tokens, if they have been encoded; see `token_nll`.
 
     Raises:
         ConfigError: if the model has no more than `max_new_tokens` positions.
@@ -76,7 +77,7 @@ def evaluate(
     rows = [(task.name, example) for task in tasks for example in task.splits.get(split, ())[: settings.limit]]
     count = Counter(name for name, _ in rows)
     skipped = {task.name: _nothing_in(split, task) for task in tasks if task.name not in count}
-    ids = None if task_index is None else _row_ids([name for name, _ in rows], task_index)
+    ids = None if task_index is None else row_ids([name for name, _ in rows], task_index)
     values: dict[tuple[str, str], tuple[float, int]] = {}
     predictions: list[Prediction] = []
 
@@ -90,7 +91,7 @@ def evaluate(
             elif rows:
                 step = bar.add_task("likelihood", total=len(rows))
                 advance = partial(bar.advance, step)
-                nll = token_nll(model, tokenizer, tasks, settings, task_index, advance)
+                nll = token_nll(model, tokenizer, tasks, settings, task_index, advance, encoded)
                 values |= {(task, metric.name): (one.mean, one.tokens) for task, one in nll.items()}
 
     records = [
@@ -127,12 +128,6 @@ def _text_values(
     for prediction in predictions:
         scores.setdefault(prediction.task, []).append(score(prediction.prediction, prediction.outputs))
     return {(task, metric): (sum(values) / len(values), len(values)) for task, values in scores.items()}
-
-
-def _row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:
-    if missing := sorted(set(names) - set(task_index)):
-        raise TaskIdError(f"expected tasks known to the model ({', '.join(task_index)}), found {', '.join(missing)}")
-    return torch.tensor([task_index[name] for name in names], dtype=torch.long)  # type: ignore[return-value]
 
 
 def _nothing_in(split: str, task: Task) -> str:

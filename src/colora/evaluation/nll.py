@@ -1,21 +1,22 @@
 """Negative log-likelihood of the right answers: the measure that moves before any text metric does."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 
+from colora.errors import TaskIdError
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode
-from colora.tasks.encode import IGNORED, encode_tasks
-from colora.tasks.schema import Task
+from colora.tasks.encode import IGNORED, EncodedTasks, encode_tasks
+from colora.tasks.schema import Task, first_examples
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["TokenNLL", "token_nll"]
+__all__ = ["TokenNLL", "row_ids", "token_nll"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def token_nll(
     settings: EvaluationSettings,
     task_index: Mapping[str, int] | None = None,
     progress: Callable[[int], None] | None = None,
+    encoded: EncodedTasks | None = None,
 ) -> dict[str, TokenNLL]:
     """Summed negative log-likelihood of the first acceptable output of every example, end token included.
 
@@ -58,6 +60,7 @@ def token_nll(
         task_index: the id of each task, given to the model as `task_ids` LongTensor (rows,). None: the model gets no
             `task_ids`, as a base model or a plain LoRA wants it.
         progress: called with the number of rows just measured.
+        encoded: the same examples of the same tasks in tokens, cut to `max_length`, if they have been encoded.
 
     Returns:
         for each task name its sum in nats and its number of tokens.
@@ -70,18 +73,20 @@ def token_nll(
         UserWarning: once for each task whose inputs had to be cut.
     """
     seq2seq, split = is_encoder_decoder(model), settings.split
-    measured = [
-        replace(task, splits={split: task.splits[split][: settings.limit]}) for task in tasks if task.splits.get(split)
-    ]
-    encoded = encode_tasks(measured, tokenizer, split, settings.max_length, seq2seq, task_index)
+    if encoded is None:
+        chosen = [first_examples(task, split, settings.limit) for task in tasks]
+        encoded = encode_tasks(chosen, tokenizer, split, settings.max_length, seq2seq)
     rows = [encoded[row] for row in range(len(encoded))]
-    names = [task.name for task in measured for _ in task.splits[split]]
+    names = [task.name for task, size in zip(tasks, encoded.sizes, strict=True) for _ in range(size)]
+    ids = None if task_index is None else row_ids(names, task_index)
     device, filler = device_of(model), pad_token_id(tokenizer)
     sums, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
     with eval_mode(model):
         for batch in length_batches(lengths, settings.batch_rows):
-            inputs, labels = _padded([rows[row] for row in batch], filler, device, task_index is not None)
+            inputs, labels = _padded([rows[row] for row in batch], filler, device)
+            if ids is not None:
+                inputs["task_ids"] = ids[batch].to(device)
             losses, counts = row_nll(model, inputs, labels), label_tokens(labels, seq2seq)
             for row, loss, count in zip(batch, losses.tolist(), counts.tolist(), strict=True):
                 sums[names[row]] += loss
@@ -91,13 +96,15 @@ def token_nll(
     return {name: TokenNLL(sums[name], tokens[name]) for name in sums}
 
 
-def _padded(
-    rows: Sequence[Mapping[str, Any]], filler: int, device: torch.device, with_ids: bool
-) -> tuple[dict[str, Any], Tensor]:
+def row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:
+    """The id of each row's task. Raises TaskIdError if `task_index` lacks a task."""
+    if missing := sorted(set(names) - set(task_index)):
+        raise TaskIdError(f"expected tasks known to the model ({', '.join(task_index)}), found {', '.join(missing)}")
+    return torch.tensor([task_index[name] for name in names], dtype=torch.long)  # type: ignore[return-value]
+
+
+def _padded(rows: Sequence[Mapping[str, Any]], filler: int, device: torch.device) -> tuple[dict[str, Any], Tensor]:
     """What the model takes of a batch of encoded rows, and their labels, LongTensor (rows, longest)."""
     input_ids, mask = pad([row["input_ids"] for row in rows], filler, device)
     labels, _ = pad([row["labels"] for row in rows], IGNORED, device)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-    if with_ids:
-        inputs["task_ids"] = torch.tensor([row["task_ids"] for row in rows], device=device)
-    return inputs, labels
+    return {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}, labels

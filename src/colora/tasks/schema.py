@@ -1,9 +1,9 @@
 """What a task is: examples in three splits, and where a user says they come from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-__all__ = ["SPLITS", "Example", "Task", "TaskSource"]
+__all__ = ["SPLITS", "Example", "Task", "TaskSource", "first_examples"]
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +32,11 @@ class Task:
     splits: dict[str, tuple[Example, ...]]
     source: str
     split_seed: int | None
+
+
+def first_examples(task: Task, split: str, limit: int | None) -> Task:
+    """The task with the first `limit` examples of a split alone, all if None; its other splits stay."""
+    return replace(task, splits=task.splits | {split: task.splits.get(split, ())[:limit]})
 
 
 @dataclass(frozen=True)

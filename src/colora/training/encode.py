@@ -1,11 +1,13 @@
 """The examples of a run in tokens, once: for training, for validation, and in which order they come."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from colora.errors import ConfigError
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.mixing import TaskMixture
+from colora.tasks.schema import first_examples
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.resolve import ResolvedRun
 
@@ -19,7 +21,7 @@ class EncodedRun:
     Attributes:
         train: the training examples; ids in them are places in the run's `names`.
         validation: the validation examples, if the run measures them while it trains.
-        evaluation: the examples that the run is measured on by their likelihood, if these are not the training ones.
+        evaluation: the examples that the run is measured on by their likelihood, if it is.
         mixture: which training example comes when, over all steps.
         pad_token_id: what shorter rows are filled with.
     """
@@ -45,17 +47,19 @@ def encode_run(run: ResolvedRun, tokenizer: Tokenizer, model: Any) -> EncodedRun
             f"training.max_length is {training.max_length}, but {config.base} has {positions} positions: lower it"
         )
 
-    def encoded(split: str) -> EncodedTasks:
-        return encode_tasks(run.tasks, tokenizer, split, training.max_length, bool(model.config.is_encoder_decoder))
+    @cache
+    def encoded(split: str, limit: int | None) -> EncodedTasks:
+        tasks = [first_examples(task, split, limit) for task in run.tasks]
+        return encode_tasks(tasks, tokenizer, split, training.max_length, bool(model.config.is_encoder_decoder))
 
     # What is measured in the end comes first: its faults must not wait.
-    measured = "nll" in config.evaluation.metrics and config.evaluation.split != "train"
-    evaluation = encoded(config.evaluation.split) if measured else None
-    train = encoded("train")
+    measured = config.evaluation
+    evaluation = encoded(measured.split, measured.limit) if "nll" in measured.metrics else None
+    train = encoded("train", None)
     validation = None
     if training.eval_every is not None:
-        validation = evaluation if measured and config.evaluation.split == "val" else encoded("val")
-        if validation is None or not len(validation):
+        validation = encoded("val", None)
+        if not len(validation):
             raise ConfigError("training.eval_every needs validation examples, but no task has any (tasks.N.val)")
     mixture = TaskMixture(
         train.sizes,

@@ -32,7 +32,7 @@ from colora.evaluation.metrics import metric_options
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import load_base
-from colora.tasks.encode import EncodingReport
+from colora.tasks.encode import EncodedTasks, EncodingReport
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
@@ -188,7 +188,8 @@ def measure_result(result: TrainResult) -> Evaluation | None:
         return None
     if result.reused and (records := _measured(config)):
         return Evaluation(records, [])
-    return measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length)
+    encoded = None if result.encoded is None else result.encoded.evaluation
+    return measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length, encoded=encoded)
 
 
 def evaluate_bank(
@@ -230,9 +231,19 @@ def evaluate_bank(
 
 
 def measure(
-    config: RunConfig, model: PeftModel, tokenizer: Tokenizer, tasks: list[Task], max_length: int, progress: bool = True
+    config: RunConfig,
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    tasks: list[Task],
+    max_length: int,
+    progress: bool = True,
+    encoded: EncodedTasks | None = None,
 ) -> Evaluation:
-    """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder."""
+    """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder.
+
+    Args:
+        encoded: what is measured of these tasks, in tokens, if it has been encoded.
+    """
     run, spec = Path(config.output), config.evaluation
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
     kept = [task for task in tasks if task.name in index] or tasks  # of none at all, evaluate tells what is wrong
@@ -247,7 +258,7 @@ def measure(
         method=_method(config),
         seed=config.seed,
     )
-    result = evaluate(model, tokenizer, kept, settings, index, progress)
+    result = evaluate(model, tokenizer, kept, settings, index, progress, encoded if len(kept) == len(tasks) else None)
     result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())

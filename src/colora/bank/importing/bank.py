@@ -107,12 +107,7 @@ def import_loras(
     """
     output = _free_folder(Path(output).resolve())
     loras = read_loras([Path(folder) for folder in folders], names)
-    source = base or common_base(loras)
-    for lora in loras:
-        if base and lora.base != base:
-            log(f"{lora.folder} names the base {lora.base}; taken to be the same as {base}")
-    if source != "smollm2" and Path(source).expanduser().exists():
-        source = str(Path(source).expanduser().resolve())  # the bank will be used from other folders
+    source = _base_name(loras, base, log)
     model, _ = load_base(source, dtype="auto")
     sizes = layer_sizes(loras, model)
     r = bank_rank(loras, sizes, rank)
@@ -137,6 +132,17 @@ def import_loras(
     rows = _task_rows(loras, list(layers), lost, energy)
     before, after = sum(lora.bytes for lora in loras), (output / WEIGHTS).stat().st_size
     return ImportReport(output, model.name_or_path, r, rows, bytes_before=before, bytes_after=after)
+
+
+def _base_name(loras: Sequence[Lora], base: str | None, log: Callable[[str], None]) -> str:
+    """The base model's name: the one that was asked for, or that the LoRAs agree on."""
+    source = base or common_base(loras)
+    for lora in loras:
+        if base and lora.base != base:
+            log(f"{lora.folder} names the base {lora.base}; taken to be the same as {base}")
+    if source != "smollm2" and Path(source).expanduser().exists():
+        return str(Path(source).expanduser().resolve())  # the bank will be used from other folders
+    return source
 
 
 def _free_folder(output: Path) -> Path:

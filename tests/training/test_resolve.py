@@ -1,0 +1,98 @@
+"""A run is resolved once: its tasks are read, hashed and encoded once, and the bank to start from is opened once."""
+
+from collections import Counter
+
+import pytest
+
+import colora.bank.tensors
+import colora.evaluation.nll
+import colora.training.encode
+import colora.training.resolve
+import colora.training.run_folder
+from colora.errors import ConfigError
+from colora.training.check import check_run
+from colora.training.resolve import resolve_run
+from colora.training.run import train_and_evaluate
+from colora.transfer.grouping import train_groups
+from tests.helpers.run_files import config_of, save_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """How often each split of a task is hashed and encoded, and task files are read."""
+    found = Counter()
+
+    def counting(module, name, key):
+        function = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            found[key(*args)] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    counting(colora.training.resolve, "read_tasks", lambda *args: "read")
+    counting(colora.training.run_folder, "_digest", lambda task, split: f"hash {task.name} {split}")
+    for module in (colora.training.encode, colora.evaluation.nll):
+        counting(module, "encode_tasks", lambda tasks, tokenizer, split, *more: f"encode {split}")
+    return found
+
+
+def test_examples_are_read_hashed_and_encoded_once(base, tmp_path, counts):
+    config = config_of(tmp_path, base, training={"eval_every": 2})
+    train_and_evaluate(config)
+    hashes = {f"hash {task} {split}": 1 for task in ("red", "blue") for split in ("train", "val", "test")}
+    assert counts == hashes | {"read": 1, "encode train": 1, "encode val": 1, "encode test": 1}
+
+
+def test_a_split_that_is_validated_and_measured_is_encoded_once(base, tmp_path, counts):
+    config = config_of(tmp_path, base, training={"eval_every": 2}, evaluation={"split": "val"})
+    train_and_evaluate(config)
+    assert (counts["encode train"], counts["encode val"], counts["encode test"]) == (1, 1, 0)
+
+
+def test_tasks_of_a_run_in_groups_are_read_and_hashed_once(base, tmp_path, counts):
+    train_groups(config_of(tmp_path, base, grouping=[["red"], ["blue"]]))
+    assert {key: count for key, count in counts.items() if key == "read" or key.startswith("hash")} == {
+        "read": 1,
+        **{f"hash {task} {split}": 1 for task in ("red", "blue") for split in ("train", "val", "test")},
+    }
+
+
+def test_the_bank_to_start_from_is_opened_once(base, tmp_path, monkeypatch):
+    (tmp_path / "first").mkdir()
+    first = config_of(tmp_path / "first", base)
+    train_and_evaluate(first)
+    opened = []
+    real = colora.bank.tensors.safe_open
+    monkeypatch.setattr(colora.bank.tensors, "safe_open", lambda *args: opened.append(args) or real(*args))
+    (tmp_path / "second").mkdir()
+    config = config_of(tmp_path / "second", base, start_from=first.output)
+    assert resolve_run(config).start is not None
+    assert opened == []  # the config alone has been read
+    train_and_evaluate(config)
+    assert len(opened) == 1
+    assert resolve_run(config).start is None  # it has ended
+
+
+def test_a_resolved_run_does_not_change(base, tmp_path):
+    run = resolve_run(config_of(tmp_path, base))
+    assert run.names == ["red", "blue"]
+    assert run.adapter.tasks == ["red", "blue"]
+    assert not run.has_ended
+    with pytest.raises(AttributeError):
+        run.config = None
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_loaded(base, tmp_path):
+    config = config_of(tmp_path, base, start_from=str(tmp_path / "bank"), adapter={"init_weights": "spectral"})
+    with pytest.raises(ConfigError, match="spectral begins a new bank"):
+        resolve_run(config)
+    config = config_of(tmp_path, base, grouping=[["red"]])
+    with pytest.raises(ConfigError, match="blue: in no group"):
+        check_run(config)
