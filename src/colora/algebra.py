@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["canonical_gauge", "compose", "core_gram", "joint_diagonalisation"]
+__all__ = ["canonical_gauge", "compose", "core_gram", "fresh_core", "joint_diagonalisation"]
 
 
 def compose(
@@ -103,3 +103,10 @@ def _leading_left(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Ten
     """Orthonormal basis of the leading left singular space; completed if the matrix has fewer columns than `rank`."""
     U = torch.linalg.svd(matrix, full_matrices=matrix.shape[1] < rank).U
     return U[:, :rank]
+
+
+def fresh_core(
+    r: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Float[Tensor, "{r} {r}"]:
+    """The core of a task that has not been trained: the identity, with which the task's update is s · B A."""
+    return torch.eye(r, dtype=dtype, device=device)

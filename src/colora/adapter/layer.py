@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.routing import Router, Routing, listed_tasks
-from colora.algebra import compose
+from colora.algebra import compose, fresh_core
 from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["CoLoRALinear", "Routing", "fresh_core"]
@@ -225,10 +225,3 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "colora." + super().__repr__()
-
-
-def fresh_core(
-    r: int, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> Float[Tensor, "{r} {r}"]:
-    """The core of a task that has not been trained: the identity, with which the task's update is s · B A."""
-    return torch.eye(r, dtype=dtype, device=device)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colora.adapter.layer import fresh_core
+from colora.algebra import fresh_core
 from colora.errors import TaskIdError
 from colora.experiments.methods.method import Term
 
