@@ -41,11 +41,12 @@ def canonical_gauge(
     return q_a.mT, q_b, r_b @ cores @ r_a.mT
 
 
-def core_gram(
-    A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"], cores: Float[Tensor, "K r r"], scaling: float = 1.0
-) -> Float[Tensor, "K K"]:
-    """Inner products of all K full updates, shape (K, K), at cost O(K² r²) instead of O(K² d_out d_in)."""
-    _, _, canonical = canonical_gauge(A, B, cores)
+def core_gram(canonical: Float[Tensor, "K r r"], scaling: float = 1.0) -> Float[Tensor, "K K"]:
+    """Inner products of all K full updates, at cost O(K² r²) instead of O(K² d_out d_in).
+
+    Args:
+        canonical: the cores in the gauge of `canonical_gauge`.
+    """
     flat = canonical.flatten(1)
     return scaling**2 * (flat @ flat.mT)
 

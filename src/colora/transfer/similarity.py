@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colora.algebra import canonical_gauge
+from colora.algebra import canonical_gauge, core_gram
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError
 from colora.training.task_gradients import TaskGradients
@@ -102,8 +102,7 @@ def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
         canonical = canonical_gauge(A.double(), B.double(), cores.double())[2]
         if not torch.isfinite(canonical).all():
             raise BankFileError(f"{bank}: layer {layer} holds NaN or infinity")
-        flat = canonical.flatten(1)
-        products[layer] = scaling**2 * (flat @ flat.mT)
+        products[layer] = core_gram(canonical, scaling)
         if angles:
             between[layer] = principal_angles(canonical)
     return Similarity(names, "cores", products, between)
