@@ -41,7 +41,7 @@ def test_gram_equals_inner_products_of_full_updates():
 def test_shapes_that_do_not_fit_are_refused_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError, match="core"):
         compose(A, B, CORES[:, :2])
-    with pytest.raises(jaxtyping.TypeCheckError, match="cores"):
+    with pytest.raises(jaxtyping.TypeCheckError, match="canonical"):
         core_gram(CORES[0])
     with pytest.raises(jaxtyping.TypeCheckError, match="A"):
         canonical_gauge(A.long(), B, CORES)

@@ -465,7 +465,7 @@ def test_more_rank_helps_where_the_subspace_holds_nothing():
     assert cores[3, 1:].any()
 
 
-@pytest.mark.parametrize("factor_lr", [0, 1e-3])
+@pytest.mark.parametrize("factor_lr", [0.0, 1e-3])
 def test_further_directions_are_trained_and_the_old_ones_stay(factor_lr):
     model = bank()
     old = tensors(model)
