@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from colora.common.files import write_json
-from colora.common.locks import waiting_claim
+from colora.common.locks import waiting_lock
 from colora.common.provenance import environment
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
@@ -119,7 +119,7 @@ def measure(
     rounds = output / "rounds.jsonl"
     sent = [row for row in read_records(rounds) if row.metric.startswith("bytes")] if rounds.is_file() else []
     records = [replace(row, run="federation", method=method) for row in (*evaluation.records, *sent)]
-    with waiting_claim(record.with_suffix(".lock")):
+    with waiting_lock(record.with_suffix(".lock")):
         append_records(record, records)
         write_json(record.with_suffix(".environment.json"), environment())
 

@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 
 from colora.common.files import write_json
 from colora.common.jsonl import write_jsonl
-from colora.common.locks import waiting_claim
+from colora.common.locks import waiting_lock
 from colora.common.provenance import environment
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
@@ -72,7 +72,7 @@ def measure(start: str, seed: int, folders: dict[str, Path], args: argparse.Name
     assert evaluation is not None  # one process, which measures
     found = [replace(one, run="spectral", method=start) for one in evaluation.records]
     found += validation_records(output, start, seed)
-    with waiting_claim(RECORD.with_suffix(".lock")):
+    with waiting_lock(RECORD.with_suffix(".lock")):
         append_records(RECORD, found)
         write_json(RECORD.with_suffix(".environment.json"), environment())
 

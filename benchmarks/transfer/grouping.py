@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from colora.common.files import write_json, write_text
-from colora.common.locks import waiting_claim
+from colora.common.locks import waiting_lock
 from colora.common.provenance import environment
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import append_records, read_records
@@ -94,7 +94,7 @@ def measure(method: str, seed: int, folders: dict[str, Path], args: argparse.Nam
         evaluation=EvaluationSpec(metrics=["rougeL", "nll"], max_new_tokens=32, rows=24),
     )  # fmt: skip
     done = train_groups(config, log=lambda line: print(line, flush=True))
-    with waiting_claim(RECORD.with_suffix(".lock")):
+    with waiting_lock(RECORD.with_suffix(".lock")):
         if method == "groups by auto":
             groups = json.loads(GROUPS.read_text("utf-8")) if GROUPS.is_file() else {}
             write_json(GROUPS, groups | {str(seed): json.loads((output / "grouping.json").read_text("utf-8"))})

@@ -26,7 +26,7 @@ from colora.adapter.model import bank_tuner
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.common.files import write_json
-from colora.common.locks import waiting_claim
+from colora.common.locks import waiting_lock
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.evaluation.records import Record, append_records, read_records
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         if method == "all":
             save_bank(model, args.output / "bank", BankInfo(DEFAULT_BASE, False, MAX_LENGTH))
             write_json(RECORDS / "transfer_cores.json", bank_similarity(args.output / "bank").as_json())
-        with waiting_claim(RECORD.with_suffix(".lock")):
+        with waiting_lock(RECORD.with_suffix(".lock")):
             append_records(RECORD, found)
             write_json(RECORD.with_suffix(".environment.json"), environment())
         print(method, {name: round(value, 3) for name, value in values.items()}, flush=True)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from colora.common.locks import claimed, is_claimed, waiting_claim
+from colora.common.locks import file_lock, is_locked, waiting_lock
 from colora.errors import ConfigError
 from colora.experiments.plan import planned_trials
 from colora.experiments.run import parse_shard
@@ -65,19 +65,19 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, owner):
 def test_a_lock_without_an_owner_is_believed_for_some_seconds(tmp_path):
     path = tmp_path / "x.lock"
     path.write_text("")
-    with claimed(path) as mine:
+    with file_lock(path) as mine:
         assert not mine
     os.utime(path, (time.time() - 60,) * 2)
-    with claimed(path) as mine:
+    with file_lock(path) as mine:
         assert mine
-        assert is_claimed(path)
-        with claimed(path) as again:
+        assert is_locked(path)
+        with file_lock(path) as again:
             assert not again
     assert list(tmp_path.iterdir()) == []
 
 
 def test_waiting_for_a_turn_ends(tmp_path):
-    with claimed(tmp_path / "x") as mine, waiting_claim(tmp_path / "x", seconds=0.1):
+    with file_lock(tmp_path / "x") as mine, waiting_lock(tmp_path / "x", seconds=0.1):
         assert mine
         assert (tmp_path / "x").exists()
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.errors import ConfigError, FederationError
 from colora.evaluation.records import read_records
 from colora.federated import client_app, protocol
@@ -167,7 +167,7 @@ def test_serve_resumes_after_a_crash_to_the_same_factors(tmp_path: Path, config:
 
 
 def test_serve_refuses_a_locked_folder(tmp_path: Path, config: FederationConfig):
-    with claimed(tmp_path / "out" / "lock") as locked:
+    with file_lock(tmp_path / "out" / "lock") as locked:
         assert locked
         with pytest.raises(FederationError, match="another process serves this federation"):
             serve(LocalGrid(config, tmp_path), config, tmp_path / "out", quiet)

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.errors import BaseMismatchError, CheckpointError, FederationError
 from colora.federated.client import Client
 from colora.federated.protocol import aggregate, broadcast, init
@@ -197,7 +197,7 @@ def test_client_separates_federations_and_locks_its_state(client, tmp_path):
     assert same(replace(other, federation=FEDERATION), first)
     with pytest.raises(FederationError, match="32 hexadecimal"):
         client.train_round(replace(message, federation="../" + FEDERATION[3:]))
-    with claimed(tmp_path / FEDERATION / "lock"), pytest.raises(FederationError, match="another process works"):
+    with file_lock(tmp_path / FEDERATION / "lock"), pytest.raises(FederationError, match="another process works"):
         client.train_round(message)
     identity = {**message.base, "shapes": {"model.layers.*.mlp.up_proj": "7 x 7"}}
     with pytest.raises(BaseMismatchError, match="not this client's"):

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.errors import ColoraError, ConfigError
 from colora.theory.experiments.figures import draw_recovery
 from colora.theory.experiments.measure import measure
@@ -79,7 +79,7 @@ def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path):
 
 
 def test_two_processes_at_one_experiment_are_one_too_many(tmp_path):
-    with claimed(tmp_path / "small.jsonl.lock") as mine:
+    with file_lock(tmp_path / "small.jsonl.lock") as mine:
         assert mine
         with pytest.raises(ConfigError, match="another process is running this experiment"):
             run_recovery(small(), tmp_path)

@@ -84,7 +84,7 @@ def test_the_guides_experiment_can_be_read(tmp_path):
     assert len(load_recovery(tmp_path / "mine.yaml").trials()) == 9
 
 
-# ---- what is claimed ---------------------------------------------------------------------------------------------
+# ---- what is claimed ----------------------------------------------------------------------------------------------
 
 
 def test_together_twenty_four_samples_are_enough_and_alone_a_hundred_and_ten_are_not():

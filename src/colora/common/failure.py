@@ -1,4 +1,4 @@
-"""Why a cell died, as text that may go into a record: without the paths of one machine."""
+"""Why a trial failed, as text that may go into a record: without the paths of one machine."""
 
 import re
 import traceback

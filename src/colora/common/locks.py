@@ -1,4 +1,4 @@
-"""Whose turn it is: a lock file says which process runs a cell, so that several processes share one folder."""
+"""Whose turn it is: a lock file says which process does a piece of work, so that several processes share one folder."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 
 import psutil
 
-__all__ = ["claimed", "is_claimed", "waiting_claim"]
+__all__ = ["file_lock", "is_locked", "waiting_lock"]
 
 # A lock file without an owner was cut off while it was being written; younger ones may still get their content.
 UNSIGNED_SECONDS = 10.0
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[bool]:
+def file_lock(path: Path) -> Iterator[bool]:
     """Whether this process got the lock file `path`; if so it is its own until the block ends.
 
     A lock of a process of this machine that has died is taken over. One of another machine is believed.
@@ -32,18 +32,18 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def waiting_claim(path: Path, seconds: float = 60.0) -> Iterator[None]:
+def waiting_lock(path: Path, seconds: float = 60.0) -> Iterator[None]:
     """The same for a moment's work: waits for its turn, and after `seconds` goes on without."""
     end = time.monotonic() + seconds
     while True:
-        with claimed(path) as mine:
+        with file_lock(path) as mine:
             if mine or time.monotonic() > end:
                 yield
                 return
         time.sleep(0.05)
 
 
-def is_claimed(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process that may be alive holds the lock file."""
     return path.exists() and not _is_stale(path, _read(path))
 

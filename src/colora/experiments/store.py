@@ -8,7 +8,7 @@ OUTPUT/NAME.jsonl       the records of experiment NAME, in its order
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from colora.common.locks import is_claimed, waiting_claim
+from colora.common.locks import is_locked, waiting_lock
 from colora.errors import ColoraError, ConfigError
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records, write_trial_records
 
@@ -61,7 +61,7 @@ class Store:
         record = self.read(trial)
         if record is not None and record.error is None:
             return "finished"
-        return "running" if is_claimed(self.lock(trial)) else "-" if record is None else "failed"
+        return "running" if is_locked(self.lock(trial)) else "-" if record is None else "failed"
 
     def finished(self, trials: Iterable[Trial]) -> list[TrialRecord]:
         """The records of those trials that ended well."""
@@ -73,7 +73,7 @@ class Store:
     ) -> tuple[Path, list[TrialRecord]]:
         """Write OUTPUT/NAME.jsonl from the trials that ended, well or not, in their order; if asked, of one code."""
         path = self.output / f"{name}.jsonl"
-        with waiting_claim(path.with_name(f"{path.name}.lock")):
+        with waiting_lock(path.with_name(f"{path.name}.lock")):
             found = [record for record in map(self.read, trials) if record is not None]
             records = [record for record in found if only_code is None or record.code == only_code]
             write_trial_records(path, records)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from colora.common.failure import describe_error
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.experiments.display import Bar, result_line
 from colora.experiments.store import Store
@@ -121,7 +121,7 @@ class Worker:
             for trial in pending:
                 name = self._names[trial.key]
                 bar.start(done, name)
-                with claimed(self._store.lock(trial)) as mine:
+                with file_lock(self._store.lock(trial)) as mine:
                     if not mine:
                         held.append(trial)
                         continue

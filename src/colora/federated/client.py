@@ -9,7 +9,7 @@ from colora.adapter.identity import check_base
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.common.device import DTYPES, training_device
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.errors import BaseMismatchError, ColoraError, ConfigError, FederationError
 from colora.federated.local import LocalData, LocalModel
 from colora.federated.protocol import client_update, finish
@@ -140,7 +140,7 @@ class Client:
             check_base(dict(message.base), self.local.peft.get_base_model(), self.base or self.config.base)
         except ColoraError as error:
             raise BaseMismatchError(f"the federation's base model is not this client's: {error}") from error
-        with claimed(folder / "lock") as locked:
+        with file_lock(folder / "lock") as locked:
             if not locked:
                 raise FederationError(f"{folder}: another process works on this client's core")
             yield folder, load_client(folder, message.round) or self.local.initial_state()

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from colora.adapter.identity import check_base
 from colora.common.files import write_json
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.errors import FederationError
 from colora.federated.aggregate import RoundReport, aggregate
@@ -45,7 +45,7 @@ def serve(grid: Grid, config: FederationConfig, folder: Path, log: Callable[[str
         FederationError: another process serves this folder; too few clients for `federation.wait` seconds; or
             `federation.void_rounds` rounds in a row that did not count.
     """
-    with claimed(folder / "lock") as locked:
+    with file_lock(folder / "lock") as locked:
         if not locked:
             raise FederationError(f"{folder}: another process serves this federation")
         return _serve(grid, config, folder, log)

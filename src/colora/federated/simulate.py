@@ -17,7 +17,7 @@ from rich.progress import Progress
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.common.files import staged_folder
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.common.progress import progress_bar
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
@@ -58,7 +58,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
         raise ConfigError(FEDERATED_GROUPING)
     configure_threads(config.training.threads)
     output = Path(config.output)
-    with claimed(output.with_name(f".{output.name}.lock")) as locked:
+    with file_lock(output.with_name(f".{output.name}.lock")) as locked:
         if not locked:
             raise ConfigError(f"{output}: another process runs this federation")
         run = resolve_run(config)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from colora.common.failure import describe_error
-from colora.common.locks import claimed
+from colora.common.locks import file_lock
 from colora.common.mixed_code import refuse_mixture
 from colora.common.progress import progress_bar
 from colora.common.provenance import code_digest, environment
@@ -119,7 +119,7 @@ def run_recovery(
     if mixed and rerun_old:
         raise ConfigError("expected one of --mixed and --rerun-old, found both")
     path, code = output / f"{experiment.name}.jsonl", code_digest(CODE)
-    with claimed(path.with_name(f"{path.name}.lock")) as mine:
+    with file_lock(path.with_name(f"{path.name}.lock")) as mine:
         if not mine:
             raise ConfigError(
                 f"{path}: another process is running this experiment; wait for it, or take another --output"

@@ -34,7 +34,7 @@ LAYERS = {"target_modules", "exclude_modules", "layers_to_transform"}
 def resolve_adapter(config: RunConfig) -> tuple[RunConfig, SavedBank | None]:
     """The run with the adapter settings of the bank that it starts from, and that bank; else the run itself, and None.
 
-    A run whose folder has been claimed knows these settings; what has ended does not need its first bank any more.
+    A run whose folder is its own already knows these settings; what has ended does not need its first bank any more.
 
     Raises:
         BankFileError: no bank there, or a damaged one.
