@@ -61,7 +61,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(used) if used.type == "cuda" else str(used),
-        "git_revision": _git_revision(Path(__file__)),
+        "git_revision": _git_revision(SOURCE),
     }
 
 
@@ -72,14 +72,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision(source: Path) -> str | None:
+def _git_revision(package: Path) -> str | None:
+    """The commit that a package's sources are of, with "-dirty" if they were edited; records beside them may change."""
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source.parent), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     try:
         # An installed copy may lie inside somebody else's repository: only a tracked file has a revision of ours.
-        git("ls-files", "--error-unmatch", source.name)
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
