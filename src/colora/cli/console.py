@@ -25,6 +25,12 @@ class _QuickGroup(TyperGroup):
         super().__init__(**settings)
         self.rich_markup_mode = None
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # the list of commands is a result: on standard output
+            click.echo(ctx.get_help())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         commands = {name: self.commands[name] for name in self.list_commands(ctx)}
         rows = [(name, one.get_short_help_str(limit=300)) for name, one in commands.items() if not one.hidden]
@@ -40,7 +46,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="CoLoRA: many tasks, one model. Tasks share low-rank factors and keep a small core each, so that similar "
-    "tasks help each other.\n\n`colora demo` shows it; `colora schema` lists what a run file may say.",
+    "tasks help each other.\n\n'colora demo' shows it; 'colora schema' lists what a run file may say; "
+    "'colora COMMAND --help' tells the rest.",
 )
 
 

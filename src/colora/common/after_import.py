@@ -17,37 +17,53 @@ def after_import(name: str, action: Callable[[], object]) -> None:
     """Call `action` once: now, if the module `name` has been imported, else as soon as it is."""
     if name in sys.modules:
         action()
-    else:
-        sys.meta_path.insert(0, _Watcher(name, action))
+        return
+    _FINDER.actions.setdefault(name, []).append(action)
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
 
 
-class _Watcher:
-    """Finds one module as it would be found without it, and has its loader tell when the module is there."""
+class _Finder:
+    """Finds the modules waited for as they would be found without it, and has their loaders tell when they are there.
 
-    def __init__(self, name: str, action: Callable[[], object]) -> None:
-        self.name, self.action = name, action
+    It stays on `sys.meta_path` for good: other threads may be going through that list.
+    """
+
+    waits_for_imports = True  # another one may be there, from before this module was imported anew
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[Callable[[], object]]] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname not in self.actions:
             return None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
+        for finder in list(sys.meta_path):
+            if getattr(finder, "waits_for_imports", False):
+                continue
+            if (spec := finder.find_spec(fullname, path, target)) is not None:
                 if spec.loader is not None:
-                    spec.loader = _Telling(spec.loader, self)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader, self.done)  # type: ignore[assignment]
                 return spec
         return None
 
+    def done(self, name: str) -> None:
+        """Do what is to be done after this module; once, for it may be imported again."""
+        for action in self.actions.pop(name, []):
+            action()
 
-class _Telling:
-    """A loader that does what another one does, and then what is to be done after that."""
 
-    def __init__(self, loader: Any, watcher: _Watcher) -> None:
-        self.loader, self.watcher = loader, watcher
+class _Loader:
+    """A loader that does what another one does, and then tells that the module is there."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)  # resources, source lines: whatever else a loader is asked for
+    def __init__(self, loader: Any, done: Callable[[str], None]) -> None:
+        self.loader, self.done = loader, done
+
+    def __getattr__(self, name: str) -> Any:  # resources, source lines: whatever else a loader is asked for
+        if name.startswith("__") or name == "loader":  # asked for by copies, before there is anything to ask
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         made: ModuleType | None = self.loader.create_module(spec)
@@ -58,6 +74,7 @@ class _Telling:
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        if self.watcher in sys.meta_path:  # once: the module may be taken out of sys.modules and imported again
-            sys.meta_path.remove(self.watcher)
-            self.watcher.action()
+        self.done(module.__name__)
+
+
+_FINDER: Any = _Finder()
