@@ -144,6 +144,8 @@ def test_the_root_is_imported_from_a_zip_file_too(tmp_path):
 
 def test_names_that_need_no_peft_do_not_import_it():
     """`_WITHOUT_PEFT` says which packages these are."""
+    tops = {module.split(".")[1] for _, module, _ in modules() if "." in module}
+    assert tops == {*colora._PACKAGES, "__main__"}
     for module, names in imports_of().items():
         if module.split(".")[1:2] and module.split(".")[1] in colora._WITHOUT_PEFT:
             packages = {name.split(".")[1] for name in names if "." in name}
