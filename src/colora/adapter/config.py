@@ -9,11 +9,13 @@ from peft import PeftConfig
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import BankFileError, ConfigError
 
-__all__ = ["COLORA", "FORMAT_VERSION", "INIT_WORDS", "CoLoRAConfig", "InitWord", "check_task_name"]
+__all__ = ["ADAPTER_NAME", "COLORA", "FORMAT_VERSION", "INIT_WORDS", "CoLoRAConfig", "InitWord", "check_task_name"]
 
 InitWord = Literal["gaussian", "orthogonal"]
 INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
 """What `init_weights` may say beside true and false: other distributions of A."""
+ADAPTER_NAME = "default"
+"""What a bank is called on its model where nobody says otherwise, as PEFT calls the first adapter."""
 FORMAT_VERSION = 1
 """Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
 

@@ -25,7 +25,7 @@ from colora.adapter.routing import Router, Routing, listed_tasks
 from colora.algebra import compose, fresh_core
 from colora.errors import ConfigError, TaskIdError
 
-__all__ = ["CoLoRALinear", "Routing", "fresh_core"]
+__all__ = ["CoLoRALinear", "Routing"]
 
 
 class CoLoRALinear(nn.Module, BaseTunerLayer):

@@ -1,5 +1,7 @@
 """A bank on its base model: saved from there, and brought back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 
+from colora.adapter.config import ADAPTER_NAME
 from colora.bank.layout import INFO_FILE, TENSORS_FILE, BankInfo, find_bank
 from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder, write_json
@@ -16,8 +19,6 @@ from colora.models.base import load_base
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["attach_adapter", "attach_bank", "load_bank", "save_bank"]
-
-ADAPTER_NAME = "default"  # as PEFT calls the first one
 
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
@@ -69,15 +70,9 @@ def attach_bank(model: Any, bank: str | Path | SavedBank, trainable: bool = Fals
         # Weights that lie elsewhere or have other names: PEFT knows what to do about them.
         return _from_pretrained(model, saved.folder, trainable, config)
     model_class: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
-    try:
+    with _told_of(saved.folder):
         attached = model_class(model, config, ADAPTER_NAME, autocast_adapter_dtype=model.dtype != torch.float64)
         set_peft_model_state_dict(attached, dict(saved), ADAPTER_NAME)
-    except BankFileError as error:
-        raise BankFileError(f"{saved.folder}: {error}") from error
-    except ColoraError:
-        raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise BankFileError(f"{saved.folder}: cannot be loaded: {error}") from error
     peft_model: PeftModel = attached if trainable else attached.eval()
     return peft_model
 
@@ -92,7 +87,7 @@ def attach_adapter(model: Any, folder: Path) -> PeftModel:
 
 
 def _from_pretrained(model: Any, folder: Path, trainable: bool = False, config: Any = None) -> PeftModel:
-    try:
+    with _told_of(folder):
         return PeftModel.from_pretrained(
             model,
             str(folder),
@@ -101,6 +96,13 @@ def _from_pretrained(model: Any, folder: Path, trainable: bool = False, config: 
             autocast_adapter_dtype=model.dtype != torch.float64,
             torch_device="cpu",
         )
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """What goes wrong inside names the folder of the bank."""
+    try:
+        yield
     except BankFileError as error:
         raise BankFileError(f"{folder}: {error}") from error
     except ColoraError:

@@ -13,9 +13,10 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from colora.adapter.config import ADAPTER_NAME
 from colora.adapter.identity import base_identity
-from colora.adapter.layer import fresh_core
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.algebra import fresh_core
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors, digests, part_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
@@ -27,7 +28,6 @@ from colora.training.config import AdapterSpec
 
 __all__ = ["LocalData", "LocalModel", "Phase"]
 
-ADAPTER_NAME = "default"
 BETAS = (0.9, 0.95)  # in so few steps a second moment at 0.999 would remember one large gradient to the end
 
 

@@ -9,14 +9,13 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
+from colora.adapter.config import ADAPTER_NAME
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.tensors import SavedBank, split_key
 from colora.errors import ConfigError
 from colora.serving.store import Core
 
 __all__ = ["NoRoomError", "Resident", "attach_slots", "detach_slots"]
-
-ADAPTER_NAME = "default"
 
 
 class NoRoomError(ConfigError):

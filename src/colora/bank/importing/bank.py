@@ -14,7 +14,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor
 
-from colora.adapter.config import CoLoRAConfig
+from colora.adapter.config import ADAPTER_NAME, CoLoRAConfig
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.model import bank_layers
 from colora.bank.importing.compress import share_layer
@@ -27,8 +27,6 @@ from colora.errors import ConfigError
 from colora.models.base import load_base
 
 __all__ = ["ImportReport", "ImportedTask", "import_loras"]
-
-ADAPTER_NAME = "default"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from colora.adapter.layer import fresh_core
-from colora.algebra import joint_diagonalisation
+from colora.algebra import fresh_core, joint_diagonalisation
 
 __all__ = ["ROW_NORM", "layer_start"]
 
