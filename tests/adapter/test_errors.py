@@ -51,7 +51,7 @@ def test_several_tasks_and_no_ids(bank, training):
         ([0, 1, 2], r"task_ids name 3 rows, but the batch has 4 \(its shape is \(4, 6\)\)"),
         ("ada", "task_ids name 1 rows, but the batch has 4"),
         ([], "task_ids name 0 rows, but the batch has 4"),
-        (torch.zeros(4, 5, dtype=torch.long), r"\(4, 5\) do not fit a layer's input of shape \(4, 6, 32\)"),
+        (torch.zeros(4, 5, dtype=torch.long), r"\(4, 5\) do not fit the input of layer '.*', of shape \(4, 6, 32\)"),
         (["ada", 1, "bo", "cy"], "integers or names"),
         ([["ada"], ["bo"], ["cy"], ["ada"]], "integers or names"),
         ([0, None, 1, 2], "integers or names"),

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClass
 
 from colora import CoLoRAConfig
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.routing import Router, Routing
+from colora.adapter.router import Router
+from colora.adapter.routing import Routing
 from colora.errors import TaskIdError
 from tests.helpers.dense_oracle import (
     FAMILIES,
@@ -297,7 +298,7 @@ def test_inputs_flattened_to_tokens_follow_their_rows():
 @pytest.mark.parametrize("task_ids", [[2, 0, 1], torch.zeros(3, 4, dtype=torch.long)])
 def test_a_selection_of_tokens_is_refused_rather_than_misrouted(task_ids):
     model = make_bank(Flattening(), target_modules=["linear"])
-    with pytest.raises(TaskIdError, match=r"do not fit a layer's input of shape \(5, 8\)"):
+    with pytest.raises(TaskIdError, match=r"do not fit the input of layer 'linear', of shape \(5, 8\)"):
         model(input_ids=torch.arange(12).view(3, 4), keep=torch.tensor([0, 3, 5, 7, 8]), task_ids=task_ids)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from colora.adapter.checkpointing import checkpointed_blocks, keep_routing
-from colora.adapter.routing import Router, Routing
+from colora.adapter.router import Router
+from colora.adapter.routing import Routing
 from colora.errors import TaskIdError
 
 __all__ = ["ROUTED_KEY", "RoutingHook", "batch_of", "check_rows"]
@@ -32,9 +33,7 @@ class RoutingHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if module.training and not torch.compiler.is_compiling():
-            if self.blocks is None:
-                self.blocks = checkpointed_blocks(module)
-            keep_routing(self.blocks, self.router)
+            self._keep_routing(module)
         task_ids = kwargs.pop(ROUTED_KEY, None)
         plain = kwargs.pop("task_ids", None)
         task_ids = plain if task_ids is None else task_ids
@@ -45,20 +44,22 @@ class RoutingHook:
         if task_ids is not None:
             device = batch.device if batch is not None else None
             ids = router.resolve(task_ids, self.adapter_names(module), device)
-            router.current = Routing(ids, tokens)
+            router.enter(Routing(ids, tokens))
             if shape is not None:
                 check_rows(ids, shape)
-        elif router.generating is not None:
-            router.current = Routing(router.generating.ids, tokens, expandable=True)
+        elif (generating := router.generating) is not None:
+            router.enter(Routing(generating.ids, tokens, expandable=True))
         else:
-            # Bind the default now: a checkpointed block must not see a later set_task.
-            chosen = {
-                adapter_name: task
-                for adapter_name in self.adapter_names(module)
-                if (task := router.default(adapter_name)) is not None
-            }
-            router.current = Routing(dict(chosen)) if chosen else None
+            router.enter(router.bound(self.adapter_names(module)))
         return args, kwargs
+
+    def _keep_routing(self, module: nn.Module) -> None:
+        if getattr(module, "_is_replica", False):  # one of DataParallel's, made anew for each call
+            keep_routing(checkpointed_blocks(module), self.router)
+            return
+        if self.blocks is None:
+            self.blocks = checkpointed_blocks(module)
+        keep_routing(self.blocks, self.router)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Without gradients nothing will be computed again: later calls of inner modules must not find old ids."""

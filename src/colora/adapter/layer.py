@@ -21,7 +21,8 @@ from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.routing import Router, Routing, listed_tasks
+from colora.adapter.router import Router, listed_tasks
+from colora.adapter.routing import Routing
 from colora.algebra import compose, fresh_core
 from colora.errors import ConfigError, TaskIdError
 
@@ -51,6 +52,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         *,
         transposed: bool = False,
         layer_name: str = "",
+        time_first: bool = False,
         **quantization: object,
     ) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self.router = router
         self.layer_name = layer_name
         self.transposed = transposed
+        self.time_first = time_first
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.merged_adapters: list[str] = []
         self._merged_task: dict[str, int] = {}
@@ -153,7 +156,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
     def _mixed(self, adapter_name: str, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows r"]:
         """s · Λ_k A x, of shape (*x.shape[:-1], r)."""
         A, cores = self.colora_A[adapter_name], self.colora_core[adapter_name]
-        rows = self.router.rows(adapter_name, x)
+        rows = self.router.rows(adapter_name, x, self.layer_name, self.time_first)
         hidden = F.linear(self.colora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype)), A)
         if isinstance(rows, int):
             return F.linear(hidden, cores[rows] * self.scaling[adapter_name])

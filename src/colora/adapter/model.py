@@ -24,7 +24,10 @@ from colora.adapter.digest import tensors_sha256
 from colora.adapter.hook import RoutingHook, batch_of, check_rows
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.routing import Router, TaskIds
+from colora.adapter.lookup import active_adapters, bank_layers, bank_router, model_type, remove_hook
+from colora.adapter.router import Router
+from colora.adapter.routing import TaskIds
+from colora.adapter.row_layout import is_time_first
 from colora.adapter.targets import is_target, linear_names
 from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
@@ -52,7 +55,7 @@ class CoLoRAModel(BaseTuner):
         config = self.peft_config[adapter_name]
         router = bank_router(model) or Router()
         if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
-            hook = RoutingHook(router, _active_adapters)
+            hook = RoutingHook(router, active_adapters)
             model.register_forward_pre_hook(hook, with_kwargs=True)
             model.register_forward_hook(hook.after)
         router.selected.pop(adapter_name, None)
@@ -67,7 +70,7 @@ class CoLoRAModel(BaseTuner):
             raise
         if config.base_identity is None:
             layers = {name: layer.get_base_layer() for name, layer in bank_layers(model, adapter_name).items()}
-            config.base_identity = base_identity(layers, getattr(getattr(model, "config", None), "model_type", None))
+            config.base_identity = base_identity(layers, model_type(model))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Undo an injection that failed half-way: left wrapped, the base would be trained whole by the next try."""
@@ -79,7 +82,7 @@ class CoLoRAModel(BaseTuner):
                 else:
                     model.set_submodule(name, layer.base_layer)
         if not self.router.tasks:
-            _remove_hook(model)
+            remove_hook(model)
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
@@ -113,9 +116,15 @@ class CoLoRAModel(BaseTuner):
             )
         router = bank_router(self.model)
         assert router is not None  # made by inject_adapter
-        transposed = isinstance(base, Conv1D)
         layer = CoLoRALinear(
-            target, adapter_name, peft_config, router, transposed=transposed, layer_name=current_key, **quantization
+            target,
+            adapter_name,
+            peft_config,
+            router,
+            transposed=isinstance(base, Conv1D),
+            layer_name=current_key,
+            time_first=is_time_first(model_type(self.model), current_key),
+            **quantization,
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -147,7 +156,7 @@ class CoLoRAModel(BaseTuner):
         Inside, a row may stand for several (beams). With `batch`, there must be one id for each of its rows.
         """
         device = next(self.model.parameters()).device
-        with self.router.generation(task_ids, _active_adapters(self.model), device) as ids:
+        with self.router.generation(task_ids, active_adapters(self.model), device) as ids:
             if batch is not None and ids is not None:
                 check_rows(ids, batch.shape)
             yield
@@ -241,7 +250,7 @@ class CoLoRAModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:  # PEFT says None, but returns the model
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        _remove_hook(model)
+        remove_hook(model)
         return model
 
     def _adapter_name(self) -> str:
@@ -310,38 +319,3 @@ def bank_tuner(model: object) -> CoLoRAModel:
     if not isinstance(tuner, CoLoRAModel) or bank_router(tuner.model) is None:
         raise ConfigError(f"expected a model with a bank, found a {type(model).__name__} without one")
     return tuner
-
-
-def bank_layers(model: nn.Module, adapter_name: str) -> dict[str, CoLoRALinear]:
-    """The adapted layers of an adapter by their name in the base model (without PEFT's `base_model.model.`)."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, CoLoRALinear) and adapter_name in module.colora_core
-    }
-
-
-def bank_router(model: nn.Module) -> Router | None:
-    """The router of a base model that has a bank, or None."""
-    for hook in model._forward_pre_hooks.values():
-        if isinstance(hook, RoutingHook):
-            return hook.router
-    return None
-
-
-def _remove_hook(model: nn.Module) -> None:
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, RoutingHook):
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key, after in list(model._forward_hooks.items()):
-        if isinstance(getattr(after, "__self__", None), RoutingHook):
-            del model._forward_hooks[key]
-
-
-def _active_adapters(model: nn.Module) -> list[str]:
-    """Active adapters, read off the layers, for the tuner is not there when transformers loaded the bank itself."""
-    for module in model.modules():
-        if isinstance(module, CoLoRALinear):
-            return [name for name in module.active_adapters if name in module.colora_core]
-    return []

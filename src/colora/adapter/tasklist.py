@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig, check_task_name
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.routing import Router
+from colora.adapter.router import Router
 from colora.algebra import fresh_core
 from colora.common.text import shortened
 from colora.errors import ConfigError

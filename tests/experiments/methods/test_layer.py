@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.routing import Router, Routing
+from colora.adapter.router import Router
+from colora.adapter.routing import Routing
 from colora.errors import ConfigError, TaskIdError
 from colora.experiments.methods.attach import attached
 from colora.experiments.methods.data import step_rows
