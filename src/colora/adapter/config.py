@@ -65,6 +65,13 @@ class CoLoRAConfig(PeftConfig):
         default="all-linear",
         metadata={"help": "Module names or a regular expression, or 'all-linear' for all but the output layer."},
     )
+    target_parameters: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Fused weights of a mixture of experts to adapt as well, by name, such as 'experts.gate_up_proj' "
+            "and 'experts.down_proj': every expert gets factors and cores of its own."
+        },
+    )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Module names or a regular expression to leave out."}
     )
@@ -132,6 +139,11 @@ class CoLoRAConfig(PeftConfig):
         if self.init_weights not in (True, False, *INIT_WORDS):
             words = " or ".join(map(repr, INIT_WORDS))
             faults.append(f"init_weights: expected true, false, {words}, found {self.init_weights!r}")
+        if self.target_parameters is not None and not (
+            isinstance(self.target_parameters, list)
+            and all(isinstance(name, str) and name for name in self.target_parameters)
+        ):
+            faults.append(f"target_parameters: expected a list of names, found {self.target_parameters!r}")
         if self.bias != "none":
             faults.append(f"bias: expected 'none', found {self.bias!r}")
         if not isinstance(self.tasks, list) or not self.tasks:

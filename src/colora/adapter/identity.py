@@ -7,6 +7,7 @@ rounding to bfloat16, 8 and 4 bits pass and refuses other models.
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
+from colora.adapter.fused import fused_parameters
 from colora.common.text import shortened
 from colora.errors import BaseMismatchError
 
@@ -27,11 +29,11 @@ WARN_ABOVE = 0.015
 REFUSE_ABOVE = 0.4
 
 
-def base_identity(layers: dict[str, nn.Module], model_type: str | None) -> dict[str, Any]:
+def base_identity(layers: Mapping[str, nn.Module | Tensor], model_type: str | None) -> dict[str, Any]:
     """The identity of a base model, ready for JSON.
 
     Args:
-        layers: the base layers that are adapted, by their full name.
+        layers: the base layers that are adapted, or the fused weights of experts, by their full name.
         model_type: transformers' `config.model_type`, if any.
     """
     names = sorted(layers)
@@ -50,7 +52,7 @@ def check_base(identity: dict[str, Any], model: nn.Module, name_or_path: str | N
     Raises:
         BaseMismatchError: listing missing layers, layers of other shapes, or weights that are other weights.
     """
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module | Tensor] = {**dict(model.named_modules()), **fused_parameters(model)}
     found: dict[str, dict[str, None]] = {}  # layers of a kind may differ in shape, as in pruned models
     for name, module in modules.items():
         if _is_linear(module):
@@ -97,26 +99,33 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module | Tensor) -> bool:
+    if isinstance(module, Tensor):
+        return True
     weight = getattr(module, "weight", None)
     return hasattr(module, "in_features") or (isinstance(weight, Tensor) and weight.ndim == 2)
 
 
-def _shape(module: nn.Module) -> str:
-    """Outputs × inputs, as an error message shows them."""
+def _shape(module: nn.Module | Tensor) -> str:
+    """Outputs × inputs, as an error message shows them; the whole shape of fused weights."""
+    if isinstance(module, Tensor):
+        return " x ".join(map(str, module.shape))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns on kinds of layers that it does not know
         inputs, outputs = _get_in_out_features(module)
     return f"{outputs} x {inputs}"
 
 
-def _sketch(layer: nn.Module) -> list[float]:
-    # torchao's backend asks for the way to quantise again, which reading does not need.
-    backend = resolve_quantization_backend(layer, get_apply_tensor_subclass=object)
-    try:
-        weight = backend.get_base_weight(layer) if backend is not None else layer.weight
-    except (TypeError, AttributeError, NotImplementedError):
-        return []  # a quantisation that cannot be read back: the shapes must do
+def _sketch(layer: nn.Module | Tensor) -> list[float]:
+    if isinstance(layer, Tensor):
+        weight: object = layer
+    else:
+        # torchao's backend asks for the way to quantise again, which reading does not need.
+        backend = resolve_quantization_backend(layer, get_apply_tensor_subclass=object)
+        try:
+            weight = backend.get_base_weight(layer) if backend is not None else layer.weight
+        except (TypeError, AttributeError, NotImplementedError):
+            return []  # a quantisation that cannot be read back: the shapes must do
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         return []
     flat = weight.detach().reshape(-1)
@@ -125,7 +134,7 @@ def _sketch(layer: nn.Module) -> list[float]:
     return values
 
 
-def sketch_distance(sketch: dict[str, str], modules: dict[str, nn.Module]) -> float | None:
+def sketch_distance(sketch: dict[str, str], modules: Mapping[str, nn.Module | Tensor]) -> float | None:
     """‖found − expected‖ / ‖expected‖ over all sketched weights, or None where nothing can be compared."""
     expected: list[float] = []
     found: list[float] = []

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.router import Router, listed_tasks
 from colora.adapter.routing import Routing
+from colora.adapter.row_layout import RowLayout
 from colora.algebra import compose, fresh_core
 from colora.errors import ConfigError, TaskIdError
 
@@ -52,17 +53,16 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         *,
         transposed: bool = False,
         layer_name: str = "",
-        time_first: bool = False,
+        layout: RowLayout = RowLayout.BATCH_FIRST,
         **quantization: object,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        inputs, outputs = _get_in_out_features(base_layer)
-        self.in_features, self.out_features = int(inputs or 0), int(outputs or 0)
+        self.in_features, self.out_features = self._features(base_layer)
         self.router = router
         self.layer_name = layer_name
         self.transposed = transposed
-        self.time_first = time_first
+        self.layout = layout
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.merged_adapters: list[str] = []
         self._merged_task: dict[str, int] = {}
@@ -74,6 +74,12 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self.colora_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.add_adapter(adapter_name, config)
+
+    @staticmethod
+    def _features(base_layer: nn.Module) -> tuple[int, int]:
+        """d_in and d_out, of any layer that PEFT knows."""
+        inputs, outputs = _get_in_out_features(base_layer)
+        return int(inputs or 0), int(outputs or 0)
 
     def add_adapter(self, adapter_name: str, config: CoLoRAConfig) -> None:
         """Create A, B and the cores of one adapter, on the device of the base layer."""
@@ -117,17 +123,18 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
-            self._check_merged()
+            self.check_merged()
             return result
         dtype = result.dtype
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         for adapter_name in self.active_adapters:
             if adapter_name in self.colora_core:
-                result = self._add_update(adapter_name, x, result)
+                rows = self.router.rows(adapter_name, x, self.layer_name, self.layout)
+                result = self._add_update(adapter_name, x, result, rows)
         return result.to(dtype)
 
-    def _check_merged(self) -> None:
+    def check_merged(self) -> None:
         """The merged weights are those of one task: ids of another must not be ignored in silence."""
         current = self.router.current
         if current is None or torch.compiler.is_compiling():
@@ -141,22 +148,25 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
                 )
 
     def _add_update(
-        self, adapter_name: str, x: Float[Tensor, "*rows d_in"], result: Float[Tensor, "*rows d_out"]
+        self,
+        adapter_name: str,
+        x: Float[Tensor, "*rows d_in"],
+        result: Float[Tensor, "*rows d_out"],
+        rows: Tensor | int,
     ) -> Float[Tensor, "*rows d_out"]:
-        """`result` + s · B Λ_k A x, both of shape (*x.shape[:-1], d_out)."""
+        """`result` + s · B Λ_k A x, both of shape (*x.shape[:-1], d_out); `rows` as `Routing.rows` gives them."""
         B = self.colora_B[adapter_name]
-        mixed = self._mixed(adapter_name, x)
+        mixed = self._mixed(adapter_name, x, rows)
         if not result.dtype == mixed.dtype == B.dtype:
             return result + F.linear(mixed, B)
         # One product that adds up in place of a product and a sum: the sum alone would cost as much as all the rest.
-        flat, rows = result.flatten(0, -2), mixed.flatten(0, -2)
-        flat = torch.addmm(flat, rows, B.t()) if torch.is_grad_enabled() else flat.addmm_(rows, B.t())
+        flat, hidden = result.flatten(0, -2), mixed.flatten(0, -2)
+        flat = torch.addmm(flat, hidden, B.t()) if torch.is_grad_enabled() else flat.addmm_(hidden, B.t())
         return flat.view(result.shape)
 
-    def _mixed(self, adapter_name: str, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows r"]:
+    def _mixed(self, adapter_name: str, x: Float[Tensor, "*rows d_in"], rows: Tensor | int) -> Float[Tensor, "*rows r"]:
         """s · Λ_k A x, of shape (*x.shape[:-1], r)."""
         A, cores = self.colora_A[adapter_name], self.colora_core[adapter_name]
-        rows = self.router.rows(adapter_name, x, self.layer_name, self.time_first)
         hidden = F.linear(self.colora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype)), A)
         if isinstance(rows, int):
             return F.linear(hidden, cores[rows] * self.scaling[adapter_name])

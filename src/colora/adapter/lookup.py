@@ -1,12 +1,13 @@
 """What there is of a bank in a base model: its layers, its router, its forward hook."""
 
-from torch import nn
+from torch import Tensor, nn
 
+from colora.adapter.experts import ExpertLinear
 from colora.adapter.hook import RoutingHook
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.router import Router
 
-__all__ = ["active_adapters", "bank_layers", "bank_router", "model_type", "remove_hook"]
+__all__ = ["active_adapters", "bank_layers", "bank_router", "base_weights", "model_type", "remove_hook"]
 
 
 def bank_layers(model: nn.Module, adapter_name: str) -> dict[str, CoLoRALinear]:
@@ -16,6 +17,17 @@ def bank_layers(model: nn.Module, adapter_name: str) -> dict[str, CoLoRALinear]:
         for name, module in model.named_modules()
         if isinstance(module, CoLoRALinear) and adapter_name in module.colora_core
     }
+
+
+def base_weights(model: nn.Module, adapter_name: str) -> dict[str, nn.Module | Tensor]:
+    """What of the base an adapter adapts: its linear layers, and its fused weights."""
+    layers: dict[str, nn.Module | Tensor] = {}
+    for name, layer in bank_layers(model, adapter_name).items():
+        if isinstance(layer, ExpertLinear):
+            layers[name.rpartition(".")[0]] = layer.fused_weight
+        else:
+            layers[name] = layer.get_base_layer()
+    return layers
 
 
 def bank_router(model: nn.Module) -> Router | None:

@@ -10,9 +10,10 @@ One PEFT adapter holds one bank of tasks. Through PEFT's attribute forwarding ev
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -21,13 +22,15 @@ from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
 from colora.adapter.digest import tensors_sha256
+from colora.adapter.experts import CoLoRAExperts, ExpertLinear
+from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import RoutingHook, batch_of, check_rows
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.lookup import active_adapters, bank_layers, bank_router, model_type, remove_hook
+from colora.adapter.lookup import active_adapters, bank_layers, bank_router, base_weights, model_type, remove_hook
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
-from colora.adapter.row_layout import is_time_first
+from colora.adapter.row_layout import row_layout
 from colora.adapter.targets import is_target, linear_names
 from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
@@ -69,8 +72,8 @@ class CoLoRAModel(BaseTuner):
                 raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
             raise
         if config.base_identity is None:
-            layers = {name: layer.get_base_layer() for name, layer in bank_layers(model, adapter_name).items()}
-            config.base_identity = base_identity(layers, model_type(model))
+            warn_unadapted(model, config.target_parameters)
+            config.base_identity = base_identity(base_weights(model, adapter_name), model_type(model))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Undo an injection that failed half-way: left wrapped, the base would be trained whole by the next try."""
@@ -79,8 +82,10 @@ class CoLoRAModel(BaseTuner):
             if isinstance(layer, CoLoRALinear) and adapter_name in layer.colora_core:
                 if len(layer.colora_core) > 1:
                     layer.delete_adapter(adapter_name)
-                else:
+                elif not isinstance(layer, ExpertLinear):
                     model.set_submodule(name, layer.base_layer)
+            elif isinstance(layer, CoLoRAExperts) and not layer.has_another(adapter_name):
+                model.set_submodule(name, layer.base_layer)
         if not self.router.tasks:
             remove_hook(model)
 
@@ -123,15 +128,33 @@ class CoLoRAModel(BaseTuner):
             router,
             transposed=isinstance(base, Conv1D),
             layer_name=current_key,
-            time_first=is_time_first(model_type(self.model), current_key),
+            layout=row_layout(model_type(self.model), current_key),
             **quantization,
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        # PEFT's own nests one wrapper in another for each parameter, which knows no tasks.
+        router = bank_router(self.model)
+        assert router is not None  # made by inject_adapter
+        targets = matching_parameters(model, peft_config.target_parameters)
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            for module_name, parameter in targets:
+                experts = model.get_submodule(module_name)
+                if not isinstance(experts, CoLoRAExperts):
+                    experts = CoLoRAExperts(experts, module_name, router)
+                    model.set_submodule(module_name, experts)
+                for layer in experts.adapt(parameter, adapter_name, peft_config):
+                    if adapter_name not in self.active_adapters:
+                        layer.requires_grad_(False)
+        return [f"{module_name}.{parameter}" for module_name, parameter in targets]
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, CoLoRALinear):
+        if isinstance(child, CoLoRALinear | CoLoRAExperts):
             setattr(parent, child_name, new_module)  # unwrapped; PEFT would ask it for a weight, which HQQ has not
         else:
             super()._replace_module(parent, child_name, new_module, child)

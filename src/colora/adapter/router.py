@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from colora.adapter.routing import Routing, TaskIds
+from colora.adapter.row_layout import RowLayout
 from colora.common.text import listed
 from colora.errors import TaskIdError
 
@@ -154,7 +155,9 @@ class Router:
                 f"unknown task {name!r}; this bank knows {listed_tasks(self.tasks[adapter_name])}"
             ) from None
 
-    def rows(self, adapter_name: str, x: Tensor, layer: str = "", time_first: bool = False) -> Tensor | int:
+    def rows(
+        self, adapter_name: str, x: Tensor, layer: str = "", layout: RowLayout = RowLayout.BATCH_FIRST
+    ) -> Tensor | int:
         """What a layer asks: ids per row or token, or one integer if the whole batch has the same task.
 
         Raises:
@@ -164,7 +167,7 @@ class Router:
         if not torch.compiler.is_compiling():
             self._check_backward(adapter_name)
         if current is not None and adapter_name in current.ids:
-            return current.rows(adapter_name, x, layer, time_first)
+            return current.rows(adapter_name, x, layer, layout)
         task, names = self.default(adapter_name), self.tasks[adapter_name]
         if task is None:
             raise TaskIdError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from colora.adapter.row_layout import RowLayout
 from colora.errors import TaskIdError
 
 __all__ = ["Routing", "TaskIds"]
@@ -38,30 +39,39 @@ class Routing:
             _equal(ids, other.ids[adapter_name]) for adapter_name, ids in self.ids.items()
         )
 
-    def rows(self, adapter_name: str, x: Tensor, layer: str = "", time_first: bool = False) -> Tensor | int:
+    def rows(
+        self, adapter_name: str, x: Tensor, layer: str = "", layout: RowLayout = RowLayout.BATCH_FIRST
+    ) -> Tensor | int:
         """Task ids for input `x`: (x.shape[0],) for one task per row, (x.shape[0], x.shape[1]) per token, or one.
 
         Args:
             adapter_name: whose ids.
-            x: what a layer sees, (batch, seq, d), (batch, d), (batch · seq, d) or, with `time_first`, (seq, batch, d).
+            x: what a layer sees, (batch, seq, d), (batch, d), (batch · seq, d), or another layout.
             layer: its name, for the error.
-            time_first: see `colora.adapter.row_layout`.
+            layout: how the rows lie in `x`.
 
         Raises:
-            TaskIdError: if the ids do not fit the shape of `x`.
+            TaskIdError: if the ids do not fit the shape of `x`, or `x` has other rows and the tasks differ.
         """
         ids = self.ids[adapter_name]
         if isinstance(ids, int):
             return ids
-        found = self._time_first(ids, x) if time_first and x.ndim == 3 else self._batch_first(ids, x)
-        if found is None:
-            raise TaskIdError(
+        if layout is RowLayout.FOREIGN:
+            if bool((ids == ids.flatten()[0]).all()):
+                return int(ids.flatten()[0])
+            problem = f"layer {layer!r} sees {layout.value} (images, frames, or the tokens sent to one expert)"
+        else:
+            turned = layout is RowLayout.TIME_FIRST and x.ndim == 3
+            if (found := self._time_first(ids, x) if turned else self._batch_first(ids, x)) is not None:
+                return found
+            problem = (
                 f"task_ids of shape {tuple(ids.shape)} do not fit the input of layer {layer!r}, of shape "
-                f"{tuple(x.shape)}: expected one id per row, (batch,), or one per token, (batch, seq). If the rows of "
-                "this layer are not those of the batch (images, windows, experts), leave it out with exclude_modules, "
-                "or use one task for the whole batch with set_task(name)"
+                f"{tuple(x.shape)}: expected one id per row, (batch,), or one per token, (batch, seq)"
             )
-        return found
+        raise TaskIdError(
+            f"{problem}. A batch of several tasks cannot be told apart there: leave this layer out with "
+            "exclude_modules, or give the whole batch one task"
+        )
 
     def _batch_first(self, ids: Tensor, x: Tensor) -> Tensor | None:
         rows = x.shape[0]

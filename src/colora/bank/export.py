@@ -5,15 +5,17 @@ The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's sca
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from colora.adapter.config import CoLoRAConfig
+from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.common.files import staged_folder
 from colora.errors import ConfigError
@@ -36,15 +38,39 @@ def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
     bank, config = _bank(model)
     index = bank_tuner(model).router.index(task, bank)
     tensors: dict[str, Tensor] = {}
+    fused: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
         core = layer.colora_core[bank].detach()[index]
         own_B = (B.cpu().double() @ core.cpu().double()).to(B.dtype)  # not every accelerator has float64
+        if isinstance(layer, ExpertLinear):
+            fused.setdefault(name.rpartition(".")[0], []).append((A.cpu(), own_B))
+            continue
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.cpu().contiguous().clone()
         tensors[f"base_model.model.{name}.lora_B.weight"] = own_B.contiguous()
+    tensors |= _expert_tensors(fused)
     if config.modules_to_save:
         saved = get_peft_model_state_dict(model, adapter_name=bank, save_embedding_layers=False)
         tensors |= {key: value.cpu().contiguous() for key, value in saved.items() if "colora_" not in key}
+    return tensors
+
+
+def _expert_tensors(fused: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+    """PEFT's LoRA of fused weights (`target_parameters`), from the factors of each expert, by the parameter's name.
+
+    PEFT stacks them, lora_A expert by expert, lora_B direction by direction, and wraps the experts once for each
+    parameter: the last one is outermost.
+    """
+    modules: dict[str, list[str]] = {}
+    for name in fused:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    tensors = {}
+    for module, names in modules.items():
+        for depth, name in enumerate(reversed(names)):
+            prefix = f"base_model.model.{module}" + ".base_layer" * depth
+            factors = fused[name]
+            tensors[f"{prefix}.lora_A.weight"] = torch.cat([A for A, _ in factors])
+            tensors[f"{prefix}.lora_B.weight"] = torch.stack([B for _, B in factors], -1).flatten(1)
     return tensors
 
 
@@ -60,14 +86,18 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     tensors = lora_tensors(model, task)
     folder = _replaceable(folder)
     layers = bank_layers(model, bank)
-    transposed = {layer.transposed for layer in layers.values()}
+    experts = list(
+        dict.fromkeys(name.rpartition(".")[0] for name, layer in layers.items() if isinstance(layer, ExpertLinear))
+    )
+    transposed = {layer.transposed for layer in layers.values() if not isinstance(layer, ExpertLinear)}
     lora = LoraConfig(
         r=config.r,
         # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         use_rslora=config.use_rslora,
-        lora_dropout=config.lora_dropout,
-        target_modules=sorted(layers),
+        lora_dropout=config.lora_dropout if not experts else 0.0,  # PEFT takes none beside fused weights
+        target_modules=sorted(name for name, layer in layers.items() if not isinstance(layer, ExpertLinear)),
+        target_parameters=experts or None,
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=transposed == {True},
         task_type=config.task_type,

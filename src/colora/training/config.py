@@ -89,6 +89,10 @@ class AdapterSpec(_Spec):
     use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead.")
     lora_dropout: Share = Field(0.0, description="Dropout on the adapters' input while training.")
     target_modules: Names = Field("all-linear", description="Layers to adapt, by name or expression.")
+    target_parameters: list[str] | None = Field(
+        None,
+        description="Fused weights of experts to adapt as well, such as [experts.gate_up_proj, experts.down_proj].",
+    )
     exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")

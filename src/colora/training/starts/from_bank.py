@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import nn
 
 from colora.adapter.config import CoLoRAConfig
+from colora.adapter.fused import matching_parameters
 from colora.adapter.identity import check_base
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets import is_target
@@ -28,7 +29,7 @@ from colora.training.run_folder import run_config
 __all__ = ["check_start", "resolve_adapter", "start_bank"]
 
 # Which layers: the same ones can be said in several ways, so these are compared on the base model (`check_start`).
-LAYERS = {"target_modules", "exclude_modules", "layers_to_transform"}
+LAYERS = {"target_modules", "target_parameters", "exclude_modules", "layers_to_transform"}
 
 
 def resolve_adapter(config: RunConfig) -> tuple[RunConfig, SavedBank | None]:
@@ -80,7 +81,7 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
         differing = sorted(has ^ wants)
         raise ConfigError(
             f"the run file's adapter names other layers than {start.folder} has: remove target_modules, "
-            "exclude_modules and layers_to_transform from it. Different:",
+            "target_parameters, exclude_modules and layers_to_transform from it. Different:",
             shortened([f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing], 5),
         )
 
@@ -128,6 +129,7 @@ def _spec(bank: CoLoRAConfig) -> AdapterSpec:
         use_rslora=bank.use_rslora,
         lora_dropout=bank.lora_dropout,
         target_modules=sorted(names) if isinstance(names, list) else names or [],
+        target_parameters=bank.target_parameters,
         exclude_modules=bank.exclude_modules,
         layers_to_transform=[chosen] if isinstance(chosen, int) else chosen,
         modules_to_save=bank.modules_to_save,
@@ -137,4 +139,5 @@ def _spec(bank: CoLoRAConfig) -> AdapterSpec:
 def _targets(config: CoLoRAConfig, model: nn.Module) -> set[str]:
     """Names of the modules that such a bank adapts."""
     chosen: Any = _maybe_include_all_linear_layers(config, model)
-    return {name for name, _ in model.named_modules() if name and is_target(chosen, name)}
+    fused = matching_parameters(model, config.target_parameters or [])
+    return {name for name, _ in model.named_modules() if name and is_target(chosen, name)} | set(map(".".join, fused))
