@@ -1,14 +1,15 @@
 """Examples to token ids and labels, with a report of what had to be cut."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypedDict
 
 from torch.utils.data import Dataset
 
-from colora.errors import TaskIdError
+from colora.errors import ConfigError, TaskIdError
+from colora.tasks.chat_template import chat_format
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.prompts import end_token_id, fit_prompt
 from colora.tasks.schema import Example, Task
@@ -155,9 +156,11 @@ def encode_tasks(
     Raises:
         TaskFileError: listing every example that is too long although all of its input text was dropped.
         TaskIdError: if `task_index` lacks a task.
+        ConfigError: a chat template that raises or loses text, or no token that could end an output.
 
     Warns:
-        UserWarning: once for each task whose inputs had to be cut.
+        UserWarning: once for each task whose inputs had to be cut; a chat template whose prompts change from day to
+            day, or whose answers follow something else than its prompts.
     """
     if task_index is None:
         task_index = {task.name: index for index, task in enumerate(tasks)}
@@ -169,7 +172,7 @@ def encode_tasks(
     items: list[EncodedRow] = []
     report: list[EncodingReport] = []
     for task in tasks:
-        rows = [encode(example, tokenizer, max_length, end_id=end_id) for example in task.splits[split]]
+        rows = _encode_task(task, split, lambda example: encode(example, tokenizer, max_length, end_id=end_id))
         for number, row in enumerate(rows, start=1):
             if row.too_long:
                 _note_too_long(task, split, number, row, max_length, faults)
@@ -180,6 +183,8 @@ def encode_tasks(
             EncodingReport(task.name, len(rows), sum(lengths), max(lengths, default=0), len(dropped), sum(dropped))
         )
     faults.raise_any()
+    for note in chat_format(tokenizer).notes if tokenizer.chat_template and not encoder_decoder else ():
+        warnings.warn(note, stacklevel=2)
     for entry in report:
         if entry.truncated:
             warnings.warn(
@@ -188,6 +193,16 @@ def encode_tasks(
                 stacklevel=2,
             )
     return EncodedTasks(items, [entry.examples for entry in report], report)
+
+
+def _encode_task(task: Task, split: str, encode: Callable[[Example], Encoded]) -> list[Encoded]:
+    rows = []
+    for number, example in enumerate(task.splits[split], start=1):
+        try:
+            rows.append(encode(example))
+        except ConfigError as error:  # a chat template that cannot take this very text
+            raise ConfigError(f'task "{task.name}": {split} example {number}: {error}') from error
+    return rows
 
 
 def _note_too_long(task: Task, split: str, number: int, row: Encoded, max_length: int, faults: Faults) -> None:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from colora.errors import ConfigError
+from colora.tasks.chat_template import chat_format, prompt_text
 from colora.tasks.schema import Example
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["conversation_ids", "end_token_id", "end_token_ids", "fit_prompt", "prompt_ids", "use_plain_prompts"]
-
-_ANSWER = "an answer"
 
 
 def prompt_ids(
@@ -19,6 +18,7 @@ def prompt_ids(
     Instruction and input stand in one user turn, a blank line between them, because not every chat template
     knows a system turn. Without a chat template, and for encoder-decoders, the prompt is the plain text with a
     newline after it, with the tokenizer's special tokens at its start; only encoder-decoders get the end token.
+    The text stands in the prompt whole, whatever the template does, or it is an error.
 
     Args:
         example: its outputs are not looked at.
@@ -26,6 +26,9 @@ def prompt_ids(
         max_length: cut the input from its left to this many tokens in all, exactly as in training; if template
             and instruction alone are longer, so is the result.
         encoder_decoder: whether the prompt is for an encoder.
+
+    Raises:
+        ConfigError: a chat template that raises or loses text, see `colora.tasks.chat_template`.
     """
     if max_length is None:
         return _render(example.instruction, example.input, tokenizer, encoder_decoder)
@@ -63,16 +66,13 @@ def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: T
         tokenizer: of a decoder-only model.
 
     Raises:
-        ConfigError: several turns without a chat template.
+        ConfigError: several turns without a chat template, or a template that raises or loses text.
     """
     if len(turns) == 1:
         return _render(instruction, turns[0], tokenizer, False)
     if not tokenizer.chat_template:
         raise ConfigError("these tasks were trained without a chat template: expected one message of the user's")
-    roles = ("user", "assistant")
-    conversation = [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
-    conversation[0]["content"] = _joined(instruction, turns[0])
-    return list(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
+    return _ids(prompt_text([_joined(instruction, turns[0]), *turns[1:]], tokenizer), tokenizer)
 
 
 def use_plain_prompts(tokenizer: Tokenizer) -> None:
@@ -88,17 +88,13 @@ def end_token_id(tokenizer: Tokenizer, encoder_decoder: bool = False) -> int:
     sequence.
 
     Raises:
-        ConfigError: if there is neither.
+        ConfigError: if there is neither, or a chat template that raises or loses text.
     """
     if tokenizer.chat_template and not encoder_decoder:
-        turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _ANSWER}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-        _, found, tail = text.rpartition(_ANSWER)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        if found:
-            for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-                if token in special:
-                    return int(token)
+        for token in tokenizer(chat_format(tokenizer).tail, add_special_tokens=False)["input_ids"]:
+            if token in special:
+                return int(token)
     if tokenizer.eos_token_id is None:
         raise ConfigError("expected a tokenizer with an end-of-sequence token, found none: outputs could not end")
     return int(tokenizer.eos_token_id)
@@ -113,14 +109,17 @@ def end_token_ids(tokenizer: Tokenizer) -> set[int]:
 def _render(instruction: str | None, text: str, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
     content = _joined(instruction, text)
     if tokenizer.chat_template and not encoder_decoder:
-        turns = [{"role": "user", "content": content}]
-        # return_dict=False: transformers 5 wraps the ids in a BatchEncoding otherwise.
-        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+        return _ids(prompt_text([content], tokenizer), tokenizer)
     ids = list(tokenizer(content + "\n", verbose=False)["input_ids"])
     eos = tokenizer.eos_token_id
     while ids and ids[-1] == eos:
         ids.pop()
     return [*ids, eos] if encoder_decoder and eos is not None else ids
+
+
+def _ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    # The template has written the special tokens.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _joined(instruction: str | None, text: str) -> str:

@@ -1,12 +1,12 @@
 """What the project uses of a transformers tokenizer; transformers itself has no types that mypy could check."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol
 
 __all__ = ["Tokenizer"]
 
-Conversation = Sequence[Mapping[str, str]]
-"""Turns with "role" ("user" or "assistant") and "content"."""
+Conversation = Sequence[Mapping[str, str | list[dict[str, str]]]]
+"""Turns with "role" ("user" or "assistant") and "content", a text or a list of parts."""
 
 
 class Tokenizer(Protocol):
@@ -14,7 +14,7 @@ class Tokenizer(Protocol):
 
     Attributes:
         name_or_path: what the base model is called.
-        chat_template: a Jinja template of the conversation; None: prompts are plain text.
+        chat_template: a Jinja template of the conversation, or several by name; None: prompts are plain text.
         pad_token: `load_base` sets the end-of-text token where a tokenizer has none of its own.
         pad_token_id: its id.
         eos_token: ends a text.
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
     """
 
     name_or_path: str
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     pad_token: str | None
     pad_token_id: int
     eos_token: str | None
@@ -51,13 +51,13 @@ class Tokenizer(Protocol):
     ) -> str:
         """Ids to text."""
 
-    @overload
-    def apply_chat_template(self, conversation: Conversation, *, tokenize: Literal[False]) -> str: ...
+    def get_chat_template(self) -> str:
+        """The template that is used where there are several. Raises ValueError if none is the default."""
 
-    @overload
     def apply_chat_template(
-        self, conversation: Conversation, *, add_generation_prompt: bool, return_dict: Literal[False]
-    ) -> list[int]: ...
+        self, conversation: Conversation, *, tokenize: Literal[False], add_generation_prompt: bool, chat_template: str
+    ) -> object:
+        """A conversation as text."""
 
     def save_pretrained(self, save_directory: str) -> object:
         """Write the tokenizer's files into a folder."""
