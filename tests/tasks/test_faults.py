@@ -17,6 +17,26 @@ CASES = {
         ":2: expected a JSON object, found bad JSON",
     ),
     "endless brackets": ("t.jsonl", "[" * 100_000, ":1: expected a JSON object, found bad JSON"),
+    "a key twice": (
+        "t.jsonl",
+        '{"input": "a", "output": "b"}\n{"input": "a", "input": "b", "output": "c"}\n',
+        ':2: expected a JSON object, found bad JSON: the key "input" twice in one object',
+    ),
+    "a key twice in a list": (
+        "t.json",
+        '[{"input": "a", "output": "b"},\n{"input": "a", "output": {"x": 1,\n "x": 2}}]',
+        ':3: expected JSON, found the key "x" twice in one object, in lines 2 and 3',
+    ),
+    "a definition twice": (
+        "t.json",
+        '{"Definition": "a",\n"Definition": "b",\n"Instances": [{"input": "a", "output": "b"}]}',
+        ':2: expected JSON, found the key "Definition" twice in one object, in lines 1 and 2',
+    ),
+    "an endless number": (
+        "t.jsonl",
+        '{"input": "a", "output": ' + "9" * 5000 + "}",
+        ":1: expected a JSON object, found bad JSON: a number of 5000 digits",
+    ),
     "not an object": (
         "t.jsonl",
         '{"input": "a", "output": "b"}\n\n[1]\n',

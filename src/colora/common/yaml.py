@@ -1,4 +1,7 @@
-"""YAML files that people write: read with overrides, and every fault told with its place."""
+"""YAML files that people write: read with overrides, and every fault told with its place.
+
+A key that stands twice in one mapping is a fault: YAML forbids it, and PyYAML takes the second without a word.
+"""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -16,23 +19,28 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any
     """The mapping that a YAML file holds, with "key=value" overrides applied; `needs` names what it must have.
 
     Raises:
-        ConfigError: a file or an override that cannot be read, with its place.
+        ConfigError: a file or an override that cannot be read, or a key that stands twice, with its place.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        value = yaml.safe_load(text)
+        value = _load(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}:{line}: not YAML: the character #x{error.character:04x}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}") from error
     except ValueError as error:  # a day that no calendar has, for instance
         raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not YAML that can be read: nested too deeply") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping with at least {needs}, found {_kind(value)}")
     for override in overrides:
@@ -62,13 +70,57 @@ def tell_fault(error: Mapping[str, Any], fields: Collection[str], whole: str) ->
     return f"{place}: {message.replace('input should be', 'expected')}{shown}"
 
 
+class _RepeatedKeyError(yaml.MarkedYAMLError):
+    """A key that stands twice in one mapping."""
+
+
+def _load(text: str) -> Any:
+    """As `yaml.safe_load`. Raises _RepeatedKeyError besides."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node, loader)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_keys(root: yaml.Node, loader: yaml.SafeLoader) -> None:
+    # Before the loader merges what `<<` names: a mapping may well override what it merges.
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[Any, int] = {}
+            for key, value in node.value:
+                waiting.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # constructing it will fail: only scalars can name a field
+                merge = key.tag == "tag:yaml.org,2002:merge"
+                name, line = "<<" if merge else loader.construct_object(key), key.start_mark.line + 1
+                if name in lines:
+                    what = "merge several as <<: [*a, *b]" if merge else "remove one of them"
+                    found = f"the key {str(name)!r} stands twice in one mapping, in lines {lines[name]} and {line}"
+                    raise _RepeatedKeyError(problem=f"{found}; {what}", problem_mark=key.start_mark)
+                lines[name] = line
+
+
 def _apply(value: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     if not found or not key.strip():
         raise ConfigError(f"override {override!r}: expected key=value, such as training.lr=1e-3")
     try:
-        new = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        new = _load(text)
+    except _RepeatedKeyError as error:
+        raise ConfigError(f"override {override!r}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
     here: Any = value
     *parents, last = key.strip().split(".")

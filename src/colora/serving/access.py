@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from colora.common.files import write_json
+from colora.common.json_text import JsonFault, parse_json
 from colora.errors import ColoraError, ConfigError
 
 __all__ = ["Access", "RateError", "Tenant", "WrongKeyError", "add_tenant", "read_tenants", "remove_tenant"]
@@ -140,11 +141,15 @@ class Access:
 def read_tenants(path: Path) -> list[Tenant]:
     """The tenants of a file of keys. Raises ConfigError naming every fault."""
     try:
-        tenants = _KeyFile.model_validate_json(path.read_bytes()).tenants
+        content = path.read_bytes()
+        tenants = _KeyFile.model_validate_json(content).tenants
+        parse_json(content.decode())  # pydantic takes the second of two equal keys without a word
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: not a file of keys, as `colora keys add` writes it:", _faults(error)) from error
+    except JsonFault as error:
+        raise ConfigError(f"{path}:{error.line}: {error}; remove one of them") from error
     names = [tenant.name for tenant in tenants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: these tenants stand twice: {', '.join(twice)}")

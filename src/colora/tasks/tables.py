@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colora.common.json_text import JsonFault, parse_json
 from colora.tasks.faults import Faults, describe, quoted
 from colora.tasks.natural_instructions import is_natural_instructions, natural_instructions_rows
 
@@ -62,11 +62,10 @@ def _jsonl_rows(file: str, text: str, faults: Faults) -> list[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.add(file, f"expected a JSON object, found bad JSON: {error.msg} at column {error.colno}", number)
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
-            faults.add(file, f"expected a JSON object, found bad JSON: {error}", number)
+            value = parse_json(line)
+        except JsonFault as error:
+            column = f" at column {error.column}" if error.column else ""
+            faults.add(file, f"expected a JSON object, found bad JSON: {error}{column}", number)
         else:
             if isinstance(value, dict):
                 rows.append(Row(value, number))
@@ -104,12 +103,10 @@ def _json_rows(file: str, text: str, faults: Faults) -> list[Row]:
     if not text.strip():
         return []
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        faults.add(file, f"expected JSON, found {error.msg} at column {error.colno}", error.lineno)
-        return []
-    except (ValueError, RecursionError) as error:
-        faults.add(file, f"expected JSON, found {error}")
+        value = parse_json(text)
+    except JsonFault as error:
+        column = f" at column {error.column}" if error.column else ""
+        faults.add(file, f"expected JSON, found {error}{column}", error.line or None)
         return []
     if isinstance(value, list):
         named = [(f"[{index}]", item) for index, item in enumerate(value)]
