@@ -6,7 +6,7 @@ from colora.tasks.faults import Faults, describe, quoted
 from colora.tasks.schema import Example, TaskSource
 from colora.tasks.tables import Row, Table
 
-__all__ = ["table_examples"]
+__all__ = ["table_examples", "table_groups"]
 
 
 def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Example]:
@@ -16,6 +16,21 @@ def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Exa
         return []
     examples = (_example(row, columns, table, source, faults) for row in table.rows)
     return [example for example in examples if example is not None]
+
+
+def table_groups(table: Table, column: str, faults: Faults) -> list[str | int]:
+    """What a column says of each row of a table whose examples have no faults; faults of the column are noted."""
+    groups: list[str | int] = []
+    for row in table.rows:
+        value = row.values.get(column)
+        if isinstance(value, str | int) and str(value).strip():
+            groups.append(value)
+        else:
+            found = describe(value) if column in row.values else quoted(row.values)
+            faults.add(
+                table.file, f'expected a text or a whole number in "{column}" (group_by), found {found}', row.place
+            )
+    return groups
 
 
 def _columns(table: Table, source: TaskSource, faults: Faults) -> dict[str, tuple[str, ...]] | None:

@@ -54,7 +54,8 @@ def _table(split: str, data: "datasets.Dataset", source: TaskSource, faults: Fau
     from datasets import ClassLabel
 
     columns = tuple(data.column_names)
-    used = [c for c in columns if c in {"input", "output", "outputs", "instruction", *source.fields.values()}]
+    wanted = {"input", "output", "outputs", "instruction", *source.fields.values(), source.group_by}
+    used = [column for column in columns if column in wanted]
     used = used or list(columns[:1])  # without any column, the library yields no rows either
     labels = {c: data.features[c].names for c in used if isinstance(data.features[c], ClassLabel)}
     rows = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import TaskFileError
-from colora.tasks.examples import table_examples
+from colora.tasks.examples import table_examples, table_groups
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
 from colora.tasks.schema import SPLITS, Task, TaskSource
@@ -85,8 +85,14 @@ def _read_task(source: TaskSource, name: str, seed: int, faults: Faults) -> Task
     given = {split: table_examples(table, source, faults) for split, table in tables.items()}
     if len(faults) > before:
         return None  # counting what is left of a broken file would only add misleading faults
-    splits, drawn = make_splits(given, source, name, seed, faults)
-    return Task(name, splits, source.origin, seed if drawn else None)
+    groups = None
+    if source.group_by is not None:
+        groups = {split: table_groups(table, source.group_by, faults) for split, table in tables.items()}
+        if len(faults) > before:
+            return None
+    notes: list[str] = []
+    splits, drawn = make_splits(given, source, name, seed, faults, groups, notes)
+    return Task(name, splits, source.origin, seed if drawn else None, tuple(notes))
 
 
 def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:

@@ -26,12 +26,14 @@ class Task:
         splits: the keys are "train", "val" and "test"; all three are present, and no example is in two of them.
         source: the file, folder or dataset it was read from.
         split_seed: the seed if any split was drawn by chance, None if all are used as they were given.
+        notes: what a user would not expect of the sizes of the splits.
     """
 
     name: str
     splits: dict[str, tuple[Example, ...]]
     source: str
     split_seed: int | None
+    notes: tuple[str, ...] = ()
 
 
 def first_examples(task: Task, split: str, limit: int | None) -> Task:
@@ -49,6 +51,7 @@ class TaskSource:
         dataset: the first argument of `datasets.load_dataset`, a hub id for instance.
         subset: the second argument of `datasets.load_dataset`, known there as the configuration.
         fields: our "input", "output" and "instruction" to the names of the file's columns, where they differ.
+        group_by: a column, such as that of a person or a document; examples with the same value in it are in one split.
         instruction: one instruction for all examples, in place of the file's own.
         train, val, test: how many examples of each split to use. None: all that are given, or the default share
             of a split that is drawn. 0: none, and a file of that split is not even read.
@@ -63,6 +66,7 @@ class TaskSource:
     train: int | None = None
     val: int | None = None
     test: int | None = None
+    group_by: str | None = None
 
     def count(self, split: str) -> int | None:
         """How many examples of "train", "val" or "test" are asked for."""

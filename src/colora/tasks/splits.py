@@ -1,69 +1,228 @@
-"""Train, validation and test examples of a task: splits that exist are kept, missing ones are drawn by seed."""
+"""Train, validation and test examples of a task: splits that exist are kept, missing ones are drawn by seed.
+
+What belongs together is never torn apart: examples with the same input, and those with the same value of a field.
+"""
 
 import random
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 
 from colora.tasks.faults import Faults
 from colora.tasks.schema import SPLITS, Example, TaskSource
 
 __all__ = ["make_splits"]
 
+Split = dict[str, tuple[Example, ...]]
+
 
 def make_splits(
-    given: Mapping[str, Sequence[Example]], source: TaskSource, name: str, seed: int, faults: Faults
-) -> tuple[dict[str, tuple[Example, ...]], bool]:
+    given: Mapping[str, Sequence[Example]],
+    source: TaskSource,
+    name: str,
+    seed: int,
+    faults: Faults,
+    groups: Mapping[str, Sequence[Hashable]] | None = None,
+    notes: list[str] | None = None,
+) -> tuple[Split, bool]:
     """The three splits, and whether any was drawn by chance.
 
-    Equal examples count once, in the first of test, val and train that has them, so nothing that is tested was
-    trained on. A split that is not given is drawn from the training examples: 20 % for test and 10 % for val,
-    both rounded down, unless `source` gives counts. Test is drawn first and training last: asking for another
-    number of training examples leaves the other two as they were. Of a given split, a count takes the first so
-    many after a shuffle.
+    Equal examples count once, in the first of test, val and train that has them, and so do equal inputs with other
+    outputs: nothing that is tested was trained on. Inputs are equal if they differ in white space, case or Unicode
+    composition alone; of examples without an input the instructions are compared.
+
+    A split that is not given is drawn from the training examples: 20 % for test and 10 % for val, both rounded down,
+    unless `source` gives counts. Test is drawn first and training last: asking for another number of training examples
+    leaves the other two as they were. Of a given split, a count takes the first so many after a shuffle.
+
+    Examples that share an input or a group are drawn together. A share is filled with what fits into it; if nothing
+    does, the smallest of several is taken. A count that `source` gives is kept to: of the last that are drawn
+    together, those beyond it are in no split.
+
+    Args:
+        given: examples by split.
+        source: counts of examples, and the names for messages.
+        name: of the task; decides the draw, together with `seed`.
+        seed: of the draw.
+        faults: where faults are noted: counts that cannot be had, groups in two of the given splits.
+        groups: for each example in `given` its group, if `source.group_by` names a field.
+        notes: where it is noted what a user would not expect of the sizes.
     """
-    distinct = _distinct(given)
-    splits: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
-    drawn = False
-
-    def fault(split: str, wanted: int, found: str) -> None:
-        faults.add(source.origin, f'expected {wanted} examples for the {split} split of task "{name}", found {found}')
-
-    for split in ("test", "val"):
-        if split in distinct:
-            count, pool = source.count(split), distinct[split]
-            if count is not None and count > len(pool):
-                fault(split, count, f"{len(pool)}")
-            elif count is not None:
-                drawn = drawn or count < len(pool)
-                pool = _shuffled(pool, f"{seed}:{name}:{split}")[:count]
-            splits[split] = tuple(pool)
-
-    pool, size = distinct["train"], len(distinct["train"])
-    missing = [split for split in ("test", "val") if split not in given and source.count(split) != 0]
-    if missing or source.train is not None:
-        pool = _shuffled(pool, f"{seed}:{name}")
-        drawn = drawn or bool(missing) or source.train != size
-    for split in missing:
-        asked = source.count(split)
-        count = size // {"test": 5, "val": 10}[split] if asked is None else asked
-        if count > len(pool):
-            fault(split, count, _left(len(pool), size))
-        splits[split], pool = tuple(pool[:count]), pool[count:]
-    if source.train is not None and source.train > len(pool):
-        fault("train", source.train, _left(len(pool), size))
-    splits["train"] = tuple(pool[: source.train])
-    if not splits["train"]:
-        fault("train", 1, "none" if source.train == 0 or not size else _left(0, size))
-    return splits, drawn
+    draw = _Draw(given, source, name, seed, faults)
+    draw.gather(groups or {})
+    draw.cut_given()
+    draw.fill_missing()
+    if notes is not None:
+        notes += draw.notes
+    return draw.splits, draw.drawn
 
 
-def _distinct(given: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:
-    seen: set[Example] = set()
-    distinct: dict[str, list[Example]] = {}
-    for split in ("test", "val", "train"):
-        if split in given or split == "train":
-            distinct[split] = [e for e in dict.fromkeys(given.get(split, ())) if e not in seen]
-            seen.update(distinct[split])
-    return distinct
+class _Draw:
+    """One task's splits in the making."""
+
+    def __init__(
+        self, given: Mapping[str, Sequence[Example]], source: TaskSource, name: str, seed: int, faults: Faults
+    ) -> None:
+        self.given, self.source, self.name, self.seed, self.faults = given, source, name, seed, faults
+        self.splits: Split = dict.fromkeys(SPLITS, ())
+        self.drawn = False
+        self.notes: list[str] = []
+        self.kept: dict[str, list[Example]] = {}
+        self.of: dict[Example, int] = {}
+
+    def gather(self, groups: Mapping[str, Sequence[Hashable]]) -> None:
+        """The examples of each given split without those that stand in another, and which of them belong together."""
+        self._check_given(groups)
+        seen: set[Hashable] = set()
+        for split in ("test", "val", "train"):
+            if split in self.given or split == "train":
+                once = list(dict.fromkeys(self.given.get(split, ())))
+                self.kept[split] = [example for example in once if _key(example) not in seen]
+                if dropped := len(once) - len(self.kept[split]):
+                    others = " or ".join(other for other in self.kept if other != split)
+                    self.notes.append(f"{dropped} {split} examples are left out: their inputs are also in {others}")
+                seen.update(map(_key, self.kept[split]))
+        # Numbered along chains: an input may be in several groups, and a group has several inputs.
+        root = _Roots()
+        for split, values in groups.items():
+            for example, value in zip(self.given[split], values, strict=True):
+                root.join(("input", _key(example)), ("group", value))
+        numbers: dict[Hashable, int] = {}
+        for example in self.kept["train"]:
+            self.of[example] = numbers.setdefault(root(("input", _key(example))), len(numbers))
+
+    def cut_given(self) -> None:
+        """The splits that are given besides training, in the sizes asked for."""
+        for split in ("test", "val"):
+            if split in self.kept:
+                count, pool = self.source.count(split), self.kept[split]
+                if count is not None and count > len(pool):
+                    self._fault(split, count, f"{len(pool)}")
+                elif count is not None:
+                    self.drawn = self.drawn or count < len(pool)
+                    pool = _shuffled(pool, f"{self.seed}:{self.name}:{split}")[:count]
+                self.splits[split] = tuple(pool)
+
+    def fill_missing(self) -> None:
+        """The splits that are not given, and training with what is left."""
+        pool, size, wanted = self.kept["train"], len(self.kept["train"]), self.source.train
+        missing = [split for split in ("test", "val") if split not in self.given and self.source.count(split) != 0]
+        if missing or wanted is not None:
+            pool = _shuffled(pool, f"{self.seed}:{self.name}")
+            self.drawn = self.drawn or bool(missing) or wanted != size
+        if missing:
+            self._note_together()
+        for split in missing:
+            asked = self.source.count(split)
+            if asked is None:
+                self.splits[split], pool = self._share(split, pool, size // {"test": 5, "val": 10}[split])
+            else:
+                if asked > len(pool):
+                    self._fault(split, asked, _left(len(pool), size))
+                self.splits[split], pool = self._count(split, pool, asked)
+        if wanted is not None and wanted > len(pool):
+            self._fault("train", wanted, _left(len(pool), size))
+        self.splits["train"] = tuple(pool[:wanted])
+        if not self.splits["train"]:
+            found = "none" if wanted == 0 or not size else _left(0, size)
+            self._fault("train", 1, "; ".join([found, *self.notes]))
+
+    def _share(self, split: str, pool: list[Example], target: int) -> tuple[tuple[Example, ...], list[Example]]:
+        """About `target` examples of the pool and the rest of it, no group in both."""
+        sizes = self._sizes(pool)
+        chosen: set[int] = set()
+        room = target
+        for group, size in sizes.items():
+            if size <= room:
+                chosen.add(group)
+                room -= size
+        left = sorted((size, number) for number, size in sizes.items() if number not in chosen)
+        if target and len(left) > 1 and (not chosen or left[0][0] - room < room):
+            chosen.add(left[0][1])
+        taken, pool = self._parted(pool, chosen)
+        if target and abs(len(taken) - target) > target // 2:
+            self.notes.append(
+                f"{split} has {len(taken)} examples, not {target}: what belongs together is not torn apart"
+            )
+        return taken, pool
+
+    def _count(self, split: str, pool: list[Example], asked: int) -> tuple[tuple[Example, ...], list[Example]]:
+        """So many examples of the pool and the rest of it, no group in both."""
+        chosen: set[int] = set()
+        room = asked
+        sizes = self._sizes(pool)
+        for group, size in sizes.items():
+            if size <= room:
+                chosen.add(group)
+                room -= size
+        rest = [(size, group) for group, size in sizes.items() if group not in chosen]
+        if room and rest:
+            chosen.add(min(rest)[1])
+        taken, pool = self._parted(pool, chosen)
+        if len(taken) > asked:
+            more = f"they belong together with some of the {asked} in {split}"
+            self.notes.append(f"{len(taken) - asked} examples are in no split: {more}")
+        return taken[:asked], pool
+
+    def _sizes(self, pool: Sequence[Example]) -> Counter[int]:
+        return Counter(self.of[example] for example in pool)  # in the order in which each is met first
+
+    def _parted(self, pool: Sequence[Example], chosen: set[int]) -> tuple[tuple[Example, ...], list[Example]]:
+        inside = tuple(example for example in pool if self.of[example] in chosen)
+        return inside, [example for example in pool if self.of[example] not in chosen]
+
+    def _note_together(self) -> None:
+        inputs = Counter(map(_key, self.kept["train"]))
+        if shared := sum(count for count in inputs.values() if count > 1):
+            self.notes.append(f"{shared} examples share their input with others; equal inputs are drawn into one split")
+        if self.source.group_by is not None:
+            number = len(set(self.of.values()))
+            self.notes.append(
+                f"splits are drawn by {self.source.group_by}: {number} groups that have no input in common"
+            )
+
+    def _check_given(self, groups: Mapping[str, Sequence[Hashable]]) -> None:
+        splits: dict[Hashable, list[str]] = defaultdict(list)
+        for split in SPLITS:
+            for value in dict.fromkeys(groups.get(split, ())):
+                splits[value].append(split)
+        for value, found in splits.items():
+            if len(found) > 1:
+                self.faults.add(
+                    self.source.origin,
+                    f'expected the {self.source.group_by} "{value}" in one split, found it in {" and ".join(found)}; '
+                    "give one file, of which splits are drawn, or leave group_by out",
+                )
+
+    def _fault(self, split: str, wanted: int, found: str) -> None:
+        message = f'expected {wanted} examples for the {split} split of task "{self.name}", found {found}'
+        self.faults.add(self.source.origin, message)
+
+
+class _Roots:
+    """Sets of things that were joined, by a representative of each."""
+
+    def __init__(self) -> None:
+        self._above: dict[Hashable, Hashable] = {}
+
+    def __call__(self, key: Hashable) -> Hashable:
+        while (above := self._above.setdefault(key, key)) != key:
+            self._above[key] = key = self._above[above]
+        return key
+
+    def join(self, one: Hashable, other: Hashable) -> None:
+        """Make them one set."""
+        self._above[self(one)] = self(other)
+
+
+def _key(example: Example) -> Hashable:
+    """What makes two inputs the same; of examples without an input, their instructions."""
+    text = _plain(example.input)
+    return text if text else ("", _plain(example.instruction or ""))
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _shuffled(examples: Sequence[Example], seed: str) -> list[Example]:

@@ -29,7 +29,7 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
-        notes: what else a run does than to train one bank from an ordinary start.
+        notes: what else a run does than to train one bank from an ordinary start, and what is unusual about splits.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -78,7 +78,10 @@ def check_run(config: RunConfig) -> RunPlan:
         per_task=per_task,
         tokens_per_step=tokens * config.training.rows,
         memory_bytes=base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
-        notes=_notes(config, len(run.tasks)),
+        notes=(
+            *_notes(config, len(run.tasks)),
+            *(f"task {task.name}: {note}" for task in run.tasks for note in task.notes),
+        ),
     )
 
 

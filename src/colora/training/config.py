@@ -69,6 +69,10 @@ class TaskSpec(_Spec):
     fields: dict[Literal["input", "output", "instruction"], str] = Field(
         {}, description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'."
     )
+    group_by: str | None = Field(
+        None,
+        description="A column, such as a person or a document: examples with the same value in it stay in one split.",
+    )
     instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
     train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
     val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
