@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from colora.errors import ColoraError
@@ -29,9 +28,7 @@ FORMS = (
 )
 
 
-def users_from_arrays(
-    X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None
-) -> tuple[Users, Shaped[np.ndarray, " K"]]:
+def users_from_arrays(X: object, y: object, groups: object = None) -> tuple[Users, Shaped[np.ndarray, " K"]]:
     """Users in blocks, numbered in the order of their sorted labels.
 
     Args:
@@ -71,24 +68,38 @@ def users_from_arrays(
     return Users(gathered if streamed else list(gathered), observations, d_out, d_in), labels
 
 
-def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
+def as_numbers(name: str, values: object) -> np.ndarray:
     """`values` as an array of real numbers; what is an array already is not copied, and stays on disk if it is there.
 
     Raises:
         ColoraError: other things than numbers, or none of them.
     """
+    if values is None:  # the second sentence is scikit-learn's own
+        raise ColoraError(
+            f"{name}: expected an array, found None. Expected array-like (array or non-string sequence), got None"
+        )
+    if hasattr(values, "tocsr"):
+        raise ColoraError(f"{name}: expected a dense array; sparse data is not supported, use .toarray()")
     try:
         array = values if isinstance(values, np.ndarray) else np.asarray(values)
         if array.dtype == object:
             array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ColoraError(f"{name}: expected an array of numbers, found {type(values).__name__}: {error}") from error
+    if array.dtype.kind == "c":
+        raise ColoraError(
+            f"{name}: expected an array of real numbers, found one of {array.dtype}. Complex data not supported"
+        )
     if array.dtype.kind not in "biuf":
         raise ColoraError(f"{name}: expected an array of real numbers, found one of {array.dtype}")
     if array.ndim == 0:
         raise ColoraError(f"{name}: expected an array with a row a sample, found the single number {array}")
     if not array.size:
-        raise ColoraError(f"{name}: expected at least one sample and no empty side, found shape {array.shape}")
+        what = "sample" if not len(array) else "feature"
+        raise ColoraError(
+            f"{name}: expected at least one sample and no empty side, found shape {array.shape}: "
+            f"0 {what}(s) (shape={array.shape}) while a minimum of 1 is required."
+        )
     return array
 
 
@@ -111,7 +122,7 @@ def require_finite(name: str, array: np.ndarray) -> None:
             )
 
 
-def labelled(groups: ArrayLike | None, samples: int) -> tuple[Shaped[np.ndarray, " K"], Int[np.ndarray, " N"]]:
+def labelled(groups: object, samples: int) -> tuple[Shaped[np.ndarray, " K"], Int[np.ndarray, " N"]]:
     """The labels that occur, sorted, and for each row the index of its label, (N,) integers.
 
     Raises:
@@ -124,6 +135,9 @@ def labelled(groups: ArrayLike | None, samples: int) -> tuple[Shaped[np.ndarray,
         raise ColoraError(f"groups: expected a label for each row of X, shape ({samples},), found {array.shape}")
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ColoraError(f"groups: expected a label in every row, found NaN in row {int(np.isnan(array).argmax())}")
+    if array.dtype == object and (missing := [row for row, label in enumerate(array) if _is_missing(label)]):
+        found = array[missing[0]]
+        raise ColoraError(f"groups: expected a label in every row, found {found} in row {missing[0]}")
     try:
         labels, indices = np.unique(array, return_inverse=True)
     except TypeError as error:
@@ -131,6 +145,13 @@ def labelled(groups: ArrayLike | None, samples: int) -> tuple[Shaped[np.ndarray,
             f"groups: expected labels of one kind, such as all strings, found a mixture: {error}"
         ) from error
     return labels, indices
+
+
+def _is_missing(label: object) -> bool:
+    # pandas has a missing value of its own, which is equal to nothing and no bool either.
+    return (
+        label is None or type(label).__name__ in ("NAType", "NaTType") or (isinstance(label, float) and label != label)
+    )
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,20 @@ try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import r2_score
     from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted
+    from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     raise ColoraError(
         f'expected scikit-learn for the estimator, found: {error}. Install it with: pip install "colora[regression]"'
     ) from error
 
 __all__ = ["CoLoRARegressor"]
+
+ONE_USER = (
+    "groups: expected the label of each row's user, found None: all samples are taken for those of one user. In "
+    "searches, cross-validation and pipelines groups reach fit by metadata routing alone: "
+    "set_config(enable_metadata_routing=True) and set_fit_request(groups=True). If there is one user, say so by "
+    "groups=[0] * len(X)"
+)
 
 
 class CoLoRARegressor(RegressorMixin, BaseEstimator):
@@ -45,10 +52,11 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
     - X (N, d_in) with y (N, d_out): vectors, y_i = W_k x_i;
     - X (N, d_out · d_in) with y (N,) and `shape=(d_out, d_in)`: flattened matrices, for pipelines.
 
-    `groups` (N,) says whose sample a row is, by labels that can be sorted; None is one user. It is metadata to
-    scikit-learn: in searches and cross-validation, enable metadata routing and ask for it with
-    `set_fit_request(groups=True)` and `set_score_request(groups=True)`. Arrays on disk (`numpy.memmap`) are read block
-    by block.
+    `groups` (N,) says whose sample a row is, by labels that can be sorted; None is one user, and `fit` warns of it. It
+    is metadata to scikit-learn: in searches and cross-validation, enable metadata routing and ask for it with
+    `set_fit_request(groups=True)` and `set_score_request(groups=True)`; else the splitter alone gets it. Columns of a
+    DataFrame are known by their names: others, or the same in another order, are refused. Arrays on disk
+    (`numpy.memmap`) are read block by block.
 
     Args:
         rank: r.
@@ -62,6 +70,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         cores_: (K, r, r).
         users_: labels (K,), sorted, then the onboarded ones as they came.
         n_features_in_: columns of X; there is none where X was given as (N, d_out, d_in).
+        feature_names_in_: their names, if X was a DataFrame whose columns all have one.
         objective_: what was minimised, at the end of `fit`.
         n_iter_: iterations over all starts and ridges.
         n_starts_: starts tried.
@@ -105,7 +114,8 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> "CoLoRARegressor":
         """Shared factors and a core for each user.
 
-        Warns (`UserWarning`), where ridge is 0, of what the samples do not determine; a ridge makes it determined.
+        Warns (`UserWarning`) of missing groups and, where ridge is 0, of what the samples do not determine; a ridge
+        makes it determined.
         Warns (`ConvergenceWarning`) if the iterations ended before the solver did.
 
         Raises:
@@ -113,7 +123,10 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             ColoraError: arrays that cannot be used; each message says what was expected.
         """
         self._check_parameters()
+        self._check_names(X, reset=True)
         X, y = as_numbers("X", X), as_numbers("y", y)
+        if groups is None:
+            warnings.warn(ONE_USER, UserWarning, stacklevel=2)
         users, labels = users_from_arrays(self._shaped(X), y, groups)
         if 1 <= self.rank <= min(users.d_out, users.d_in):  # `recover` refuses others
             self._warn(users, labels, self.rank, vectors=y.ndim == 2)
@@ -148,6 +161,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
                 users.
         """
         check_is_fitted(self)
+        self._check_names(X, reset=False)
         X = self._like_fitted(X)
         require_finite("X", X)
         if groups is None and len(self.users_) > 1:
@@ -189,6 +203,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             ColoraError: the label of a user that is in the model, or one of another kind, or samples that do not fit.
         """
         check_is_fitted(self)
+        self._check_names(X, reset=False)
         label, users_in_fit = labelled(np.asarray([group]), 1)[0], self.users_.tolist()
         both = (label.tolist()[0], users_in_fit[0])
         # Otherwise numpy would turn one of them into the other, and a number into a string.
@@ -251,6 +266,13 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         if faults:
             raise ConfigError("parameters that cannot be used", faults)
 
+    def _check_names(self, X: ArrayLike, *, reset: bool) -> None:
+        """Keep the names of a DataFrame's columns, or compare them with those kept, as all of scikit-learn does."""
+        try:
+            validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
+        except (TypeError, ValueError) as error:
+            raise ColoraError(f"X: {error}") from error
+
     def _settings(self) -> SolverSettings:
         init: Any = self.init
         if not isinstance(init, str):
@@ -282,7 +304,15 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         X, (d_out, d_in) = self._shaped(X), self._sides
         if X.shape[1:] != ((d_in,) if self._vectors else (d_out, d_in)):
             wanted = f"(N, {d_in})" if self._vectors else f"(N, {d_out}, {d_in})"
-            raise ColoraError(f"X: expected {wanted}, as in fit, found {X.shape}")
+            found = f"X: expected {wanted}, as in fit, found {X.shape}"
+            if X.ndim == 1:
+                found += ". Reshape your data: X.reshape(1, -1) is one sample"
+            elif X.ndim == 2 and hasattr(self, "n_features_in_"):
+                name = type(self).__name__
+                found += (
+                    f": X has {X.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
+                )
+            raise ColoraError(found)
         return X
 
     def _warn(self, users: Users, labels: np.ndarray, rank: int, *, vectors: bool, frozen: bool = False) -> None:
