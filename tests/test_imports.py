@@ -49,6 +49,7 @@ ONLY_USED_IN = {
     "uvicorn": {"serving"},
     "babel": {"tasks"},
     "datasets": {"tasks"},
+    "pyarrow": {"tasks"},
 }
 
 # A home folder in a text file works on one machine only. The look-behind leaves the paths of URLs alone.

@@ -1,11 +1,13 @@
 """Every fault of task files, with its place, what was expected and what was found."""
 
+import json
+
 import pytest
 
 from colora.errors import TaskFileError
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import TaskSource
-from tests.helpers.task_files import faults_of, read, rows, write
+from tests.helpers.task_files import everything, faults_of, read, rows, write
 
 TEXTS = "expected text or a list of texts"
 OTHER_JSON = 'expected a list of examples or a Natural Instructions object with "Definition" and "Instances"'
@@ -142,6 +144,34 @@ CASES = {
 }
 
 
+def instructions(**more: object) -> str:
+    return json.dumps({"Definition": "d", "Instances": [{"input": "a", "output": ["b"]}]} | more)
+
+
+@pytest.mark.parametrize("key", ["Positive Examples", "Negative Examples"])
+def test_demonstrations_of_natural_instructions_are_checked(tmp_path, key):
+    good = {"input": "a", "output": "b", "explanation": "c"}
+    for right in ([], [good], [good, {"input": "", "output": ["x", "y"]}], "-", ["-"], None):
+        assert len(everything(read(write(tmp_path / "t.json", instructions(**{key: right}))))) == 1
+    wrong = {
+        "expected a list, found an object": ({"a": 1}, ""),
+        "expected an object, found text": ([good, "b"], "[1]"),
+        'expected a field "output", found "input"': ([{"input": "a"}], "[0]"),
+        'expected a field "input", found "output"': ([{"output": "a"}], "[0]"),
+        'expected text in "input", found the number 5': ([{**good, "input": 5}], "[0].input"),
+        'expected text or a list of texts in "output", found null': ([{**good, "output": None}], "[0].output"),
+        'expected text or a list of texts in "output", found an empty list': ([{**good, "output": []}], "[0].output"),
+        'expected text or a list of texts in "output", found a list of 2': (
+            [{**good, "output": ["a", 1]}],
+            "[0].output",
+        ),
+        'expected text in "explanation", found a list of 1': ([{**good, "explanation": ["c"]}], "[0].explanation"),
+    }
+    for message, (demonstrations, place) in wrong.items():
+        path = write(tmp_path / "t.json", instructions(**{key: demonstrations}))
+        assert faults_of(TaskSource(path=path)) == [f"{path}:{key}{place}: {message}"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_fault_names_place_expectation_and_finding(tmp_path, case):
     name, content, expected = CASES[case]
@@ -160,8 +190,14 @@ def test_missing_file_suggests_similar_names(tmp_path):
 
 
 def test_an_unknown_suffix_lists_the_suffixes(tmp_path):
-    path = write(tmp_path / "t.tsv", "input\toutput\n")
-    assert faults_of(TaskSource(path=path)) == [f'{path}: expected a file ending in .jsonl, .csv, .json, found ".tsv"']
+    path = write(tmp_path / "t.xlsx", "input\toutput\n")
+    wanted = ".jsonl, .ndjson, .csv, .tsv, .json, .parquet (or .gz after one of these)"
+    assert faults_of(TaskSource(path=path)) == [f'{path}: expected a file ending in {wanted}, found ".xlsx"']
+    for name, found in (("t.zip.gz", '".gz"'), ("t", "no suffix"), (".jsonl", "no suffix")):
+        path = write(tmp_path / name, "input\toutput\n")
+        assert faults_of(TaskSource(path=path, name="t")) == [
+            f"{path}: expected a file ending in {wanted}, found {found}"
+        ]
 
 
 def test_a_folder_without_or_with_two_train_files_is_a_fault(tmp_path):

@@ -2,19 +2,40 @@
 
 from typing import Any
 
+from colora.tasks.conversations import conversation_example, text_fault
 from colora.tasks.faults import Faults, describe, quoted
 from colora.tasks.schema import Example, TaskSource
 from colora.tasks.tables import Row, Table
 
-__all__ = ["table_examples", "table_groups"]
+__all__ = ["table_examples", "table_groups", "used_columns"]
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "input": ("input",),
+    "output": ("output", "outputs"),
+    "instruction": ("instruction",),
+}
+_TRL_NAMES = _NAMES | {"input": ("prompt",), "output": ("completion",)}
+_TURNS = "messages"
 
 
 def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Example]:
-    """The examples of one table; rows with faults are left out and noted in `faults`."""
-    columns = _columns(table, source, faults)
-    if columns is None:
+    """The examples of one table; rows with faults are left out and noted in `faults`.
+
+    A table without inputs and outputs may have conversations in "messages", or "prompt" and "completion" as TRL has
+    them, both texts or both lists of turns.
+    """
+    if not table.rows:
         return []
-    examples = (_example(row, columns, table, source, faults) for row in table.rows)
+    columns = _TRL_NAMES if _is_plain(table, source) and _has(table, "prompt", "completion") else _NAMES
+    if columns is _NAMES and _is_plain(table, source) and _has(table, _TURNS):
+        examples = [_conversation(row, (_TURNS,), table, source, faults) for row in table.rows]
+    elif columns is _TRL_NAMES and any(isinstance(row.values.get("prompt"), list | tuple) for row in table.rows):
+        examples = [_conversation(row, ("prompt", "completion"), table, source, faults) for row in table.rows]
+    else:
+        named = _columns(table, columns, source, faults)
+        if named is None:
+            return []
+        examples = [_example(row, named, table, source, faults) for row in table.rows]
     return [example for example in examples if example is not None]
 
 
@@ -22,39 +43,81 @@ def table_groups(table: Table, column: str, faults: Faults) -> list[str | int]:
     """What a column says of each row of a table whose examples have no faults; faults of the column are noted."""
     groups: list[str | int] = []
     for row in table.rows:
-        value = row.values.get(column)
+        present, value = row.find(column)
         if isinstance(value, str | int) and str(value).strip():
             groups.append(value)
         else:
-            found = describe(value) if column in row.values else quoted(row.values)
+            found = describe(value) if present else quoted(row.values)
             faults.add(
                 table.file, f'expected a text or a whole number in "{column}" (group_by), found {found}', row.place
             )
     return groups
 
 
-def _columns(table: Table, source: TaskSource, faults: Faults) -> dict[str, tuple[str, ...]] | None:
+def used_columns(source: TaskSource) -> set[str]:
+    """The columns that examples of this source may be made of; of a dotted name also its first part."""
+    named = [*source.fields.values(), *([] if source.group_by is None else [source.group_by])]
+    ours = [name for names in (*_NAMES.values(), *_TRL_NAMES.values()) for name in names]
+    return {*ours, _TURNS, "tools", *named, *(name.split(".")[0] for name in named)}
+
+
+def _is_plain(table: Table, source: TaskSource) -> bool:
+    """Whether neither the source nor the table says where inputs and outputs are."""
+    ours = [name for field in ("input", "output") for name in _NAMES[field]]
+    return not {"input", "output"} & source.fields.keys() and not any(map(table.has, ours))
+
+
+def _has(table: Table, *columns: str) -> bool:
+    return all(map(table.has, columns))
+
+
+def _columns(
+    table: Table, columns: dict[str, tuple[str, ...]], source: TaskSource, faults: Faults
+) -> dict[str, tuple[str, ...]] | None:
     """Our field names to the columns that may hold them; None, with one fault each, if the table lacks any."""
-    if not table.rows:
-        return None
-    names: dict[str, tuple[str, ...]] = {
-        "input": ("input",),
-        "output": ("output", "outputs"),
-        "instruction": ("instruction",),
-    }
+    names = dict(columns)
     # A column that no row has is one fault, not one per row. CSV rows stand below the header that lacks it.
-    place = 1 if table.file.lower().endswith(".csv") else table.rows[0].place
+    place = 1 if ".csv" in table.file.lower()[-7:] or ".tsv" in table.file.lower()[-7:] else table.rows[0].place
     complete = True
-    for field, candidates in names.items():
+    for field in columns:
         if field in source.fields:
             names[field] = (source.fields[field],)
         elif field == "instruction":
             continue
-        if not set(names[field]) & set(table.columns):
+        if not any(map(table.has, names[field])):
             complete = False
-            wanted = f'the column "{names[field][0]}"' if field in source.fields else f'a field "{candidates[0]}"'
+            wanted = f'the column "{names[field][0]}"' if field in source.fields else f'a field "{names[field][0]}"'
             faults.add(table.file, f"expected {wanted} for the {field}, found {quoted(table.columns)}", place)
     return names if complete else None
+
+
+def _conversation(
+    row: Row, columns: tuple[str, ...], table: Table, source: TaskSource, faults: Faults
+) -> Example | None:
+    def fault(column: str, message: str) -> None:
+        faults.add(table.file, message, _place(row, column))
+
+    if row.values.get("tools"):
+        fault("tools", "expected a conversation without tools, for prompts cannot name them, found some")
+        return None
+    if columns == (_TURNS,):
+        if _TURNS not in row.values:
+            fault(_TURNS, f'expected a field "{_TURNS}", found {quoted(row.values)}')
+            return None
+        return conversation_example(row.values[_TURNS], _TURNS, source.instruction, fault)
+    turns: list[Any] = []
+    for column in columns:
+        value = row.values.get(column)
+        if not isinstance(value, list | tuple):
+            fault(column, f'expected a list of turns in "{column}", as other rows have it, found {describe(value)}')
+            return None
+        turns += value
+    return conversation_example(turns, "prompt + completion", source.instruction, fault)
+
+
+def _place(row: Row, column: str) -> str | int:
+    # A line number says where; a JSON path can say it to the field.
+    return row.place if isinstance(row.place, int) else f"{row.place}.{column}"
 
 
 def _example(
@@ -63,40 +126,37 @@ def _example(
     before = len(faults)
 
     def fault(column: str, message: str) -> None:
-        # A line number says where; a JSON path can say it to the field.
-        place = row.place if isinstance(row.place, int) else f"{row.place}.{column}"
-        faults.add(table.file, message, place)
+        faults.add(table.file, message, _place(row, column))
 
-    def lookup(field: str) -> tuple[str, Any]:
-        present = [column for column in columns[field] if column in row.values]
-        if len(present) > 1:
-            fault(present[0], f"expected one of {quoted(present)}, found both")
-        column = present[0] if present else columns[field][0]
-        if not present and field != "instruction":
+    def lookup(field: str) -> tuple[bool, str, Any]:
+        found = {column: value for column in columns[field] for there, value in [row.find(column)] if there}
+        if len(found) > 1:
+            fault(next(iter(found)), f"expected one of {quoted(found)}, found both")
+        column = next(iter(found), columns[field][0])
+        if not found and field != "instruction":
             fault(column, f'expected a field "{column}", found {quoted(row.values)}')
-        return column, row.values.get(column)
+        return bool(found), column, found.get(column)
 
     def check(column: str, label: str, value: object, expected: str = "text", empty: bool = False) -> None:
         if not isinstance(value, str) or not (empty or value.strip()):
             fault(column, f'expected {expected} in "{label}", found {describe(value)}')
-        elif any("\ud800" <= char <= "\udfff" for char in value):
-            # JSON may escape half a character, and no tokenizer takes it.
-            fault(column, f'expected Unicode text in "{label}", found a lone surrogate')
+        elif wrong := text_fault(value):
+            fault(column, f'expected Unicode text in "{label}", found {wrong}')
 
     instruction = source.instruction
     if instruction is None:
-        column, value = lookup("instruction")
+        _, column, value = lookup("instruction")
         if value is not None:
             check(column, column, value, empty=True)
             instruction = value if isinstance(value, str) and value.strip() else None
 
-    column, text = lookup("input")
-    if column in row.values:
+    present, column, text = lookup("input")
+    if present:
         without = instruction is None
         check(column, column, text, "text (empty only beside an instruction)" if without else "text", not without)
 
-    column, outputs = lookup("output")
-    if column in row.values:
+    present, column, outputs = lookup("output")
+    if present:
         if isinstance(outputs, (list, tuple)) and outputs:
             for index, output in enumerate(outputs):
                 check(f"{column}[{index}]", f"{column}[{index}]", output)

@@ -1,14 +1,12 @@
 """Tables from the `datasets` library: a hub id, anything else `load_dataset` takes, or a saved folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from colora.tasks.examples import used_columns
 from colora.tasks.faults import Faults, quoted
+from colora.tasks.formats.parquet import dataset_table
 from colora.tasks.schema import SPLITS, TaskSource
-from colora.tasks.tables import Row, Table
-
-if TYPE_CHECKING:
-    import datasets
+from colora.tasks.tables import Table
 
 __all__ = ["VAL_NAMES", "is_saved_dataset", "read_dataset"]
 
@@ -43,30 +41,8 @@ def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
     tables = {}
     for split, ours in names.items():
         if ours in SPLITS and source.count(ours) != 0:
-            tables[ours] = _table(split, loaded[split], source, faults)
+            tables[ours] = dataset_table(source.origin, loaded[split], used_columns(source), split, faults)
     if "train" not in tables and source.train != 0:
         faults.add(source.origin, f'expected a split "train", found {quoted(loaded)}')
         return {}
     return tables
-
-
-def _table(split: str, data: "datasets.Dataset", source: TaskSource, faults: Faults) -> Table:
-    from datasets import ClassLabel
-
-    columns = tuple(data.column_names)
-    wanted = {"input", "output", "outputs", "instruction", *source.fields.values(), source.group_by}
-    used = [column for column in columns if column in wanted]
-    used = used or list(columns[:1])  # without any column, the library yields no rows either
-    labels = {c: data.features[c].names for c in used if isinstance(data.features[c], ClassLabel)}
-    rows = []
-    # Only the columns in use: images or audio beside them would be decoded one by one.
-    for index, values in enumerate(data.select_columns(used)):
-        for column, names in labels.items():
-            label = values[column]
-            # -1 marks a hidden label on the hub; it stays a number and is reported as such.
-            if label is not None and 0 <= label < len(names):
-                values[column] = names[label]
-        rows.append(Row(values, f"{split}[{index}]"))
-    if not rows:
-        faults.add(source.origin, "expected at least one example, found none", split)
-    return Table(source.origin, columns, rows)

@@ -1,6 +1,7 @@
 """How an example becomes a prompt, and which token ends the answer to it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from colora.errors import ConfigError
 from colora.tasks.chat_template import chat_format, prompt_text
@@ -31,7 +32,7 @@ def prompt_ids(
         ConfigError: a chat template that raises or loses text, see `colora.tasks.chat_template`.
     """
     if max_length is None:
-        return _render(example.instruction, example.input, tokenizer, encoder_decoder)
+        return _render(example, tokenizer, encoder_decoder)
     return fit_prompt(example, tokenizer, max_length, encoder_decoder)[0]
 
 
@@ -40,21 +41,27 @@ def fit_prompt(
 ) -> tuple[list[int], int]:
     """The prompt in at most `room` tokens, if that can be, and how many tokens of the input it lost.
 
-    Instruction and template stay whole; the input loses its beginning. The prompt is longer than `room` only if
-    it is so with an empty input.
+    Instruction and template stay whole. A conversation loses its oldest turns, two at a time; then the input loses its
+    beginning. The prompt is longer than `room` only if it is so with an empty input.
     """
-    ids = _render(example.instruction, example.input, tokenizer, encoder_decoder)
-    if len(ids) <= room:
-        return ids, 0
-    source = tokenizer(example.input, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = _render(example, tokenizer, encoder_decoder)
     dropped = 0
+    while len(ids) > room and example.history:
+        turns = example.history[:2]
+        dropped += sum(len(tokenizer(turn, add_special_tokens=False, verbose=False)["input_ids"]) for turn in turns)
+        example = replace(example, history=example.history[2:])
+        ids = _render(example, tokenizer, encoder_decoder)
+    if len(ids) <= room:
+        return ids, dropped
+    source = tokenizer(example.input, add_special_tokens=False, verbose=False)["input_ids"]
+    start = 0
     # More than one turn only where the shortened text, tokenised again, has more tokens than were kept of it.
-    while len(ids) > room and dropped < len(source):
-        dropped = min(dropped + len(ids) - room, len(source))
-        text = tokenizer.decode(source[dropped:], clean_up_tokenization_spaces=False)
+    while len(ids) > room and start < len(source):
+        start = min(start + len(ids) - room, len(source))
+        text = tokenizer.decode(source[start:], clean_up_tokenization_spaces=False)
         # A cut through the bytes of one character leaves a replacement character at the start.
-        ids = _render(example.instruction, text.lstrip("\ufffd"), tokenizer, encoder_decoder)
-    return ids, dropped
+        ids = _render(replace(example, input=text.lstrip("\ufffd")), tokenizer, encoder_decoder)
+    return ids, dropped + start
 
 
 def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: Tokenizer) -> list[int]:
@@ -68,11 +75,8 @@ def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: T
     Raises:
         ConfigError: several turns without a chat template, or a template that raises or loses text.
     """
-    if len(turns) == 1:
-        return _render(instruction, turns[0], tokenizer, False)
-    if not tokenizer.chat_template:
-        raise ConfigError("these tasks were trained without a chat template: expected one message of the user's")
-    return _ids(prompt_text([_joined(instruction, turns[0]), *turns[1:]], tokenizer), tokenizer)
+    *history, text = turns
+    return _render(Example(text, (), instruction, tuple(history)), tokenizer, False)
 
 
 def use_plain_prompts(tokenizer: Tokenizer) -> None:
@@ -106,21 +110,18 @@ def end_token_ids(tokenizer: Tokenizer) -> set[int]:
     return ids if tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}
 
 
-def _render(instruction: str | None, text: str, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
-    content = _joined(instruction, text)
+def _render(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
+    first, *later = (*example.history, example.input)
+    turns = ["\n\n".join(part for part in (example.instruction, first) if part), *later]
     if tokenizer.chat_template and not encoder_decoder:
-        return _ids(prompt_text([content], tokenizer), tokenizer)
+        # The template has written the special tokens.
+        return list(tokenizer(prompt_text(turns, tokenizer), add_special_tokens=False, verbose=False)["input_ids"])
+    if later:
+        why = "an encoder-decoder reads one text" if encoder_decoder else "without a chat template a prompt is one text"
+        raise ConfigError(f"expected one message of the user's, found a conversation of {len(turns)} turns: {why}")
+    [content] = turns
     ids = list(tokenizer(content + "\n", verbose=False)["input_ids"])
     eos = tokenizer.eos_token_id
     while ids and ids[-1] == eos:
         ids.pop()
     return [*ids, eos] if encoder_decoder and eos is not None else ids
-
-
-def _ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    # The template has written the special tokens.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _joined(instruction: str | None, text: str) -> str:
-    return "\n\n".join(part for part in (instruction, text) if part)

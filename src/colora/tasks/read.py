@@ -7,12 +7,13 @@ from pathlib import Path
 
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import TaskFileError
-from colora.tasks.examples import table_examples, table_groups
+from colora.tasks.examples import table_examples, table_groups, used_columns
 from colora.tasks.faults import Faults, quoted
+from colora.tasks.formats.files import SUFFIXES, read_table, stem_and_suffix
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
 from colora.tasks.schema import SPLITS, Task, TaskSource
 from colora.tasks.splits import make_splits
-from colora.tasks.tables import SUFFIXES, Table, read_table
+from colora.tasks.tables import Table
 
 __all__ = ["read_tasks"]
 
@@ -21,8 +22,9 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
     """Reads every source, in order, into a task with train, val and test examples.
 
     Example files hold an "input", an "output" (one text, or a list of texts that all count as right; "outputs"
-    does too) and, if wanted, an "instruction": JSON Lines, CSV with a header, or a JSON list. A .json file may
-    also be a task of Natural Instructions. `make_splits` says how splits are drawn where none are given.
+    does too) and, if wanted, an "instruction", or "prompt" and "completion", or a conversation in "messages": JSON
+    Lines, CSV or TSV with a header, parquet, or a JSON list, each also packed as .gz. A .json file may also be a task
+    of Natural Instructions. `make_splits` says how splits are drawn where none are given.
 
     Args:
         sources: what to read; at least one.
@@ -76,7 +78,8 @@ def _default_name(source: TaskSource) -> str:
         return "-".join(part for part in ((source.dataset or "").rstrip("/").split("/")[-1], source.subset) if part)
     path = Path(source.path)
     # Only a suffix we read is one: a folder named v1.2 keeps its name.
-    return path.stem if path.suffix.lower() in SUFFIXES else path.resolve().name
+    stem, suffix = stem_and_suffix(path)
+    return stem if suffix else path.resolve().name
 
 
 def _read_task(source: TaskSource, name: str, seed: int, faults: Faults) -> Task | None:
@@ -103,19 +106,21 @@ def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:
         return read_dataset(source, faults) if is_saved_dataset(path) else _folder_tables(path, source, faults)
     if not path.exists():
         faults.add(source.path, f"expected a file or a folder, found none{_suggestion(path)}")
-    elif path.suffix.lower() not in SUFFIXES:
+    elif not stem_and_suffix(path)[1]:
         found = f'"{path.suffix}"' if path.suffix else "no suffix"
-        faults.add(source.path, f"expected a file ending in {', '.join(SUFFIXES)}, found {found}")
+        wanted = f"{', '.join(SUFFIXES)} (or .gz after one of these)"
+        faults.add(source.path, f"expected a file ending in {wanted}, found {found}")
     else:
-        return {"train": read_table(path, faults)}
+        return {"train": read_table(path, used_columns(source), faults)}
     return {}
 
 
 def _folder_tables(folder: Path, source: TaskSource, faults: Faults) -> dict[str, Table]:
     paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split = "val" if path.stem in VAL_NAMES else path.stem
-        if split not in SPLITS or path.suffix.lower() not in SUFFIXES:
+        stem, suffix = stem_and_suffix(path)
+        split = "val" if stem in VAL_NAMES else stem
+        if split not in SPLITS or not suffix:
             continue
         if split in paths:
             faults.add(str(folder), f"expected one {split} file, found {quoted((paths[split].name, path.name))}")
@@ -123,7 +128,8 @@ def _folder_tables(folder: Path, source: TaskSource, faults: Faults) -> dict[str
     if "train" not in paths:
         found = quoted(sorted(path.name for path in folder.iterdir()))
         faults.add(str(folder), f"expected train.jsonl or train.csv (and val and test, if given), found {found}")
-    return {split: read_table(path, faults) for split, path in paths.items() if source.count(split) != 0}
+    wanted = used_columns(source)
+    return {split: read_table(path, wanted, faults) for split, path in paths.items() if source.count(split) != 0}
 
 
 def _suggestion(path: Path) -> str:

@@ -10,11 +10,19 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One input with every output that counts as right; training uses the first of them."""
+    """One input with every output that counts as right; training uses the first of them.
+
+    Attributes:
+        input: the text that is answered; of a conversation, the user's last turn.
+        outputs: the answers that count as right.
+        instruction: stands at the beginning of the prompt.
+        history: what user and assistant said before `input` in turn, the user first; it is part of the prompt alone.
+    """
 
     input: str
     outputs: tuple[str, ...]
     instruction: str | None = None
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,12 @@ class TaskSource:
 
     Attributes:
         name: the task's name; by default the file's stem, the folder's name, or "dataset-subset".
-        path: a .jsonl, .csv or .json file, a folder of train/val/test files, or one written by `save_to_disk`.
+        path: a .jsonl, .csv, .tsv, .json or .parquet file, packed as .gz or not, a folder of train/val/test files, or
+            one written by `save_to_disk`.
         dataset: the first argument of `datasets.load_dataset`, a hub id for instance.
         subset: the second argument of `datasets.load_dataset`, known there as the configuration.
-        fields: our "input", "output" and "instruction" to the names of the file's columns, where they differ.
+        fields: our "input", "output" and "instruction" to the names of the file's columns, where they differ; a dotted
+            name goes down into objects.
         group_by: a column, such as that of a person or a document; examples with the same value in it are in one split.
         instruction: one instruction for all examples, in place of the file's own.
         train, val, test: how many examples of each split to use. None: all that are given, or the default share

@@ -217,6 +217,8 @@ class _Roots:
 
 def _key(example: Example) -> Hashable:
     """What makes two inputs the same; of examples without an input, their instructions."""
+    if example.history:  # a last turn such as "Go on." says little
+        return tuple(map(_plain, (*example.history, example.input)))
     text = _plain(example.input)
     return text if text else ("", _plain(example.instruction or ""))
 

@@ -61,13 +61,15 @@ class TaskSpec(_Spec):
     name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
     path: str | None = Field(
         None,
-        description="A .jsonl, .csv or .json file, a folder of train/val/test files, or one of `save_to_disk`; "
-        "relative to the YAML file.",
+        description="A .jsonl, .csv, .tsv, .json or .parquet file (or one with .gz after it), a folder of "
+        "train/val/test files, or one of `save_to_disk`; relative to the YAML file.",
     )
     dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
     subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
     fields: dict[Literal["input", "output", "instruction"], str] = Field(
-        {}, description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'."
+        {},
+        description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'; a dotted "
+        "name such as question.text goes down into objects.",
     )
     group_by: str | None = Field(
         None,

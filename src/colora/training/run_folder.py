@@ -148,5 +148,9 @@ def check_same_tasks(run: Path, now: Mapping[str, Any]) -> None:
 
 
 def _digest(task: Task, split: str) -> str:
-    rows = [[one.instruction, one.input, list(one.outputs)] for one in task.splits[split]]
+    # A history is added only where there is one: digests of earlier runs have none.
+    rows = [
+        [one.instruction, one.input, list(one.outputs), *([list(one.history)] if one.history else [])]
+        for one in task.splits[split]
+    ]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,78 @@
+"""CSV and TSV to rows."""
+
+import csv
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from colora.tasks.faults import Faults, quoted
+from colora.tasks.tables import Row
+
+__all__ = ["csv_rows", "tsv_rows"]
+
+_LIMIT = threading.Lock()
+_LARGEST = 2**31 - 1  # of a C long on some systems
+
+
+def csv_rows(file: str, text: str, faults: Faults) -> list[Row]:
+    """A header and rows, cells separated by commas and quoted as RFC 4180 says."""
+    return _rows(file, text, ",", faults)
+
+
+def tsv_rows(file: str, text: str, faults: Faults) -> list[Row]:
+    """The same with tabs, quoted as spreadsheets and pandas do it."""
+    return _rows(file, text, "\t", faults)
+
+
+def _rows(file: str, text: str, separator: str, faults: Faults) -> list[Row]:
+    header: list[str] | None = None
+    rows, line = [], 1
+    with _cells_of_any_size(len(text)):
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+        try:
+            for cells in reader:
+                # A quoted cell may span lines, and the reader counts those it has consumed: a row begins one after.
+                start, line = line, reader.line_num + 1
+                if not cells:
+                    continue
+                if header is None:
+                    header = [cell.strip() for cell in cells]
+                    if not _usable(file, header, separator, start, faults):
+                        return []
+                elif len(cells) != len(header):
+                    faults.add(file, f"expected {len(header)} columns, found {len(cells)}", start)
+                elif [cell.strip().removeprefix("\ufeff") for cell in cells] == header:
+                    faults.add(file, "expected a row, found the header again", start)
+                else:
+                    named = zip(header, cells, strict=True)
+                    rows.append(Row({name: cell for name, cell in named if name}, start))
+        except csv.Error as error:
+            faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}", line)
+    return rows
+
+
+def _usable(file: str, header: list[str], separator: str, line: int, faults: Faults) -> bool:
+    names = [name for name in header if name]  # spreadsheets and pandas leave columns without one; nobody reads those
+    if len(set(names)) < len(names):
+        faults.add(file, f"expected column names that differ, found {quoted(header)}", line)
+        return False
+    others = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+    wanted = others.pop(separator)
+    if len(header) == 1 and (found := next((name for sign, name in others.items() if sign in header[0]), "")):
+        more = "; save it with commas, or with tabs as .tsv" if separator == "," else "; a file with commas is .csv"
+        faults.add(file, f"expected columns separated by {wanted}, found {quoted(header)} with {found}{more}", line)
+        return False
+    return True
+
+
+@contextmanager
+def _cells_of_any_size(size: int) -> Iterator[None]:
+    # The limit belongs to the process, 131 072 characters unless somebody else has set it.
+    with _LIMIT:
+        before = csv.field_size_limit()
+        csv.field_size_limit(min(max(before, size + 1), _LARGEST))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
