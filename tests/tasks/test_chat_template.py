@@ -44,7 +44,7 @@ REFUSED = {
     "system first": (
         "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
         + TURN.format(CONTENT),
-        "cannot render it: TemplateError: system first",
+        "raises TemplateError: system first",
     ),
     "no generation": (
         TURN.format(CONTENT) + "{% if add_generation_prompt %}{{ raise_exception('no gen') }}{% endif %}", "no gen"
@@ -54,8 +54,8 @@ REFUSED = {
         "{{ m['content'] }}{% endfor %}",
         "users only",
     ),
-    "broken": ("{% for m in messages %}{{ m['content'] }", "cannot render it: TemplateSyntaxError"),
-    "a Python error": ("{{ messages['x'] + 1 }}", "cannot render it"),
+    "broken": ("{% for m in messages %}{{ m['content'] }", "raises TemplateSyntaxError"),
+    "a Python error": ("{{ messages['x'] + 1 }}", "found one that raises"),
     "chance": ("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}" * 20 + TURN.format(CONTENT), "another prompt at every"),
     "other beginning": (
         "{{ messages | length }}" + TURN.format(CONTENT) + START, "begins a prompt in another way"

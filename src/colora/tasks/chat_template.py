@@ -180,7 +180,7 @@ def _render(turns: Sequence[str], tokenizer: Tokenizer, template: str, parts: bo
             conversation, tokenize=False, add_generation_prompt=generation, chat_template=template
         )
     except Exception as error:  # a template is a program: it raises jinja2's errors and any of Python's
-        raise _error(tokenizer, f"cannot render it: {type(error).__name__}: {error}") from error
+        raise _error(tokenizer, f"raises {type(error).__name__}: {error}") from error
     return str(text)
 
 
