@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from colora.bank.generate import read_requests
 from colora.common.yaml import read_yaml
 from colora.errors import ConfigError
 from colora.experiments.load import load_experiment
@@ -88,6 +89,13 @@ def test_the_command_line_says_so(tmp_path):
     assert "run.yaml:3: not YAML: the key 'tasks' stands twice in one mapping, in lines 2 and 3" in refusal(
         "check", path
     )
+
+
+def test_prompts_to_generate_too(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"task": "a", "input": "b"}\n{"task": "a", "task": "b", "input": "c"}\n')
+    with pytest.raises(ConfigError, match=r'prompts\.jsonl:2: .* the key "task" twice in one object'):
+        read_requests(path)
 
 
 def test_keys_of_tenants_too(tmp_path):

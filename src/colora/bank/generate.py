@@ -1,6 +1,5 @@
 """Outputs of a saved bank for prompts of many tasks at once."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from colora.bank.load import load_bank
+from colora.common.json_text import JsonFault, parse_json
 from colora.common.text import listed, shortened
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskIdError
@@ -40,9 +40,10 @@ def read_requests(path: Path) -> list[Request]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.append(f"{path}:{number}: expected a JSON object, found {error.msg} at column {error.colno}")
+            value = parse_json(line)
+        except JsonFault as error:
+            column = f" at column {error.column}" if error.column else ""
+            faults.append(f"{path}:{number}: expected a JSON object, found {error}{column}")
             continue
         keys = ("task", "input", "instruction")
         if not isinstance(value, dict) or not all(isinstance(value.get(key, ""), str) for key in keys):

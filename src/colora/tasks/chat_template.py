@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from colora.errors import ConfigError
@@ -111,12 +112,12 @@ def _tried(tokenizer: Tokenizer, template: str, dated: bool) -> ChatFormat:
             header = rest  # it ignores add_generation_prompt: answers would stand where no assistant's turn has begun
     elif not generation.startswith(middle.rstrip()):  # a generation prompt may also open the model's reasoning
         notes.append(
-            f"the chat template of {tokenizer.name_or_path!r} ends a prompt with {generation[-60:]!r}, but puts "
+            f"the chat template of {_name(tokenizer)} ends a prompt with {generation[-60:]!r}, but puts "
             f"{middle[-60:]!r} before an answer; training and generation here use the first"
         )
     if dated:
         notes.append(
-            f"the chat template of {tokenizer.name_or_path!r} writes today's date into every prompt: prompts of other "
+            f"the chat template of {_name(tokenizer)} writes today's date into every prompt: prompts of other "
             "days differ from these, also where a run is gone on with. To avoid that write a fixed date into the "
             "template, or set chat_template: false"
         )
@@ -193,9 +194,15 @@ def _source(tokenizer: Tokenizer) -> str:
         raise _error(tokenizer, f"cannot be chosen: {error}") from error
 
 
+def _name(tokenizer: Tokenizer) -> str:
+    """What the tokenizer is called; of a folder the last part alone, for a server's clients read it as well."""
+    name = tokenizer.name_or_path
+    return repr(Path(name).name if Path(name).is_absolute() else name)
+
+
 def _error(tokenizer: Tokenizer, what: str) -> ConfigError:
     return ConfigError(
-        f"the chat template of {tokenizer.name_or_path!r}: expected one that renders a user's turn and the assistant's "
+        f"the chat template of {_name(tokenizer)}: expected one that renders a user's turn and the assistant's "
         f"answer whole, found one that {what}. Set chat_template: false to prompt with the plain text, or mend the "
         "template (chat_template.jinja or tokenizer_config.json of the base)"
     )
