@@ -112,6 +112,9 @@ def test_further_faults_of_conversations(tmp_path):
     assert faults_of(TaskSource(path=path)) == [
         f'{path}:1: expected a list of turns in "completion", as other rows have it, found text'
     ]
+    path = write(tmp_path / "w.jsonl", [{"conversations": [{"from": "human", "value": "a"}]}])
+    for fault in faults_of(TaskSource(path=path)):
+        assert fault.endswith('found "conversations"; turns are read from "messages", each with "role" and "content"')
     path = write(tmp_path / "v.csv", 'messages\n"a"\n')
     assert faults_of(TaskSource(path=path)) == [f'{path}:2: expected a list of turns in "messages", found text']
 

@@ -78,15 +78,23 @@ def test_one_input_alone_stays_in_training_and_check_says_so(tmp_path):
 
 def test_an_input_that_is_tested_is_not_trained_on_with_another_output(tmp_path):
     write(tmp_path / "train.jsonl", [{"input": f"q{n}", "output": "a"} for n in range(6)])
-    write(tmp_path / "val.jsonl", [{"input": "Q1", "output": "b"}, {"input": "v", "output": "b"}])
-    write(tmp_path / "test.jsonl", [{"input": "q2 ", "output": "c"}, {"input": "V", "output": "c"}])
+    write(tmp_path / "val.jsonl", [{"input": " q1", "output": "b"}, {"input": "v", "output": "b"}])
+    write(tmp_path / "test.jsonl", [{"input": "q2 ", "output": "c"}, {"input": "v", "output": "c"}])
     task = read(str(tmp_path))
     assert [e.input for e in task.splits["train"]] == ["q0", "q3", "q4", "q5"]
-    assert [e.input for e in task.splits["val"]] == ["Q1"]
+    assert [e.input for e in task.splits["val"]] == [" q1"]
     assert task.notes == (
         "1 val examples are left out: their inputs are also in test",
         "2 train examples are left out: their inputs are also in test or val",
     )
+
+
+def test_given_inputs_that_differ_in_case_are_kept_for_case_may_be_the_task(tmp_path):
+    write(tmp_path / "train.jsonl", [{"input": "USA", "output": "capitals"}, {"input": "x", "output": "small"}])
+    write(tmp_path / "test.jsonl", [{"input": "usa", "output": "small"}])
+    task = read(str(tmp_path), val=0)
+    assert sizes(task) == [2, 0, 1]
+    assert task.notes == ("1 train inputs differ from some in test in case alone",)
 
 
 # A field that splits are drawn by

@@ -87,7 +87,12 @@ def _columns(
         if not any(map(table.has, names[field])):
             complete = False
             wanted = f'the column "{names[field][0]}"' if field in source.fields else f'a field "{names[field][0]}"'
-            faults.add(table.file, f"expected {wanted} for the {field}, found {quoted(table.columns)}", place)
+            more = (
+                f'; turns are read from "{_TURNS}", each with "role" and "content"'
+                if _has(table, "conversations")
+                else ""
+            )
+            faults.add(table.file, f"expected {wanted} for the {field}, found {quoted(table.columns)}{more}", place)
     return names if complete else None
 
 

@@ -28,8 +28,9 @@ def make_splits(
     """The three splits, and whether any was drawn by chance.
 
     Equal examples count once, in the first of test, val and train that has them, and so do equal inputs with other
-    outputs: nothing that is tested was trained on. Inputs are equal if they differ in white space, case or Unicode
-    composition alone; of examples without an input the instructions are compared.
+    outputs: nothing that is tested was trained on. Inputs are equal if they differ in white space or Unicode
+    composition alone; of examples without an input the instructions are compared. Where splits are drawn, inputs that
+    differ in case alone are kept together as well; given ones are kept, and noted.
 
     A split that is not given is drawn from the training examples: 20 % for test and 10 % for val, both rounded down,
     unless `source` gives counts. Test is drawn first and training last: asking for another number of training examples
@@ -74,14 +75,19 @@ class _Draw:
         """The examples of each given split without those that stand in another, and which of them belong together."""
         self._check_given(groups)
         seen: set[Hashable] = set()
+        alike: set[Hashable] = set()
         for split in ("test", "val", "train"):
             if split in self.given or split == "train":
                 once = list(dict.fromkeys(self.given.get(split, ())))
-                self.kept[split] = [example for example in once if _key(example) not in seen]
-                if dropped := len(once) - len(self.kept[split]):
-                    others = " or ".join(other for other in self.kept if other != split)
+                kept = [example for example in once if _key(example, case=True) not in seen]
+                others = " or ".join(self.kept)
+                if dropped := len(once) - len(kept):
                     self.notes.append(f"{dropped} {split} examples are left out: their inputs are also in {others}")
-                seen.update(map(_key, self.kept[split]))
+                if near := sum(_key(example) in alike for example in kept):
+                    self.notes.append(f"{near} {split} inputs differ from some in {others} in case alone")
+                seen.update(_key(example, case=True) for example in kept)
+                alike.update(map(_key, kept))
+                self.kept[split] = kept
         # Numbered along chains: an input may be in several groups, and a group has several inputs.
         root = _Roots()
         for split, values in groups.items():
@@ -215,16 +221,17 @@ class _Roots:
         self._above[self(one)] = self(other)
 
 
-def _key(example: Example) -> Hashable:
-    """What makes two inputs the same; of examples without an input, their instructions."""
+def _key(example: Example, case: bool = False) -> Hashable:
+    """What makes two inputs the same, in capitals or not unless `case`; without an input the instructions count."""
     if example.history:  # a last turn such as "Go on." says little
-        return tuple(map(_plain, (*example.history, example.input)))
-    text = _plain(example.input)
-    return text if text else ("", _plain(example.instruction or ""))
+        return tuple(_plain(text, case) for text in (*example.history, example.input))
+    text = _plain(example.input, case)
+    return text if text else ("", _plain(example.instruction or "", case))
 
 
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+def _plain(text: str, case: bool) -> str:
+    composed = unicodedata.normalize("NFC", text)
+    return " ".join((composed if case else composed.casefold()).split())
 
 
 def _shuffled(examples: Sequence[Example], seed: str) -> list[Example]:
