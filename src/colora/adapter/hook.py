@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colora.adapter.checkpointing import checkpointed_blocks, keep_routing
+from colora.adapter.libraries.checkpointing import checkpointed_blocks, keep_routing
 from colora.adapter.router import Router
 from colora.adapter.routing import Routing
 from colora.errors import TaskIdError

@@ -1,13 +1,31 @@
-"""What there is of a bank in a base model: its layers, its router, its forward hook."""
+"""What there is of a bank in a model, whatever wraps that: its layers, its router, its forward hook, its tasks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
 from torch import Tensor, nn
 
 from colora.adapter.experts import ExpertLinear
-from colora.adapter.hook import RoutingHook
+from colora.adapter.hook import RoutingHook, check_rows
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.router import Router
+from colora.adapter.routing import TaskIds
+from colora.errors import ConfigError
 
-__all__ = ["active_adapters", "bank_layers", "bank_router", "base_weights", "model_type", "remove_hook"]
+__all__ = [
+    "active_adapters",
+    "bank_layers",
+    "bank_router",
+    "bank_tasks",
+    "base_weights",
+    "check_unwrapped",
+    "has_bank",
+    "model_type",
+    "remove_hook",
+    "set_task",
+    "with_tasks",
+]
 
 
 def bank_layers(model: nn.Module, adapter_name: str) -> dict[str, CoLoRALinear]:
@@ -59,3 +77,78 @@ def active_adapters(model: nn.Module) -> list[str]:
 def model_type(model: nn.Module) -> str | None:
     """What transformers calls the kind of this model, if it is one of transformers'."""
     return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def has_bank(model: object) -> bool:
+    """Is there a bank in this model, or in one inside it?"""
+    return isinstance(model, nn.Module) and any(bank_router(module) is not None for module in model.modules())
+
+
+def check_unwrapped(model: nn.Module, adapter_name: str) -> None:
+    """Before a bank is made: is this a base model, and has it no bank of this name yet?
+
+    Raises:
+        ConfigError: saying what to do instead. PEFT would only warn; the new bank would adapt the layers of the other
+            adapter, or take the place of a bank that another `PeftModel` holds.
+    """
+    if isinstance(model, PeftModel):
+        kinds = sorted({str(getattr(one.peft_type, "value", one.peft_type)) for one in model.peft_config.values()})
+        raise ConfigError(
+            f"expected a base model, found a {type(model).__name__} with {', '.join(kinds)}: add tasks to its bank "
+            "with add_tasks, or a second bank with add_adapter(name, config); merge another adapter first "
+            "(merge_and_unload)"
+        )
+    if any(isinstance(one, CoLoRALinear) and adapter_name in one.colora_core for one in model.modules()):
+        raise ConfigError(
+            f"this {type(model).__name__} has a bank {adapter_name!r} already, for get_peft_model and load_adapter "
+            "change the base in place: load the base anew, unload the other bank, or use another adapter_name"
+        )
+
+
+def bank_tasks(model: nn.Module) -> list[str]:
+    """Names of the tasks of the model's active bank, in the order of their ids.
+
+    Raises:
+        ConfigError: if the model has no bank, or several are active.
+    """
+    base, router = _base(model)
+    return list(router.tasks[_only_adapter(base)])
+
+
+def set_task(model: nn.Module, name: str | None) -> None:
+    """Use one task of the model's bank wherever no `task_ids` are given; None takes the choice back.
+
+    Args:
+        model: a `PeftModel`, a transformers model that loaded a bank itself, or one of them wrapped.
+        name: the task.
+
+    Raises:
+        ConfigError: if the model has no bank, or several are active.
+        TaskIdError: if the bank has no such task.
+    """
+    base, router = _base(model)
+    router.choose(_only_adapter(base), name)
+
+
+@contextmanager
+def with_tasks(model: nn.Module, task_ids: TaskIds | None, batch: Tensor | None = None) -> Iterator[None]:
+    """`CoLoRAModel.tasks_of` for any model with a bank: its tasks for every forward pass inside the `with` block."""
+    base, router = _base(model)
+    with router.generation(task_ids, active_adapters(base), next(base.parameters()).device) as ids:
+        if batch is not None and ids is not None:
+            check_rows(ids, batch.shape)
+        yield
+
+
+def _base(model: nn.Module) -> tuple[nn.Module, Router]:
+    found = [(module, router) for module in model.modules() if (router := bank_router(module)) is not None]
+    if len(found) != 1:
+        raise ConfigError(f"expected a model with one bank, found a {type(model).__name__} with {len(found) or 'none'}")
+    return found[0]
+
+
+def _only_adapter(base: nn.Module) -> str:
+    active = active_adapters(base)
+    if len(active) != 1:
+        raise ConfigError(f"expected one active bank, found {len(active)} ({', '.join(active) or 'none'})")
+    return active[0]

@@ -24,10 +24,21 @@ from colora.adapter import tasklist
 from colora.adapter.digest import tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
-from colora.adapter.hook import RoutingHook, batch_of, check_rows
+from colora.adapter.hook import RoutingHook, batch_of
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.lookup import active_adapters, bank_layers, bank_router, base_weights, model_type, remove_hook
+from colora.adapter.libraries.plain import teach_class
+from colora.adapter.libraries.reference import stand_in
+from colora.adapter.lookup import (
+    active_adapters,
+    bank_layers,
+    bank_router,
+    base_weights,
+    check_unwrapped,
+    model_type,
+    remove_hook,
+    with_tasks,
+)
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
 from colora.adapter.row_layout import row_layout
@@ -55,13 +66,16 @@ class CoLoRAModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
+        check_unwrapped(model, adapter_name)
         config = self.peft_config[adapter_name]
         router = bank_router(model) or Router()
         if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
             hook = RoutingHook(router, active_adapters)
             model.register_forward_pre_hook(hook, with_kwargs=True)
             model.register_forward_hook(hook.after)
+        teach_class(model)
         router.selected.pop(adapter_name, None)
+        router.follows.pop(adapter_name, None)
         router.register(adapter_name, config.tasks)
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
@@ -74,6 +88,7 @@ class CoLoRAModel(BaseTuner):
         if config.base_identity is None:
             warn_unadapted(model, config.target_parameters)
             config.base_identity = base_identity(base_weights(model, adapter_name), model_type(model))
+        stand_in(self.peft_config, adapter_name, router, bank_layers(model, adapter_name))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
         """Undo an injection that failed half-way: left wrapped, the base would be trained whole by the next try."""
@@ -178,10 +193,7 @@ class CoLoRAModel(BaseTuner):
 
         Inside, a row may stand for several (beams). With `batch`, there must be one id for each of its rows.
         """
-        device = next(self.model.parameters()).device
-        with self.router.generation(task_ids, active_adapters(self.model), device) as ids:
-            if batch is not None and ids is not None:
-                check_rows(ids, batch.shape)
+        with with_tasks(self.model, task_ids, batch):
             yield
 
     @contextmanager
@@ -207,13 +219,7 @@ class CoLoRAModel(BaseTuner):
 
     def set_task(self, name: str | None) -> None:
         """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""
-        adapter_name, router = self._adapter_name(), self.router
-        router.current = None  # ids of an earlier batch
-        if name is None:
-            router.selected.pop(adapter_name, None)
-        else:
-            router.index(name, adapter_name)
-            router.selected[adapter_name] = name
+        self.router.choose(self._adapter_name(), name)
 
     def add_tasks(self, names: Sequence[str], init: str = "identity") -> None:
         """Add tasks to the active bank, in place: `TaskAdamW` keeps its state for all others.

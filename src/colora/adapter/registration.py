@@ -23,7 +23,9 @@ from safetensors import SafetensorError
 
 from colora.adapter.config import COLORA, CoLoRAConfig
 from colora.adapter.hook import ROUTED_KEY, batch_of
+from colora.adapter.libraries.plain import teach_pipelines
 from colora.adapter.model import CoLoRAModel
+from colora.common.after_import import after_import
 from colora.errors import BankFileError
 
 __all__ = ["register"]
@@ -42,6 +44,7 @@ def register() -> None:
         if "generate" in vars(cls):
             cls.generate = _routed_generate(cls.generate)
     peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)  # type: ignore[method-assign]
+    after_import("transformers.pipelines.base", teach_pipelines)
 
 
 def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:

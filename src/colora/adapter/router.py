@@ -49,10 +49,12 @@ class Router:
     Attributes:
         tasks: for each adapter name, its task names with their ids, in the order of the ids.
         selected: for each adapter name, the task set by `set_task`.
+        follows: for an adapter that stands in for another, as TRL's reference does: whose choice of task it takes.
     """
 
     tasks: dict[str, dict[str, int]] = field(default_factory=dict)
     selected: dict[str, str] = field(default_factory=dict)
+    follows: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._call = _Call()
@@ -60,7 +62,7 @@ class Router:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model, or a pickled one, starts outside of any forward pass.
-        return {"tasks": self.tasks, "selected": self.selected}
+        return {"tasks": self.tasks, "selected": self.selected, "follows": self.follows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -112,6 +114,10 @@ class Router:
         Raises:
             TaskIdError: naming what is unknown or out of range, and the tasks there are.
         """
+        if not adapter_names:
+            raise TaskIdError(
+                "task_ids were given, but no bank is active: choose one with set_adapter(name), or leave the ids out"
+            )
         if isinstance(task_ids, str | int) and not isinstance(task_ids, bool):
             task_ids = [task_ids]  # type: ignore[assignment]
         if isinstance(task_ids, Tensor):
@@ -139,11 +145,21 @@ class Router:
         if self.selected.get(adapter_name) not in self.tasks[adapter_name]:
             self.selected.pop(adapter_name, None)
 
+    def choose(self, adapter_name: str, name: str | None) -> None:
+        """Use one task wherever no ids are given; None takes the choice back. Raises TaskIdError if unknown."""
+        self.current = None  # ids of an earlier batch
+        if name is None:
+            self.selected.pop(adapter_name, None)
+        else:
+            self.index(name, adapter_name)
+            self.selected[adapter_name] = name
+
     def default(self, adapter_name: str) -> int | None:
         """The task used where none is given: the one set by `set_task`, or the only one."""
         names = self.tasks[adapter_name]
-        if adapter_name in self.selected:
-            return self.index(self.selected[adapter_name], adapter_name)
+        chosen = self.selected.get(adapter_name) or self.selected.get(self.follows.get(adapter_name, ""))
+        if chosen is not None:
+            return self.index(chosen, adapter_name)
         return 0 if len(names) == 1 else None
 
     def index(self, name: str, adapter_name: str) -> int:
@@ -172,7 +188,9 @@ class Router:
         if task is None:
             raise TaskIdError(
                 f"which task? This bank has {len(names)} tasks ({listed_tasks(names)}): pass "
-                "task_ids=... with the batch (with transformers' Trainer set remove_unused_columns=False), "
+                "task_ids=... with the batch (a trainer of transformers or TRL keeps the column with "
+                "remove_unused_columns=False; where its collator drops it, wrap that: trainer.data_collator = "
+                "colora.TaskIdsCollator(trainer.data_collator, model)), "
                 "or choose one with set_task(name)"
             )
         return task

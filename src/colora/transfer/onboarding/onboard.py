@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from colora.adapter.model import bank_layers, bank_router, bank_tuner
+from colora.adapter.lookup import bank_router
+from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
