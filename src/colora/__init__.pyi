@@ -1,4 +1,5 @@
 from .adapter.config import CoLoRAConfig
+from .adapter.lookup import set_task
 from .adapter.model import CoLoRAModel
 from .algebra import canonical_gauge, compose, joint_diagonalisation
 from .bank.core_file import extract_core
@@ -24,6 +25,7 @@ from .tasks.read import read_tasks
 from .tasks.schema import Example, Task, TaskSource
 from .theory.recover import recover
 from .training.check import check_run
+from .training.collators import TaskIdsCollator
 from .training.config import RunConfig
 from .training.config_file import load_config
 from .training.loop.optimizer import TaskAdamW, parameter_groups
@@ -46,6 +48,7 @@ __all__ = [
     "SavedBank",
     "Task",
     "TaskAdamW",
+    "TaskIdsCollator",
     "TaskSource",
     "append_records",
     "attach_bank",
@@ -79,6 +82,7 @@ __all__ = [
     "run_experiment",
     "run_similarity",
     "save_bank",
+    "set_task",
     "simulate",
     "train",
     "train_and_evaluate",
