@@ -105,6 +105,7 @@ BAD = [
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: padded(rows * 2), r"made 4 rows of 2"),
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[1:]), "row of 2 tokens is not made of"),
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[::-1]), "is not made of the 5 tokens"),
+    ({"prompt": "a", "task_ids": 0}, list, "made a list, no batch of tensors.*GRPO.*set_task"),
     ({"text": "a", "task_ids": 0}, lambda rows: flattened(rows[:1]), "no input_ids, but .* token by token"),
 ]  # fmt: skip
 

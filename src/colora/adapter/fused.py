@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from colora.adapter.experts import CoLoRAExperts, expert_parameters, missing_interface
+from colora.adapter.libraries.offload import AdapterTensors
 from colora.common.text import listed
 from colora.errors import ConfigError
 
@@ -21,7 +22,7 @@ def fused_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     torch's own."""
     found = {}
     for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.") or isinstance(module, BaseTunerLayer):
+        if type(module).__module__.startswith("torch.") or isinstance(module, BaseTunerLayer | AdapterTensors):
             continue
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:

@@ -21,6 +21,7 @@ from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig
+from colora.adapter.libraries.offload import AdapterTensors, check_not_offloaded
 from colora.adapter.router import Router, listed_tasks
 from colora.adapter.routing import Routing
 from colora.adapter.row_layout import RowLayout
@@ -68,9 +69,9 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self._merged_task: dict[str, int] = {}
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.colora_A = nn.ParameterDict()
-        self.colora_B = nn.ParameterDict()
-        self.colora_core = nn.ParameterDict()
+        self.colora_A = AdapterTensors()
+        self.colora_B = AdapterTensors()
+        self.colora_core = AdapterTensors()
         self.colora_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.add_adapter(adapter_name, config)
@@ -89,6 +90,8 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
                 f"r={r} is larger than layer {self.layer_name!r} ({self.out_features} × {self.in_features}): "
                 f"expected at most {limit}; choose a smaller r or leave this layer out with exclude_modules"
             )
+        if config.base_identity is None:  # new, so no loader will fill it
+            check_not_offloaded(self.get_base_layer(), self.layer_name)
         self.scaling[adapter_name] = config.scaling
         self.colora_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.colora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))

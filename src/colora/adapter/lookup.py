@@ -17,10 +17,10 @@ __all__ = [
     "active_adapters",
     "bank_layers",
     "bank_router",
+    "bank_routers",
     "bank_tasks",
     "base_weights",
     "check_unwrapped",
-    "has_bank",
     "model_type",
     "remove_hook",
     "set_task",
@@ -79,9 +79,9 @@ def model_type(model: nn.Module) -> str | None:
     return getattr(getattr(model, "config", None), "model_type", None)
 
 
-def has_bank(model: object) -> bool:
-    """Is there a bank in this model, or in one inside it?"""
-    return isinstance(model, nn.Module) and any(bank_router(module) is not None for module in model.modules())
+def bank_routers(model: nn.Module) -> list[Router]:
+    """The routers of all models with a bank inside this one."""
+    return [router for module in model.modules() if (router := bank_router(module)) is not None]
 
 
 def check_unwrapped(model: nn.Module, adapter_name: str) -> None:

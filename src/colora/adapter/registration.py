@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from colora.adapter.config import COLORA, CoLoRAConfig
 from colora.adapter.hook import ROUTED_KEY, batch_of
+from colora.adapter.libraries.averages import teach_averages
 from colora.adapter.libraries.plain import teach_pipelines
 from colora.adapter.model import CoLoRAModel
 from colora.common.after_import import after_import
@@ -45,6 +46,7 @@ def register() -> None:
             cls.generate = _routed_generate(cls.generate)
     peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)  # type: ignore[method-assign]
     after_import("transformers.pipelines.base", teach_pipelines)
+    after_import("torch.optim.swa_utils", teach_averages)
 
 
 def _routed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:

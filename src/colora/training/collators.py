@@ -5,7 +5,7 @@ be lost even where the trainer keeps the column. This one takes the column out, 
 in the shape that its batch has.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ class TaskIdsCollator:
         tasks = [self._tasks(index, row, position) for index, row in enumerate(rows)]
         plain = [{key: value for key, value in row.items() if key != self.column} for row in rows]
         batch = self.collator(plain, *args, **kwargs)
+        if not isinstance(batch, MutableMapping):
+            raise TaskIdError(
+                f"the collator made a {type(batch).__name__}, no batch of tensors: a trainer that generates from "
+                "prompts, as GRPO and RLOO do, hands no task_ids to the model; train one task at a time with set_task"
+            )
         inputs = batch.get("input_ids")
         batch["task_ids"] = _laid_out(tasks, plain, None if inputs is None else torch.as_tensor(inputs), batch)
         return batch

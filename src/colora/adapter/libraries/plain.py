@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from colora.adapter.hook import batch_of
-from colora.adapter.lookup import bank_router, has_bank, set_task, with_tasks
+from colora.adapter.lookup import bank_router, bank_routers, set_task, with_tasks
 from colora.errors import TaskIdError
 
 __all__ = ["teach_class", "teach_pipelines"]
@@ -56,7 +56,8 @@ def teach_pipelines() -> None:
 def _routed_call(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def routed(self: Any, inputs: object, *args: object, **kwargs: Any) -> Any:
-        if kwargs.get("task_ids") is None or not has_bank(self.model):
+        model = self.model
+        if kwargs.get("task_ids") is None or not isinstance(model, nn.Module) or not bank_routers(model):
             return call(self, inputs, *args, **kwargs)
         ids = kwargs.pop("task_ids")
         ids = [ids] if isinstance(ids, str | int) else ids
@@ -69,12 +70,12 @@ def _routed_call(call: Callable[..., Any]) -> Callable[..., Any]:
                 f"task_ids name {len(ids)} rows, but the pipeline got {count} inputs: expected one for each"
             )
         if many is None:
-            with with_tasks(self.model, ids):
+            with with_tasks(model, ids):
                 return call(self, inputs, *args, **kwargs)
         together = _rows_together(self, kwargs)
         results: list[Any] = []
         for start in range(0, count, together):
-            with with_tasks(self.model, ids[start : start + together]):
+            with with_tasks(model, ids[start : start + together]):
                 results += call(self, list(many[start : start + together]), *args, **kwargs)
         return results
 
