@@ -219,18 +219,21 @@ def test_a_bank_on_a_wrapped_model_is_refused(folders, below, how):
     kind = CoLoRAConfig(r=4, tasks=TASKS) if below == "bank" else lora()
     wrapped = get_peft_model(base, kind)
     before = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    configs = dict(wrapped.peft_config)
+    error = f"expected a base model, found a PeftModel with {'COLORA' if below == 'bank' else 'LORA'}"
     if how == "twice on one base":
         if below == "lora":
             pytest.skip("a bank beside a LoRA on one base is no fault")
         error, make = "has a bank 'default' already", lambda: get_peft_model(base, CoLoRAConfig(r=4, tasks=TASKS))
     elif how == "get_peft_model":
-        error, make = "expected a base model", lambda: get_peft_model(wrapped, CoLoRAConfig(r=4, tasks=TASKS))
+        error, make = error, lambda: get_peft_model(wrapped, CoLoRAConfig(r=4, tasks=TASKS))
     else:
-        error, make = "expected a base model", lambda: PeftModel.from_pretrained(wrapped, folders / "bank")
+        error, make = error, lambda: PeftModel.from_pretrained(wrapped, folders / "bank")
     with pytest.raises(ConfigError, match=error):
         make()
     after = wrapped.state_dict()
     assert before.keys() == after.keys()
+    assert wrapped.peft_config == configs
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 

@@ -15,6 +15,7 @@ from colora.errors import ConfigError
 
 __all__ = [
     "active_adapters",
+    "add_hook",
     "bank_layers",
     "bank_router",
     "bank_routers",
@@ -54,6 +55,16 @@ def bank_router(model: nn.Module) -> Router | None:
         if isinstance(hook, RoutingHook):
             return hook.router
     return None
+
+
+def add_hook(model: nn.Module) -> Router:
+    """Give a base model the forward hook that routes, if it has none yet; its router."""
+    router = bank_router(model)
+    if router is None:
+        hook = RoutingHook(router := Router(), active_adapters)
+        model.register_forward_pre_hook(hook, with_kwargs=True)
+        model.register_forward_hook(hook.after)
+    return router
 
 
 def remove_hook(model: nn.Module) -> None:

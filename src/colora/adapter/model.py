@@ -24,13 +24,13 @@ from colora.adapter import tasklist
 from colora.adapter.digest import tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
-from colora.adapter.hook import RoutingHook, batch_of
+from colora.adapter.hook import batch_of
 from colora.adapter.identity import base_identity, check_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.libraries.plain import teach_class
 from colora.adapter.libraries.reference import stand_in
 from colora.adapter.lookup import (
-    active_adapters,
+    add_hook,
     bank_layers,
     bank_router,
     base_weights,
@@ -58,6 +58,10 @@ class CoLoRAModel(BaseTuner):
 
     # ---- creation -------------------------------------------------------------------------------------------------
 
+    def __init__(self, model: nn.Module, peft_config: object, adapter_name: str, *args: object, **kwargs: object):
+        check_unwrapped(model, adapter_name)  # before PEFT writes our config into that of a model that is wrapped
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)  # type: ignore[arg-type]
+
     def inject_adapter(
         self,
         model: nn.Module,
@@ -66,13 +70,8 @@ class CoLoRAModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        check_unwrapped(model, adapter_name)
         config = self.peft_config[adapter_name]
-        router = bank_router(model) or Router()
-        if not any(isinstance(hook, RoutingHook) for hook in model._forward_pre_hooks.values()):
-            hook = RoutingHook(router, active_adapters)
-            model.register_forward_pre_hook(hook, with_kwargs=True)
-            model.register_forward_hook(hook.after)
+        router = add_hook(model)
         teach_class(model)
         router.selected.pop(adapter_name, None)
         router.follows.pop(adapter_name, None)
