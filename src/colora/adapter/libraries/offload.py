@@ -6,6 +6,7 @@ has no forward that anybody calls, so it fetches by itself.
 
 from typing import Any
 
+from accelerate.utils import PrefixedDataset
 from torch import nn
 
 from colora.errors import ConfigError
@@ -38,7 +39,7 @@ def _offloading_hook(module: nn.Module) -> Any:
     return next((one for one in getattr(hook, "hooks", [hook]) if getattr(one, "offload", False)), None)
 
 
-def _fetched(weights: Any, key: str) -> Any:
+def _fetched(weights: PrefixedDataset, key: str) -> Any:
     try:
         return weights[key]
     except KeyError:

@@ -55,8 +55,8 @@ def teach_pipelines() -> None:
 
 def _routed_call(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
-    def routed(self: Any, inputs: object, *args: object, **kwargs: Any) -> Any:
-        model = self.model
+    def routed(self: object, inputs: object, *args: object, **kwargs: Any) -> Any:
+        model = getattr(self, "model", None)
         if kwargs.get("task_ids") is None or not isinstance(model, nn.Module) or not bank_routers(model):
             return call(self, inputs, *args, **kwargs)
         ids = kwargs.pop("task_ids")
