@@ -95,7 +95,10 @@ class Batch:
         for row in rows:
             if not 0 < len(row.prompt) < self.positions:
                 raise ConfigError(f"expected a prompt of 1 to {self.positions - 1} tokens, found {len(row.prompt)}")
-            row.text = TextStream(self.tokenizer, row.sampling.stop)
+            sampling = row.sampling
+            row.text = TextStream(
+                self.tokenizer, sampling.stop, sampling.strip, () if sampling.strip else row.prompt
+            )
             row.sampler = Sampler(row.sampling)
         lengths = [len(row.prompt) for row in rows]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)  # what fills up is hidden by causality

@@ -26,6 +26,8 @@ class Sampling:
         stop: strings that end the output and are not part of it.
         presence_penalty, frequency_penalty: taken off the logits of tokens of the output, once, or each time they
             stand in it.
+        strip: leave out white space at either end of the output, as of an answer in a chat; False: the text is what
+            follows the prompt, byte for byte.
 
     Raises:
         ConfigError: a number out of its range.
@@ -39,6 +41,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    strip: bool = True
 
     def __post_init__(self) -> None:
         ranges = {
