@@ -183,13 +183,13 @@ def check_attention(config: PretrainedConfig, positions: int) -> None:
         raise ConfigError(f"expected a decoder-only model, found an encoder-decoder ({config.model_type})")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    windows = {
+    windows: dict[str, Any] = {
         "sliding_attention": getattr(text, "sliding_window", None),
         "chunked_attention": getattr(text, "attention_chunk_size", None),
     }
     # Models without `layer_types` have the window in every layer.
     used = [kind for kind in windows if kind in kinds] if hasattr(text, "layer_types") else ["sliding_attention"]
-    limits = {kind: windows[kind] for kind in used if windows[kind] is not None and windows[kind] < positions}
+    limits: dict[str, int] = {kind: windows[kind] for kind in used if windows[kind] and windows[kind] < positions}
     unknown = kinds - {"full_attention", *windows}
     if not limits and not unknown:
         return

@@ -1,11 +1,13 @@
 """Tokens to text while they come: whole characters only, up to the first stop string."""
 
+import re
 from collections.abc import Sequence
 
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["TextStream"]
 
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 HALF = "\ufffd"  # what decoders put in place of bytes that are no character, or not yet
 
 
@@ -54,6 +56,8 @@ class TextStream:
 
     def _decode_new(self, whole: bool) -> str:
         """The text of the tokens that came since the last text; none if `whole` and they end in half a character."""
+        if whole and self._ends_in_bytes():
+            return ""
         before, after = self._decode(self._tokens[: self._read]), self._decode(self._tokens)
         if whole and (after.endswith(HALF) or before.startswith(after)):
             return ""
@@ -64,6 +68,19 @@ class TextStream:
         del self._tokens[: self._read]
         self._read = len(self._tokens)
         return text
+
+    def _ends_in_bytes(self) -> bool:
+        """Whether the new tokens end in some that stand for a byte each, as where a vocabulary lacks a character.
+
+        Decoders take a run of them as a whole: one byte that fits no character spoils all characters of the run. So its
+        text is not known before another token ends it; special tokens do not.
+        """
+        new = self._tokens[self._read :]
+        last = next((at for at in reversed(range(len(new))) if self._is_byte(new[at])), None)
+        return last is not None and not self._decode(new[last + 1 :])
+
+    def _is_byte(self, token: int) -> bool:
+        return BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
