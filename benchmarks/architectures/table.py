@@ -2,8 +2,8 @@
 
     python -m benchmarks.architectures.table [--only NAME ...] [--table]
 
-Each is compared with plain code. The models are those of `benchmarks.architectures.zoo`, in float64 where their own code
-can be run so. The record goes to benchmarks/architectures/records/table.json; with --only its other lines stay.
+Each is compared with plain code. The models are those of `benchmarks.architectures.zoo`, in float64 where their own
+code can be run so. The record goes to benchmarks/architectures/records/table.json; with --only its other lines stay.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def _close(value: Any, limit: float) -> str:
     difference = value["difference"] if isinstance(value, dict) else value
     same_tasks = isinstance(value, dict) and value["between_tasks"] < 100 * limit
     verdict = "yes" if difference < limit and not same_tasks else "**no**"
-    return f"{verdict}, {difference:.0e}"
+    return f"{verdict}, {difference:.0e}" if difference else f"{verdict}, 0"
 
 
 def _learned(value: dict[str, Any]) -> str:

@@ -78,10 +78,10 @@ def checked_mask(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -
             names_no_cache = ""
         elif not any(one.kind is one.VAR_KEYWORD for one in named.values()):
             raise _Refusal(names_no_cache)
-        short = _short_probes(model, positions, tasks)
+        short, hint = _short_probes(model, positions, tasks), _hint(model, positions)
         for mask in MASKS:
             try:
-                _run(model, mask, positions, short, _short_script)
+                _run(model, mask, positions, short, _short_script, hint)
                 _check_spans(model, mask, positions, tasks)
                 return mask
             except _Refusal as refusal:
@@ -214,6 +214,7 @@ def _run(
     positions: int,
     probes: Sequence[_Probe],
     script: Callable[[_Run, Sequence[_Probe]], None],
+    hint: str,
 ) -> None:
     run = _Run(Passes(model, 3, positions, mask))
     try:
@@ -232,7 +233,7 @@ def _run(
     worst, where, _ = off[0]
     raise _Refusal(
         f"the logits of {len(off)} of {len(run.differences)} probes differ from those of its plain forward pass, by up "
-        f"to {worst:.1g} of their spread ({where}); rounding makes at most {tolerance:.0e}"
+        f"to {worst:.1g} of their spread ({where}), where rounding makes at most {tolerance:.0e}{hint}"
     )
 
 
@@ -240,18 +241,21 @@ def _check_spans(model: PreTrainedModel, mask: Mask, positions: int, tasks: Sequ
     """Probes on both sides of each length at which the configuration says that something may change."""
     size = sum(weight.numel() for weight in model.parameters())
     for name, span in sorted(spans(model.config, positions).items(), key=lambda item: item[1]):
-        hint = f"choose a length of at most {span} (its {name})"
+        hint = f": choose a length of at most {span}, its {name}"
         if 4 * span * size > MOST_WORK.get(model.device.type, MOST_WORK_ELSEWHERE):
-            raise _Refusal(f"its layers may look no further than {span} positions, and a probe takes too long: {hint}")
+            raise _Refusal(f"its layers may look no further than {span} positions, and a probe takes too long{hint}")
         length = min(span + 3, positions)
         ids = _ids(model, length, span)
         before = _probe(model, ids, span - 1, tasks[0])
         beyond = _Probe(ids, length - 1, tasks[0], before.logits[length - span :])
         short = _probe(model, _ids(model, min(6, length), 0), 1, tasks[-1])
-        try:
-            _run(model, mask, positions, (before, short, beyond), _span_script)
-        except _Refusal as refusal:
-            raise _Refusal(f"{refusal}: {hint}") from refusal
+        _run(model, mask, positions, (before, short, beyond), _span_script, hint)
+
+
+def _hint(model: PreTrainedModel, positions: int) -> str:
+    """What to try where short probes already go beyond a length that the configuration names."""
+    found = {span: name for name, span in spans(model.config, positions).items() if span < max(_LENGTHS)[0]}
+    return f": a length of at most {min(found)}, its {found[min(found)]}, may do" if found else ""
 
 
 def _own_noise(model: PreTrainedModel, probe: _Probe) -> float:
