@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.architectures.zoo import ZOO
 from colora.adapter.config import CoLoRAConfig
@@ -200,6 +200,26 @@ def test_a_model_that_looks_back_far_enough_runs():
     assert batch_of(bank(llama(PassesOn))).passes.mask == "additive"
     assert batch_of(bank(llama(LooksBack, my_local_reach=40)), positions=40).passes.mask == "additive"
     assert batch_of(bank(ZOO["GPT-Neo"].make()), positions=8).passes.mask == "additive"
+
+
+def test_a_scale_that_the_longest_row_would_change_for_all_is_found_by_its_field():
+    # Llama 4 scales queries of layers without rotary positions by the length of the cache, in steps of floor_scale
+    def model(floor_scale):
+        torch.manual_seed(0)
+        config = Llama4TextConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, intermediate_size_mlp=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256, num_local_experts=2,
+            attention_chunk_size=64, no_rope_layers=[1, 0], floor_scale=floor_scale, **COMMON,
+        )  # fmt: skip
+        made = Llama4ForCausalLM(config).eval()
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.mul_(5 if weight.ndim > 1 else 1)
+        return get_peft_model(made, CoLoRAConfig(r=2, tasks=TASKS, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+
+    assert batch_of(model(8192)).passes.mask == "additive"
+    with pytest.raises(ConfigError, match=r"Llama4ForCausalLM cannot .* choose a length of at most 40, its floor_scale"):
+        batch_of(model(40))
 
 
 def test_a_probe_that_would_take_long_is_told_instead(monkeypatch):

@@ -16,7 +16,9 @@ _STATIC_SCALING = {"default", "linear", "yarn", "llama3", "proportional"}
 # Fields that may say how far a layer looks, whatever the model calls it. Those that check_attention and check_scaling
 # understand are left out.
 _SPAN = re.compile(r"window|chunk|local|block|span|stride|segment|floor_scale|context|memory|attention_(size|length)")
-_NO_SPAN = re.compile(r"^(num|n)_|experts?|layers?|heads?|hidden|intermediate|_id$|_dim$|^sliding_window$|sparse")
+_NO_SPAN = re.compile(
+    r"^(num|n)_|experts?|layers?|heads?|hidden|intermediate|_id$|_dim$|^sliding_window$|^initial_context|theta|freq|base"
+)
 
 
 def most_positions(config: PretrainedConfig, wanted: int | None) -> int:

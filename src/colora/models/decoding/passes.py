@@ -31,8 +31,7 @@ class Passes:
     def __init__(self, model: PreTrainedModel, rows: int, positions: int, mask: Mask = "additive") -> None:
         self.model: Any = model
         self.mask = mask
-        config: PretrainedConfig = model.config
-        self.cache = SlotCache(config.get_text_config().num_hidden_layers, rows, positions)
+        self.cache = SlotCache(_layers(model.config), rows, positions)
         named = inspect.signature(model.forward).parameters
         takes_more = any(one.kind is one.VAR_KEYWORD for one in named.values())
         self._takes_positions = takes_more or "position_ids" in named
@@ -85,3 +84,9 @@ class Passes:
             **options,
         ).logits
         return logits
+
+
+def _layers(config: PretrainedConfig) -> int:
+    """How many layers keep keys and values, at most: decoders that come from an encoder-decoder count two kinds."""
+    text = config.get_text_config()
+    return max(getattr(text, name, 0) or 0 for name in ("num_hidden_layers", "decoder_layers", "num_layers"))

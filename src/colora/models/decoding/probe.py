@@ -7,6 +7,7 @@ the logits, and the model is refused by name.
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
@@ -259,12 +260,13 @@ def _hint(model: PreTrainedModel, positions: int) -> str:
 
 
 def _own_noise(model: PreTrainedModel, probe: _Probe) -> float:
-    """How far the model's logits with its own cache, alone, are from those without one."""
+    """How far the model's logits with its own cache, alone, are from those without; 0 if it takes none of this kind."""
     cache, start, worst = DynamicCache(config=model.config), 0, 0.0
-    for stop in range(probe.prompt, len(probe.ids) + 1):
-        ids = [probe.ids[start:stop]]
-        found = _logits(model, "its forward pass with a cache", ids, probe.task, past_key_values=cache, use_cache=True)
-        start, worst = stop, max(worst, _difference(found[0, -1], probe.expected(stop)))
+    with suppress(_Refusal):
+        for stop in range(probe.prompt, len(probe.ids) + 1):
+            options = {"past_key_values": cache, "use_cache": True}
+            found = _logits(model, "its forward pass with a cache", [probe.ids[start:stop]], probe.task, **options)
+            start, worst = stop, max(worst, _difference(found[0, -1], probe.expected(stop)))
     return worst
 
 
