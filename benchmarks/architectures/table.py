@@ -75,7 +75,8 @@ def bank(one: Architecture, start: bool | str = False) -> PeftModel:
     """A bank of three tasks of rank 2 on all linear layers; random cores and factors, or as training begins."""
     model = one.make()
     kind = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(one.kind)
-    config = CoLoRAConfig(r=2, lora_alpha=4, tasks=TASKS, init_weights=start, task_type=kind)
+    experts = list(one.experts) or None
+    config = CoLoRAConfig(r=2, lora_alpha=4, tasks=TASKS, init_weights=start, task_type=kind, target_parameters=experts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return get_peft_model(model, config, autocast_adapter_dtype=False).to(one.dtype).eval()

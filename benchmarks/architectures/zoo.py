@@ -31,12 +31,14 @@ class Architecture:
             from sound; "tokens" and "images" classify.
         build: makes the model with random weights.
         dtype: the most exact type that the model's own code can be run with.
+        experts: fused weights of a mixture that a bank adapts beside the linear layers (`target_parameters`).
     """
 
     name: str
     kind: Kind
     build: Callable[[], PreTrainedModel]
     dtype: torch.dtype = torch.float64
+    experts: tuple[str, ...] = ()
 
     def make(self, seed: int = 0, dtype: torch.dtype | None = None, spread: float = SPREAD) -> PreTrainedModel:
         """The model in evaluation mode; the process's random state is left as it was.
@@ -180,12 +182,15 @@ _OTHERS: list[tuple[str, Kind, str, str, dict[str, Any]]] = [
      {"text_config": {"model_type": "llama", **_LLAMA}, "vision_config": {"model_type": "clip_vision_model", **_IMAGE},
       "image_token_id": 5, "image_seq_length": 4}),
 ]  # fmt: skip
+_FUSED = ("experts.gate_up_proj", "experts.down_proj")
+_MIXTURES = {"Mixtral", "Qwen 3 MoE", "DeepSeek V3", "Granite MoE", "gpt-oss", "Jamba"}
 _LESS_EXACT = {"XGLM": torch.float32}
 
 ZOO: dict[str, Architecture] = {
     one.name: one
     for one in (
-        *(Architecture(name, "causal", partial(_build, model, config, values), _LESS_EXACT.get(name, torch.float64))
+        *(Architecture(name, "causal", partial(_build, model, config, values), _LESS_EXACT.get(name, torch.float64),
+                       _FUSED if name in _MIXTURES else ())
           for name, model, config, values in _CAUSAL),
         *(Architecture(name, kind, partial(_build, model, config, values))
           for name, kind, model, config, values in _OTHERS),
