@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from colora.adapter.config import CoLoRAConfig
 from colora.errors import ConfigError
@@ -219,3 +221,61 @@ def test_characters_of_several_bytes_come_whole_and_a_bad_byte_spoils_its_run_al
     assert pieces("b", "<0xC3>", "<0xA9>", "b") == ["b", "", "", "\u00e9b", ""]
     assert pieces("b", "<0x41>", "<0xFF>", "b") == ["b", "", "", "\ufffd\ufffdb", ""]
     assert pieces("b", "<0x41>", "</s>", "<0xC3>", "<0xA9>") == ["b", "", "", "", "", "A\u00e9"]
+
+
+def tokenizer_with(decoder, words, model=models.WordLevel):
+    """A tokenizer of whole words with a decoder of some kind."""
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *words])}
+    backend = Tokenizer(model(vocab, unk_token="<pad>"))
+    backend.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+OTHERS = {
+    "byte level": TOKENIZER,
+    "word pieces": tokenizer_with(
+        decoders.WordPiece(cleanup=True), ["a", "##b", ".", "'", "n't", "'s", "do", "not", ",", "?", "\u00e9"]
+    ),
+    "metaspace": tokenizer_with(
+        decoders.Metaspace(prepend_scheme="always"), ["\u2581", "\u2581a", "b", "\u2581\u2581", "\u00e9", "\ufffd"]
+    ),
+    "word ends": tokenizer_with(decoders.BPEDecoder(suffix="</w>"), ["a</w>", "b", "</w>", ".</w>", "c"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_the_stream_is_the_text_with_decoders_of_every_kind(name, data):
+    tokenizer = OTHERS[name]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
+    stream = TextStream(tokenizer, strip=False)
+    text = "".join([stream.add(token) for token in ids]) + stream.end()
+    assert text == tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
+
+
+# ---- sampling as odd as it may be asked for -------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.builds(
+            Sampling,
+            st.integers(1, 12),
+            temperature=st.floats(0, 2),
+            top_p=st.floats(0, 1, exclude_min=True),
+            top_k=st.integers(0, 10**9),
+            seed=st.none() | st.integers(),
+            presence_penalty=st.floats(-2, 2),
+            frequency_penalty=st.floats(-2, 2),
+            stop=st.lists(st.text(min_size=1, max_size=3), max_size=2).map(tuple),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_no_sampling_that_is_accepted_ends_a_row(samplings):
+    rows = [Row(prompt(number), number % 2, sampling) for number, sampling in enumerate(samplings)]
+    run_rows(batch(), rows)
+    assert all(row.finish in ("stop", "length") for row in rows)
