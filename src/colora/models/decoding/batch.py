@@ -60,7 +60,6 @@ class Batch:
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(f"expected a fast tokenizer, found {type(tokenizer).__name__}")
         self.model.eval()
-        self.tasks = len(model.peft_config[model.active_adapters[0]].tasks)
         with torch.inference_mode():
             mask = checked_mask(self.model, self.positions, probe_tasks or (0, self.tasks - 1))
         self.most_rows = rows
@@ -68,6 +67,11 @@ class Batch:
         self.passes = Passes(self.model, rows, self.positions, mask)
         self.cache = self.passes.cache
         self.ends = end_token_ids(tokenizer)
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks the model has; tasks may come and go."""
+        return len(self.peft_model.peft_config[self.peft_model.active_adapters[0]].tasks)
 
     @property
     def room(self) -> int:
