@@ -267,6 +267,16 @@ def test_the_check_leaves_nothing_behind():
         model(input_ids=ids)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "GPT-J", "XGLM", "MPT", "BLOOM", "Phi 3, longrope"])
+def test_a_model_can_be_trained_after_the_check(name):
+    model = bank(ZOO[name].make())
+    batch_of(model, positions=16)
+    ids = torch.tensor([prompt(1, 40), prompt(2, 40)])
+    model.train()(input_ids=ids, labels=ids, task_ids=[0, 1]).loss.backward()
+    cores = [weight.grad for key, weight in model.named_parameters() if "colora_core" in key]
+    assert all(grad.any() for grad in cores)
+
+
 def test_what_a_row_left_is_wiped_even_nan():
     cache = SlotCache(1, 2, 64)
     layer = cache.layers[0]

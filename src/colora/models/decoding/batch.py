@@ -60,7 +60,7 @@ class Batch:
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(f"expected a fast tokenizer, found {type(tokenizer).__name__}")
         self.model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():  # in inference mode a model might keep tables that it could not train with afterwards
             mask = checked_mask(self.model, self.positions, probe_tasks or (0, self.tasks - 1))
         self.most_rows = rows
         self.rows: list[Row] = []
