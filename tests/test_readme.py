@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 import pytest
 
 from benchmarks.adapter.step import summary_markdown as step_markdown
+from benchmarks.architectures.table import table as architectures_table
 from benchmarks.cli.startup import table as startup_table
 from benchmarks.compare.summary import (
     groups_markdown,
@@ -65,6 +66,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
+        (doc("architectures.md"), "architectures", architectures_table),
         (DECISIONS, "spectral", spectral_table),
         (DECISIONS, "grouping", grouping_table),
         (DECISIONS, "rounding", rounding_markdown),

@@ -1,7 +1,7 @@
 """Tiny random models and a byte-level tokenizer, built in code: no network, milliseconds."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -36,6 +36,23 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As those of Llama 2, Mistral and Gemma: words with "\u2581" for a space, and one for each byte; 268 tokens."""
+    words = ["\u2581", "\u2581a", "\u2581hello", "b", "\uc12c", "\u00bb"]
+    vocab = {
+        token: index for index, token in enumerate([*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *words])
+    }
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=SPECIALS[3:],
+    )  # fmt: skip
 
 
 VOCAB = 256 + len(SPECIALS)

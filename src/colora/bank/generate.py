@@ -92,4 +92,6 @@ def generate_texts(
     if sampling is None:
         return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)
     drawn = replace(sampling, max_tokens=max_new_tokens)
-    return run_rows(Batch(model, tokenizer), [Row(one, int(own), drawn) for one, own in zip(prompts, ids, strict=True)])
+    # No longer than needed: a model may have windows, or scales, that matter to longer rows alone.
+    batch = Batch(model, tokenizer, positions=max(map(len, prompts), default=1) + max_new_tokens)
+    return run_rows(batch, [Row(one, int(own), drawn) for one, own in zip(prompts, ids, strict=True)])

@@ -2,7 +2,9 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
@@ -16,6 +18,8 @@ from colora.errors import ConfigError
 from colora.serving.store import Core
 
 __all__ = ["NoRoomError", "Resident", "attach_slots", "detach_slots"]
+
+UNVERSIONED = -1  # a version that no task of a store has
 
 
 class NoRoomError(ConfigError):
@@ -125,6 +129,17 @@ class Resident:
                     self._dropped.add(key)
                 else:
                     self._wipe(key)
+
+    @contextmanager
+    def sample(self, saved: SavedBank, most: int = 2) -> Iterator[list[int]]:
+        """The slots of the first cores of a saved bank, which leave again at the end. Those, and not a tenant's."""
+        names = saved.config.tasks[: min(most, self.size)]
+        try:
+            yield [self.hold(name, UNVERSIONED, partial(saved.core, index)) for index, name in enumerate(names)]
+        finally:
+            for name in names:
+                self.release(name, UNVERSIONED)
+                self.drop(name)
 
     @torch.inference_mode()
     def _wipe(self, key: tuple[str, int]) -> None:

@@ -113,9 +113,11 @@ class Scheduler:
         Raises:
             BusyError: the queue is full, or this tenant's part of it.
             ClosedError: the server is shutting down.
+            ConfigError: a prompt that the model cannot read, see `Batch.check`.
             TaskIdError: there is no such task.
         """
         ticket = Ticket(tenant, task, Row(prompt, 0, sampling), deliver)
+        self.engine.batch.check(ticket.row)
         store, resident = self.engine.store, self.engine.resident
         with self._change:
             self._check_room(tenant)
@@ -209,6 +211,7 @@ class Scheduler:
                 break
             longest = max(longest, len(ticket.row.prompt))
             try:
+                self.engine.batch.check(ticket.row)  # again: a newer bank may have come while it waited
                 self._hold(ticket)
             except NoRoomError:
                 with self._change:  # back to the front; rows that end make room
@@ -216,7 +219,7 @@ class Scheduler:
                     self._waiting.move_to_end(ticket.tenant, last=False)
                 break
             except Exception as error:
-                ticket.deliver(error)
+                self._tell(ticket, error)
                 continue
             tickets.append(ticket)
             self._running[id(ticket.row)] = ticket
@@ -265,16 +268,29 @@ class Scheduler:
 
     def _deliver(self, pieces: list[Piece]) -> None:
         now = time.monotonic()
-        self.metrics.output_tokens.inc(len(pieces))
+        self.metrics.output_tokens.inc(sum(piece.error is None for piece in pieces))
         for piece in pieces:
             ticket = self._running[id(piece.row)]
+            if piece.error is not None:  # of this row alone: the others go on
+                self.metrics.failures.inc()
+                self._end(ticket)
+                self._tell(ticket, piece.error)
+                continue
             if ticket.began is None:
                 ticket.began = now
                 self.metrics.first_token_seconds.observe(now - ticket.arrived)
             if piece.finish is not None:
                 self._end(ticket)
                 self.metrics.request_seconds.observe(now - ticket.arrived)
+            self._tell(ticket, piece)
+
+    def _tell(self, ticket: Ticket, piece: Piece | Exception) -> None:
+        """Deliver; somebody who cannot be reached any more is no matter of the others."""
+        try:
             ticket.deliver(piece)
+        except Exception:
+            logger.exception("a piece of an output could not be delivered")
+            ticket.cancelled = True
 
     def _end(self, ticket: Ticket) -> None:
         del self._running[id(ticket.row)]
@@ -299,7 +315,7 @@ class Scheduler:
             if any(row is ticket.row for row in self.engine.batch.rows):
                 self.engine.batch.leave(ticket.row)
             self._end(ticket)
-            ticket.deliver(ModelFailedError("the model failed at this request"))
+            self._tell(ticket, ModelFailedError("the model failed at this request"))
 
     def _check_room(self, tenant: str) -> None:
         if self._closing:

@@ -96,7 +96,10 @@ class Service:
         options = self.options
         slots = max(options.resident, options.rows)
         model = attach_slots(base, store.saved, slots)
-        return Engine(Batch(model, self.tokenizer, options.rows, options.max_length), store, Resident(model))
+        resident = Resident(model)
+        with resident.sample(store.saved) as tasks:  # the model is checked with cores as they will run
+            batch = Batch(model, self.tokenizer, options.rows, options.max_length, tasks)
+        return Engine(batch, store, resident)
 
     @property
     def store(self) -> CoreStore:

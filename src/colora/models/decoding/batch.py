@@ -1,9 +1,9 @@
 """Continuous batching: rows of any tasks share every forward pass, join at the next step and leave when they end."""
 
+import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -11,172 +11,215 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from colora.errors import ConfigError
-from colora.models.decoding.cache import SlotCache, check_attention
-from colora.models.decoding.sampling import Sampler, Sampling, next_tokens
+from colora.models.decoding.cache import check_attention
+from colora.models.decoding.limits import most_positions
+from colora.models.decoding.passes import Passes
+from colora.models.decoding.probe import checked_mask
+from colora.models.decoding.row import Piece, Row
+from colora.models.decoding.sampling import RowError, Sampler, next_tokens
 from colora.models.decoding.text import TextStream
 from colora.tasks.prompts import end_token_ids
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["Batch", "Piece", "Row", "run_rows"]
+__all__ = ["Batch", "Piece", "Row", "RowError", "run_rows"]
 
-
-@dataclass
-class Row:
-    """One output in the making.
-
-    Attributes:
-        prompt: token ids.
-        task: the number of its core in the model.
-        sampling: how it is continued.
-        tokens: of the output, the end token included.
-        finish: why it ended: "stop" at an end token or a stop string, "length" at `max_tokens` or the last position.
-    """
-
-    prompt: list[int]
-    task: int
-    sampling: Sampling
-    tokens: list[int] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
-    text: TextStream | None = None
-    sampler: Sampler | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a step gave one row: text to pass on, and, with the last one, why the row has ended.
-
-    That is not looked up in the row, which has gone on by the time that another thread reads this.
-    """
-
-    row: Row
-    text: str
-    finish: Literal["stop", "length"] | None
+logger = logging.getLogger(__name__)
 
 
 class Batch:
     """The rows that run.
+
+    An error that belongs to one row ends that row alone: its last `Piece` has it.
 
     Args:
         model: a `PeftModel` with one bank, decoder-only.
         tokenizer: its tokenizer.
         rows: most rows at once.
         positions: longest prompt and output together; by default as many as the model has.
+        probe_tasks: ids of the tasks that the model is checked with; by default the first and the last.
 
     Raises:
-        ConfigError: a model whose layers do not look at everything before them, or a tokenizer without fast decoding.
+        ConfigError: a model that cannot run so, by its configuration or because a few rows of probe have other logits
+            than its plain forward pass gives them; or a tokenizer without fast decoding.
     """
 
-    def __init__(self, model: PeftModel, tokenizer: Tokenizer, rows: int = 16, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: Tokenizer,
+        rows: int = 16,
+        positions: int | None = None,
+        probe_tasks: Sequence[int] | None = None,
+    ) -> None:
         self.peft_model = model
         self.model: Any = model.get_base_model()
         self.tokenizer = tokenizer
         config: PretrainedConfig = self.model.config
-        most_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.positions = min(limit for limit in (positions, most_positions, 2**20) if limit)
+        self.positions = most_positions(config, positions)
         check_attention(config, self.positions)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(f"expected a fast tokenizer, found {type(tokenizer).__name__}")
+        self.model.eval()
+        with torch.no_grad():  # in inference mode a model might keep tables that it could not train with afterwards
+            mask = checked_mask(self.model, self.positions, probe_tasks or (0, self.tasks - 1))
         self.most_rows = rows
         self.rows: list[Row] = []
-        self.cache = SlotCache(config.get_text_config().num_hidden_layers, rows, self.positions)
+        self.passes = Passes(self.model, rows, self.positions, mask)
+        self.cache = self.passes.cache
         self.ends = end_token_ids(tokenizer)
-        self.model.eval()
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks the model has; tasks may come and go."""
+        return len(self.peft_model.peft_config[self.peft_model.active_adapters[0]].tasks)
 
     @property
     def room(self) -> int:
         """How many more rows may join."""
         return self.most_rows - len(self.rows)
 
+    def check(self, row: Row) -> None:
+        """Raises ConfigError if this row cannot join: its prompt, or its task."""
+        if not 0 < len(row.prompt) < self.positions:
+            raise ConfigError(f"expected a prompt of 1 to {self.positions - 1} tokens, found {len(row.prompt)}")
+        embeddings = self.model.get_input_embeddings().weight.shape[0]
+        if unknown := [token for token in row.prompt if not 0 <= token < embeddings]:
+            raise ConfigError(
+                f"prompt: expected token ids from 0 to {embeddings - 1}, as many as the model has embeddings, "
+                f"found {unknown[0]}"
+            )
+        if not 0 <= row.task < self.tasks:
+            raise ConfigError(f"expected a task from 0 to {self.tasks - 1}, found {row.task}")
+
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[Piece]:
-        """Read the prompts of new rows, all in one forward pass, and give each its first token."""
+        """Read the prompts of new rows, all in one forward pass, and give each its first token.
+
+        Raises:
+            ConfigError: too many rows, or one that `check` refuses; then none joins.
+        """
         if len(rows) > self.room:
             raise ConfigError(f"expected at most {self.room} further rows, found {len(rows)}")
         for row in rows:
-            if not 0 < len(row.prompt) < self.positions:
-                raise ConfigError(f"expected a prompt of 1 to {self.positions - 1} tokens, found {len(row.prompt)}")
-            row.text = TextStream(self.tokenizer, row.sampling.stop)
+            self.check(row)
+        for row in rows:
+            sampling = row.sampling
+            row.text = TextStream(self.tokenizer, sampling.stop, sampling.strip, () if sampling.strip else row.prompt)
             row.sampler = Sampler(row.sampling)
-        lengths = [len(row.prompt) for row in rows]
-        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)  # what fills up is hidden by causality
-        for index, row in enumerate(rows):
-            ids[index, : len(row.prompt)] = torch.tensor(row.prompt)
-        self.cache.at_rows(len(self.rows))
-        positions = torch.arange(ids.shape[1]).expand_as(ids)
-        ends = sorted({length - 1 for length in lengths})  # the only positions whose logits are needed
-        logits = self._forward(ids, positions, rows, None, torch.tensor(ends, device=self.model.device))
+        first = len(self.rows)
         self.rows += rows
-        column = torch.tensor([ends.index(length - 1) for length in lengths], device=logits.device)
-        return self._take(rows, logits[torch.arange(len(rows), device=logits.device), column])
+        return self._advance(list(rows), first)
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
         """Give each running row its next token."""
-        if not self.rows:
-            return []
-        positions = [len(row.prompt) + len(row.tokens) - 1 for row in self.rows]
-        ids = torch.tensor([[row.tokens[-1]] for row in self.rows])
-        mask = self.cache.at_positions(positions, self.model.device)
-        logits = self._forward(ids, torch.tensor(positions)[:, None], self.rows, mask, 1)
-        return self._take(list(self.rows), logits[:, -1])
+        return self._advance(list(self.rows), None) if self.rows else []
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
         """Take a row out, whether it has ended or not; the last one moves into its place."""
-        index = next(index for index, other in enumerate(self.rows) if other is row)
+        index = self._index(row)
         last = self.rows.pop()
         if last is not row:
             self.cache.move(len(self.rows), index)
             self.rows[index] = last
+        else:
+            self.cache.wipe(index)
         if not self.rows:
             self.cache.reset()
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, rows: Sequence[Row], mask: Tensor | None, keep: int | Tensor
-    ) -> Tensor:
-        device = self.model.device
-        tasks = torch.tensor([row.task for row in rows], device=device)
-        logits: Tensor = self.model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-            task_ids=tasks,
-        ).logits
-        return logits
+    def _index(self, row: Row) -> int:
+        return next(index for index, other in enumerate(self.rows) if other is row)
+
+    def _advance(self, rows: list[Row], first: int | None) -> list[Piece]:
+        """The next token of some rows: one pass for all, and if that fails one for each, to find whose fault it is.
+
+        Args:
+            first: the place of the first of them if they have just joined, one after the other; None: they run.
+        """
+        try:
+            return self._take(rows, self._forward(rows, first))
+        except Exception as error:
+            if len(rows) == 1:
+                return [self._fail(rows[0], error)]
+            logger.exception("a pass of %d rows failed; each is tried alone", len(rows))
+        pieces = []
+        for row in rows:
+            index = self._index(row)
+            try:
+                logits = self._forward([row], None if first is None else index, [index])
+            except Exception as error:
+                pieces.append(self._fail(row, error))
+            else:
+                pieces += self._take([row], logits)
+        return pieces
+
+    def _forward(self, rows: Sequence[Row], first: int | None, slots: Sequence[int] | None = None) -> Tensor:
+        """The logits of the next token of each row, (rows, vocabulary)."""
+        tasks = [row.task for row in rows]
+        if first is not None:
+            return self.passes.prompts([row.prompt for row in rows], tasks, first)
+        positions = [len(row.prompt) + len(row.tokens) - 1 for row in rows]
+        return self.passes.tokens([row.tokens[-1] for row in rows], positions, tasks, slots)
 
     def _take(self, rows: Sequence[Row], logits: Tensor) -> list[Piece]:
         """Append each row's next token; rows that end leave."""
-        pieces = []
         samplers = [row.sampler for row in rows if row.sampler is not None]
+        pieces = []
         for row, token in zip(rows, next_tokens(samplers, logits), strict=True):
-            assert row.text is not None  # since it joined
-            row.tokens.append(token)
-            text = ""
-            if token in self.ends:
-                row.finish = "stop"
-            else:
-                text = row.text.add(token)
-                length = len(row.prompt) + len(row.tokens)
-                if row.text.stopped:
-                    row.finish = "stop"
-                elif len(row.tokens) >= row.sampling.max_tokens or length >= self.positions:
-                    row.finish = "length"
-            if row.finish is not None:
-                text += row.text.end()
-                self.leave(row)
-            pieces.append(Piece(row, text, row.finish))
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                pieces.append(self._give(row, token))
+            except Exception as error:
+                pieces.append(self._fail(row, error))
         return pieces
+
+    def _give(self, row: Row, token: int) -> Piece:
+        """Append a token; the row leaves if it has ended."""
+        assert row.text is not None  # since it joined
+        row.tokens.append(token)
+        text = ""
+        if token in self.ends:
+            row.finish = "stop"
+        else:
+            text = row.text.add(token)
+            length = len(row.prompt) + len(row.tokens)
+            if row.text.stopped:
+                row.finish = "stop"
+            elif len(row.tokens) >= row.sampling.max_tokens or length >= self.positions:
+                row.finish = "length"
+        if row.finish is not None:
+            text += row.text.end()
+            self.leave(row)
+        return Piece(row, text, row.finish)
+
+    def _fail(self, row: Row, error: Exception) -> Piece:
+        """End a row that cannot go on."""
+        row.finish = "error"
+        if any(other is row for other in self.rows):
+            self.leave(row)
+        if not isinstance(error, RowError):
+            logger.error("a row failed after %d tokens", len(row.tokens), exc_info=error)
+            what = f"{type(error).__name__}, after {len(row.tokens)} tokens"
+            told = RowError(f"the model failed at this request ({what})")
+            told.__cause__ = error
+            error = told
+        return Piece(row, "", "error", error)
 
 
 def run_rows(batch: Batch, rows: Sequence[Row]) -> list[str]:
-    """The texts of all rows, each of which joins as soon as another leaves."""
+    """The texts of all rows, each of which joins as soon as another leaves.
+
+    Raises:
+        RowError: a row cannot go on.
+    """
     texts = {id(row): "" for row in rows}
     waiting = deque(rows)
     while waiting or batch.rows:
         new = [waiting.popleft() for _ in range(min(batch.room, len(waiting)))]
         for piece in (batch.join(new) if new else []) + batch.step():
+            if piece.error is not None:
+                raise piece.error
             texts[id(piece.row)] += piece.text
     return [texts[id(row)] for row in rows]

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from colora.errors import ConfigError
+from colora.errors import ColoraError, ConfigError
 
-__all__ = ["Sampler", "Sampling", "next_tokens"]
+__all__ = ["RowError", "Sampler", "Sampling", "next_tokens"]
+
+GREEDY_BELOW = 1e-5  # a temperature that small leaves nothing to draw, and the division by it overflows
+
+
+class RowError(ColoraError):
+    """One row cannot go on; the others do. `__cause__` has what happened, which may reveal internals."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,15 @@ class Sampling:
 
     Attributes:
         max_tokens: longest output.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is anything below 1e-5.
         top_p: draw among the likeliest tokens that have this probability together.
         top_k: draw among this many; 0: all.
         seed: of the row's generator; None: another each time.
         stop: strings that end the output and are not part of it.
         presence_penalty, frequency_penalty: taken off the logits of tokens of the output, once, or each time they
             stand in it.
+        strip: leave out white space at either end of the output, as of an answer in a chat; False: the text is what
+            follows the prompt, byte for byte.
 
     Raises:
         ConfigError: a number out of its range.
@@ -39,6 +47,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    strip: bool = True
 
     def __post_init__(self) -> None:
         ranges = {
@@ -56,6 +65,11 @@ class Sampling:
         if "" in self.stop:
             raise ConfigError("stop: expected strings of at least one character, found an empty one")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature < GREEDY_BELOW
+
 
 @dataclass
 class Sampler:
@@ -69,7 +83,7 @@ class Sampler:
     def __post_init__(self) -> None:
         sampling = self.sampling
         self.warpers = []
-        if sampling.temperature == 0:
+        if sampling.greedy:
             return
         self.generator = torch.Generator()
         if sampling.seed is None:
@@ -87,7 +101,7 @@ class Sampler:
     def plain(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
         sampling = self.sampling
-        return sampling.temperature == 0 and not sampling.presence_penalty and not sampling.frequency_penalty
+        return sampling.greedy and not sampling.presence_penalty and not sampling.frequency_penalty
 
     def draw(self, logits: Tensor) -> int:
         """The next token by its logits (vocabulary,), on the CPU whatever the model's device, for the same draws."""
@@ -107,10 +121,18 @@ class Sampler:
         return token
 
 
-def next_tokens(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
-    """The next token of each row, by its logits (rows, vocabulary)."""
-    likeliest: list[int] = logits.argmax(-1).tolist()  # once for all rows: one wait for the device
-    return [
-        token if sampler.plain else sampler.draw(row)
-        for sampler, token, row in zip(samplers, likeliest, logits, strict=True)
-    ]
+def next_tokens(samplers: Sequence[Sampler], logits: Tensor) -> list[int | Exception]:
+    """The next token of each row, by its logits (rows, vocabulary), or the error that ends the row."""
+    best, likeliest = logits.max(-1)  # once for all rows; NaN if any of a row is
+    finite: list[bool] = best.isfinite().tolist()
+    tokens: list[int] = likeliest.tolist()
+    return [_next(*of_row) for of_row in zip(samplers, tokens, finite, logits, strict=True)]
+
+
+def _next(sampler: Sampler, likeliest: int, finite: bool, logits: Tensor) -> int | Exception:
+    if not finite:
+        return RowError("the model failed at this request: its logits are NaN or infinite")
+    try:
+        return likeliest if sampler.plain else sampler.draw(logits)
+    except Exception as error:
+        return error
