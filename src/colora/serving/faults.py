@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from colora.errors import BankFileError, BaseMismatchError, CheckpointError, ColoraError, ConfigError, TaskIdError
 from colora.serving.access import RateError, WrongKeyError
+from colora.serving.bodies import BodyError
+from colora.serving.fields import UnsupportedError
 from colora.serving.metrics import Metrics
 from colora.serving.scheduler import BusyError, ClosedError
-from colora.serving.schemas import UnsupportedError
 from colora.serving.service import PromptTooLongError
 
 __all__ = ["FAILED", "BodyLimit", "add_handlers"]
@@ -30,6 +31,7 @@ RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (TaskIdError, 404, "invalid_request_error", "model_not_found"),
     (PromptTooLongError, 400, "invalid_request_error", "context_length_exceeded"),
     (UnsupportedError, 400, "invalid_request_error", "unsupported_parameter"),
+    (BodyError, 400, "invalid_request_error", "invalid_body"),
     (BaseMismatchError, 400, "invalid_request_error", "wrong_base"),
     (BankFileError, 400, "invalid_request_error", "bad_core"),
     (CheckpointError, 507, "server_error", "not_written"),

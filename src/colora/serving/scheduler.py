@@ -133,6 +133,12 @@ class Scheduler:
         """Nobody waits for this request any more: it leaves the queue or, at the next step, the batch."""
         with self._change:
             ticket.cancelled = True
+            queue = self._waiting.get(ticket.tenant)
+            if queue is not None and ticket in queue:  # at once: others may be refused for want of its place
+                queue.remove(ticket)
+                self.metrics.cancelled.inc()
+                if not queue:
+                    del self._waiting[ticket.tenant]
             self._change.notify()
 
     def call(self, function: Callable[[], T], alone: bool = False) -> "Future[T]":

@@ -1,10 +1,11 @@
 """Requests of the OpenAI interface, as far as a bank can answer them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from colora.models.decoding.sampling import Sampling
+from colora.serving.fields import CHAT, COMPLETION, HARMLESS, NEUTRAL, Fields, UnsupportedError
 
 __all__ = [
     "INSTRUCTING_ROLES",
@@ -12,41 +13,28 @@ __all__ = [
     "CompletionRequest",
     "Message",
     "SamplingRequest",
-    "UnsupportedError",
 ]
 
-UNSUPPORTED = (
-    *("tools", "tool_choice", "functions", "function_call"),
-    *("logprobs", "top_logprobs", "logit_bias"),
-    *("suffix", "echo", "best_of"),
-    *("audio", "prediction", "web_search_options"),
-)
 INSTRUCTING_ROLES = ("system", "developer")
 MOST_CHOICES = 8
 
 
-class UnsupportedError(ValueError):
-    """A field of the OpenAI interface that asks for something that this server does not support."""
-
-    def __init__(self, field: str) -> None:
-        self.field = field
-        super().__init__(f"{field}: not supported by this server")
-
-
-class SamplingRequest(BaseModel):
-    """The fields of both kinds of requests; unknown fields are ignored, as by other servers of this interface.
+class SamplingRequest(Fields):
+    """The fields of both kinds of requests; for the others see `colora.serving.fields`.
 
     Attributes:
         model: name of the task.
     """
 
-    model_config = ConfigDict(extra="allow")
+    harmless = HARMLESS
+    strip: ClassVar[bool] = True
     model: str
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    best_of: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stop: str | list[str] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -62,15 +50,10 @@ class SamplingRequest(BaseModel):
             raise ValueError("expected at most 16 strings, none of them empty")
         return value
 
-    def check_supported(self) -> None:
-        """Raises UnsupportedError for the first field that asks for something unsupported."""
-        extra = self.model_extra or {}
-        for name in UNSUPPORTED:
-            if extra.get(name):
-                raise UnsupportedError(name)
-        response_format: object = extra.get("response_format")
-        if response_format and not (isinstance(response_format, dict) and response_format.get("type") == "text"):
-            raise UnsupportedError("response_format")
+    def check_fields(self, place: str = "") -> None:
+        super().check_fields(place)
+        if self.best_of not in (None, 1, self.n):
+            raise UnsupportedError("best_of")
 
     def sampling(self, max_tokens: int, temperature: float, choice: int) -> Sampling:
         """How choice number `choice` is sampled; the other arguments are for what the request leaves open."""
@@ -84,6 +67,7 @@ class SamplingRequest(BaseModel):
             stop=stop,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            strip=self.strip,
         )
 
     @property
@@ -92,21 +76,29 @@ class SamplingRequest(BaseModel):
         return self.max_tokens
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """Whether a last chunk has the number of tokens."""
+
+    harmless = frozenset({"include_obfuscation"})
+    neutral: ClassVar = {"continuous_usage_stats": (False,)}
 
     include_usage: bool = False
 
 
-class TextPart(BaseModel):
+class TextPart(Fields):
     """A part of a message's content: text only."""
+
+    harmless = frozenset({"cache_control", "prompt_cache_breakpoint"})
+    neutral: ClassVar = {"annotations": ([],)}
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Fields):
     """One turn."""
+
+    neutral: ClassVar = dict.fromkeys(("tool_calls", "annotations"), ([],))
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -119,6 +111,8 @@ class Message(BaseModel):
 
 class ChatRequest(SamplingRequest):
     """`POST /v1/chat/completions`."""
+
+    neutral: ClassVar = NEUTRAL | CHAT | {"logprobs": (False,), "top_logprobs": (0,)}
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -140,7 +134,10 @@ class ChatRequest(SamplingRequest):
 
 
 class CompletionRequest(SamplingRequest):
-    """`POST /v1/completions`: the prompt goes to the model as it is."""
+    """`POST /v1/completions`: the prompt goes to the model as it is, and what follows it comes back as it is."""
+
+    strip: ClassVar = False
+    neutral: ClassVar = NEUTRAL | COMPLETION | {"logprobs": (False,), "top_logprobs": (0,)}
 
     prompt: str | list[str] | list[int] | list[list[int]]
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from colora.errors import ColoraError
 from colora.models.decoding.batch import Piece
+from colora.serving.bodies import json_body
 from colora.serving.faults import FAILED
 from colora.serving.responses import ChatFormat, CompletionFormat, ResponseFormat, server_sent_event, usage_object
 from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task
@@ -21,9 +22,15 @@ router = APIRouter()
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client that hung up does not read it
 
 
+# The key is checked before the body is read.
 @router.post("/v1/chat/completions")
-async def chat(body: ChatRequest, request: Request, tenant: TenantDep, service: ServiceDep) -> Response:
-    body.check_supported()
+async def chat(
+    tenant: TenantDep,
+    body: Annotated[ChatRequest, Depends(json_body(ChatRequest))],
+    request: Request,
+    service: ServiceDep,
+) -> Response:
+    body.check_fields()
     check_task(service, tenant, body.model)
     instruction = "\n\n".join(message.text for message in body.messages if message.role in INSTRUCTING_ROLES)
     turns = [message.text for message in body.messages if message.role not in INSTRUCTING_ROLES]
@@ -33,8 +40,13 @@ async def chat(body: ChatRequest, request: Request, tenant: TenantDep, service: 
 
 
 @router.post("/v1/completions")
-async def complete(body: CompletionRequest, request: Request, tenant: TenantDep, service: ServiceDep) -> Response:
-    body.check_supported()
+async def complete(
+    tenant: TenantDep,
+    body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))],
+    request: Request,
+    service: ServiceDep,
+) -> Response:
+    body.check_fields()
     check_task(service, tenant, body.model)
     prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
     streams = await _open_streams(service, tenant.name, body, prompts)

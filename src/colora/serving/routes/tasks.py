@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from colora.errors import ConfigError, TaskIdError
+from colora.serving.bodies import check_lines
 from colora.serving.responses import job_object, model_object
 from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep
 
@@ -48,7 +49,9 @@ async def onboard(
 ) -> dict[str, str]:
     if task in service.store:
         raise ConfigError(f"{task!r} is there already; remove it first")
-    return job_object(jobs.submit(tenant.name, task, await request.body()))
+    examples = await request.body()
+    await asyncio.to_thread(check_lines, examples)
+    return job_object(jobs.submit(tenant.name, task, examples))
 
 
 @router.get("/v1/jobs/{job}")
