@@ -69,7 +69,9 @@ def test_client_that_hangs_up_leaves_the_queue(bank):
 @pytest.mark.usefixtures("unhurried")
 def test_full_queue_refuses_then_accepts_again(bank):
     with serving(bank, rows=1, queue=2) as server:
-        running = long_requests(server, 3)
+        running = long_requests(server)
+        server.until("running_requests", 1)  # three that come at once would be one too many for the queue
+        running += long_requests(server, 2)
         server.until("waiting_requests", 2)
         refused = server.http.post("/v1/chat/completions", json=ask("sales", "one"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")

@@ -33,19 +33,26 @@ class CoreHeader:
         base: name of the base model.
         shared: digest of the A and B that it was trained against.
         format: version of the file's form.
+        tenant: of a server: who brought it; None outside of servers.
     """
 
     task: str
     base: str
     shared: str
     format: int = FORMAT
+    tenant: str | None = None
 
 
 def core_bytes(core: Mapping[str, Tensor], header: CoreHeader) -> bytes:
     """A core file."""
     tensors = {name: one.detach().cpu().clone().contiguous() for name, one in core.items()}
     # One entry: safetensors writes several in an order that changes, and the same core must be the same bytes.
-    return safetensors.torch.save(tensors, {HEADER: json.dumps(asdict(header))})
+    return safetensors.torch.save(tensors, {HEADER: json.dumps(_fields(header))})
+
+
+def _fields(header: CoreHeader) -> dict[str, object]:
+    """As they are written: without a tenant the file is that of earlier versions."""
+    return {name: value for name, value in asdict(header).items() if name != "tenant" or value is not None}
 
 
 def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) -> tuple[dict[str, Tensor], CoreHeader]:

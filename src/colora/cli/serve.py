@@ -75,13 +75,53 @@ def keys_add(
     tasks: Annotated[list[str], typer.Option("--tasks", help="Pattern of tasks it may use, such as 'acme-*'.")],
     rate: Annotated[float | None, typer.Option(help="Most requests a minute; by default as many as it likes.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May also reload the bank and read the metrics.")] = False,
+    most_tasks: Annotated[
+        int, typer.Option(min=0, help="Most tasks that it may have added or replaced; more are refused with 507.")
+    ] = 1000,
+    most_megabytes: Annotated[
+        float, typer.Option(min=0, help="Most megabytes of their cores; more are refused with 507.")
+    ] = 1024,
+    most_jobs: Annotated[
+        int, typer.Option(min=0, help="Most onboardings that wait or run; more are refused with 429.")
+    ] = 4,
+    most_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most requests that run at once; others wait. By default three quarters of --rows."),
+    ] = None,
 ) -> None:
-    """Make a key for a tenant and print it, this once: the file has only its digest."""
+    """Make a key for a tenant and print it, this once: the file has only its digest.
+
+    The limits stand in the file under "limits" and may be changed there; null is without a limit.
+    """
     with errors():
         from colora.serving.access import add_tenant
+        from colora.serving.quotas import Limits
 
-        key = add_tenant(file, tenant, tasks, rate, admin)
-        out.print(key, markup=False, highlight=False, soft_wrap=True)
+        limits = Limits(tasks=most_tasks, bytes=round(most_megabytes * 2**20), jobs=most_jobs, rows=most_rows)
+        _print_key(add_tenant(file, tenant, tasks, rate, admin, limits))
+
+
+@keys.command("renew")
+def keys_renew(file: Keys, tenant: Name) -> None:
+    """Make a second key for a tenant and print it, this once. Both open the same until `colora keys retire`."""
+    with errors():
+        from colora.serving.access import renew_key
+
+        _print_key(renew_key(file, tenant))
+
+
+@keys.command("retire")
+def keys_retire(file: Keys, tenant: Name) -> None:
+    """Take the older one of a tenant's two keys away."""
+    with errors():
+        from colora.serving.access import retire_key
+
+        retire_key(file, tenant)
+        say(f"the older key of {tenant} opens nothing any more")
+
+
+def _print_key(key: str) -> None:
+    out.print(key, markup=False, highlight=False, soft_wrap=True)
 
 
 @keys.command("remove")

@@ -1,14 +1,15 @@
-"""Tenants: the keys that name them, stored as digests, the tasks each may use, and how often each may ask.
+"""Tenants: the keys that name them, stored as digests, the tasks each may use, and how much each may have.
 
 A key is 32 random bytes, so one round of SHA-256 hides it: there is nothing to guess.
 """
 
 import hashlib
-import hmac
 import logging
+import math
 import secrets
 import threading
 import time
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,12 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from colora.common.files import write_json
 from colora.common.json_text import JsonFault, parse_json
+from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
+from colora.serving.quotas import UNLIMITED, Limits
 
-__all__ = ["Access", "RateError", "Tenant", "WrongKeyError", "add_tenant", "read_tenants", "remove_tenant"]
+__all__ = [
+    "LOCAL",
+    "Access",
+    "RateError",
+    "Tenant",
+    "WrongKeyError",
+    "add_tenant",
+    "read_tenants",
+    "remove_tenant",
+    "renew_key",
+    "retire_key",
+]
 
 logger = logging.getLogger(__name__)
 PREFIX = "colora-"
+DIGEST = r"^[0-9a-f]{64}$"
+LOG_SECONDS = 60
 
 
 class WrongKeyError(ColoraError):
@@ -42,24 +58,33 @@ class Tenant(BaseModel):
     Attributes:
         name: of the tenant; unique in the file.
         key_sha256: digest of the key.
+        new_key_sha256: digest of a second key, which opens the same; so that a key can be changed without a gap.
         tasks: patterns of the tasks it may use, change and add, such as "acme-*".
         requests_per_minute: how often it may ask; None: without a limit.
         admin: whether it may reload the bank and read the metrics.
+        limits: how much of the server it may take.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(min_length=1)
-    key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    key_sha256: str = Field(pattern=DIGEST)
+    new_key_sha256: str | None = Field(default=None, pattern=DIGEST)
     tasks: tuple[str, ...] = ("*",)
     requests_per_minute: float | None = Field(default=None, gt=0)
     admin: bool = False
+    limits: Limits = Limits()
+
+    @property
+    def digests(self) -> list[str]:
+        """Of its keys, the older one first."""
+        return [digest for digest in (self.key_sha256, self.new_key_sha256) if digest is not None]
 
     def may(self, task: str) -> bool:
         """Whether this tenant's patterns cover a task."""
         return any(fnmatchcase(task, pattern) for pattern in self.tasks)
 
 
-LOCAL = Tenant(name="local", key_sha256="0" * 64, admin=True)
+LOCAL = Tenant(name="local", key_sha256="0" * 64, admin=True, limits=UNLIMITED)
 """The tenant of every request to a server without keys."""
 
 
@@ -76,11 +101,17 @@ class Access:
     """
 
     def __init__(self, tenants: list[Tenant] | None = None) -> None:
-        self._tenants = tenants
+        self._use(tenants)
         self._path: Path | None = None
         self._version: tuple[int, ...] = ()  # of the file when it was read
         self._buckets: dict[str, tuple[float, float]] = {}  # by tenant: requests left, and when that was counted
         self._lock = threading.Lock()
+        self._wrong, self._wrong_told = 0, -math.inf  # wrong keys since the log spoke of them, and when that was
+
+    def _use(self, tenants: list[Tenant] | None) -> None:
+        self._tenants = tenants
+        # What is looked up is a digest: how long that takes says nothing of a key.
+        self._by_digest = {digest: tenant for tenant in tenants or () for digest in tenant.digests}
 
     @classmethod
     def of_file(cls, path: Path) -> "Access":
@@ -104,7 +135,7 @@ class Access:
             if (version := _file_version(self._path)) != self._version:
                 self._version = version
                 try:
-                    self._tenants = read_tenants(self._path)
+                    self._use(read_tenants(self._path))
                 except ConfigError as error:
                     logger.error("the keys stay as they were: %s", error)
             return self._tenants
@@ -117,11 +148,20 @@ class Access:
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise WrongKeyError("expected a key, as Authorization: Bearer KEY")
-        digest = _digest(key.strip())
-        matches = [tenant for tenant in tenants if hmac.compare_digest(tenant.key_sha256, digest)]
-        if not matches:
+        tenant = self._by_digest.get(_digest(key.strip()))
+        if tenant is None:
+            self._tell_wrong()
             raise WrongKeyError("nobody has this key")
-        return matches[0]
+        return tenant
+
+    def _tell_wrong(self) -> None:
+        """Let the log say that keys are being guessed, once a minute at most, and no key."""
+        with self._lock:
+            self._wrong += 1
+            now = time.monotonic()
+            if now - self._wrong_told >= LOG_SECONDS:
+                logger.warning("requests with keys that nobody has: %d", self._wrong)
+                self._wrong, self._wrong_told = 0, now
 
     def count(self, tenant: Tenant) -> None:
         """Count one request. Raises RateError if it exceeds the rate; the requests of a minute may come at once."""
@@ -153,11 +193,19 @@ def read_tenants(path: Path) -> list[Tenant]:
     names = [tenant.name for tenant in tenants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: these tenants stand twice: {', '.join(twice)}")
+    keys = Counter(digest for tenant in tenants for digest in tenant.digests)
+    if shared := [tenant.name for tenant in tenants if any(keys[digest] > 1 for digest in tenant.digests)]:
+        raise ConfigError(f"{path}: expected keys that differ, found the same one of {', '.join(shared)}")
     return tenants
 
 
 def add_tenant(
-    path: Path, name: str, tasks: list[str], requests_per_minute: float | None = None, admin: bool = False
+    path: Path,
+    name: str,
+    tasks: list[str],
+    requests_per_minute: float | None = None,
+    admin: bool = False,
+    limits: Limits | None = None,
 ) -> str:
     """Add a tenant to a file of keys; the file is made if there is none.
 
@@ -170,10 +218,15 @@ def add_tenant(
     tenants = read_tenants(path) if path.exists() else []
     if any(tenant.name == name for tenant in tenants):
         raise ConfigError(f"{path}: {name!r} has a key already; remove it first")
-    key = PREFIX + secrets.token_urlsafe(32)
+    key = _new_key()
     try:
         new = Tenant(
-            name=name, key_sha256=_digest(key), tasks=tuple(tasks), requests_per_minute=requests_per_minute, admin=admin
+            name=name,
+            key_sha256=_digest(key),
+            tasks=tuple(tasks),
+            requests_per_minute=requests_per_minute,
+            admin=admin,
+            limits=limits or Limits(),
         )
     except ValidationError as error:
         raise ConfigError("this cannot be a tenant:", _faults(error)) from error
@@ -181,14 +234,55 @@ def add_tenant(
     return key
 
 
+def renew_key(path: Path, name: str) -> str:
+    """Give a tenant a second key; the first goes on opening the same until `retire_key`.
+
+    Returns:
+        the new key.
+
+    Raises:
+        ConfigError: there is no such tenant, or it has two keys.
+    """
+    tenants = read_tenants(path)
+    tenant = _named(path, tenants, name)
+    if tenant.new_key_sha256 is not None:
+        raise ConfigError(f"{path}: {name!r} has two keys already; retire the older one first (`colora keys retire`)")
+    key = _new_key()
+    _replace(path, tenants, tenant.model_copy(update={"new_key_sha256": _digest(key)}))
+    return key
+
+
+def retire_key(path: Path, name: str) -> None:
+    """Take the older one of a tenant's two keys away. Raises ConfigError if there are no two."""
+    tenants = read_tenants(path)
+    tenant = _named(path, tenants, name)
+    if tenant.new_key_sha256 is None:
+        raise ConfigError(f"{path}: {name!r} has one key; make the new one first (`colora keys renew`)")
+    _replace(path, tenants, tenant.model_copy(update={"key_sha256": tenant.new_key_sha256, "new_key_sha256": None}))
+
+
 def remove_tenant(path: Path, name: str) -> None:
     """Take a tenant out of a file of keys. Raises ConfigError if it is not there."""
     tenants = read_tenants(path)
-    kept = [tenant for tenant in tenants if tenant.name != name]
-    if len(kept) == len(tenants):
-        names = ", ".join(tenant.name for tenant in tenants)
-        raise ConfigError(f"{path}: no tenant {name!r}; there are {names or 'none'}")
-    _write(path, kept)
+    gone = _named(path, tenants, name)
+    _write(path, [tenant for tenant in tenants if tenant is not gone])
+
+
+def _named(path: Path, tenants: list[Tenant], name: str) -> Tenant:
+    found = next((tenant for tenant in tenants if tenant.name == name), None)
+    if found is None:
+        raise ConfigError(
+            f"{path}: no tenant {name!r}; there are {listed((one.name for one in tenants), 20) or 'none'}"
+        )
+    return found
+
+
+def _replace(path: Path, tenants: list[Tenant], new: Tenant) -> None:
+    _write(path, [new if tenant.name == new.name else tenant for tenant in tenants])
+
+
+def _new_key() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
 
 
 def _write(path: Path, tenants: list[Tenant]) -> None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from colora.serving.access import Access
 from colora.serving.faults import BodyLimit, add_handlers
 from colora.serving.jobs import Jobs
+from colora.serving.quotas import Uploads
 from colora.serving.routes import completions, operation, tasks
 from colora.serving.service import Service
 
@@ -26,7 +27,7 @@ STOPPING_SECONDS = 60.0
 def make_app(service: Service, access: Access) -> FastAPI:
     """The application around a service. Its lifespan starts the model's thread, and lets all requests end."""
     app = FastAPI(title="CoLoRA", lifespan=_lifespan, docs_url=None, redoc_url=None)
-    app.state.service, app.state.access = service, access
+    app.state.service, app.state.access, app.state.uploads = service, access, Uploads()
     limit = max(LEAST_BODY_BYTES, BYTES_PER_TOKEN * service.positions)
     app.add_middleware(BodyLimit, limits={"/v1/tasks/": EXAMPLES_BYTES}, limit=limit)
     add_handlers(app, service.metrics)
@@ -39,7 +40,7 @@ def make_app(service: Service, access: Access) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.scheduler.start()
-    jobs = app.state.jobs = Jobs(lambda: service.store, service.put, service.options.base)
+    jobs = app.state.jobs = Jobs(lambda: service.store, service.put, service.options.base, service.scheduler.tenants)
     yield
     await asyncio.to_thread(jobs.close)
     await asyncio.to_thread(service.scheduler.close, STOPPING_SECONDS)

@@ -14,6 +14,7 @@ from colora.serving.access import RateError, WrongKeyError
 from colora.serving.bodies import BodyError
 from colora.serving.fields import UnsupportedError
 from colora.serving.metrics import Metrics
+from colora.serving.quotas import QuotaError, WaitError
 from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.service import PromptTooLongError
 
@@ -26,6 +27,8 @@ FAILED = "the server failed at this request"
 RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (WrongKeyError, 401, "authentication_error", "invalid_api_key"),
     (RateError, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (WaitError, 429, "rate_limit_error", "too_many_at_once"),
+    (QuotaError, 507, "insufficient_quota", "quota_exceeded"),
     (BusyError, 429, "rate_limit_error", "queue_full"),
     (ClosedError, 503, "server_error", "shutting_down"),
     (TaskIdError, 404, "invalid_request_error", "model_not_found"),

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from colora.errors import ColoraError
 from colora.models.decoding.batch import Batch, Piece, Row
 from colora.models.decoding.sampling import Sampling
 from colora.serving.metrics import Metrics
+from colora.serving.quotas import rows_of
 from colora.serving.resident import NoRoomError, Resident
 from colora.serving.store import Core, CoreStore
 
@@ -51,6 +52,7 @@ class Ticket:
 
     Attributes:
         tenant: who asks.
+        most_rows: how many rows of the batch it may have at once.
         task: whose core is used.
         row: the prompt, and the output so far.
         deliver: called in the model's thread with each piece of text, and with the error if one ends the request.
@@ -65,6 +67,7 @@ class Ticket:
     task: str
     row: Row
     deliver: Deliver
+    most_rows: int
     core: tuple[CoreStore, int, Core] | None = None
     version: int = 0
     arrived: float = field(default_factory=time.monotonic)
@@ -107,8 +110,24 @@ class Scheduler:
         """Rows in the batch."""
         return len(self._running)
 
-    def submit(self, tenant: str, task: str, prompt: list[int], sampling: Sampling, deliver: Deliver) -> Ticket:
+    def submit(
+        self,
+        tenant: str,
+        task: str,
+        prompt: list[int],
+        sampling: Sampling,
+        deliver: Deliver,
+        most_rows: int | None = None,
+    ) -> Ticket:
         """Put a request into the queue; from any thread.
+
+        Args:
+            tenant: who asks.
+            task: whose core is used.
+            prompt: token ids.
+            sampling: how it is continued.
+            deliver: see `Ticket`.
+            most_rows: of the batch that the tenant may have at once; None: see `Limits.rows`.
 
         Raises:
             BusyError: the queue is full, or this tenant's part of it.
@@ -116,7 +135,8 @@ class Scheduler:
             ConfigError: a prompt that the model cannot read, see `Batch.check`.
             TaskIdError: there is no such task.
         """
-        ticket = Ticket(tenant, task, Row(prompt, 0, sampling), deliver)
+        rows = rows_of(most_rows, self.engine.batch.most_rows, self.tenants())
+        ticket = Ticket(tenant, task, Row(prompt, 0, sampling), deliver, rows)
         self.engine.batch.check(ticket.row)
         store, resident = self.engine.store, self.engine.resident
         with self._change:
@@ -234,16 +254,20 @@ class Scheduler:
     def _next(self, longest: int, count: int) -> Ticket | None:
         """The next request, from the tenants in turn, or None.
 
-        None means that the queue is empty, or that reading the prompts would keep the running rows waiting too long.
+        None means that nobody waits who may have a row more, or that reading the prompts would keep the running rows
+        waiting too long.
 
         Args:
             longest: prompt of those that join already, in tokens.
             count: how many join already.
         """
         with self._change:
-            if not self._waiting:
+            running = Counter(ticket.tenant for ticket in self._running.values())
+            # Others of the queue go before a tenant that has all the rows that it may have.
+            free = (one for one in self._waiting.items() if running[one[0]] < one[1][0].most_rows)
+            tenant, queue = next(free, (None, None))
+            if tenant is None or queue is None:
                 return None
-            tenant, queue = next(iter(self._waiting.items()))
             longest = max(longest, len(queue[0].row.prompt))
             if count and longest * (count + 1) > PROMPT_TOKENS:
                 return None

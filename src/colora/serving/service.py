@@ -17,6 +17,7 @@ from colora.models.base import load_base
 from colora.models.decoding.batch import Batch, Piece
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling
+from colora.serving.access import LOCAL, Tenant
 from colora.serving.metrics import Metrics
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
@@ -136,23 +137,24 @@ class Service:
             )
         return prompt
 
-    async def open(self, tenant: str, task: str, prompt: list[int], sampling: Sampling) -> "Stream":
+    async def open(self, tenant: Tenant, task: str, prompt: list[int], sampling: Sampling) -> "Stream":
         """Queue a request; the stream has its output as it comes. The caller closes the stream, ended or not.
 
         Raises:
             BusyError, ClosedError, TaskIdError: see `Scheduler.submit`.
         """
         stream = Stream(self.scheduler, asyncio.get_running_loop())
-        stream.ticket = await asyncio.to_thread(self.scheduler.submit, tenant, task, prompt, sampling, stream.deliver)
+        submit, rows = self.scheduler.submit, tenant.limits.rows
+        stream.ticket = await asyncio.to_thread(submit, tenant.name, task, prompt, sampling, stream.deliver, rows)
         return stream
 
     # ---- tasks ------------------------------------------------------------------------------------------------------
 
-    def put(self, task: str, content: bytes) -> bool:
+    def put(self, task: str, content: bytes, tenant: Tenant = LOCAL) -> bool:
         """Add a task or replace its core, see `CoreStore.put`; whether it is new. Rows that run keep the old core."""
         store = self.store
         new = task not in store
-        store.put(task, content)
+        store.put(task, content, tenant.name, tenant.limits)
         if not new:
             self._drop(task)
         return new

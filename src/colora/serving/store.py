@@ -7,7 +7,9 @@ A task's name may have any characters: its file is named by the digest of the na
 """
 
 import hashlib
+import itertools
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from colora.bank.core_file import CoreHeader, core_bytes, read_core, read_core_h
 from colora.bank.tensors import SavedBank
 from colora.common.files import write_bytes, write_json
 from colora.errors import CheckpointError, ConfigError, TaskIdError
+from colora.serving.quotas import UNLIMITED, Holdings, Limits
 
 __all__ = ["Core", "CoreStore"]
 
@@ -29,7 +32,7 @@ Core = dict[str, Tensor]
 class CoreStore:
     """All tasks of a bank and its state folder, by name; safe to use from several threads.
 
-    Each change of a task raises its version, so that a core that was read before can be recognised as old.
+    Each change gives a task a version of its own, so that a core that was read before can be recognised as old.
 
     Args:
         bank: folder of a bank or of a run.
@@ -57,7 +60,9 @@ class CoreStore:
         self._in_bank = {name: index for index, name in enumerate(self.saved.config.tasks)}
         self._removed: set[str] = set()
         self._added: dict[str, Path | Core] = {}
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, int] = {}  # of tasks that are there and have changed
+        self._changes = itertools.count(1)
+        self.holdings = Holdings()
         if state is not None:
             self._read_state(state)
 
@@ -79,7 +84,7 @@ class CoreStore:
         return (name for name in self._added if name not in self._in_bank or name in self._removed)
 
     def version(self, task: str) -> int:
-        """The number of the task's changes. Raises TaskIdError if there is no such task."""
+        """A number that no other state of the task has. Raises TaskIdError if there is no such task."""
         with self._lock:
             if task not in self:
                 raise TaskIdError(f"unknown task {task!r}")
@@ -96,10 +101,15 @@ class CoreStore:
             content = added.read_bytes()
         return version, read_core(content, self.shape, self.shared)[0]
 
-    def put(self, task: str, content: bytes) -> None:
+    def put(self, task: str, content: bytes, tenant: str | None = None, limits: Limits = UNLIMITED) -> None:
         """Add a task by its core file, or replace its core; the file is on disk before the core is used.
 
+        Args:
+            tenant: whose task it is from now on.
+            limits: of that tenant.
+
         Raises:
+            QuotaError: the tenant has as much as it may have; nothing is changed.
             ConfigError: a task cannot have this name.
             BankFileError: the core does not fit this bank; nothing is changed.
             CheckpointError: the file cannot be written; nothing is changed.
@@ -107,14 +117,27 @@ class CoreStore:
         if fault := check_task_name(task):
             raise ConfigError(fault)
         core, header = read_core(content, self.shape, self.shared)
+        written = core_bytes(core, CoreHeader(task, header.base, header.shared, tenant=tenant))
         with self._lock:
+            self.holdings.check(tenant, task, len(written), limits)
             if self.state is None:
                 self._added[task] = core
             else:
                 path = self._file(task)
-                write_bytes(path, core_bytes(core, CoreHeader(task, header.base, header.shared)))
+                write_bytes(path, written)
                 self._added[task] = path
-            self._changed(task)
+            self.holdings.put(tenant, task, len(written))
+            self._versions[task] = next(self._changes)
+
+    def check_room(self, tenant: str | None, task: str, limits: Limits, coming: int) -> None:
+        """Refuse a task whose core is still to be trained, if the tenant could not put it. Raises QuotaError.
+
+        Args:
+            coming: further tasks of the tenant that are being trained.
+        """
+        size = 4 * sum(math.prod(shape) for shape in self.shape.values())
+        with self._lock:
+            self.holdings.check(tenant, task, size * (1 + coming), limits, coming)
 
     def remove(self, task: str) -> None:
         """Remove a task. Raises TaskIdError if there is no such task, CheckpointError if that cannot be written."""
@@ -129,10 +152,8 @@ class CoreStore:
             added = self._added.pop(task, None)
             if isinstance(added, Path):
                 added.unlink(missing_ok=True)
-            self._changed(task)
-
-    def _changed(self, task: str) -> None:
-        self._versions[task] = self._versions.get(task, 0) + 1
+            self.holdings.remove(task)
+            self._versions.pop(task, None)
 
     def _file(self, task: str) -> Path:
         assert self.state is not None
@@ -146,6 +167,7 @@ class CoreStore:
                 header = read_core_header(path)
                 if header.shared == self.shared:
                     self._added[header.task] = path
+                    self.holdings.put(header.tenant, header.task, path.stat().st_size)
                 else:
                     self.stale.append(header.task)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from colora.errors import ColoraError
 from colora.models.decoding.batch import Piece
+from colora.serving.access import Tenant
 from colora.serving.bodies import json_body
 from colora.serving.faults import FAILED
 from colora.serving.responses import ChatFormat, CompletionFormat, ResponseFormat, server_sent_event, usage_object
@@ -35,7 +36,7 @@ async def chat(
     instruction = "\n\n".join(message.text for message in body.messages if message.role in INSTRUCTING_ROLES)
     turns = [message.text for message in body.messages if message.role not in INSTRUCTING_ROLES]
     prompt = await asyncio.to_thread(service.chat_prompt, instruction or None, turns)
-    streams = await _open_streams(service, tenant.name, body, [prompt])
+    streams = await _open_streams(service, tenant, body, [prompt])
     return await _answer(body, request, streams, len(prompt), ChatFormat(body.model))
 
 
@@ -49,13 +50,13 @@ async def complete(
     body.check_fields()
     check_task(service, tenant, body.model)
     prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
-    streams = await _open_streams(service, tenant.name, body, prompts)
+    streams = await _open_streams(service, tenant, body, prompts)
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     return await _answer(body, request, streams, prompt_tokens, CompletionFormat(body.model))
 
 
 async def _open_streams(
-    service: Service, tenant: str, body: SamplingRequest, prompts: Sequence[list[int]]
+    service: Service, tenant: Tenant, body: SamplingRequest, prompts: Sequence[list[int]]
 ) -> list[Stream]:
     """A stream for each choice of each prompt; none stays in the queue if one is refused."""
     streams: list[Stream] = []

@@ -10,9 +10,10 @@ from fastapi import Depends, Header, Path, Request
 from colora.errors import TaskIdError
 from colora.serving.access import Access, Tenant
 from colora.serving.jobs import Jobs
+from colora.serving.quotas import Uploads
 from colora.serving.service import Service
 
-__all__ = ["AdminDep", "JobsDep", "NewTaskDep", "ServiceDep", "TaskDep", "TenantDep", "check_task"]
+__all__ = ["AdminDep", "JobsDep", "NewTaskDep", "ServiceDep", "TaskDep", "TenantDep", "UploadsDep", "check_task"]
 
 
 # Coroutines, so that reading an attribute takes no thread of the pool.
@@ -26,6 +27,12 @@ async def _jobs(request: Request) -> Jobs:
     return jobs
 
 
+async def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads
+
+
+UploadsDep = Annotated[Uploads, Depends(_uploads)]
 ServiceDep = Annotated[Service, Depends(_service)]
 JobsDep = Annotated[Jobs, Depends(_jobs)]
 

@@ -3,13 +3,15 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
+from colora.adapter.tasklist import check_task_name
 from colora.errors import ConfigError, TaskIdError
 from colora.serving.bodies import check_lines
+from colora.serving.jobs import MOST_EXAMPLES
 from colora.serving.responses import job_object, model_object
-from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep
+from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep, UploadsDep
 
 __all__ = ["router"]
 
@@ -33,8 +35,11 @@ def delete(task: TaskDep, service: ServiceDep) -> dict[str, Any]:
 
 
 @router.put("/v1/tasks/{task:path}/core")
-async def put_core(task: NewTaskDep, request: Request, service: ServiceDep) -> Response:
-    is_new = await asyncio.to_thread(service.put, task, await request.body())
+async def put_core(
+    task: NewTaskDep, request: Request, tenant: TenantDep, service: ServiceDep, uploads: UploadsDep
+) -> Response:
+    with uploads.one(tenant.name):
+        is_new = await asyncio.to_thread(service.put, task, await request.body(), tenant)
     return JSONResponse(model_object(task), status_code=201 if is_new else 200)
 
 
@@ -45,13 +50,23 @@ def get_core(task: TaskDep, service: ServiceDep) -> Response:
 
 @router.post("/v1/tasks/{task:path}/examples", status_code=202)
 async def onboard(
-    task: NewTaskDep, request: Request, tenant: TenantDep, service: ServiceDep, jobs: JobsDep
+    task: NewTaskDep, request: Request, tenant: TenantDep, service: ServiceDep, jobs: JobsDep, uploads: UploadsDep
 ) -> dict[str, str]:
+    if fault := check_task_name(task):
+        raise ConfigError(fault)
     if task in service.store:
         raise ConfigError(f"{task!r} is there already; remove it first")
-    examples = await request.body()
-    await asyncio.to_thread(check_lines, examples)
-    return job_object(jobs.submit(tenant.name, task, examples))
+    with uploads.one(tenant.name):
+        examples = await request.body()
+        await asyncio.to_thread(check_examples, examples)
+    return job_object(jobs.submit(tenant, task, examples))
+
+
+def check_examples(content: bytes) -> None:
+    """Refuse what need not be tried. Raises BodyError, HTTPException."""
+    if (lines := content.count(b"\n")) > MOST_EXAMPLES:
+        raise HTTPException(413, f"expected at most {MOST_EXAMPLES} examples, one a line, found {lines} lines")
+    check_lines(content)
 
 
 @router.get("/v1/jobs/{job}")
