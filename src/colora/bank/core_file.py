@@ -72,19 +72,22 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         header = CoreHeader(**json.loads(metadata[HEADER]))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(text, str) for text in (header.task, header.base, header.shared)):
+            raise TypeError("its header has something else where task, base and shared should be texts")
+    # RuntimeError: torch at shapes that no memory holds. RecursionError: JSON that is nested without end.
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BankFileError(
-            f"expected a core file, as `colora core` writes it, found something else ({error})"
+            f"expected a core file, as `colora core` writes it, found something else ({str(error)[:200]})"
         ) from error
     faults = []
     if header.format != FORMAT:
         faults.append(f"expected format {FORMAT}, found {header.format}")
     if header.shared != shared:
         faults.append(
-            f"trained against other A and B (digest {str(header.shared)[:12]}, base model {header.base!r}): "
+            f"trained against other A and B (digest {header.shared[:12]}, base model {header.base[:100]!r}): "
             f"expected those of this bank ({shared[:12]})"
         )
-    faults += [f"{name}: no such adapted layer" for name in sorted(tensors.keys() - like.keys())]
+    faults += [f"{name[:100]!r}: no such adapted layer" for name in sorted(tensors.keys() - like.keys())]
     faults += [f"{name}: missing" for name in sorted(like.keys() - tensors.keys())]
     for name in sorted(like.keys() & tensors.keys()):
         found = tensors[name]

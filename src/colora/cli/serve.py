@@ -29,6 +29,10 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="Folder for tasks that come and go; without it they last as long as the server.")
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of pages whose scripts may ask, as https://example.org; * for all, none by default."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 256,
     resident: Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")] = (
@@ -62,7 +66,7 @@ def serve(
 
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
-        listen = Listen(host, port, key_file, certificate, private_key)
+        listen = Listen(host, port, key_file, certificate, private_key, tuple(cors_origin or ()))
         check_listen(listen)
         options = Options(bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads)
         run(options, listen, say)

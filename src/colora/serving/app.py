@@ -4,15 +4,17 @@ An endpoint is a function in one of the modules of `colora.serving.routes`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from colora.serving.access import Access
-from colora.serving.faults import BodyLimit, add_handlers
+from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.quotas import Uploads
+from colora.serving.receiving import BodyLimit
 from colora.serving.routes import completions, operation, tasks
 from colora.serving.service import Service
 
@@ -24,16 +26,35 @@ BYTES_PER_TOKEN = 32  # a prompt that fits has fewer; what is longer is not even
 STOPPING_SECONDS = 60.0
 
 
-def make_app(service: Service, access: Access) -> FastAPI:
-    """The application around a service. Its lifespan starts the model's thread, and lets all requests end."""
-    app = FastAPI(title="CoLoRA", lifespan=_lifespan, docs_url=None, redoc_url=None)
+def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> FastAPI:
+    """The application around a service. Its lifespan starts the model's thread, and lets all requests end.
+
+    Args:
+        origins: of pages in browsers that may ask, such as "https://example.org"; "*": of all.
+    """
+    app = FastAPI(title="CoLoRA", lifespan=_lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False
     app.state.service, app.state.access, app.state.uploads = service, access, Uploads()
-    limit = max(LEAST_BODY_BYTES, BYTES_PER_TOKEN * service.positions)
-    app.add_middleware(BodyLimit, limits={"/v1/tasks/": EXAMPLES_BYTES}, limit=limit)
+    app.add_middleware(BodyLimit, limit=lambda path: _body_limit(service, path))
     add_handlers(app, service.metrics)
+    if origins:  # outermost, so that pages can read refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
     for module in (operation, completions, tasks):
         app.include_router(module.router)
     return app
+
+
+def _body_limit(service: Service, path: str) -> int:
+    """The longest body of a path, in bytes."""
+    if not path.startswith("/v1/tasks/"):
+        return max(LEAST_BODY_BYTES, BYTES_PER_TOKEN * service.positions)
+    return service.store.longest_file if path.endswith("/core") else EXAMPLES_BYTES
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Errors as HTTP responses in OpenAI's form; bodies that are too large are refused while they come."""
+"""Errors as HTTP responses in OpenAI's form."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -7,7 +7,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from colora.errors import BankFileError, BaseMismatchError, CheckpointError, ColoraError, ConfigError, TaskIdError
 from colora.serving.access import RateError, WrongKeyError
@@ -18,7 +17,7 @@ from colora.serving.quotas import QuotaError, WaitError
 from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.service import PromptTooLongError
 
-__all__ = ["FAILED", "BodyLimit", "add_handlers"]
+__all__ = ["FAILED", "add_handlers", "error_response"]
 
 FAILED = "the server failed at this request"
 """The message for an error that was not raised on purpose: its own may reveal internals, or requests of others."""
@@ -53,21 +52,22 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         if status in (429, 503):
             headers["Retry-After"] = str(max(1, round(getattr(error, "seconds", 1))))
-        return _answer(status, str(error), kind, getattr(error, "field", None), code, headers)
+        return error_response(status, str(error), kind, getattr(error, "field", None), code, headers)
 
     async def invalid_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         # Without `input`: what was sent may be private, and responses end up in logs of others.
         faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]
         text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
-        return _answer(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
+        return error_response(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _answer(error.status_code, str(error.detail), "invalid_request_error", None, None)
+        headers = error.headers or {}
+        return error_response(error.status_code, str(error.detail), "invalid_request_error", None, None, headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _answer(500, FAILED, "server_error", None, None)
+        return error_response(500, FAILED, "server_error", None, None)
 
     for type_, *_ in RESPONSES:
         app.add_exception_handler(type_, own_error)
@@ -83,43 +83,9 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return response
 
 
-def _answer(
+def error_response(
     status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
+    """An error as OpenAI's clients read it."""
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
-
-
-class BodyLimit:
-    """ASGI middleware: a body longer than the limit is answered with 413 and not read to its end.
-
-    Args:
-        app: the application.
-        limit: in bytes.
-        limits: other limits, by the beginning of the path.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int]) -> None:
-        self.app, self.limit, self.limits = app, limit, limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        limit = next((n for start, n in self.limits.items() if scope["path"].startswith(start)), self.limit)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        too_large = _answer(413, f"expected a body of at most {limit} bytes", "invalid_request_error", None, None)
-        if not length.isdigit() or int(length) > limit:
-            await too_large(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:  # possible where the body was sent without its length
-                raise HTTPException(413, f"expected a body of at most {limit} bytes")
-            return message
-
-        await self.app(scope, counted, send)

@@ -347,11 +347,18 @@ class Scheduler:
             self._end(ticket)
             self._tell(ticket, ModelFailedError("the model failed at this request"))
 
-    def _check_room(self, tenant: str) -> None:
+    def check_room(self, tenant: str, count: int) -> None:
+        """Refuse a request of so many outputs before anything is done for it. Raises BusyError, ClosedError."""
+        with self._change:
+            self._check_room(tenant, max(1, count - self.engine.batch.room))  # those that need not wait
+
+    def _check_room(self, tenant: str, count: int = 1) -> None:
         if self._closing:
             raise ClosedError("the server is going down")
         of_tenant = len(self._waiting.get(tenant, ()))
         most_of_tenant = self.most_waiting if self.tenants() < 2 else max(1, self.most_waiting // 2)
-        if self.waiting >= self.most_waiting or of_tenant >= most_of_tenant:
+        waiting = sum(len(tickets) for tickets in self._waiting.values())
+        if waiting + count > self.most_waiting or of_tenant + count > most_of_tenant:
             self.metrics.refused.inc()
-            raise BusyError(f"{self.waiting} requests are waiting; try again later")
+            asked = f", {count} outputs of this one would, of at most {most_of_tenant}" if count > 1 else ""
+            raise BusyError(f"{waiting} requests are waiting{asked}; try again later")

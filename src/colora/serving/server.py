@@ -6,16 +6,20 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
+from fastapi import FastAPI
 
 from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.serving.access import Access
 from colora.serving.app import make_app
+from colora.serving.connections import Connection, allow_files
 from colora.serving.service import Options, Service
 
-__all__ = ["Listen", "check_listen", "serve"]
+__all__ = ["Listen", "check_listen", "serve", "server_config"]
 
 GRACE_SECONDS = 120
 MOST_WARNINGS = 20
@@ -31,6 +35,7 @@ class Listen:
         keys: file of keys; None: every request may do everything.
         certificate: for TLS, PEM.
         private_key: of the certificate, PEM.
+        origins: of pages in browsers that may ask; none by default.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +43,7 @@ class Listen:
     keys: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
+    origins: tuple[str, ...] = ()
 
 
 def check_listen(listen: Listen) -> None:
@@ -48,6 +54,10 @@ def check_listen(listen: Listen) -> None:
     """
     if (listen.certificate is None) != (listen.private_key is None):
         raise ConfigError("TLS needs both a certificate and its private key (--tls-cert, --tls-key)")
+    for origin in listen.origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+            raise ConfigError(f"--cors-origin: expected a page's origin such as https://example.org, found {origin!r}")
     if _is_loopback(listen.host):
         return
     missing = ["keys (--keys; make some with `colora keys add`)"] if listen.keys is None else []
@@ -67,6 +77,7 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         BankFileError, BaseMismatchError: see `Service`.
     """
     check_listen(listen)
+    allow_files()
     access = Access() if listen.keys is None else Access.of_file(listen.keys)
     with _listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
         service = Service(options, lambda: len(access.tenants or ()))
@@ -77,21 +88,24 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         ]
         for warning in shortened(stale, MOST_WARNINGS):
             log(f"warning: {warning}")
-        config = uvicorn.Config(
-            make_app(service, access),
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            ssl_certfile=listen.certificate,
-            ssl_keyfile=listen.private_key,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        server = uvicorn.Server(config)
+        app = make_app(service, access, listen.origins)
+        tls = {"ssl_certfile": listen.certificate, "ssl_keyfile": listen.private_key}
+        server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=GRACE_SECONDS, **tls))
         # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         log(f"{len(store)} tasks at {_url(listen, listening)}/v1 (Ctrl-C ends it)")
         server.run(sockets=[listening])
+
+
+def server_config(app: FastAPI, **options: Any) -> uvicorn.Config:
+    """How uvicorn runs the application.
+
+    h11 bounds the headers of a request, which httptools does not. Errors alone are logged: what a stranger can bring
+    about with a malformed request is a warning.
+    """
+    settings: dict[str, Any] = {"http": Connection, "ws": "none", "proxy_headers": False, "server_header": False}
+    return uvicorn.Config(app, lifespan="on", access_log=False, log_level="error", **settings, **options)
 
 
 def _listening_socket(listen: Listen) -> socket.socket:

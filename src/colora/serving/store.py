@@ -27,6 +27,7 @@ from colora.serving.quotas import UNLIMITED, Holdings, Limits
 __all__ = ["Core", "CoreStore"]
 
 Core = dict[str, Tensor]
+LEAST_FILE, HEADER_OF_LAYER = 2**16, 512
 
 
 class CoreStore:
@@ -128,6 +129,11 @@ class CoreStore:
                 self._added[task] = path
             self.holdings.put(tenant, task, len(written))
             self._versions[task] = next(self._changes)
+
+    @property
+    def longest_file(self) -> int:
+        """Most bytes of a core file that fits: its numbers in float64, and a header."""
+        return LEAST_FILE + sum(8 * math.prod(shape) + HEADER_OF_LAYER for shape in self.shape.values())
 
     def check_room(self, tenant: str | None, task: str, limits: Limits, coming: int) -> None:
         """Refuse a task whose core is still to be trained, if the tenant could not put it. Raises QuotaError.

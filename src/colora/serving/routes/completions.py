@@ -33,6 +33,7 @@ async def chat(
 ) -> Response:
     body.check_fields()
     check_task(service, tenant, body.model)
+    service.scheduler.check_room(tenant.name, body.n or 1)
     instruction = "\n\n".join(message.text for message in body.messages if message.role in INSTRUCTING_ROLES)
     turns = [message.text for message in body.messages if message.role not in INSTRUCTING_ROLES]
     prompt = await asyncio.to_thread(service.chat_prompt, instruction or None, turns)
@@ -49,6 +50,7 @@ async def complete(
 ) -> Response:
     body.check_fields()
     check_task(service, tenant, body.model)
+    service.scheduler.check_room(tenant.name, len(body.prompts) * (body.n or 1))
     prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
     streams = await _open_streams(service, tenant, body, prompts)
     prompt_tokens = sum(len(prompt) for prompt in prompts)
