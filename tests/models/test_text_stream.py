@@ -5,25 +5,12 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
 
 from colora.models.decoding.text import TextStream
+from tests.helpers.byte_fallback import byte_fallback_tokenizer
 from tests.helpers.tiny import tiny_tokenizer
 
-
-def byte_fallback() -> PreTrainedTokenizerFast:
-    """Like Llama 2's: words begin with ▁, whose decoder drops the first space, and bytes are tokens of their own."""
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁▁", "▁a", "b", "\n", "é"]
-    vocab = {name: number for number, name in enumerate(names)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-FALLBACK, BYTES = byte_fallback(), tiny_tokenizer()
+FALLBACK, BYTES = byte_fallback_tokenizer(), tiny_tokenizer()
 WORDS = [FALLBACK.convert_tokens_to_ids(one) for one in ("▁", "▁▁", "▁a", "b", "\n", "é")]
 HINDI = [3 + byte for byte in "क".encode()]
 

@@ -144,7 +144,8 @@ def header_of(value, length=None):
 
 
 HUGE = [
-    header_of(b"{}", 2**60), header_of(b"{}", 2**63), header_of(b"{}", 100_000_000), header_of(b"", 0), b"", b"\xff" * 9,
+    header_of(b"{}", 2**60), header_of(b"{}", 2**63), header_of(b"{}", 100_000_000), header_of(b"", 0), b"",
+    b"\xff" * 9,
     header_of(b"[" * 30_000), header_of(b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
     header_of({"a": {"dtype": "F32", "shape": [2**31, 2**31, 2**31], "data_offsets": [0, 0]}}),
     header_of({"a": {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [0, 0]}}),

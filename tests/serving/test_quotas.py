@@ -237,6 +237,40 @@ def test_a_tenant_has_its_rows_and_others_go_before_it(bank):
     assert order.count("many") == 6
 
 
+def test_long_prompts_of_one_tenant_leave_time_to_the_rows_of_others(bank):
+    """After one has been read, the rows that run have as long before the next; short prompts do not wait."""
+    with serving(bank, [tenant("many", "0"), tenant("few", "1")], rows=8) as server:
+        scheduler, ended = server.service.scheduler, threading.Event()
+        joined, join = [], scheduler.engine.batch.join
+
+        def slow(rows):
+            joined.append((len(rows[0].prompt), scheduler._owed))
+            time.sleep(0.05)
+            return join(rows)
+
+        finished = []
+
+        def deliver(piece):
+            if isinstance(piece, Exception) or piece.finish is not None:
+                finished.append(piece)
+                if len(finished) == 7:
+                    ended.set()
+
+        scheduler.engine.batch.join = slow
+        sampling = Sampling(max_tokens=100, temperature=2.0, seed=1)
+        blocked, free = threading.Event(), threading.Event()
+        scheduler.call(lambda: blocked.set() or free.wait(30))
+        blocked.wait(30)
+        scheduler.submit("few", "legal", [7, 8, 9], sampling, deliver)
+        for _ in range(5):
+            scheduler.submit("many", "legal", [9] * 400, Sampling(max_tokens=2), deliver)
+        scheduler.submit("few", "legal", [7, 8, 9], Sampling(max_tokens=2), deliver)
+        free.set()
+        assert ended.wait(60)
+    assert joined[0][0] == 3
+    assert 400 not in [length for length, owed in joined if owed > 0]
+
+
 # ---- two keys --------------------------------------------------------------------------------------------------------
 
 

@@ -165,6 +165,19 @@ def test_several_turns_follow_the_chat_template(server):
     assert chat(server, "legal", "", messages=messages)["choices"] == found["choices"]
 
 
+def test_messages_of_one_role_that_follow_each_other_are_one_turn(server):
+    def answer(*turns):
+        messages = [{"role": role, "content": text} for role, text in turns]
+        found = chat(server, "legal", "", messages=messages, max_tokens=9)
+        return found["choices"], found["usage"]["prompt_tokens"]
+
+    assert answer(("user", "one"), ("user", "two")) == answer(("user", "one\n\ntwo"))
+    several = answer(("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d"), ("user", "e"))
+    assert several == answer(("user", "a"), ("assistant", "b\n\nc"), ("user", "d\n\ne"))
+    between = answer(("user", "one"), ("system", "Translate."), ("user", "two"))
+    assert between == answer(("system", "Translate."), ("user", "one\n\ntwo"))
+
+
 def test_without_a_chat_template_several_turns_are_refused(tmp_path):
     bank = make_bank(tmp_path, chat=False)
     (expected,) = generate_texts(bank, [Request("legal", "one")], 9)
@@ -232,14 +245,14 @@ def test_invalid_body_names_its_field(server):
         assert field in error["message"]
         assert "secret" not in json.dumps(error)  # the error does not repeat what was sent
     assert "JSON" in refused(server, b'{"model": "legal", ', 422)["message"]
-    assert (
-        "found user, user"
-        in refused(server, ask("legal", "", messages=[{"role": "user", "content": "a"}] * 2), 422)["message"]
-    )
+    for roles in (["assistant"], ["user", "assistant"], ["assistant", "user"], ["system"]):
+        messages = [{"role": role, "content": "secret"} for role in roles]
+        found = ", ".join(role for role in roles if role != "system") or "none of them"
+        assert f"found {found}" in refused(server, ask("legal", "", messages=messages), 422)["message"]
 
 
 def test_unsupported_fields_are_named(server):
-    for field, value in [("logprobs", True), ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1})]:
+    for field, value in [("echo", True), ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1})]:
         assert refused(server, ask("legal", "a", **{field: value}), 400)["param"] == field
     assert chat(server, "legal", "a", response_format={"type": "text"}, logprobs=False, user="me", max_tokens=1)
 

@@ -7,7 +7,8 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 __all__ = ["MOST_CONNECTIONS", "Connection", "allow_files"]
 
@@ -15,6 +16,7 @@ MOST_CONNECTIONS = 1000
 IDLE_SECONDS = 20.0  # from the connection, or the last answer, to the end of the next request's headers
 STUCK_SECONDS = 60.0  # in which a client reads nothing of an answer that waits for it
 CHECK_SECONDS = 2.0
+LINGER_SECONDS = 1.0  # from an answer that came before the end of the request, until that has to be there
 
 
 class Connection(H11Protocol):
@@ -43,6 +45,12 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self.idle_since = self.loop.time()
         super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:  # the answer came before the end of the request: a refusal
+            self.loop.call_later(LINGER_SECONDS, self._abort_unfinished, self.cycle)
+
+    def _abort_unfinished(self, cycle: RequestResponseCycle) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self.transport.abort()
 
     @property
     def idle(self) -> bool:

@@ -85,6 +85,7 @@ CHAT: dict[str, tuple[object, ...]] = {
 COMPLETION: dict[str, tuple[object, ...]] = {
     "add_special_tokens": (True,),
     "suffix": ("",),
+    "top_logprobs": (0,),
     "echo": (False,),
 }
 """The same of plain completions."""

@@ -40,7 +40,7 @@ class BodyLimit:
         else:
             await self.app(scope, _Received(receive, limit, self.seconds), send)
             return
-        response = error_response(*refusal, "invalid_request_error", None, None, {"Connection": "close"})
+        response = error_response(*refusal, "invalid_request_error", None, None)
         await response(scope, receive, send)
 
 
@@ -58,9 +58,9 @@ class _Received:
         try:
             message = await asyncio.wait_for(self.receive(), max(0.0, left))
         except TimeoutError:
-            raise HTTPException(408, f"the body came too slowly: {self.bytes} bytes", {"Connection": "close"}) from None
+            raise HTTPException(408, f"the body came too slowly: {self.bytes} bytes") from None
         self.bytes += len(message.get("body", b""))
         self.ended = not message.get("more_body", False)
         if self.bytes > self.limit:  # possible where the body was sent without its length
-            raise HTTPException(413, f"expected a body of at most {self.limit} bytes", {"Connection": "close"})
+            raise HTTPException(413, f"expected a body of at most {self.limit} bytes")
         return message

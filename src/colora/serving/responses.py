@@ -3,13 +3,18 @@
 import json
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from colora.models.decoding.logprobs import Logprobs
 from colora.serving.jobs import Job
+from colora.serving.logprobs import ChatLogprobs, CompletionLogprobs, TokenBytes
 
 __all__ = [
     "ChatFormat",
     "CompletionFormat",
+    "Output",
     "ResponseFormat",
     "job_object",
     "model_object",
@@ -18,29 +23,52 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Output:
+    """One whole output: its text, why it ended, and its log probabilities if they were asked for."""
+
+    text: str
+    reason: str
+    logprobs: list[Logprobs] | None
+
+
 class ResponseFormat:
     """The form of the answers of one path.
 
     Args:
         task: the model that was asked for.
+        names: of tokens, for the log probabilities.
     """
 
     id_prefix = response_object = chunk_object = ""
+    logprobs_form: type[ChatLogprobs] = ChatLogprobs
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, names: TokenBytes) -> None:
+        self.names = names
+        self._streamed: dict[int, ChatLogprobs] = {}
         self.head = {"id": f"{self.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": task}
 
-    def response(self, outputs: list[tuple[str, str]], usage: dict[str, int]) -> dict[str, Any]:
-        """A whole response; `outputs` are texts and why they ended."""
+    def response(self, outputs: Sequence[Output], usage: dict[str, int]) -> dict[str, Any]:
+        """A whole response."""
         choices = [
-            {"index": index, "logprobs": None, "finish_reason": reason, **self.full_text(text)}
-            for index, (text, reason) in enumerate(outputs)
+            {
+                "index": index,
+                "logprobs": None if one.logprobs is None else self.logprobs_form(self.names).of(one.logprobs),
+                "finish_reason": one.reason,
+                **self.full_text(one.text),
+            }
+            for index, one in enumerate(outputs)
         ]
         return {**self.head, "object": self.response_object, "choices": choices, "usage": usage}
 
-    def chunk(self, index: int, text: str, reason: str | None, first: bool) -> dict[str, Any]:
+    def chunk(
+        self, index: int, text: str, reason: str | None, first: bool, logprobs: Logprobs | None = None
+    ) -> dict[str, Any]:
         """One event of a stream: a piece of the choice `index`, or why that choice ended."""
-        choice = {"index": index, "logprobs": None, "finish_reason": reason, **self.text_piece(text, first)}
+        places = None
+        if logprobs is not None:
+            places = self._streamed.setdefault(index, self.logprobs_form(self.names)).of([logprobs])
+        choice = {"index": index, "logprobs": places, "finish_reason": reason, **self.text_piece(text, first)}
         return {**self.head, "object": self.chunk_object, "choices": [choice]}
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
@@ -73,6 +101,7 @@ class CompletionFormat(ResponseFormat):
     """`/v1/completions`."""
 
     id_prefix, response_object, chunk_object = "cmpl", "text_completion", "text_completion"
+    logprobs_form = CompletionLogprobs
 
     def full_text(self, text: str) -> dict[str, Any]:
         return {"text": text}

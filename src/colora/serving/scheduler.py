@@ -6,73 +6,21 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from colora.errors import ColoraError
-from colora.models.decoding.batch import Batch, Piece, Row
+from colora.models.decoding.batch import Piece, Row
 from colora.models.decoding.sampling import Sampling
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import rows_of
-from colora.serving.resident import NoRoomError, Resident
-from colora.serving.store import Core, CoreStore
+from colora.serving.resident import NoRoomError
+from colora.serving.tickets import BusyError, ClosedError, Deliver, Engine, ModelFailedError, Ticket
 
 __all__ = ["BusyError", "ClosedError", "Engine", "ModelFailedError", "Scheduler", "Ticket"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Deliver = Callable[[Piece | Exception], None]
+SHORT_PROMPT = 64  # tokens, that may be read at any time
 PROMPT_TOKENS = 1024  # most that are read in one pass, so that rows that run do not wait long
-
-
-class BusyError(ColoraError):
-    """The queue is full."""
-
-
-class ClosedError(ColoraError):
-    """The server is shutting down."""
-
-
-class ModelFailedError(ColoraError):
-    """A step of the model failed. The reason is in the log alone: it may reveal internals, or requests of others."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What the thread works with; replaced as a whole when a newer bank is loaded."""
-
-    batch: Batch
-    store: CoreStore
-    resident: Resident
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request in the queue or in the batch.
-
-    Attributes:
-        tenant: who asks.
-        most_rows: how many rows of the batch it may have at once.
-        task: whose core is used.
-        row: the prompt, and the output so far.
-        deliver: called in the model's thread with each piece of text, and with the error if one ends the request.
-        core: read ahead for a task that was not on the device: the store, the version, the core.
-        version: of the core that the row uses.
-        arrived: when the request was made, by `time.monotonic`.
-        began: when its first token came; None before.
-        cancelled: nobody waits for the output any more.
-    """
-
-    tenant: str
-    task: str
-    row: Row
-    deliver: Deliver
-    most_rows: int
-    core: tuple[CoreStore, int, Core] | None = None
-    version: int = 0
-    arrived: float = field(default_factory=time.monotonic)
-    began: float | None = None
-    cancelled: bool = False
 
 
 class Scheduler:
@@ -93,6 +41,7 @@ class Scheduler:
         self._calls: deque[tuple[Callable[[], Any], Future[Any], bool]] = deque()
         self._change = threading.Condition()
         self._closing = False
+        self._owed = 0.0  # seconds that reading prompts took from the rows that ran, and steps have not given back
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -205,12 +154,14 @@ class Scheduler:
         if not draining and (tickets := self._admit()):
             began = time.monotonic()
             pieces = self.engine.batch.join([ticket.row for ticket in tickets])
-            self.metrics.prefill_seconds.observe(time.monotonic() - began)
+            self._owed = time.monotonic() - began
+            self.metrics.prefill_seconds.observe(self._owed)
             self.metrics.prompt_tokens.inc(sum(len(ticket.row.prompt) for ticket in tickets))
             self._deliver(pieces)
         if self._running:
             began = time.monotonic()
             pieces = self.engine.batch.step()
+            self._owed -= time.monotonic() - began
             self.metrics.step_seconds.observe(time.monotonic() - began)
             self._deliver(pieces)
 
@@ -263,8 +214,7 @@ class Scheduler:
         """
         with self._change:
             running = Counter(ticket.tenant for ticket in self._running.values())
-            # Others of the queue go before a tenant that has all the rows that it may have.
-            free = (one for one in self._waiting.items() if running[one[0]] < one[1][0].most_rows)
+            free = (one for one in self._waiting.items() if self._may_join(one[1][0], running))
             tenant, queue = next(free, (None, None))
             if tenant is None or queue is None:
                 return None
@@ -276,6 +226,15 @@ class Scheduler:
             if not queue:
                 del self._waiting[tenant]
             return ticket
+
+    def _may_join(self, ticket: Ticket, running: Counter[str]) -> bool:
+        """Whether the tenant may have a row more, by the numbers of rows that the tenants have, and whether the prompt
+        is short, or those of other tenants that run have had as much time as reading the last prompts took from them.
+        """
+        if running[ticket.tenant] >= ticket.most_rows:
+            return False
+        others = running.total() > running[ticket.tenant]
+        return self._owed <= 0 or not others or len(ticket.row.prompt) <= SHORT_PROMPT
 
     def _hold(self, ticket: Ticket) -> None:
         """Put the request's core on the device, or find it there."""

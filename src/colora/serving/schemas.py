@@ -1,5 +1,6 @@
 """Requests of the OpenAI interface, as far as a bank can answer them."""
 
+from itertools import groupby
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,7 @@ __all__ = [
 
 INSTRUCTING_ROLES = ("system", "developer")
 MOST_CHOICES = 8
+MOST_LOGPROBS = 20
 
 
 class SamplingRequest(Fields):
@@ -68,12 +70,18 @@ class SamplingRequest(Fields):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             strip=self.strip,
+            logprobs=self.places,
         )
 
     @property
     def longest(self) -> int | None:
         """Longest output in tokens, or None if the request leaves it open."""
         return self.max_tokens
+
+    @property
+    def places(self) -> int | None:
+        """Of how many of the likeliest tokens it asks the log probability; None if it asks for no log probabilities."""
+        return None
 
 
 class StreamOptions(Fields):
@@ -112,8 +120,10 @@ class Message(Fields):
 class ChatRequest(SamplingRequest):
     """`POST /v1/chat/completions`."""
 
-    neutral: ClassVar = NEUTRAL | CHAT | {"logprobs": (False,), "top_logprobs": (0,)}
+    neutral: ClassVar = NEUTRAL | CHAT
 
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
@@ -121,15 +131,34 @@ class ChatRequest(SamplingRequest):
     def longest(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def places(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def instruction(self) -> str | None:
+        """What system and developer say, wherever they say it; None if they say nothing."""
+        return "\n\n".join(message.text for message in self.messages if message.role in INSTRUCTING_ROLES) or None
+
+    @property
+    def turns(self) -> list[str]:
+        """What user and assistant say in turn. Messages of one role that follow each other are one turn, with a blank
+        line between them: not every chat template knows such messages, and what training made of several texts is this.
+        """
+        talk = (message for message in self.messages if message.role not in INSTRUCTING_ROLES)
+        by_role = groupby(talk, lambda message: message.role)
+        return ["\n\n".join(message.text for message in group) for _, group in by_role]
+
     @model_validator(mode="after")
-    def _turns(self) -> "ChatRequest":
+    def _begins_and_ends(self) -> "ChatRequest":
         roles = [message.role for message in self.messages if message.role not in INSTRUCTING_ROLES]
-        expected = ["user", "assistant"] * len(roles)
-        if not roles or roles != expected[: len(roles)] or roles[-1] != "user":
+        if not roles or (roles[0], roles[-1]) != ("user", "user"):
             raise ValueError(
                 "messages: expected turns of user and assistant that begin and end with the user, found "
-                + (", ".join(roles) or "none of them")
+                + (", ".join(roles[:20]) or "none of them")
             )
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: expected logprobs: true beside it")
         return self
 
 
@@ -137,9 +166,14 @@ class CompletionRequest(SamplingRequest):
     """`POST /v1/completions`: the prompt goes to the model as it is, and what follows it comes back as it is."""
 
     strip: ClassVar = False
-    neutral: ClassVar = NEUTRAL | COMPLETION | {"logprobs": (False,), "top_logprobs": (0,)}
+    neutral: ClassVar = NEUTRAL | COMPLETION
 
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | Literal[False] | None = None
     prompt: str | list[str] | list[int] | list[list[int]]
+
+    @property
+    def places(self) -> int | None:
+        return None if self.logprobs is False else self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

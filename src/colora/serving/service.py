@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from colora.models.decoding.batch import Batch, Piece
 from colora.models.decoding.layout import lay_out_by_columns
 from colora.models.decoding.sampling import Sampling
 from colora.serving.access import LOCAL, Tenant
+from colora.serving.logprobs import TokenBytes
 from colora.serving.metrics import Metrics
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
@@ -101,6 +103,11 @@ class Service:
         with resident.sample(store.saved) as tasks:  # the model is checked with cores as they will run
             batch = Batch(model, self.tokenizer, options.rows, options.max_length, tasks)
         return Engine(batch, store, resident)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token stands for."""
+        return TokenBytes(self.tokenizer)
 
     @property
     def store(self) -> CoreStore:
@@ -223,6 +230,11 @@ class Stream:
     def tokens(self) -> list[int]:
         """The token ids of the output so far."""
         return [] if self.ticket is None else self.ticket.row.tokens
+
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether the request asks for log probabilities."""
+        return self.ticket is not None and self.ticket.row.sampling.logprobs is not None
 
     @property
     def finish(self) -> str:

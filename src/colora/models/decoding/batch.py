@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from colora.errors import ConfigError
 from colora.models.decoding.cache import check_attention
 from colora.models.decoding.limits import most_positions
+from colora.models.decoding.logprobs import token_logprobs
 from colora.models.decoding.passes import Passes
 from colora.models.decoding.probe import checked_mask
 from colora.models.decoding.row import Piece, Row
@@ -166,23 +167,25 @@ class Batch:
         """Append each row's next token; rows that end leave."""
         samplers = [row.sampler for row in rows if row.sampler is not None]
         pieces = []
-        for row, token in zip(rows, next_tokens(samplers, logits), strict=True):
+        for row, token, of_row in zip(rows, next_tokens(samplers, logits), logits, strict=True):
             try:
                 if isinstance(token, Exception):
                     raise token
-                pieces.append(self._give(row, token))
+                pieces.append(self._give(row, token, of_row))
             except Exception as error:
                 pieces.append(self._fail(row, error))
         return pieces
 
-    def _give(self, row: Row, token: int) -> Piece:
+    def _give(self, row: Row, token: int, logits: Tensor) -> Piece:
         """Append a token; the row leaves if it has ended."""
         assert row.text is not None  # since it joined
         row.tokens.append(token)
-        text = ""
+        text, logprobs = "", None
         if token in self.ends:
             row.finish = "stop"
         else:
+            if row.sampling.logprobs is not None:
+                logprobs = token_logprobs(logits, token, row.sampling.logprobs)
             text = row.text.add(token)
             length = len(row.prompt) + len(row.tokens)
             if row.text.stopped:
@@ -192,7 +195,7 @@ class Batch:
         if row.finish is not None:
             text += row.text.end()
             self.leave(row)
-        return Piece(row, text, row.finish)
+        return Piece(row, text, row.finish, logprobs=logprobs)
 
     def _fail(self, row: Row, error: Exception) -> Piece:
         """End a row that cannot go on."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from colora.models.decoding.logprobs import Logprobs
 from colora.models.decoding.sampling import RowError, Sampler, Sampling
 from colora.models.decoding.text import TextStream
 
@@ -38,6 +39,7 @@ class Piece:
     That is not looked up in the row, which has gone on by the time that another thread reads this.
 
     Attributes:
+        logprobs: of the token that the step gave, if the row asks for them; None at the end token.
         error: why the row cannot go on, if `finish` is "error".
     """
 
@@ -45,3 +47,4 @@ class Piece:
     text: str
     finish: Literal["stop", "length", "error"] | None
     error: RowError | None = None
+    logprobs: Logprobs | None = None

@@ -34,6 +34,7 @@ class Sampling:
             stand in it.
         strip: leave out white space at either end of the output, as of an answer in a chat; False: the text is what
             follows the prompt, byte for byte.
+        logprobs: each token comes with its log probability, and with those of so many of the likeliest; None: without.
 
     Raises:
         ConfigError: a number out of its range.
@@ -48,6 +49,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     strip: bool = True
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         ranges = {

@@ -12,9 +12,16 @@ from colora.models.decoding.batch import Piece
 from colora.serving.access import Tenant
 from colora.serving.bodies import json_body
 from colora.serving.faults import FAILED
-from colora.serving.responses import ChatFormat, CompletionFormat, ResponseFormat, server_sent_event, usage_object
+from colora.serving.responses import (
+    ChatFormat,
+    CompletionFormat,
+    Output,
+    ResponseFormat,
+    server_sent_event,
+    usage_object,
+)
 from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task
-from colora.serving.schemas import INSTRUCTING_ROLES, ChatRequest, CompletionRequest, SamplingRequest
+from colora.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from colora.serving.service import Service, Stream
 
 __all__ = ["router"]
@@ -34,11 +41,9 @@ async def chat(
     body.check_fields()
     check_task(service, tenant, body.model)
     service.scheduler.check_room(tenant.name, body.n or 1)
-    instruction = "\n\n".join(message.text for message in body.messages if message.role in INSTRUCTING_ROLES)
-    turns = [message.text for message in body.messages if message.role not in INSTRUCTING_ROLES]
-    prompt = await asyncio.to_thread(service.chat_prompt, instruction or None, turns)
+    prompt = await asyncio.to_thread(service.chat_prompt, body.instruction, body.turns)
     streams = await _open_streams(service, tenant, body, [prompt])
-    return await _answer(body, request, streams, len(prompt), ChatFormat(body.model))
+    return await _answer(body, request, streams, len(prompt), ChatFormat(body.model, service.token_bytes))
 
 
 @router.post("/v1/completions")
@@ -54,7 +59,7 @@ async def complete(
     prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
     streams = await _open_streams(service, tenant, body, prompts)
     prompt_tokens = sum(len(prompt) for prompt in prompts)
-    return await _answer(body, request, streams, prompt_tokens, CompletionFormat(body.model))
+    return await _answer(body, request, streams, prompt_tokens, CompletionFormat(body.model, service.token_bytes))
 
 
 async def _open_streams(
@@ -88,7 +93,7 @@ async def _answer(
     return JSONResponse(form.response(outputs, usage_object(prompt_tokens, _generated(streams))))
 
 
-async def _outputs(streams: list[Stream], request: Request) -> list[tuple[str, str]] | None:
+async def _outputs(streams: list[Stream], request: Request) -> list[Output] | None:
     """All whole outputs and why they ended; None if the client hangs up before. Closes the streams."""
     gathering: asyncio.Future[Any] = asyncio.gather(*(_output(stream) for stream in streams))
     disconnected: asyncio.Future[Any] = asyncio.create_task(_disconnected(request))
@@ -101,10 +106,11 @@ async def _outputs(streams: list[Stream], request: Request) -> list[tuple[str, s
         _close(streams)
 
 
-async def _output(stream: Stream) -> tuple[str, str]:
-    """A whole output and why it ended."""
-    text = "".join([piece.text async for piece in stream])
-    return text, stream.finish
+async def _output(stream: Stream) -> Output:
+    """A whole output."""
+    pieces = [piece async for piece in stream]
+    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None] if stream.with_logprobs else None
+    return Output("".join(piece.text for piece in pieces), stream.finish, logprobs)
 
 
 async def _disconnected(request: Request) -> None:
@@ -124,8 +130,8 @@ async def _events(streams: list[Stream], form: ResponseFormat, prompt_tokens: in
             if isinstance(piece, Exception):
                 yield _error_event(piece)
                 return
-            if piece.text or index not in begun:
-                yield server_sent_event(form.chunk(index, piece.text, None, index not in begun))
+            if piece.text or piece.logprobs is not None or index not in begun:
+                yield server_sent_event(form.chunk(index, piece.text, None, index not in begun, piece.logprobs))
                 begun.add(index)
             if piece.finish is not None:
                 unfinished -= 1
