@@ -198,6 +198,12 @@ def test_no_page_may_ask_by_default(server):
     assert preflight(server, PAGE).status_code == 405
     answer = server.http.post("/v1/chat/completions", json=ask("legal", "one"), headers={"Origin": PAGE})
     assert not [name for name in answer.headers if name.startswith("access-control")]
+    # What a browser sends elsewhere without asking first; the page cannot read the answer, but it would be done.
+    for path in ("/v1/reload", "/v1/tasks/new/examples"):
+        for origin in (PAGE, "null", server.url.replace("http", "https")):
+            answer = server.http.post(path, content="{}", headers={"Origin": origin, "Content-Type": "text/plain"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+    assert server.http.post("/v1/reload", headers={"Origin": server.url}).status_code == 200  # no other site's page
 
 
 def test_an_origin_is_an_origin():

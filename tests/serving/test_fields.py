@@ -85,6 +85,13 @@ def test_a_misspelt_field_is_refused_with_the_right_one(server):
         assert message == f"{field}: not supported by this server" + (f"; did you mean {right}?" if right else "")
 
 
+def test_what_stands_behind_a_question_mark_is_refused(server):
+    examples = b'{"input": "a", "output": "b"}'
+    for path, content in [(CHAT, body(CHAT)), ("/v1/tasks/new/examples", examples), ("/v1/reload", b"")]:
+        answer = sent(server, f"{path}?epochs=3", content)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "?epochs")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -22,7 +22,10 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
     key_file: Annotated[
-        Path | None, typer.Option("--keys", help="File of keys; without it everybody may do everything.")
+        Path | None,
+        typer.Option(
+            "--keys", help="File of keys, with the limits of each tenant; without it everybody may do everything."
+        ),
     ] = None,
     certificate: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, PEM.")] = None,
     private_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")] = None,

@@ -34,6 +34,7 @@ def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> F
     """
     app = FastAPI(title="CoLoRA", lifespan=_lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
+    app.state.origins = tuple(origins)
     app.state.service, app.state.access, app.state.uploads = service, access, Uploads()
     app.add_middleware(BodyLimit, limit=lambda path: _body_limit(service, path))
     add_handlers(app, service.metrics)

@@ -14,6 +14,7 @@ from colora.serving.bodies import BodyError
 from colora.serving.fields import UnsupportedError
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import QuotaError, WaitError
+from colora.serving.routes.dependencies import ForeignPageError
 from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.service import PromptTooLongError
 
@@ -25,6 +26,7 @@ FAILED = "the server failed at this request"
 # The HTTP status, OpenAI type and OpenAI code of each error of this package; the first class that fits counts.
 RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (WrongKeyError, 401, "authentication_error", "invalid_api_key"),
+    (ForeignPageError, 403, "permission_error", "origin_not_allowed"),
     (RateError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (WaitError, 429, "rate_limit_error", "too_many_at_once"),
     (QuotaError, 507, "insufficient_quota", "quota_exceeded"),

@@ -67,6 +67,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "no_stop_trim": (False,),
     "skip_special_tokens": (True,),
     "logits_processors": ([],),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
 }
@@ -76,8 +78,6 @@ CHAT: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
     "echo": (False,),
 }
 """The same of chats."""

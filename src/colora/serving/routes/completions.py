@@ -20,13 +20,13 @@ from colora.serving.responses import (
     server_sent_event,
     usage_object,
 )
-from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task
+from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task, no_query
 from colora.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from colora.serving.service import Service, Stream
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(no_query)])
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client that hung up does not read it
 
 

@@ -7,13 +7,25 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 
-from colora.errors import TaskIdError
+from colora.errors import ColoraError, TaskIdError
 from colora.serving.access import Access, Tenant
+from colora.serving.fields import UnsupportedError
 from colora.serving.jobs import Jobs
 from colora.serving.quotas import Uploads
 from colora.serving.service import Service
 
-__all__ = ["AdminDep", "JobsDep", "NewTaskDep", "ServiceDep", "TaskDep", "TenantDep", "UploadsDep", "check_task"]
+__all__ = [
+    "AdminDep",
+    "ForeignPageError",
+    "JobsDep",
+    "NewTaskDep",
+    "ServiceDep",
+    "TaskDep",
+    "TenantDep",
+    "UploadsDep",
+    "check_task",
+    "no_query",
+]
 
 
 # Coroutines, so that reading an attribute takes no thread of the pool.
@@ -37,9 +49,18 @@ ServiceDep = Annotated[Service, Depends(_service)]
 JobsDep = Annotated[Jobs, Depends(_jobs)]
 
 
+class ForeignPageError(ColoraError):
+    """A page of another site asks, in the browser of somebody who may."""
+
+
 # In a thread: the access may have to read its file again.
 def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> Tenant:
     access: Access = request.app.state.access
+    origin = request.headers.get("origin")
+    if origin is not None and access.tenants is None:  # where there are keys, no page has one by chance
+        known = {*request.app.state.origins, f"{request.url.scheme}://{request.headers.get('host', '')}"}
+        if not known & {origin, "*"}:
+            raise ForeignPageError("pages of this origin may not ask; `colora serve --cors-origin` lets them")
     tenant = access.tenant(authorization)
     access.count(tenant)
     return tenant
@@ -52,6 +73,16 @@ async def _admin(tenant: TenantDep) -> Tenant:
     if not tenant.admin:
         raise TaskIdError("not found")  # as if the path were absent
     return tenant
+
+
+async def no_query(request: Request) -> None:
+    """A dependency: refuse what stands behind a question mark, which no path of this server reads.
+
+    Raises:
+        UnsupportedError: naming the first of it.
+    """
+    for name in request.query_params:
+        raise UnsupportedError(f"?{name[:60]}")
 
 
 AdminDep = Annotated[Tenant, Depends(_admin)]

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from colora.adapter.tasklist import check_task_name
@@ -11,11 +11,11 @@ from colora.errors import ConfigError, TaskIdError
 from colora.serving.bodies import check_lines
 from colora.serving.jobs import MOST_EXAMPLES
 from colora.serving.responses import job_object, model_object
-from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep, UploadsDep
+from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep, UploadsDep, no_query
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(no_query)])
 
 
 @router.get("/v1/models")
