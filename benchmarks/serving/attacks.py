@@ -45,15 +45,14 @@ class Target:
     core: bytes
     statuses: Counter[int] = field(default_factory=Counter)
     heard: list[bytes] = field(default_factory=list)
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=120))
 
     def ask(self, method: str, path: str, keyed: bool = True, **options: Any) -> int:
         """One request, and the status of its answer."""
         headers = {"Authorization": f"Bearer {self.key}"} if keyed else {}
         headers |= options.pop("headers", {})
         try:
-            answer = httpx.request(
-                method, f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=120, **options
-            )
+            answer = self.client.request(method, f"http://127.0.0.1:{self.port}{path}", headers=headers, **options)
         except httpx.HTTPError:
             return self.note(0, b"")
         return self.note(answer.status_code, answer.content + str(answer.headers).encode())
@@ -237,7 +236,7 @@ def deep_json(target: Target) -> None:
         start + b"[" + b",".join([b'"a"'] * 14_000) + b"]}",
         start + b'"' + b"a" * 60_000 + b'"}',
         b"\xff" * 60_000,
-        json.dumps({"model": target.own, "messages": [{"role": "user", "content": ""}] * 1500}).encode(),
+        json.dumps({"model": target.own, "messages": [{"role": "user", "content": ""}] * 400}).encode(),
     ]
     together(
         100,

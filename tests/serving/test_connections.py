@@ -1,6 +1,8 @@
 """Connections and bodies: who is slow, silent, endless or a page of another site is cut off; others notice nothing."""
 
+import gc
 import json
+import logging
 import socket
 import time
 from contextlib import contextmanager
@@ -122,6 +124,28 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(server):
         time.sleep(4)
         assert len(closed(one, 20)) < 3 * size
     assert answers(server)
+
+
+def test_clients_that_hang_up_leave_nothing_in_the_log(server):
+    errors = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = errors.append
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+    body = json.dumps(ask("legal", "one", max_tokens=300, temperature=1)).encode()
+    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + kind
+    try:
+        for sent in (head, head + body[:9], head + body):
+            for _ in range(5):
+                with connected(server, sent):
+                    time.sleep(0.02)
+        server.until("running_requests", 0)
+        gc.collect()
+    finally:
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).removeHandler(handler)
+    assert [record.getMessage() for record in errors] == []
 
 
 def test_packed_bodies_are_refused(server):

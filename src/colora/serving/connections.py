@@ -33,8 +33,9 @@ class Connection(H11Protocol):
         self.idle_since = self.loop.time()
         if len(self.connections) > self.most:
             others = [one for one in self.connections if one is not self and isinstance(one, Connection) and one.idle]
-            # Who has said nothing for longest makes room; if all are at work, the new one goes.
-            min(others, key=lambda one: one.idle_since, default=self).transport.abort()
+            # Who has said nothing for longest makes room, those first that never said anything; if all are at work, the
+            # new one goes.
+            min(others, key=lambda one: (one.cycle is not None, one.idle_since), default=self).transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

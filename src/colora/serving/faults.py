@@ -5,8 +5,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from colora.errors import BankFileError, BaseMismatchError, CheckpointError, ColoraError, ConfigError, TaskIdError
 from colora.serving.access import RateError, WrongKeyError
@@ -18,8 +19,10 @@ from colora.serving.routes.dependencies import ForeignPageError
 from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.service import PromptTooLongError
 
-__all__ = ["FAILED", "add_handlers", "error_response"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "FAILED", "add_handlers", "error_response"]
 
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status; the client that hung up does not read it."""
 FAILED = "the server failed at this request"
 """The message for an error that was not raised on purpose: its own may reveal internals, or requests of others."""
 
@@ -68,6 +71,9 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         headers = error.headers or {}
         return error_response(error.status_code, str(error.detail), "invalid_request_error", None, None, headers)
 
+    async def hung_up(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it, and it is no error to be logged
+
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return error_response(500, FAILED, "server_error", None, None)
 
@@ -75,6 +81,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         app.add_exception_handler(type_, own_error)
     app.add_exception_handler(RequestValidationError, invalid_body)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientDisconnect, hung_up)
     app.add_exception_handler(Exception, unexpected)
 
     @app.middleware("http")

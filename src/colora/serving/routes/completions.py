@@ -11,7 +11,7 @@ from colora.errors import ColoraError
 from colora.models.decoding.batch import Piece
 from colora.serving.access import Tenant
 from colora.serving.bodies import json_body
-from colora.serving.faults import FAILED
+from colora.serving.faults import CLIENT_CLOSED_REQUEST, FAILED
 from colora.serving.responses import (
     ChatFormat,
     CompletionFormat,
@@ -27,7 +27,6 @@ from colora.serving.service import Service, Stream
 __all__ = ["router"]
 
 router = APIRouter(dependencies=[Depends(no_query)])
-CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client that hung up does not read it
 
 
 # The key is checked before the body is read.
@@ -96,6 +95,8 @@ async def _answer(
 async def _outputs(streams: list[Stream], request: Request) -> list[Output] | None:
     """All whole outputs and why they ended; None if the client hangs up before. Closes the streams."""
     gathering: asyncio.Future[Any] = asyncio.gather(*(_output(stream) for stream in streams))
+    # Looked at whatever becomes of it: asyncio logs errors that nobody has looked at, one for each that hangs up.
+    gathering.add_done_callback(lambda future: future.cancelled() or future.exception())
     disconnected: asyncio.Future[Any] = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({gathering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
