@@ -7,12 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colora.models.decoding.text import TextStream
-from tests.helpers.byte_fallback import byte_fallback_tokenizer
-from tests.helpers.tiny import tiny_tokenizer
+from tests.helpers.tiny import SPECIALS, byte_fallback_tokenizer, tiny_tokenizer
 
 FALLBACK, BYTES = byte_fallback_tokenizer(), tiny_tokenizer()
-WORDS = [FALLBACK.convert_tokens_to_ids(one) for one in ("▁", "▁▁", "▁a", "b", "\n", "é")]
-HINDI = [3 + byte for byte in "क".encode()]
+WORDS = [FALLBACK.convert_tokens_to_ids(one) for one in ("▁", "▁a", "▁hello", "b", "섬", "»")]
+HINDI = [len(SPECIALS) + byte for byte in "क\n".encode()]
 
 
 def streamed(tokenizer, tokens, prompt=(), stop=(), strip=False):
@@ -29,7 +28,7 @@ def follows(tokenizer, prompt, tokens):
 
 
 def test_the_first_space_is_kept():
-    prompt, tokens = [1, WORDS[3]], [WORDS[2], WORDS[3], WORDS[0]]
+    prompt, tokens = [1, WORDS[3]], [WORDS[1], WORDS[3], WORDS[0]]
     assert FALLBACK.decode(tokens) == "ab "  # what the decoder says without the prompt
     assert streamed(FALLBACK, tokens, prompt) == [" a", "b", " ", ""]
 
@@ -51,7 +50,7 @@ def test_pieces_make_up_any_text(before, after):
     assert "".join(streamed(BYTES, tokens, prompt)) == after
 
 
-@given(st.lists(st.integers(3, 258), max_size=12))
+@given(st.lists(st.integers(len(SPECIALS), len(SPECIALS) + 255), max_size=12))
 @settings(deadline=None)
 def test_bytes_that_are_no_text_end_no_stream(tokens):
     """As a hot sampler draws them. What was given out stays, and the rest comes, with U+FFFD where there is no text."""

@@ -26,13 +26,18 @@ def bank(tmp_path_factory):
     return make_bank(tmp_path_factory.mktemp("bank"))
 
 
+@pytest.fixture(scope="module")
+def server(bank):
+    with serving(bank) as running:
+        yield running
+
+
 @pytest.fixture
-def server(bank, monkeypatch):
+def hasty(bank, monkeypatch):
     """A server that loses patience soon."""
     monkeypatch.setattr(Connection, "idle_seconds", 0.5)
     monkeypatch.setattr(Connection, "stuck_seconds", 0.5)
     monkeypatch.setattr(Connection, "check_seconds", 0.05)
-    monkeypatch.setattr(Connection, "most", 12)
     monkeypatch.setattr(receiving.BodyLimit.__init__, "__defaults__", (0.5,))
     with serving(bank) as running:
         yield running
@@ -62,10 +67,10 @@ def answers(server):
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: "])
-def test_a_connection_without_a_request_is_closed(server, first):
-    with connected(server, first) as one:
+def test_a_connection_without_a_request_is_closed(hasty, first):
+    with connected(hasty, first) as one:
         assert closed(one, 10) == b""
-    assert answers(server)
+    assert answers(hasty)
 
 
 def sent_until_cut_off(one, part, pause=0.0, most=15):
@@ -80,19 +85,19 @@ def sent_until_cut_off(one, part, pause=0.0, most=15):
     return False
 
 
-def test_headers_byte_by_byte_are_cut_off(server):
-    with connected(server, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ") as one:
+def test_headers_byte_by_byte_are_cut_off(hasty):
+    with connected(hasty, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ") as one:
         assert sent_until_cut_off(one, b"a", pause=0.05)
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 999", b"Transfer-Encoding: chunked"])
-def test_a_slow_body_is_answered_with_408(server, length):
+def test_a_slow_body_is_answered_with_408(hasty, length):
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" + length + b"\r\n\r\n"
-    with connected(server, head) as one:
+    with connected(hasty, head) as one:
         answer = closed(one, 10)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"came too slowly" in answer
-    assert answers(server)
+    assert answers(hasty)
 
 
 def test_an_endless_body_is_cut_off(server):
@@ -103,7 +108,7 @@ def test_an_endless_body_is_cut_off(server):
 
 
 def test_many_connections_make_room_for_new_ones(server, monkeypatch):
-    monkeypatch.setattr(Connection, "idle_seconds", 60)
+    monkeypatch.setattr(Connection, "most", 12)
     opened = []
     try:
         for _ in range(30):
@@ -117,13 +122,13 @@ def test_many_connections_make_room_for_new_ones(server, monkeypatch):
             one.close()
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off(server):
-    server.service.store._in_bank.update({f"user-{number}": 0 for number in range(50_000)})
-    size = len(server.http.get("/v1/models").content)
-    with connected(server, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n" * 4) as one:
+def test_a_client_that_does_not_read_its_answer_is_cut_off(hasty):
+    hasty.service.store._in_bank.update({f"user-{number}": 0 for number in range(50_000)})
+    size = len(hasty.http.get("/v1/models").content)
+    with connected(hasty, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n" * 4) as one:
         time.sleep(4)
         assert len(closed(one, 20)) < 3 * size
-    assert answers(server)
+    assert answers(hasty)
 
 
 def test_clients_that_hang_up_leave_nothing_in_the_log(server):

@@ -161,12 +161,12 @@ def test_whole_pairs_are_text(server):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"model": "legal", "prompt": "a", "prompt": "b"}', "prompt: stands twice"),
-        (b'{"model": "legal", "prompt": "a", "temperature": NaN}', "NaN, which is no number"),
-        (b'{"model": "legal", "prompt": "a", "temperature": -Infinity}', "-Infinity, which is no number"),
+        (b'{"model": "legal", "prompt": "a", "prompt": "b"}', 'the key "prompt" twice in one object'),
+        (b'{"model": "legal", "prompt": "a", "temperature": NaN}', "temperature: expected a number, found nan"),
+        (b'{"model": "legal", "prompt": "a", "temperature": -Infinity}', "temperature: expected a number, found -inf"),
         (b'{"model": "legal", "prompt": "\xe9"}', "expected UTF-8, found the byte 0xe9"),
         (b'{"model": "legal", "prompt": ' + b"[" * 20000 + b"]" * 20000 + b"}", "nested too deeply"),
-        (b'{"model": "legal", "prompt": "a", "seed": ' + b"9" * 9000 + b"}", "cannot be read"),
+        (b'{"model": "legal", "prompt": "a", "seed": ' + b"9" * 9000 + b"}", "a number of 9000 digits"),
     ],
 )
 def test_bodies_that_are_no_clear_json_are_refused(server, content, message):

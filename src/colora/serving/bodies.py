@@ -1,8 +1,8 @@
 """JSON bodies of requests, read strictly: what was sent is understood, or refused by the name of its field."""
 
 import json
+import math
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -10,10 +10,11 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from colora.common.json_text import JsonFault, parse_json
 from colora.errors import ConfigError
 from colora.serving.routes.dependencies import TenantDep
 
-__all__ = ["BodyError", "check_lines", "check_text", "json_body", "parse_json"]
+__all__ = ["BodyError", "check_lines", "check_text", "json_body", "parse_body"]
 
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Body = TypeVar("Body", bound=BaseModel)
@@ -31,7 +32,7 @@ def json_body(model: type[Body]) -> Callable[..., Awaitable[Body]]:
     """A dependency of endpoints: the body as `model`. It is read once the key has been checked.
 
     Raises:
-        BodyError: see `parse_json`; or the body is not announced as JSON.
+        BodyError: see `parse_body`; or the body is not announced as JSON.
         RequestValidationError: naming every field that is not as it should be.
     """
 
@@ -42,7 +43,7 @@ def json_body(model: type[Body]) -> Callable[..., Awaitable[Body]]:
         if kind != "application/json" and not kind.endswith("+json"):
             raise BodyError(None, f"expected Content-Type: application/json, found {kind[:60] or 'none'}")
         try:
-            return model.model_validate(parse_json(content))
+            return model.model_validate(parse_body(content))
         except ValidationError as error:
             faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_input=False)]
             raise RequestValidationError(faults) from None
@@ -50,7 +51,7 @@ def json_body(model: type[Body]) -> Callable[..., Awaitable[Body]]:
     return read
 
 
-def parse_json(content: bytes) -> Any:
+def parse_body(content: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
@@ -59,18 +60,14 @@ def parse_json(content: bytes) -> Any:
         RequestValidationError: it is no JSON.
     """
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_no_number)
-    except json.JSONDecodeError as error:
-        message = f"JSON decode error: {error.msg} at character {error.pos}"
-        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": message}]) from None
+        value = parse_json(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BodyError(None, f"expected UTF-8, found the byte 0x{content[error.start]:02x} in the body") from None
-    except RecursionError:
-        raise BodyError(None, "expected JSON of a few levels, found a body that is nested too deeply") from None
-    except BodyError:
-        raise
-    except ValueError as error:
-        raise BodyError(None, f"the body cannot be read: {error}") from None  # a number of thousands of digits
+    except JsonFault as fault:
+        if not fault.column:  # JSON, but none that says one thing
+            raise BodyError(None, f"expected JSON that can be read, found {fault}") from None
+        message = f"JSON decode error: {fault} in line {fault.line}, column {fault.column}"
+        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": message}]) from None
     for field, text in _texts(value):
         check_text(field, text)
     return value
@@ -110,26 +107,16 @@ def check_text(field: str, text: str) -> None:
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:
-    """All strings with where they stand, the names of fields included; without recursion."""
+    """All strings with where they stand, the names of fields included; without recursion. Raises BodyError at NaN."""
     found: list[tuple[str, Any]] = [("", value)]
     while found:
         place, one = found.pop()
         if isinstance(one, str):
             yield place or "body", one
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise BodyError(place or None, f"expected a number, found {one}")
         elif isinstance(one, dict):
             yield from ((f"{place}.{name}".lstrip("."), name) for name in one)
             found += [(f"{place}.{name}".lstrip("."), each) for name, each in one.items()]
         elif isinstance(one, list):
             found += [(f"{place}.{index}".lstrip("."), each) for index, each in enumerate(one)]
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise BodyError(ascii(twice)[1:-1][:60], "stands twice in one object")
-    return value
-
-
-def _no_number(text: str) -> Any:
-    raise BodyError(None, f"expected JSON, found {text}, which is no number")
