@@ -22,7 +22,7 @@ from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
 from colora.serving.access import Access, Tenant
 from colora.serving.app import make_app
-from colora.serving.server import server_config
+from colora.serving.server import Listen, server_config
 from colora.serving.service import Options, Service
 from tests.helpers.run_files import save_base
 from tests.helpers.tiny import tiny_llama
@@ -93,7 +93,7 @@ def serving(
     service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(tenants or ()))
     listening = socket.create_server(("127.0.0.1", 0))
     app = make_app(service, Access(tenants), origins)
-    server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(server_config(app, Listen(), grace=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     running = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)

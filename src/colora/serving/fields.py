@@ -6,7 +6,7 @@ one of another server's. null asks for nothing in every field.
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -110,7 +110,7 @@ class Fields(BaseModel):
             _check_within(getattr(self, name), f"{place}{name}.")
 
 
-def _check_within(value: Any, place: str) -> None:
+def _check_within(value: object, place: str) -> None:
     if isinstance(value, Fields):
         value.check_fields(place)
     elif isinstance(value, list):

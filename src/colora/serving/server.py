@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -89,8 +88,7 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         for warning in shortened(stale, MOST_WARNINGS):
             log(f"warning: {warning}")
         app = make_app(service, access, listen.origins)
-        tls = {"ssl_certfile": listen.certificate, "ssl_keyfile": listen.private_key}
-        server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=GRACE_SECONDS, **tls))
+        server = uvicorn.Server(server_config(app, listen))
         # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -98,14 +96,25 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         server.run(sockets=[listening])
 
 
-def server_config(app: FastAPI, **options: Any) -> uvicorn.Config:
+def server_config(app: FastAPI, listen: Listen, grace: int = GRACE_SECONDS) -> uvicorn.Config:
     """How uvicorn runs the application.
 
     h11 bounds the headers of a request, which httptools does not. Errors alone are logged: what a stranger can bring
     about with a malformed request is a warning.
     """
-    settings: dict[str, Any] = {"http": Connection, "ws": "none", "proxy_headers": False, "server_header": False}
-    return uvicorn.Config(app, lifespan="on", access_log=False, log_level="error", **settings, **options)
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_level="error",
+        ssl_certfile=listen.certificate,
+        ssl_keyfile=listen.private_key,
+        timeout_graceful_shutdown=grace,
+    )
 
 
 def _listening_socket(listen: Listen) -> socket.socket:
