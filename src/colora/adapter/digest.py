@@ -1,4 +1,4 @@
-"""The digest of a bank's tensors, by which a config and the tensors it was saved with are matched."""
+"""Whether a bank's tensors are those that are expected: by their shapes, and by the digest they were saved with."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["tensors_sha256"]
+__all__ = ["misfits", "tensors_sha256"]
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -20,3 +20,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Which of the expected tensors are missing among those found, or have another shape."""
+    missing = [f"{key}: missing" for key in sorted(expected.keys() - found.keys())]
+    return missing + [
+        f"{key}: expected shape {tuple(expected[key].shape)}, found {tuple(found[key].shape)}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key].shape != found[key].shape
+    ]

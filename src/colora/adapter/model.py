@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
-from colora.adapter.digest import tensors_sha256
+from colora.adapter.digest import misfits, tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import batch_of
@@ -42,7 +42,9 @@ from colora.adapter.lookup import (
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
 from colora.adapter.row_layout import row_layout
-from colora.adapter.targets import is_target, linear_names
+from colora.adapter.targets.choose import choose_targets
+from colora.adapter.targets.linear import LeftOut, linear_names
+from colora.adapter.targets.rule import is_target
 from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 
@@ -55,6 +57,7 @@ class CoLoRAModel(BaseTuner):
     prefix = "colora_"
     tuner_layer_cls = CoLoRALinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (PEFT's name; the default target is all-linear)
+    left_out: list[LeftOut]  # what "all-linear" did not adapt of the bank made last
 
     # ---- creation -------------------------------------------------------------------------------------------------
 
@@ -71,6 +74,7 @@ class CoLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         config = self.peft_config[adapter_name]
+        self.left_out = choose_targets(config, model)
         router = add_hook(model)
         teach_class(model)
         router.selected.pop(adapter_name, None)
@@ -321,12 +325,7 @@ class CoLoRAModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         parameters = dict(model.named_parameters())
         expected = {key for key in parameters if cls.prefix in key and key.endswith(f".{adapter_name}")}
-        faults = [f"{key}: missing" for key in sorted(expected - remapped.keys())]
-        faults += [
-            f"{key}: expected shape {tuple(parameters[key].shape)}, found {tuple(remapped[key].shape)}"
-            for key in sorted(expected & remapped.keys())
-            if parameters[key].shape != remapped[key].shape
-        ]
+        faults = misfits({key: parameters[key] for key in expected}, remapped)
         own = {key: value for key, value in state_dict.items() if f".{cls.prefix}" in key}
         # Only what the config was read with: a live bank may later be given the tensors of another of its checkpoints.
         expected_sha256, config.unchecked_sha256 = config.unchecked_sha256, None
