@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
-from colora.adapter.digest import misfits, tensors_sha256
+from colora.adapter.digest import check_tensors, tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import batch_of
@@ -45,8 +45,8 @@ from colora.adapter.row_layout import row_layout
 from colora.adapter.targets.choose import choose_targets
 from colora.adapter.targets.linear import LeftOut, linear_names
 from colora.adapter.targets.rule import is_target
-from colora.common.text import shortened
-from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
+from colora.adapter.tied import check_untying, own_weights, tied_parts, untie
+from colora.errors import ColoraError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
 
@@ -265,6 +265,7 @@ class CoLoRAModel(BaseTuner):
 
         Raises:
             TaskIdError: if there are several tasks and none was chosen, before any weight is changed.
+            ConfigError: if a weight is merged into that another module holds, and they cannot be untied.
         """
         router = self.router
         for adapter_name in self.active_adapters if adapter_names is None else adapter_names:
@@ -272,6 +273,7 @@ class CoLoRAModel(BaseTuner):
                 router.index(task, adapter_name)
                 router.selected[adapter_name] = task
             next(iter(bank_layers(self.model, adapter_name).values()))._task_to_merge(adapter_name)
+        check_untying(self.model)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
 
     def _unload_and_optionally_merge(
@@ -281,9 +283,18 @@ class CoLoRAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:  # PEFT says None, but returns the model
+        tied = merge and tied_parts(self.model)
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         remove_hook(model)
+        if tied:
+            untie(model)
         return model
+
+    def _check_merge_allowed(self) -> None:
+        own_weights(self.model)
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
+        """PEFT would warn of what `colora.adapter.tied` takes care of."""
 
     def _adapter_name(self) -> str:
         active = self.active_adapters
@@ -323,20 +334,12 @@ class CoLoRAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         # PEFT only warns of missing tensors; half a bank is worse than none.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        parameters = dict(model.named_parameters())
-        expected = {key for key in parameters if cls.prefix in key and key.endswith(f".{adapter_name}")}
-        faults = misfits({key: parameters[key] for key in expected}, remapped)
+        ends = f".{adapter_name}"
+        expected = {key: one for key, one in model.named_parameters() if cls.prefix in key and key.endswith(ends)}
         own = {key: value for key, value in state_dict.items() if f".{cls.prefix}" in key}
         # Only what the config was read with: a live bank may later be given the tensors of another of its checkpoints.
         expected_sha256, config.unchecked_sha256 = config.unchecked_sha256, None
-        if not faults and expected_sha256 and tensors_sha256(own) != expected_sha256:
-            faults.append(
-                "the tensors are not those that adapter_config.json was saved with (digest weights_sha256); if the "
-                "change is intended, remove that field from adapter_config.json"
-            )
-        if faults:
-            head = f"the saved bank does not fit its config ({len(faults)} faults):"
-            raise BankFileError("\n  - ".join([head, *shortened(faults, 5)]))
+        check_tensors(expected, remapped, own, expected_sha256)
         return remapped
 
 

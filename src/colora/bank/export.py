@@ -5,6 +5,7 @@ The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's sca
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.tied import tied_parts
 from colora.common.files import staged_folder
 from colora.errors import ConfigError
 from colora.tasks.tokenizer import Tokenizer
@@ -86,6 +88,12 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     tensors = lora_tensors(model, task)
     folder = _replaceable(folder)
     layers = bank_layers(model, bank)
+    if tied := tied_parts(bank_tuner(model).model).keys() & layers.keys():
+        warnings.warn(
+            f"{', '.join(sorted(tied))} shares its weight with the embeddings of the base: whoever merges this LoRA "
+            "into the base must untie them first, or the embeddings change too; export_merged does so",
+            stacklevel=2,
+        )
     experts = list(
         dict.fromkeys(name.rpartition(".")[0] for name, layer in layers.items() if isinstance(layer, ExpertLinear))
     )
@@ -127,7 +135,7 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
 
     Raises:
         TaskIdError: if the bank has no such task.
-        ConfigError: if the folder holds anything but an exported LoRA.
+        ConfigError: if the folder holds anything but an exported LoRA, or see `CoLoRAModel.merge_and_unload`.
         CheckpointError: if the folder cannot be written.
     """
     bank_tuner(model).router.index(task, _bank(model)[0])

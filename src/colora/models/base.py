@@ -22,6 +22,7 @@ from colora.models.auto_class import ModelKind, auto_class
 from colora.models.gguf import unpacked_gguf
 from colora.tasks.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
+from colora.tasks.vocabulary import beyond_embeddings
 
 __all__ = ["DEFAULT_BASE", "BaseSource", "load_base", "resolve_base"]
 
@@ -96,7 +97,8 @@ def load_base(
     not by the token's id.
 
     Raises:
-        BaseModelError: the name stands for nothing, or its files cannot be fetched, read or unpacked.
+        BaseModelError: the name stands for nothing, its files cannot be fetched, read or unpacked, or the model has no
+            embedding for the tokenizer's padding token or end-of-text token.
     """
     if kind not in ("auto", "causal", "seq2seq"):
         raise BaseModelError(f"expected kind 'auto', 'causal' or 'seq2seq', got {kind!r}")
@@ -115,11 +117,25 @@ def load_base(
         model.to(device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_vocabulary(model, tokenizer, source.name)
     if not chat_template:
         use_plain_prompts(tokenizer)
     # Adapter configurations record this name, so it must not say where the files happened to lie.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = source.name
     return model, tokenizer
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Note for how many tokens there are embeddings, and see that the tokens of every batch are among them."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return
+    tokenizer.embedding_rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+    for kind in ("padding", "end-of-text"):
+        own = tokenizer.pad_token_id if kind == "padding" else tokenizer.eos_token_id
+        if own is not None and (fault := beyond_embeddings([own], tokenizer)):
+            raise BaseModelError(f"{name!r}: the tokenizer's {kind} token is out of the model's reach: {fault}")
 
 
 def _resolve_default() -> BaseSource:

@@ -94,8 +94,8 @@ def linear_names(model: nn.Module) -> str:
 def _why_not(name: str, parts: Sequence[str], past: Mapping[str, str]) -> str:
     if part := next((part for part in parts if name == part or name.startswith(f"{part}.")), None):
         return (
-            f"{part} sees images or sounds, whose rows are not the rows of the text, so that the task of a row would be "
-            "the wrong one"
+            f"{part} sees images or sounds, whose rows are not the rows of the text, so that the task of a row would "
+            "be the wrong one"
         )
     return (
         f"{past[name]} reads the weight past the layer, so that a bank on it would do nothing" if name in past else ""
