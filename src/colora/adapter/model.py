@@ -25,7 +25,7 @@ from colora.adapter.digest import check_tensors, tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import batch_of
-from colora.adapter.identity import base_identity, check_base
+from colora.adapter.identity import check_base, identify_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.libraries.plain import teach_class
 from colora.adapter.libraries.reference import stand_in
@@ -90,7 +90,7 @@ class CoLoRAModel(BaseTuner):
             raise
         if config.base_identity is None:
             warn_unadapted(model, config.target_parameters)
-            config.base_identity = base_identity(base_weights(model, adapter_name), model_type(model))
+            identify_base(config, model, base_weights(model, adapter_name))
         stand_in(self.peft_config, adapter_name, router, bank_layers(model, adapter_name))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:

@@ -19,12 +19,27 @@ from colora.adapter.config import CoLoRAConfig
 from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.tied import tied_parts
-from colora.common.files import staged_folder
+from colora.common.files import staged_folder, write_json
 from colora.errors import ConfigError
+from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
 
+_ALWAYS = {
+    "base_model_name_or_path",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
 LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -109,12 +124,12 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=transposed == {True},
         task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
+        base_model_name_or_path=hub_name(config.base_model_name_or_path),  # older banks have our own name for it
         inference_mode=True,
     )
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.save_pretrained(str(staging))
+        write_json(staging / "adapter_config.json", _needed_fields(lora))
 
 
 def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
@@ -145,6 +160,13 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
         merged.save_pretrained(str(staging))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
+
+
+def _needed_fields(lora: LoraConfig) -> dict[str, Any]:
+    """The fields that readers ask for, and those that are not at their default: an older PEFT refuses keys it lacks."""
+    fields, defaults = lora.to_dict(), LoraConfig().to_dict()
+    chosen = {key: value for key, value in fields.items() if key in _ALWAYS or value != defaults.get(key)}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(chosen.items())}
 
 
 def _replaceable(folder: Path) -> Path:

@@ -9,6 +9,7 @@ A base is a folder in the transformers format, a GGUF file, or an id on the Hugg
 import importlib.util
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from colora.tasks.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
 from colora.tasks.vocabulary import beyond_embeddings
 
-__all__ = ["DEFAULT_BASE", "BaseSource", "load_base", "resolve_base"]
+__all__ = ["DEFAULT_BASE", "BaseSource", "hub_name", "load_base", "resolve_base"]
 
 DEFAULT_BASE = "smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -48,7 +49,8 @@ class BaseSource:
     """Where a base model comes from.
 
     `location` is a folder, or for kind "hub" an id; `gguf_file` is a file inside that folder. `name` is what
-    saved adapters call the base: it must mean the same on another machine, so it is never a cache folder.
+    we call the base: it must mean the same on another machine, so it is never a cache folder. Saved adapters call it by
+    `hub_name`.
     """
 
     kind: Literal["folder", "gguf", "hub"]
@@ -93,6 +95,9 @@ def load_base(
         kwargs: passed on to the model's `from_pretrained`; those that choose a snapshot, such as `revision`
             or `token`, to the tokenizer's as well.
 
+    Exported LoRAs and banks name the default model by its id on the hub. Where that cannot be had and this machine has
+    the model, it is taken, with a warning.
+
     A tokenizer without a padding token pads with its end-of-text token: mask padding by the attention mask,
     not by the token's id.
 
@@ -112,6 +117,9 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(location, **snapshot)
         model = auto_class(config, kind).from_pretrained(location, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
+        if name == DEFAULT_HUB_ID and not snapshot and resolve_base(DEFAULT_BASE).kind != "hub":
+            warnings.warn(f"{name} cannot be had from the hub: taking {DEFAULT_BASE!r} of this machine", stacklevel=2)
+            return load_base(DEFAULT_BASE, dtype, device, kind, chat_template=chat_template, **kwargs)
         raise BaseModelError(_why_not(source, error)) from error
     if device is not None:
         model.to(device)
@@ -122,7 +130,14 @@ def load_base(
         use_plain_prompts(tokenizer)
     # Adapter configurations record this name, so it must not say where the files happened to lie.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = source.name
+    if source.name == DEFAULT_BASE:
+        model.hub_id = hub_name(DEFAULT_BASE)
     return model, tokenizer
+
+
+def hub_name(name: str | None) -> str | None:
+    """What stock PEFT finds the base model by: the id on the hub of a name that only `resolve_base` knows."""
+    return DEFAULT_HUB_ID if name == DEFAULT_BASE else name
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.fused import matching_parameters
-from colora.adapter.identity import check_base
+from colora.adapter.identity import check_base, name_base
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets.choose import choose_targets
 from colora.adapter.targets.linear import name_all_linear
@@ -112,6 +112,8 @@ def start_bank(adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callabl
             cores.data = torch.stack([cores[row[name]] if name in row else mean for name in names])
     settings = tuner.peft_config[adapter_name]
     settings.tasks, settings.base_model_name_or_path = list(names), model.name_or_path
+    if settings.base_identity is not None:
+        name_base(settings, model)
     tuner.router.register(adapter_name, settings.tasks)
     return bank
 
