@@ -21,10 +21,11 @@ def is_target(config: PeftConfig, key: str) -> Any:
     """PEFT's answer (truthy, falsy, or its mark of an excluded module), with `layers_to_transform` always heeded.
 
     PEFT itself heeds it only for targets listed by their last name, not for a regular expression, and for "all-linear"
-    only in models with many layers. Of a bank that is new, modules that are trained whole are no targets.
+    only in models with many layers. Modules that are trained whole are never targets; PEFT forgets heads, and
+    names that only end like those of `modules_to_save`.
     """
     found = check_target_module_exists(config, key)
-    if found and config.base_identity is None and is_trained_whole(config, key):
+    if found and is_trained_whole(config, key):
         return False
     if not found or config.layers_to_transform in (None, []):
         return found
