@@ -45,7 +45,7 @@ from colora.adapter.row_layout import row_layout
 from colora.adapter.targets.choose import choose_targets
 from colora.adapter.targets.linear import LeftOut, linear_names
 from colora.adapter.targets.rule import is_target
-from colora.adapter.tied import check_untying, own_weights, tied_parts, untie
+from colora.adapter.targets.tied import check_untying, own_weights, tied_parts, untie
 from colora.errors import ColoraError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
@@ -294,7 +294,7 @@ class CoLoRAModel(BaseTuner):
         own_weights(self.model)
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """PEFT would warn of what `colora.adapter.tied` takes care of."""
+        """PEFT would warn of what `colora.adapter.targets.tied` takes care of."""
 
     def _adapter_name(self) -> str:
         active = self.active_adapters

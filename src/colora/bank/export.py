@@ -18,7 +18,7 @@ from torch import Tensor
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.adapter.tied import tied_parts
+from colora.adapter.targets.tied import tied_parts
 from colora.common.files import staged_folder, write_json
 from colora.errors import ConfigError
 from colora.models.base import hub_name

@@ -64,6 +64,8 @@ def _no_match(given: str, is_pattern: bool, keys: Iterable[str]) -> str:
 
 def _target_faults(config: CoLoRAConfig, model: nn.Module, keys: Sequence[str]) -> list[str]:
     given, there = config.target_modules, f"Linear layers of this model: {linear_names(model)}"
+    if not given and config.target_parameters:
+        return []
     if given is None:
         return [f"target_modules: expected names, an expression or 'all-linear', found none. {there}"]
     linear = [key for key, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)]
@@ -76,7 +78,10 @@ def _target_faults(config: CoLoRAConfig, model: nn.Module, keys: Sequence[str]) 
         if found and not chosen:
             faults.append(f"target_modules: {name!r} adapts nothing: {_kept_from(config, found)}")
         elif not found and holder:
-            faults.append(f"target_modules: {name!r} is no linear layer but the parameter {holder}. {there}")
+            faults.append(
+                f"target_modules: {name!r} is no linear layer but the parameter {holder}, which "
+                f"target_parameters may name if it holds experts. {there}"
+            )
         elif not found:
             told = _no_match(name, isinstance(given, str), linear)
             faults.append(f"target_modules: {told}{' ' if told.endswith('?') else '. '}{there}")

@@ -24,7 +24,8 @@ def tied_parts(model: nn.Module) -> dict[str, nn.Module]:
         base = module.get_base_layer() if isinstance(module, CoLoRALinear) else None
         if isinstance(module, ModulesToSaveWrapper):
             base = module.original_module
-        if base is not None and holders[id(base._parameters.get("weight"))] > 1:
+        weight = None if base is None else base._parameters.get("weight")
+        if weight is not None and holders[id(weight)] > 1:
             found[name] = module
     return found
 
