@@ -7,15 +7,16 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.targets.bypassed import read_past_layers
 from colora.adapter.targets.linear import LeftOutWarning
 from colora.bank.export import export_lora
-from colora.errors import ConfigError
+from colora.errors import ConfigError, TaskIdError
 from tests.helpers import odd_models
-from tests.helpers.tiny import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5
+from tests.helpers.tiny import VOCAB, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -281,9 +282,37 @@ def test_encoders_whose_rows_are_the_batchs_rows_are_adapted(make, part):
     assert not told
 
 
-def test_a_tower_can_still_be_named():
-    model = bank(odd_models.llava(), target_modules=r".*vision_tower.*q_proj")
-    assert len(adapted(model)) == 2
+def test_a_tower_that_is_named_takes_one_task_for_the_whole_batch():
+    """Two images, both of the first row: their number is that of the rows, so that no shape tells."""
+    model = bank(odd_models.llava(), target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert len([name for name in adapted(model) if "vision_tower" in name]) == 2
+    ids, images = IDS.clone(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    ids[ids == odd_models.IMAGE] = 6
+    ids[0, 1:9] = odd_models.IMAGE
+    with pytest.raises(TaskIdError, match=r"layer 'model.vision_tower.* sees other rows .* exclude_modules"):
+        model(input_ids=ids, pixel_values=images, task_ids=["ann", "bo"])
+    same = model(input_ids=ids, pixel_values=images, task_ids=["bo", "bo"]).logits
+    model.set_task("bo")
+    assert distance(same, model(input_ids=ids, pixel_values=images).logits) < 1e-6
+
+
+def switch():
+    config = SwitchTransformersConfig(
+        vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_sparse_encoder_layers=1, num_heads=4,
+        num_sparse_decoder_layers=1, num_decoder_layers=2, num_experts=4, decoder_start_token_id=0, dropout_rate=0.0,
+        router_jitter_noise=0.0,
+    )  # fmt: skip
+    return odd_models.seeded(SwitchTransformersForConditionalGeneration, config)
+
+
+def test_experts_that_are_listed_one_by_one_are_left_out_and_named():
+    model, told = left_out(switch, r=8, task_type="SEQ_2_SEQ_LM")
+    assert not [name for name in adapted(model) if "expert" in name]
+    assert any("experts.expert_0.wi" in line and "tokens that were sent to them" in line for line in told)
+    assert any("router.classifier" in line and "smaller than r=8" in line for line in told)
+    both = model(input_ids=IDS, decoder_input_ids=IDS, task_ids=TASKS).logits
+    alone = model(input_ids=IDS[1:], decoder_input_ids=IDS[1:], task_ids=["bo"]).logits
+    assert distance(both[1:], alone) < 1e-5
 
 
 def test_a_left_out_layer_that_ends_like_a_target_stays_out():

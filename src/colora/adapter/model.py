@@ -41,11 +41,12 @@ from colora.adapter.lookup import (
 )
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
-from colora.adapter.row_layout import row_layout
+from colora.adapter.row_layout import RowLayout, row_layout
 from colora.adapter.targets.choose import choose_targets
 from colora.adapter.targets.linear import LeftOut, linear_names
 from colora.adapter.targets.rule import is_target
 from colora.adapter.targets.tied import check_untying, own_weights, tied_parts, untie
+from colora.adapter.targets.towers import is_inside, parts_of_other_rows
 from colora.errors import ColoraError, ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
@@ -112,6 +113,7 @@ class CoLoRAModel(BaseTuner):
         return is_target(peft_config, key)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        self._towers = parts_of_other_rows(model)  # of a layer there that was named, mixed batches are refused
         # Before anything is changed: is this the base model that the bank was trained on?
         if peft_config.base_identity is not None:
             check_base(peft_config.base_identity, model, model.__dict__.get("name_or_path"))
@@ -139,6 +141,7 @@ class CoLoRAModel(BaseTuner):
             )
         router = bank_router(self.model)
         assert router is not None  # made by inject_adapter
+        foreign = is_inside(current_key, self._towers)
         layer = CoLoRALinear(
             target,
             adapter_name,
@@ -146,7 +149,7 @@ class CoLoRAModel(BaseTuner):
             router,
             transposed=isinstance(base, Conv1D),
             layer_name=current_key,
-            layout=row_layout(model_type(self.model), current_key),
+            layout=RowLayout.FOREIGN if foreign else row_layout(model_type(self.model), current_key),
             **quantization,
         )
         if adapter_name not in self.active_adapters:

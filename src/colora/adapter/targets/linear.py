@@ -11,9 +11,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter.config import CoLoRAConfig
+from colora.adapter.row_layout import is_listed_expert
 from colora.adapter.targets.bypassed import read_past_layers
 from colora.adapter.targets.rule import is_target
-from colora.adapter.targets.towers import parts_of_other_rows
+from colora.adapter.targets.towers import is_inside, parts_of_other_rows
 from colora.common.text import shortened
 from colora.errors import ConfigError
 
@@ -56,8 +57,9 @@ def name_all_linear(config: CoLoRAConfig, model: nn.Module) -> list[LeftOut]:
     """Replace "all-linear" in a config by the names of this model's layers; what it leaves out, with the reasons.
 
     Left out without a word are the output layer and modules that are trained whole; and with a word layers of which
-    the rows are not those of the batch, which the model reads the weight of without calling them, or which are smaller
-    than the rank (routers, gates, heads). A config that names its targets is left as it is.
+    the rows are not those of the batch (towers, experts that are listed one by one), which the model reads the weight
+    of without calling them, or which are smaller than the rank (routers, gates, heads). A config that names its targets
+    is left as it is.
 
     Raises:
         ConfigError: nothing is left.
@@ -92,11 +94,13 @@ def linear_names(model: nn.Module) -> str:
 
 
 def _why_not(name: str, parts: Sequence[str], past: Mapping[str, str]) -> str:
-    if part := next((part for part in parts if name == part or name.startswith(f"{part}.")), None):
+    if part := next((part for part in parts if is_inside(name, [part])), None):
         return (
             f"{part} sees images or sounds, whose rows are not the rows of the text, so that the task of a row would "
             "be the wrong one"
         )
+    if is_listed_expert(name):
+        return "experts see the tokens that were sent to them, of which the task cannot be told"
     return (
         f"{past[name]} reads the weight past the layer, so that a bank on it would do nothing" if name in past else ""
     )

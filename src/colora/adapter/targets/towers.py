@@ -7,12 +7,13 @@ there are no such marks and nothing is generated (CLIP, ViT), or where an encode
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["parts_of_other_rows"]
+__all__ = ["is_inside", "parts_of_other_rows"]
 
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _MARKED_TOKEN = re.compile(r"(^|_)(image|img|video|audio|speech|vision)(_context)?_token_(id|index)$")
@@ -33,6 +34,11 @@ def parts_of_other_rows(model: nn.Module) -> list[str]:
             prefix = f"{name}." if name else ""
             found |= {prefix + part: None for part in _parts(module, config)}
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def is_inside(name: str, parts: Iterable[str]) -> bool:
+    """Whether a module is one of these parts, or inside one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def _is_mixed(module: PreTrainedModel, config: PreTrainedConfig) -> bool:
