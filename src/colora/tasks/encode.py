@@ -155,8 +155,7 @@ def encode_tasks(
         task_index: each task's index in the bank; by default that in `tasks`.
 
     Raises:
-        TaskFileError: listing every example that is too long although all of its input text was dropped, or that has
-            tokens which the base model has no embeddings for.
+        TaskFileError: listing every example that is too long without its input, or has tokens without an embedding.
         TaskIdError: if `task_index` lacks a task.
         ConfigError: a chat template that raises or loses text, or no token that could end an output.
 

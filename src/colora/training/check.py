@@ -32,8 +32,8 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
-        notes: layers that the bank does not have, what else a run does than to train one bank from an ordinary start, and
-            what is unusual about splits.
+        notes: layers that the bank does not have, what else a run does than to train one bank from an ordinary start,
+            and what is unusual about splits.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
