@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from colora.errors import BaseModelError
 from colora.models.auto_class import ModelKind, auto_class
@@ -140,7 +140,7 @@ def hub_name(name: str | None) -> str | None:
     return DEFAULT_HUB_ID if name == DEFAULT_BASE else name
 
 
-def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+def _check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
     """Note for how many tokens there are embeddings, and see that the tokens of every batch are among them."""
     try:
         embeddings = model.get_input_embeddings()

@@ -8,7 +8,6 @@ there are no such marks and nothing is generated (CLIP, ViT), or where an encode
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -49,7 +48,7 @@ def _is_mixed(module: PreTrainedModel, config: PreTrainedConfig) -> bool:
     return sees and module.can_generate() and not config.is_encoder_decoder
 
 
-def _parts(model: PreTrainedModel, config: Any) -> list[str]:
+def _parts(model: PreTrainedModel, config: PreTrainedConfig) -> list[str]:
     text = next((own for field in _TEXT_CONFIGS if (own := getattr(config, field, None)) is not None), None)
     ends = {"encoder", "decoder"} if config.is_encoder_decoder else set()
     others = {
