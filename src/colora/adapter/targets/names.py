@@ -71,12 +71,15 @@ def _target_faults(config: CoLoRAConfig, model: nn.Module, keys: Sequence[str]) 
     linear = [key for key, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)]
     faults: list[str] = [] if given else [f"target_modules: names nothing. {there}"]
     adapted: set[str] = set()
+    excluded = {key for keys_of in _found(config.exclude_modules or [], keys).values() for key in keys_of}
     for name, found in _found(given, keys).items():
         chosen = {key for key in found if is_target(config, key)}
         adapted |= chosen
         holder = next((key for key, _ in model.named_parameters() if key.endswith(f".{name}")), None)
-        if found and not chosen:
-            faults.append(f"target_modules: {name!r} adapts nothing: {_kept_from(config, found)}")
+        # What exclude_modules takes away, a person has named twice, and means it.
+        rest = [key for key in found if key not in excluded]
+        if rest and not chosen:
+            faults.append(f"target_modules: {name!r} adapts nothing: {_kept_from(config, rest)}")
         elif not found and holder:
             faults.append(
                 f"target_modules: {name!r} is no linear layer but the parameter {holder}, which "
@@ -97,7 +100,7 @@ def _target_faults(config: CoLoRAConfig, model: nn.Module, keys: Sequence[str]) 
 def _kept_from(config: CoLoRAConfig, found: Sequence[str]) -> str:
     if all(is_trained_whole(config, key) for key in found):
         return "it is trained whole, as modules_to_save or the task type has it"
-    limits = [name for name in ("exclude_modules", "layers_to_transform", "layers_pattern") if getattr(config, name)]
+    limits = [name for name in ("layers_to_transform", "layers_pattern") if getattr(config, name) is not None]
     return f"{' and '.join(limits)} leave{'s' if len(limits) == 1 else ''} out {', '.join(shortened(found, 3))}"
 
 
