@@ -41,13 +41,12 @@ from colora.adapter.lookup import (
 )
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
-from colora.adapter.row_layout import RowLayout, row_layout
-from colora.adapter.targets.choose import choose_targets
-from colora.adapter.targets.linear import LeftOut, linear_names
+from colora.adapter.row_layout import row_layout
+from colora.adapter.targets.choose import choose_targets, retell
 from colora.adapter.targets.rule import is_target
 from colora.adapter.targets.tied import check_untying, own_weights, tied_parts, untie
 from colora.adapter.targets.towers import is_inside, parts_of_other_rows
-from colora.errors import ColoraError, ConfigError, TaskIdError
+from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
 
@@ -58,7 +57,6 @@ class CoLoRAModel(BaseTuner):
     prefix = "colora_"
     tuner_layer_cls = CoLoRALinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (PEFT's name; the default target is all-linear)
-    left_out: list[LeftOut]  # what "all-linear" did not adapt of the bank made last
 
     # ---- creation -------------------------------------------------------------------------------------------------
 
@@ -85,9 +83,7 @@ class CoLoRAModel(BaseTuner):
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except Exception as error:
             self._withdraw(model, adapter_name)
-            explained = isinstance(error, ColoraError) or not isinstance(error, ValueError)
-            if "target" in str(error).lower() and not explained:
-                raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
+            retell(error, model)
             raise
         if config.base_identity is None:
             warn_unadapted(model, config.target_parameters)
@@ -141,7 +137,6 @@ class CoLoRAModel(BaseTuner):
             )
         router = bank_router(self.model)
         assert router is not None  # made by inject_adapter
-        foreign = is_inside(current_key, self._towers)
         layer = CoLoRALinear(
             target,
             adapter_name,
@@ -149,7 +144,7 @@ class CoLoRAModel(BaseTuner):
             router,
             transposed=isinstance(base, Conv1D),
             layer_name=current_key,
-            layout=RowLayout.FOREIGN if foreign else row_layout(model_type(self.model), current_key),
+            layout=row_layout(model_type(self.model), current_key, is_inside(current_key, self._towers)),
             **quantization,
         )
         if adapter_name not in self.active_adapters:

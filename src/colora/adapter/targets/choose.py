@@ -5,11 +5,11 @@ import warnings
 from torch import nn
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.targets.linear import LeftOut, LeftOutWarning, is_all_linear, name_all_linear
+from colora.adapter.targets.linear import LeftOut, LeftOutWarning, is_all_linear, linear_names, name_all_linear
 from colora.adapter.targets.names import name_faults
-from colora.errors import ConfigError
+from colora.errors import ColoraError, ConfigError
 
-__all__ = ["choose_targets"]
+__all__ = ["choose_targets", "retell"]
 
 
 def choose_targets(config: CoLoRAConfig, model: nn.Module) -> list[LeftOut]:
@@ -33,3 +33,9 @@ def choose_targets(config: CoLoRAConfig, model: nn.Module) -> list[LeftOut]:
     for one in left_out:
         warnings.warn(str(one), LeftOutWarning, stacklevel=2)
     return left_out
+
+
+def retell(error: Exception, model: nn.Module) -> None:
+    """Raise PEFT's error about targets as ours, with the layers that there are; of any other error, do nothing."""
+    if isinstance(error, ValueError) and not isinstance(error, ColoraError) and "target" in str(error).lower():
+        raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
