@@ -150,6 +150,29 @@ def test_the_tensors_are_those_of_a_plain_lora(bank):
     assert torch.equal(found[f"{stem}.lora_B.weight"], (B.double() @ core.double()).float())
 
 
+# The fields of LoraConfig in PEFT 0.13.2, which refuses all others.
+FIELDS_OF_PEFT_0_13 = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
+NEEDED = {"base_model_name_or_path", "lora_alpha", "peft_type", "r", "target_modules", "task_type"}
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_older_readers_know_every_field(name, tmp_path):
+    make, dtype, options = BANKS[name]
+    model = make_bank(make(dtype=getattr(torch, dtype)) if make is not untied else make(), **options)
+    export_lora(model, "red", tmp_path)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert NEEDED <= fields.keys() <= FIELDS_OF_PEFT_0_13
+    read = LoraConfig.from_pretrained(str(tmp_path))
+    assert (read.r, read.lora_alpha) == (4, options.get("lora_alpha", 8))
+    assert (read.use_rslora, read.fan_in_fan_out) == (name == "rslora", "gpt2" in name)
+    assert read.modules_to_save == options.get("modules_to_save")
+
+
 def test_an_unknown_task_is_refused_before_anything_is_written(bank, tmp_path):
     for attempt in (
         lambda: export_lora(bank, "pink", tmp_path / "x"),

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from colora.bank.load import load_bank
 from colora.bank.overview import bank_overview, task_sizes
 from colora.training.check import check_run
+from colora.training.config_file import load_config
 from colora.training.run import train
-from tests.helpers.run_files import cli, config_of, content, run_file, save_base, write_task
+from tests.helpers import odd_models
+from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -127,3 +129,31 @@ def test_what_is_printed(bases, tmp_path):
     ):
         assert line in result.stdout
     assert result.stderr == ""
+
+
+def test_layers_that_the_bank_does_not_have_are_told_once(tmp_path):
+    base = save_base(tmp_path / "base", odd_models.qwen2_moe(), chat=False)
+    file = run_file(tmp_path, base, adapter={"r": 8})
+    told = "'all-linear' leaves out 2 linear layers (model.layers.*.mlp.shared_expert_gate): smaller than r=8"
+    (note,) = [note for note in check_run(load_config(file)).notes if "all-linear" in note]
+    assert note.startswith(told)
+    for command in ("check", "train"):
+        result = cli(command, str(file))
+        assert result.exit_code == 0
+        assert (result.stdout + result.stderr).replace("\n", " ").count("leaves out 2 linear layers") == 1
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"target_modules": ["q_proj", "v_porj"]}, "target_modules: 'v_porj' is not found"),
+        ({"exclude_modules": ["v_porj"]}, "exclude_modules: 'v_porj' is not found"),
+        ({"layers_to_transform": [2]}, "'layers_to_transform': [2] not found"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save: 'lm_haed' is not found"),
+    ],
+)
+def test_a_name_that_matches_nothing(bases, tmp_path, adapter, message):
+    file = str(run_file(tmp_path, bases["llama"], adapter=adapter))
+    for command in ("check", "train"):
+        assert message in refusal(command, file)
+    assert not (tmp_path / "out").exists()

@@ -63,7 +63,10 @@ class CoLoRAConfig(PeftConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
     target_modules: list[str] | str | None = field(
         default="all-linear",
-        metadata={"help": "Module names or a regular expression, or 'all-linear' for all but the output layer."},
+        metadata={
+            "help": "Module names or a regular expression, or 'all-linear' for all but the output layer and what a "
+            "bank cannot adapt, which is told."
+        },
     )
     target_parameters: list[str] | None = field(
         default=None,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from colora.adapter.fused import fused_parameters
 from colora.common.text import shortened
 from colora.errors import BaseMismatchError
 
-__all__ = ["REFUSE_ABOVE", "WARN_ABOVE", "base_identity", "check_base", "sketch_distance"]
+__all__ = ["REFUSE_ABOVE", "WARN_ABOVE", "base_identity", "check_base", "identify_base", "name_base", "sketch_distance"]
 
 SKETCHED_LAYERS = 8
 SKETCHED_WEIGHTS = 16
@@ -44,6 +45,24 @@ def base_identity(layers: Mapping[str, nn.Module | Tensor], model_type: str | No
     for name in names:
         shapes.setdefault(_pattern(name), _shape(layers[name]))
     return {"model_type": model_type, "shapes": shapes, "sketch": sketch}
+
+
+def identify_base(config: PeftConfig, model: nn.Module, layers: Mapping[str, nn.Module | Tensor]) -> None:
+    """Write into a new bank's config which base model it belongs to; `layers` as for `base_identity`."""
+    config.base_identity = base_identity(layers, getattr(getattr(model, "config", None), "model_type", None))
+    name_base(config, model)
+
+
+def name_base(config: PeftConfig, model: nn.Module) -> None:
+    """Let a config with an identity name the base as everybody's tools find it, and beside it as CoLoRA does.
+
+    A base that `load_base` knows by a short name has its id on the hub in `hub_id`: `base_model_name_or_path` is that,
+    and the short name is `loaded_as` in the identity.
+    """
+    known = vars(model)
+    if hub_id := known.get("hub_id"):
+        config.base_model_name_or_path = hub_id
+        config.base_identity["loaded_as"] = known["name_or_path"]
 
 
 def check_base(identity: dict[str, Any], model: nn.Module, name_or_path: str | None) -> None:

@@ -67,6 +67,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.merged_adapters: list[str] = []
         self._merged_task: dict[str, int] = {}
+        self.shared_weight: list[nn.Parameter] = []  # what it shares with other modules, while it is merged
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.colora_A = AdapterTensors()
@@ -234,6 +235,8 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             weight = self.get_base_weight()
             weight -= self.get_delta_weight(adapter_name, self._merged_task.pop(adapter_name)).to(weight)
             self.set_base_weight(weight)
+        if self.shared_weight:
+            self.get_base_layer().weight = self.shared_weight.pop()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """PEFT's own numerical LoRA conversion applies; `colora.bank.export` does it exactly."""

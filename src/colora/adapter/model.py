@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
-from colora.adapter.digest import tensors_sha256
+from colora.adapter.digest import check_tensors, tensors_sha256
 from colora.adapter.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import batch_of
-from colora.adapter.identity import base_identity, check_base
+from colora.adapter.identity import check_base, identify_base
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.libraries.plain import teach_class
 from colora.adapter.libraries.reference import stand_in
@@ -42,9 +42,11 @@ from colora.adapter.lookup import (
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
 from colora.adapter.row_layout import row_layout
-from colora.adapter.targets import is_target, linear_names
-from colora.common.text import shortened
-from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
+from colora.adapter.targets.choose import choose_targets, retell
+from colora.adapter.targets.rule import is_target
+from colora.adapter.targets.tied import check_untying, own_weights, tied_parts, untie
+from colora.adapter.targets.towers import is_inside, parts_of_other_rows
+from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["CoLoRAModel", "bank_layers", "bank_router", "bank_tuner"]
 
@@ -71,6 +73,7 @@ class CoLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         config = self.peft_config[adapter_name]
+        self.left_out = choose_targets(config, model)
         router = add_hook(model)
         teach_class(model)
         router.selected.pop(adapter_name, None)
@@ -80,13 +83,11 @@ class CoLoRAModel(BaseTuner):
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except Exception as error:
             self._withdraw(model, adapter_name)
-            explained = isinstance(error, ColoraError) or not isinstance(error, ValueError)
-            if "target" in str(error).lower() and not explained:
-                raise ConfigError(f"{error} Linear layers of this model: {linear_names(model)}.") from error
+            retell(error, model)
             raise
         if config.base_identity is None:
             warn_unadapted(model, config.target_parameters)
-            config.base_identity = base_identity(base_weights(model, adapter_name), model_type(model))
+            identify_base(config, model, base_weights(model, adapter_name))
         stand_in(self.peft_config, adapter_name, router, bank_layers(model, adapter_name))
 
     def _withdraw(self, model: nn.Module, adapter_name: str) -> None:
@@ -108,6 +109,7 @@ class CoLoRAModel(BaseTuner):
         return is_target(peft_config, key)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        self._towers = parts_of_other_rows(model)  # of a layer there that was named, mixed batches are refused
         # Before anything is changed: is this the base model that the bank was trained on?
         if peft_config.base_identity is not None:
             check_base(peft_config.base_identity, model, model.__dict__.get("name_or_path"))
@@ -142,7 +144,7 @@ class CoLoRAModel(BaseTuner):
             router,
             transposed=isinstance(base, Conv1D),
             layer_name=current_key,
-            layout=row_layout(model_type(self.model), current_key),
+            layout=row_layout(model_type(self.model), current_key, is_inside(current_key, self._towers)),
             **quantization,
         )
         if adapter_name not in self.active_adapters:
@@ -261,6 +263,7 @@ class CoLoRAModel(BaseTuner):
 
         Raises:
             TaskIdError: if there are several tasks and none was chosen, before any weight is changed.
+            ConfigError: if a weight is merged into that another module holds, and they cannot be untied.
         """
         router = self.router
         for adapter_name in self.active_adapters if adapter_names is None else adapter_names:
@@ -268,6 +271,7 @@ class CoLoRAModel(BaseTuner):
                 router.index(task, adapter_name)
                 router.selected[adapter_name] = task
             next(iter(bank_layers(self.model, adapter_name).values()))._task_to_merge(adapter_name)
+        check_untying(self.model)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
 
     def _unload_and_optionally_merge(
@@ -277,9 +281,18 @@ class CoLoRAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:  # PEFT says None, but returns the model
+        tied = merge and tied_parts(self.model)
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         remove_hook(model)
+        if tied:
+            untie(model)
         return model
+
+    def _check_merge_allowed(self) -> None:
+        own_weights(self.model)
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
+        """PEFT would warn of what `colora.adapter.targets.tied` takes care of."""
 
     def _adapter_name(self) -> str:
         active = self.active_adapters
@@ -319,25 +332,12 @@ class CoLoRAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         # PEFT only warns of missing tensors; half a bank is worse than none.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        parameters = dict(model.named_parameters())
-        expected = {key for key in parameters if cls.prefix in key and key.endswith(f".{adapter_name}")}
-        faults = [f"{key}: missing" for key in sorted(expected - remapped.keys())]
-        faults += [
-            f"{key}: expected shape {tuple(parameters[key].shape)}, found {tuple(remapped[key].shape)}"
-            for key in sorted(expected & remapped.keys())
-            if parameters[key].shape != remapped[key].shape
-        ]
+        ends = f".{adapter_name}"
+        expected = {key: one for key, one in model.named_parameters() if cls.prefix in key and key.endswith(ends)}
         own = {key: value for key, value in state_dict.items() if f".{cls.prefix}" in key}
         # Only what the config was read with: a live bank may later be given the tensors of another of its checkpoints.
         expected_sha256, config.unchecked_sha256 = config.unchecked_sha256, None
-        if not faults and expected_sha256 and tensors_sha256(own) != expected_sha256:
-            faults.append(
-                "the tensors are not those that adapter_config.json was saved with (digest weights_sha256); if the "
-                "change is intended, remove that field from adapter_config.json"
-            )
-        if faults:
-            head = f"the saved bank does not fit its config ({len(faults)} faults):"
-            raise BankFileError("\n  - ".join([head, *shortened(faults, 5)]))
+        check_tensors(expected, remapped, own, expected_sha256)
         return remapped
 
 

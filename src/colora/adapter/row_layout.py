@@ -40,9 +40,9 @@ def is_listed_expert(layer_name: str) -> bool:
     return _LISTED_EXPERT.search(layer_name) is not None
 
 
-def row_layout(model_type: str | None, layer_name: str) -> RowLayout:
-    """How the rows lie in this layer of a model of this type."""
-    if is_listed_expert(layer_name):
+def row_layout(model_type: str | None, layer_name: str, in_tower: bool = False) -> RowLayout:
+    """How the rows lie in this layer of a model of this type; `in_tower` says that it sees images or sounds."""
+    if in_tower or is_listed_expert(layer_name):
         return RowLayout.FOREIGN
     pattern = _TIME_FIRST.get(model_type or "")
     return RowLayout.TIME_FIRST if pattern and re.fullmatch(pattern, layer_name) else RowLayout.BATCH_FIRST

@@ -5,6 +5,7 @@ The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's sca
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,28 @@ from torch import Tensor
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.common.files import staged_folder
+from colora.adapter.targets.tied import tied_parts
+from colora.common.files import staged_folder, write_json
 from colora.errors import ConfigError
+from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
 
+_ALWAYS = {
+    "base_model_name_or_path",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
 LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
@@ -86,6 +103,12 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     tensors = lora_tensors(model, task)
     folder = _replaceable(folder)
     layers = bank_layers(model, bank)
+    if tied := tied_parts(bank_tuner(model).model).keys() & layers.keys():
+        warnings.warn(
+            f"{', '.join(sorted(tied))} shares its weight with the embeddings of the base: whoever merges this LoRA "
+            "into the base must untie them first, or the embeddings change too; export_merged does so",
+            stacklevel=2,
+        )
     experts = list(
         dict.fromkeys(name.rpartition(".")[0] for name, layer in layers.items() if isinstance(layer, ExpertLinear))
     )
@@ -101,12 +124,12 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=transposed == {True},
         task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
+        base_model_name_or_path=hub_name(config.base_model_name_or_path),  # older banks have our own name for it
         inference_mode=True,
     )
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.save_pretrained(str(staging))
+        write_json(staging / "adapter_config.json", _needed_fields(lora))
 
 
 def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
@@ -127,7 +150,7 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
 
     Raises:
         TaskIdError: if the bank has no such task.
-        ConfigError: if the folder holds anything but an exported LoRA.
+        ConfigError: if the folder holds anything but an exported LoRA, or see `CoLoRAModel.merge_and_unload`.
         CheckpointError: if the folder cannot be written.
     """
     bank_tuner(model).router.index(task, _bank(model)[0])
@@ -137,6 +160,13 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
         merged.save_pretrained(str(staging))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
+
+
+def _needed_fields(lora: LoraConfig) -> dict[str, Any]:
+    """The fields that readers ask for, and those that are not at their default: an older PEFT refuses keys it lacks."""
+    fields, defaults = lora.to_dict(), LoraConfig().to_dict()
+    chosen = {key: value for key, value in fields.items() if key in _ALWAYS or value != defaults.get(key)}
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(chosen.items())}
 
 
 def _replaceable(folder: Path) -> Path:

@@ -24,7 +24,7 @@ class BankInfo:
     """How a bank came to be.
 
     Attributes:
-        base: name of the base model, as `load_base` takes it.
+        base: name of the base model, as `load_base` takes it; `adapter_config.json` names it as stock PEFT finds it.
         chat_template: whether prompts use the tokenizer's chat template.
         max_length: longest prompt and output in training, in tokens.
         examples, seen: for each task, how many training examples it had, and how many rows of it were trained on.
@@ -76,6 +76,7 @@ def read_bank_info(folder: Path) -> BankInfo:
         if (folder / INFO_FILE).is_file():
             return BankInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return BankInfo(base=config.get("base_model_name_or_path") or "")
+        loaded_as = (config.get("base_identity") or {}).get("loaded_as")
+        return BankInfo(base=loaded_as or config.get("base_model_name_or_path") or "")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BankFileError(f"{folder}: {INFO_FILE} or {CONFIG_FILE} is damaged: {error}") from error

@@ -142,5 +142,5 @@ def _place(items: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {value!r}"[:80]

@@ -16,6 +16,7 @@ from colora.federated.protocol import client_update, finish
 from colora.federated.state import Broadcast, ClientState, Reply
 from colora.federated.storage import client_folder, load_client, save_client
 from colora.models.base import load_base
+from colora.models.positions import check_positions
 from colora.tasks.encode import encode_tasks
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
@@ -47,6 +48,7 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     model, tokenizer = load_base(
         base or config.base, DTYPES[spec.base_dtype], device, chat_template=config.chat_template
     )
+    check_positions(model, spec.max_length)
     local = LocalModel(
         model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
     )

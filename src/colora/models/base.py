@@ -9,21 +9,23 @@ A base is a folder in the transformers format, a GGUF file, or an id on the Hugg
 import importlib.util
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from colora.errors import BaseModelError
 from colora.models.auto_class import ModelKind, auto_class
 from colora.models.gguf import unpacked_gguf
 from colora.tasks.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
+from colora.tasks.vocabulary import beyond_embeddings
 
-__all__ = ["DEFAULT_BASE", "BaseSource", "load_base", "resolve_base"]
+__all__ = ["DEFAULT_BASE", "BaseSource", "hub_name", "load_base", "resolve_base"]
 
 DEFAULT_BASE = "smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -47,7 +49,8 @@ class BaseSource:
     """Where a base model comes from.
 
     `location` is a folder, or for kind "hub" an id; `gguf_file` is a file inside that folder. `name` is what
-    saved adapters call the base: it must mean the same on another machine, so it is never a cache folder.
+    we call the base: it must mean the same on another machine, so it is never a cache folder. Saved adapters call it by
+    `hub_name`.
     """
 
     kind: Literal["folder", "gguf", "hub"]
@@ -92,11 +95,15 @@ def load_base(
         kwargs: passed on to the model's `from_pretrained`; those that choose a snapshot, such as `revision`
             or `token`, to the tokenizer's as well.
 
+    Exported LoRAs and banks name the default model by its id on the hub. Where that cannot be had and this machine has
+    the model, it is taken, with a warning.
+
     A tokenizer without a padding token pads with its end-of-text token: mask padding by the attention mask,
     not by the token's id.
 
     Raises:
-        BaseModelError: the name stands for nothing, or its files cannot be fetched, read or unpacked.
+        BaseModelError: the name stands for nothing, its files cannot be fetched, read or unpacked, or the model has no
+            embedding for the tokenizer's padding token or end-of-text token.
     """
     if kind not in ("auto", "causal", "seq2seq"):
         raise BaseModelError(f"expected kind 'auto', 'causal' or 'seq2seq', got {kind!r}")
@@ -110,16 +117,40 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(location, **snapshot)
         model = auto_class(config, kind).from_pretrained(location, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
+        if name == DEFAULT_HUB_ID and not snapshot and resolve_base(DEFAULT_BASE).kind != "hub":
+            warnings.warn(f"{name} cannot be had from the hub: taking {DEFAULT_BASE!r} of this machine", stacklevel=2)
+            return load_base(DEFAULT_BASE, dtype, device, kind, chat_template=chat_template, **kwargs)
         raise BaseModelError(_why_not(source, error)) from error
     if device is not None:
         model.to(device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_vocabulary(model, tokenizer, source.name)
     if not chat_template:
         use_plain_prompts(tokenizer)
     # Adapter configurations record this name, so it must not say where the files happened to lie.
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = source.name
+    if source.name == DEFAULT_BASE:
+        model.hub_id = hub_name(DEFAULT_BASE)
     return model, tokenizer
+
+
+def hub_name(name: str | None) -> str | None:
+    """What stock PEFT finds the base model by: the id on the hub of a name that only `resolve_base` knows."""
+    return DEFAULT_HUB_ID if name == DEFAULT_BASE else name
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
+    """Note for how many tokens there are embeddings, and see that the tokens of every batch are among them."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return
+    tokenizer.embedding_rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+    for kind in ("padding", "end-of-text"):
+        own = tokenizer.pad_token_id if kind == "padding" else tokenizer.eos_token_id
+        if own is not None and (fault := beyond_embeddings([own], tokenizer)):
+            raise BaseModelError(f"{name!r}: the tokenizer's {kind} token is out of the model's reach: {fault}")
 
 
 def _resolve_default() -> BaseSource:

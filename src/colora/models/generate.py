@@ -11,9 +11,11 @@ from colora.errors import ColoraError, ConfigError, TaskIdError
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
 from colora.models.likelihood import is_encoder_decoder
 from colora.models.modes import eval_mode
+from colora.models.positions import most_positions
 from colora.tasks.prompts import end_token_ids, fit_prompt
 from colora.tasks.schema import Example
 from colora.tasks.tokenizer import Tokenizer
+from colora.tasks.vocabulary import beyond_embeddings
 
 __all__ = ["fit_prompts", "generate_outputs"]
 
@@ -92,13 +94,13 @@ def fit_prompts(
     """The prompts of (task, example) rows in tokens, cut to `max_length` and to the model's positions.
 
     Raises:
-        ConfigError: if the model has no more than `max_new_tokens` positions.
+        ConfigError: if the model has no more than `max_new_tokens` positions, or no embeddings for a token.
 
     Warns:
         UserWarning: once for each task whose prompts had to be cut.
     """
     encoder_decoder, room = is_encoder_decoder(model), max_length
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    positions = most_positions(model)
     if positions is not None:
         room = min(room, positions if encoder_decoder else positions - max_new_tokens)
     if room < 1:
@@ -108,6 +110,8 @@ def fit_prompts(
     prompts, cut = [], Counter[str]()
     for name, example in rows:
         prompt, dropped = fit_prompt(example, tokenizer, room, encoder_decoder)
+        if fault := beyond_embeddings(prompt, tokenizer):
+            raise ConfigError(f"a prompt of task {name!r}: {fault}")
         prompts.append(prompt)
         cut[name] += dropped > 0
     for name, number in cut.items():

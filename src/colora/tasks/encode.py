@@ -14,6 +14,7 @@ from colora.tasks.faults import Faults, quoted
 from colora.tasks.prompts import end_token_id, fit_prompt
 from colora.tasks.schema import Example, Task
 from colora.tasks.tokenizer import Tokenizer
+from colora.tasks.vocabulary import beyond_embeddings
 
 __all__ = [
     "IGNORED",
@@ -154,7 +155,7 @@ def encode_tasks(
         task_index: each task's index in the bank; by default that in `tasks`.
 
     Raises:
-        TaskFileError: listing every example that is too long although all of its input text was dropped.
+        TaskFileError: listing every example that is too long without its input, or has tokens without an embedding.
         TaskIdError: if `task_index` lacks a task.
         ConfigError: a chat template that raises or loses text, or no token that could end an output.
 
@@ -176,6 +177,8 @@ def encode_tasks(
         for number, row in enumerate(rows, start=1):
             if row.too_long:
                 _note_too_long(task, split, number, row, max_length, faults)
+            if fault := beyond_embeddings([*row.input_ids, *row.labels], tokenizer):
+                faults.add(f'task "{task.name}"', f"{split} example {number}: {fault}")
             items.append({"input_ids": row.input_ids, "labels": row.labels, "task_ids": task_index[task.name]})
         lengths = [len(row.input_ids) for row in rows]
         dropped = [row.truncated for row in rows if row.truncated]

@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
         all_special_ids: ids of the tokens that stand for no text.
         added_tokens_decoder: tokens beyond the trained vocabulary, by id.
         backend_tokenizer: the `tokenizers.Tokenizer` of a fast tokenizer; slow ones lack it.
+        embedding_rows: for how many tokens the base model has embeddings; `load_base` sets it.
     """
 
     name_or_path: str
@@ -33,6 +34,7 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
     added_tokens_decoder: Mapping[int, Any]
     backend_tokenizer: Any
+    embedding_rows: int
 
     def __len__(self) -> int:
         """Size of the vocabulary, added tokens included."""

@@ -1,5 +1,6 @@
 """What a run would do, without doing it: files and config validated, tokens counted, memory estimated."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model
 
+from colora.adapter.model import bank_tuner
+from colora.adapter.targets.linear import LeftOutWarning
 from colora.bank.overview import TaskSize, task_sizes
 from colora.common.device import DTYPES
 from colora.models.base import load_base
@@ -29,7 +32,8 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
-        notes: what else a run does than to train one bank from an ordinary start, and what is unusual about splits.
+        notes: layers that the bank does not have, what else a run does than to train one bank from an ordinary start,
+            and what is unusual about splits.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -61,8 +65,12 @@ def check_run(config: RunConfig) -> RunPlan:
     data = encode_run(run, tokenizer, model).train
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    with init_empty_weights():  # the bank's own weights are never made: thousands of tasks cost nothing here
-        bank = get_peft_model(model, run.adapter_on(model))
+    adapter = run.adapter_on(model)
+    if run.start is not None:  # which has been checked, and says itself which layers it has
+        adapter.base_identity = run.start.config.base_identity
+    with init_empty_weights(), warnings.catch_warnings():  # thousands of tasks cost nothing: their weights are not made
+        warnings.simplefilter("ignore", LeftOutWarning)  # these are the plan's notes
+        bank = get_peft_model(model, adapter)
         if model.dtype == torch.float64:
             bank.double()  # PEFT does that where the weights are real
     per_task, shared = task_sizes(bank)
@@ -79,6 +87,7 @@ def check_run(config: RunConfig) -> RunPlan:
         tokens_per_step=tokens * config.training.rows,
         memory_bytes=base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
         notes=(
+            *map(str, bank_tuner(bank).left_out),
             *_notes(config, len(run.tasks)),
             *(f"task {task.name}: {note}" for task in run.tasks for note in task.notes),
         ),

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from colora.errors import ConfigError
+from colora.models.positions import check_positions
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import first_examples
@@ -37,15 +38,11 @@ def encode_run(run: ResolvedRun, tokenizer: Tokenizer, model: Any) -> EncodedRun
     """The run's examples in tokens of this model.
 
     Raises:
-        TaskFileError: listing every example that is too long.
+        TaskFileError: listing every example that is too long, or has tokens that the model has no embeddings for.
         ConfigError: if validation examples are wanted and there are none, or the model is too short for `max_length`.
     """
     config, training = run.config, run.config.training
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and training.max_length > positions:
-        raise ConfigError(
-            f"training.max_length is {training.max_length}, but {config.base} has {positions} positions: lower it"
-        )
+    check_positions(model, training.max_length)
 
     @cache
     def encoded(split: str, limit: int | None) -> EncodedTasks:

@@ -8,6 +8,7 @@ from colora.common.device import DTYPES, training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError
 from colora.models.base import load_base
+from colora.models.positions import check_positions
 from colora.tasks.encode import encode_tasks
 from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
@@ -42,6 +43,7 @@ def run_gradients(config: RunConfig, rows: int = 16) -> TaskGradients:
     model, tokenizer = load_base(
         config.base, DTYPES[config.training.base_dtype], device, chat_template=config.chat_template
     )
+    check_positions(model, config.training.max_length)
     adapter = config.adapter.model_copy(update={"lora_dropout": 0.0})
     peft = get_peft_model(model, bank_config(adapter, names, model))
     with warnings.catch_warnings():

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import nn
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.fused import matching_parameters
-from colora.adapter.identity import check_base
+from colora.adapter.identity import check_base, name_base
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.adapter.targets import is_target
+from colora.adapter.targets.choose import choose_targets
+from colora.adapter.targets.linear import name_all_linear
+from colora.adapter.targets.rule import is_target
 from colora.bank.load import attach_bank
 from colora.bank.tensors import SavedBank
 from colora.common.text import shortened
@@ -71,11 +72,12 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
 
     Raises:
         BaseMismatchError: the bank belongs to another base model.
-        ConfigError: the run file names other layers than the bank has.
+        ConfigError: the run file names other layers than the bank has, or layers that there are not.
     """
     if start.config.base_identity is not None:
         check_base(start.config.base_identity, model, model.name_or_path)
     asked = replace(adapter, layers_pattern=start.config.layers_pattern)
+    name_all_linear(asked, model)
     has, wants = _targets(start.config, model), _targets(asked, model)
     if has != wants:
         differing = sorted(has ^ wants)
@@ -84,6 +86,8 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
             "target_parameters, exclude_modules and layers_to_transform from it. Different:",
             shortened([f"{name}: only in the {'bank' if name in has else 'run file'}" for name in differing], 5),
         )
+    if any(getattr(adapter, field) != getattr(start.config, field) for field in LAYERS):
+        choose_targets(asked, model)  # the same layers, but perhaps a name beside them that is none
 
 
 def start_bank(adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callable[[str], None]) -> PeftModel:
@@ -108,6 +112,8 @@ def start_bank(adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callabl
             cores.data = torch.stack([cores[row[name]] if name in row else mean for name in names])
     settings = tuner.peft_config[adapter_name]
     settings.tasks, settings.base_model_name_or_path = list(names), model.name_or_path
+    if settings.base_identity is not None:
+        name_base(settings, model)
     tuner.router.register(adapter_name, settings.tasks)
     return bank
 
@@ -138,6 +144,5 @@ def _spec(bank: CoLoRAConfig) -> AdapterSpec:
 
 def _targets(config: CoLoRAConfig, model: nn.Module) -> set[str]:
     """Names of the modules that such a bank adapts."""
-    chosen: Any = _maybe_include_all_linear_layers(config, model)
     fused = matching_parameters(model, config.target_parameters or [])
-    return {name for name, _ in model.named_modules() if name and is_target(chosen, name)} | set(map(".".join, fused))
+    return {name for name, _ in model.named_modules() if name and is_target(config, name)} | set(map(".".join, fused))
