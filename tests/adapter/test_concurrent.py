@@ -147,6 +147,28 @@ def test_a_thread_does_not_see_the_tasks_of_another(ids):
         in_threads(lambda: layer(torch.zeros(2, 3, 32)))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("failing", [False, True])
+def test_an_inner_module_does_not_see_the_tasks_of_an_earlier_batch(ids, grad, failing, monkeypatch):
+    model = banked(tiny_llama())
+    base = model.get_base_model()
+    with torch.set_grad_enabled(grad):
+        if failing:
+            monkeypatch.setattr(base.lm_head, "forward", lambda x: x @ torch.zeros(3, 3))
+            with pytest.raises(RuntimeError):
+                model(input_ids=ids, task_ids=["a", "b"])
+            monkeypatch.undo()
+        else:
+            model(input_ids=ids, task_ids=["a", "b"])
+        with pytest.raises(TaskIdError, match="which task"):
+            base.model(input_ids=ids)
+        model.set_task("b")
+        with model.base_model.tasks_of(["b", "a"]):
+            inner = base.model(input_ids=ids)[0]
+        whole = model(input_ids=ids, task_ids=["b", "a"], output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(inner, whole)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_a_routing_of_its_own(ids, copied):
     model = banked(tiny_llama()).eval()

@@ -62,9 +62,8 @@ class RoutingHook:
         keep_routing(self.blocks, self.router)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """Without gradients nothing will be computed again: later calls of inner modules must not find old ids."""
-        if not torch.is_grad_enabled():
-            self.router.current = self.router.generating
+        """The forward pass has ended, or failed."""
+        self.router.leave()
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

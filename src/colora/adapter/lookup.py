@@ -63,7 +63,7 @@ def add_hook(model: nn.Module) -> Router:
     if router is None:
         hook = RoutingHook(router := Router(), active_adapters)
         model.register_forward_pre_hook(hook, with_kwargs=True)
-        model.register_forward_hook(hook.after)
+        model.register_forward_hook(hook.after, always_call=True)
     return router
 
 
@@ -75,6 +75,7 @@ def remove_hook(model: nn.Module) -> None:
     for key, after in list(model._forward_hooks.items()):
         if isinstance(getattr(after, "__self__", None), RoutingHook):
             del model._forward_hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 def active_adapters(model: nn.Module) -> list[str]:

@@ -35,6 +35,8 @@ class _Call(threading.local):
     """The backward pass that `routing` was set in, as torch numbers them; -1 outside of any."""
     waiting: Routing | None = None
     """That of the forward pass before, if its backward pass has not been seen."""
+    left: bool = False
+    """That forward pass has ended: `routing` is kept for what its backward pass computes again, for nothing else."""
 
 
 _GENERATING: ContextVar[Mapping[int, Routing]] = ContextVar("colora_generating")
@@ -70,33 +72,43 @@ class Router:
 
     @property
     def current(self) -> Routing | None:
-        """The routing of the forward pass that this thread is in; after one with gradients, still that one."""
-        return self._call.routing
+        """The routing of the forward pass that this thread is in, or whose backward pass it is in."""
+        call = self._call
+        if call.left and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            return self.generating
+        return call.routing
 
     @current.setter
     def current(self, routing: Routing | None) -> None:
-        self._call.routing = routing
+        self._call.routing, self._call.left = routing, False
         if not torch.compiler.is_compiling():
             self._call.backward, self._call.waiting = torch._C._current_graph_task_id(), None
 
     def enter(self, routing: Routing | None) -> None:
         """Set the routing of a forward pass that begins, and keep the one before while that waits for its backward
         pass: a layer that is computed again without a routing of its own may belong to either."""
-        waiting = self.current if self._call.backward == -1 else None  # another number: it has been seen
+        waiting = self._call.routing if self._call.backward == -1 else None  # another number: it has been seen
         self.current = routing
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._call.backward == -1:
             self._call.waiting = waiting
+
+    def leave(self) -> None:
+        """A forward pass has ended. What calls an inner module now must not find the ids of that batch."""
+        if not torch.is_grad_enabled():
+            self.current = self.generating  # nothing will be computed again
+        elif not torch.compiler.is_compiling():
+            self._call.left = True
 
     @contextmanager
     def during(self, routing: Routing | None) -> Iterator[None]:
         """Use `routing` inside the `with` block."""
         call = self._call
-        before = (call.routing, call.backward, call.waiting)
+        before = (call.routing, call.backward, call.waiting, call.left)
         self.current = routing
         try:
             yield
         finally:
-            call.routing, call.backward, call.waiting = before
+            call.routing, call.backward, call.waiting, call.left = before
 
     @property
     def generating(self) -> Routing | None:
