@@ -105,6 +105,7 @@ _CAUSAL: list[tuple[str, str, str, dict[str, Any]]] = [
     ("Mistral", "MistralForCausalLM", "MistralConfig", {**_LLAMA, "sliding_window": None, "head_dim": 8}),
     ("Mistral, window", "MistralForCausalLM", "MistralConfig", {**_LLAMA, "sliding_window": 8, "head_dim": 8}),
     ("Mixtral", "MixtralForCausalLM", "MixtralConfig", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}),
+    ("Phi MoE", "PhimoeForCausalLM", "PhimoeConfig", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}),
     ("Qwen 2", "Qwen2ForCausalLM", "Qwen2Config", _LLAMA),
     ("Qwen 3", "Qwen3ForCausalLM", "Qwen3Config", {**_LLAMA, "head_dim": 8}),
     ("Qwen 3 MoE", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**_LLAMA, **_QWEN_MOE}),
@@ -183,7 +184,7 @@ _OTHERS: list[tuple[str, Kind, str, str, dict[str, Any]]] = [
       "image_token_id": 5, "image_seq_length": 4}),
 ]  # fmt: skip
 _FUSED = ("experts.gate_up_proj", "experts.down_proj")
-_MIXTURES = {"Mixtral", "Qwen 3 MoE", "DeepSeek V3", "Granite MoE", "gpt-oss", "Jamba"}
+_MIXTURES = {"Mixtral", "Phi MoE", "Qwen 3 MoE", "DeepSeek V3", "Granite MoE", "gpt-oss", "Jamba"}
 _LESS_EXACT = {"XGLM": torch.float32}
 
 ZOO: dict[str, Architecture] = {

@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
+from benchmarks.architectures.zoo import ZOO
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.targets.bypassed import read_past_layers
@@ -181,6 +182,19 @@ def test_a_head_that_is_trained_whole_is_not_adapted_as_well(tmp_path, make, kin
 def test_a_head_by_name_is_refused():
     with pytest.raises(ConfigError, match="'classifier' adapts nothing: it is trained whole"):
         bank(odd_models.token_classifier(), target_modules=["query", "classifier"], task_type="TOKEN_CLS")
+
+
+# ---- linear layers that give several tensors ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Llama 4", "Phi MoE"])
+def test_routers_that_give_more_than_their_logits_are_left_out(name):
+    make = ZOO[name].make
+    _, told = left_out(make, r=2, task_type="CAUSAL_LM")
+    (router,) = [one for one in told if "gives several tensors" in one]
+    assert ".router" in router
+    with pytest.raises(ConfigError, match=r"router: a \w+Router gives several tensors, and a linear layer one"):
+        bank(make(), r=2, target_modules=["q_proj", "router"])
 
 
 # ---- weights that are read past the layer ---------------------------------------------------------------------------

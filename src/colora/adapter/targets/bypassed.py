@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-__all__ = ["read_past_layers"]
+__all__ = ["read_past_layers", "unlike_linear"]
 
 # What may be asked of a weight without computing with it.
 _HARMLESS = {"data_ptr", "device", "dtype", "is_meta", "ndim", "requires_grad", "shape", "size"}
@@ -53,6 +53,27 @@ def read_past_layers(model: nn.Module) -> dict[str, str]:
             if all(_value(test, module) in (wanted, None) for test, wanted in read.tests):
                 found.setdefault(key, type(module).__name__)
     return found
+
+
+def unlike_linear(model: nn.Module) -> dict[str, str]:
+    """For each linear layer whose forward pass gives several tensors, as some routers' does, by its name: its class."""
+    return {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and _gives_several(type(module).__mro__)
+    }
+
+
+@cache
+def _gives_several(classes: tuple[type, ...]) -> bool:
+    owner = next(one for one in classes if "forward" in vars(one))
+    body = None if owner is nn.Linear else _body(owner)
+    return body is not None and any(
+        isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
+        for function in body.body
+        if isinstance(function, ast.FunctionDef) and function.name == "forward"
+        for node in ast.walk(function)
+    )
 
 
 @cache

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.row_layout import is_listed_expert
-from colora.adapter.targets.bypassed import read_past_layers
+from colora.adapter.targets.bypassed import read_past_layers, unlike_linear
 from colora.adapter.targets.rule import is_target
 from colora.adapter.targets.towers import is_inside, parts_of_other_rows
 from colora.common.text import shortened
@@ -58,8 +58,8 @@ def name_all_linear(config: CoLoRAConfig, model: nn.Module) -> list[LeftOut]:
 
     Left out without a word are the output layer and modules that are trained whole; and with a word layers of which
     the rows are not those of the batch (towers, experts that are listed one by one), which the model reads the weight
-    of without calling them, or which are smaller than the rank (routers, gates, heads). A config that names its targets
-    is left as it is.
+    of without calling them, which give several tensors, or which are smaller than the rank (routers, gates, heads). A
+    config that names its targets is left as it is.
 
     Raises:
         ConfigError: nothing is left.
@@ -69,10 +69,10 @@ def name_all_linear(config: CoLoRAConfig, model: nn.Module) -> list[LeftOut]:
     chosen: Any = _maybe_include_all_linear_layers(config, model)  # replaces the config's own field
     names: set[str] = set(chosen.target_modules)
     wanted = sorted(name for name in names if is_target(config, name))
-    parts, past = parts_of_other_rows(model), read_past_layers(model)
+    parts, past, unlike = parts_of_other_rows(model), read_past_layers(model), unlike_linear(model)
     groups: dict[str, list[str]] = {}
     for name in wanted:
-        groups.setdefault(_why_not(name, parts, past), []).append(name)
+        groups.setdefault(_why_not(name, parts, past, unlike), []).append(name)
     kept = groups.pop("", [])
     if small := _small(dict(model.named_modules()), kept, config.r):
         groups[f"smaller than r={config.r} on one side"] = small
@@ -93,7 +93,7 @@ def linear_names(model: nn.Module) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _why_not(name: str, parts: Sequence[str], past: Mapping[str, str]) -> str:
+def _why_not(name: str, parts: Sequence[str], past: Mapping[str, str], unlike: Mapping[str, str]) -> str:
     if part := next((part for part in parts if is_inside(name, [part])), None):
         return (
             f"{part} sees images or sounds, whose rows are not the rows of the text, so that the task of a row would "
@@ -101,6 +101,8 @@ def _why_not(name: str, parts: Sequence[str], past: Mapping[str, str]) -> str:
         )
     if is_listed_expert(name):
         return "experts see the tokens that were sent to them, of which the task cannot be told"
+    if name in unlike:
+        return f"a {unlike[name]} gives several tensors"
     return (
         f"{past[name]} reads the weight past the layer, so that a bank on it would do nothing" if name in past else ""
     )

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.targets.bypassed import read_past_layers
+from colora.adapter.targets.bypassed import read_past_layers, unlike_linear
 from colora.adapter.targets.linear import linear_names
 from colora.adapter.targets.rule import head_names, is_target, is_trained_whole, layer_index
 from colora.common.text import shortened
@@ -94,7 +94,12 @@ def _target_faults(config: CoLoRAConfig, model: nn.Module, keys: Sequence[str]) 
         "leave this layer out"
         for key in sorted(adapted & past.keys())
     ]
-    return [*faults, *shortened(unread, 5)]
+    unlike = unlike_linear(model)
+    several = [
+        f"target_modules: {key}: a {unlike[key]} gives several tensors, and a linear layer one; leave this layer out"
+        for key in sorted(adapted & unlike.keys())
+    ]
+    return [*faults, *shortened(unread, 5), *shortened(several, 5)]
 
 
 def _kept_from(config: CoLoRAConfig, found: Sequence[str]) -> str:
