@@ -2,15 +2,20 @@
 
 import json
 import random
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colora.tasks.faults import Faults
+from colora.tasks.read import read_tasks
 from colora.tasks.schema import SPLITS, Example, TaskSource
 from colora.tasks.splits import make_splits
-from tests.helpers.run_files import cli, run_file, save_base
+from colora.training import resolve
+from colora.training.config_file import load_config
+from colora.training.resolve import read_run_tasks
+from tests.helpers.run_files import cli, refusal, run_file, save_base
 from tests.helpers.task_files import everything, faults_of, read, write
 
 
@@ -203,3 +208,59 @@ def test_check_tells_what_is_unusual_about_splits(tmp_path):
     assert found.exit_code == 0
     assert "task t: splits are drawn by person: 12 groups" in found.stdout.replace("\n", " ")
     assert len(everything(read(path, group_by="person"))) == 60
+
+
+def test_one_person_as_a_number_and_as_a_text_is_one_group(tmp_path):
+    ways = [7, "7", " 7 ", "\u00e9", "e\u0301"]
+    lines = [{"input": f"q {n}", "output": "x", "person": ways[n % 5]} for n in range(40)]
+    lines += people(8, 5)
+    for name in "abcdef":
+        task = read(write(tmp_path / "t.jsonl", lines), name=name, group_by="person")
+        where = {key: set() for key in "7e"}
+        for split, examples in task.splits.items():
+            for example in examples:
+                if example.input.startswith("q "):
+                    where["7" if int(example.input[2:]) % 5 < 3 else "e"].add(split)
+        assert [len(splits) for splits in where.values()] == [1, 1]
+
+
+# Runs that the first version began, whose examples have inputs in common
+
+
+def run_with_repeats(folder):
+    """A run file of two tasks with each input twice."""
+    tasks = []
+    for name in ("red", "blue"):
+        lines = [{"input": f"{name} {n % 12}", "output": "x" * (1 + n // 12)} for n in range(24)]
+        tasks.append({"path": write(folder / f"{name}.jsonl", lines)})
+    return run_file(folder, save_base(folder / "base"), tasks)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_run_of_the_first_version_keeps_its_splits_and_says_so(tmp_path, monkeypatch):
+    run = run_with_repeats(tmp_path)
+    pool = [Example(f"red {n % 12}", ("x" * (1 + n // 12),)) for n in range(24)]
+    before, now = as_before(pool, name="red"), read_run_tasks(load_config(run))
+    assert set(before["test"]) != set(now[0].splits["test"])
+    with monkeypatch.context() as patch:
+        patch.setattr(resolve, "read_tasks", partial(read_tasks, together=False))
+        trained = cli("train", run)
+    assert trained.exit_code == 0
+    manifest = (tmp_path / "out" / "tasks.json").read_text()
+
+    for command in (("evaluate", tmp_path / "out"), ("train", run), ("transfer", tmp_path / "out")):
+        found = cli(*command)
+        assert found.exit_code == 0, found.output
+        told = " ".join(found.stderr.split())
+        assert 'the splits of "blue", "red" are kept as an earlier version drew them' in told
+    with pytest.warns(UserWarning, match="train in another folder"):
+        red, _ = read_run_tasks(load_config(run), tmp_path / "out")
+    assert {split: list(examples) for split, examples in red.splits.items()} == before
+    assert (tmp_path / "out" / "tasks.json").read_text() == manifest
+    # Elsewhere nothing is torn apart, and other examples are refused as ever.
+    assert_apart(read_run_tasks(load_config(run), tmp_path / "elsewhere")[0].splits, lambda example: example.input)
+    write(tmp_path / "red.jsonl", [{"input": f"red {n}", "output": "x"} for n in range(24)])
+    message = refusal("evaluate", tmp_path / "out")
+    assert "give it the old files again, or choose another output" in message
+    assert "task 'red', split test" in message
+    assert "'blue'" not in message

@@ -1,5 +1,6 @@
 """Rows to examples: every value is checked, and every fault is noted with its place."""
 
+import unicodedata
 from typing import Any
 
 from colora.tasks.conversations import conversation_example, text_fault
@@ -39,13 +40,16 @@ def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Exa
     return [example for example in examples if example is not None]
 
 
-def table_groups(table: Table, column: str, faults: Faults) -> list[str | int]:
-    """What a column says of each row of a table whose examples have no faults; faults of the column are noted."""
-    groups: list[str | int] = []
+def table_groups(table: Table, column: str, faults: Faults) -> list[str]:
+    """What a column says of each row of a table whose examples have no faults; faults of the column are noted.
+
+    The number 1 and the text "1" are one group, and so are texts that differ in white space or composition alone.
+    """
+    groups: list[str] = []
     for row in table.rows:
         present, value = row.find(column)
-        if isinstance(value, str | int) and str(value).strip():
-            groups.append(value)
+        if isinstance(value, str | int) and (text := " ".join(unicodedata.normalize("NFC", str(value)).split())):
+            groups.append(text)
         else:
             found = describe(value) if present else quoted(row.values)
             faults.add(

@@ -18,7 +18,7 @@ from colora.tasks.tables import Table
 __all__ = ["read_tasks"]
 
 
-def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
+def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = True) -> list[Task]:
     """Reads every source, in order, into a task with train, val and test examples.
 
     Example files hold an "input", an "output" (one text, or a list of texts that all count as right; "outputs"
@@ -29,6 +29,7 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
     Args:
         sources: what to read; at least one.
         seed: decides every draw, together with the task's name.
+        together: False draws splits as the first version did, see `make_splits`.
 
     Raises:
         TaskFileError: if anything is wrong with any source; it lists all faults as "file:line: expected X,
@@ -51,7 +52,7 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0) -> list[Task]:
             found = f'"{name}" for both {names[key].origin} and {source.origin}'
             faults.add(source.origin, f"expected task names that differ (not only in case), found {found}")
         names.setdefault(key, source)
-        task = _read_task(source, name, seed, faults)
+        task = _read_task(source, name, seed, faults, together)
         if task is not None:
             tasks.append(task)
     faults.raise_any()
@@ -82,7 +83,7 @@ def _default_name(source: TaskSource) -> str:
     return stem if suffix else path.resolve().name
 
 
-def _read_task(source: TaskSource, name: str, seed: int, faults: Faults) -> Task | None:
+def _read_task(source: TaskSource, name: str, seed: int, faults: Faults, together: bool) -> Task | None:
     before = len(faults)
     tables = _tables(source, faults)
     given = {split: table_examples(table, source, faults) for split, table in tables.items()}
@@ -94,7 +95,7 @@ def _read_task(source: TaskSource, name: str, seed: int, faults: Faults) -> Task
         if len(faults) > before:
             return None
     notes: list[str] = []
-    splits, drawn = make_splits(given, source, name, seed, faults, groups, notes)
+    splits, drawn = make_splits(given, source, name, seed, faults, groups, notes, together)
     return Task(name, splits, source.origin, seed if drawn else None, tuple(notes))
 
 

@@ -24,6 +24,7 @@ def make_splits(
     faults: Faults,
     groups: Mapping[str, Sequence[Hashable]] | None = None,
     notes: list[str] | None = None,
+    together: bool = True,
 ) -> tuple[Split, bool]:
     """The three splits, and whether any was drawn by chance.
 
@@ -48,8 +49,10 @@ def make_splits(
         faults: where faults are noted: counts that cannot be had, groups in two of the given splits.
         groups: for each example in `given` its group, if `source.group_by` names a field.
         notes: where it is noted what a user would not expect of the sizes.
+        together: False draws as the first version did, with only equal examples as one.
     """
     draw = _Draw(given, source, name, seed, faults)
+    draw.together = together
     draw.gather(groups or {})
     draw.cut_given()
     draw.fill_missing()
@@ -67,6 +70,7 @@ class _Draw:
         self.given, self.source, self.name, self.seed, self.faults = given, source, name, seed, faults
         self.splits: Split = dict.fromkeys(SPLITS, ())
         self.drawn = False
+        self.together = True
         self.notes: list[str] = []
         self.kept: dict[str, list[Example]] = {}
         self.of: dict[Example, int] = {}
@@ -79,23 +83,23 @@ class _Draw:
         for split in ("test", "val", "train"):
             if split in self.given or split == "train":
                 once = list(dict.fromkeys(self.given.get(split, ())))
-                kept = [example for example in once if _key(example, case=True) not in seen]
+                kept = [example for example in once if self._key(example, case=True) not in seen]
                 others = " or ".join(self.kept)
                 if dropped := len(once) - len(kept):
                     self.notes.append(f"{dropped} {split} examples are left out: their inputs are also in {others}")
-                if near := sum(_key(example) in alike for example in kept):
+                if near := sum(self._key(example) in alike for example in kept):
                     self.notes.append(f"{near} {split} inputs differ from some in {others} in case alone")
-                seen.update(_key(example, case=True) for example in kept)
-                alike.update(map(_key, kept))
+                seen.update(self._key(example, case=True) for example in kept)
+                alike.update(map(self._key, kept))
                 self.kept[split] = kept
         # Numbered along chains: an input may be in several groups, and a group has several inputs.
         root = _Roots()
         for split, values in groups.items():
             for example, value in zip(self.given[split], values, strict=True):
-                root.join(("input", _key(example)), ("group", value))
+                root.join(("input", self._key(example)), ("group", value))
         numbers: dict[Hashable, int] = {}
         for example in self.kept["train"]:
-            self.of[example] = numbers.setdefault(root(("input", _key(example))), len(numbers))
+            self.of[example] = numbers.setdefault(root(("input", self._key(example))), len(numbers))
 
     def cut_given(self) -> None:
         """The splits that are given besides training, in the sizes asked for."""
@@ -178,7 +182,7 @@ class _Draw:
         return inside, [example for example in pool if self.of[example] not in chosen]
 
     def _note_together(self) -> None:
-        inputs = Counter(map(_key, self.kept["train"]))
+        inputs = Counter(map(self._key, self.kept["train"]))
         if shared := sum(count for count in inputs.values() if count > 1):
             self.notes.append(f"{shared} examples share their input with others; equal inputs are drawn into one split")
         if self.source.group_by is not None:
@@ -186,6 +190,9 @@ class _Draw:
             self.notes.append(
                 f"splits are drawn by {self.source.group_by}: {number} groups that have no input in common"
             )
+
+    def _key(self, example: Example, case: bool = False) -> Hashable:
+        return _key(example, case) if self.together else example
 
     def _check_given(self, groups: Mapping[str, Sequence[Hashable]]) -> None:
         splits: dict[Hashable, list[str]] = defaultdict(list)

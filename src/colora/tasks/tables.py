@@ -43,5 +43,5 @@ class Table:
     rows: list[Row]
 
     def has(self, column: str) -> bool:
-        """Whether any row has this column, or the object that a dotted name begins with."""
-        return column in self.columns or ("." in column and column.split(".")[0] in self.columns)
+        """Whether there is such a column; of a dotted name, whether any row has what it names."""
+        return column in self.columns or ("." in column and any(row.find(column)[0] for row in self.rows))

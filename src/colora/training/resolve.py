@@ -1,5 +1,6 @@
 """A run resolved: what is known before a model is loaded, found once and handed on."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,16 +8,17 @@ from typing import Any
 
 from colora.adapter.config import CoLoRAConfig
 from colora.bank.tensors import SavedBank
-from colora.errors import ConfigError
+from colora.errors import ConfigError, TaskFileError
+from colora.tasks.faults import quoted
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource
 from colora.training.adapter_config import bank_config
 from colora.training.config import SPECTRAL, RunConfig
 from colora.training.config_file import check_grouping
-from colora.training.run_folder import task_manifest
+from colora.training.run_folder import differing_tasks, task_manifest
 from colora.training.starts.from_bank import resolve_adapter
 
-__all__ = ["ResolvedRun", "resolve_run"]
+__all__ = ["ResolvedRun", "read_run_tasks", "resolve_run"]
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,41 @@ def resolve_run(
             "on from; remove one of the two"
         )
     config, start = resolve_adapter(config)
-    read = tuple(read_run_tasks(config) if tasks is None else tasks)
+    read = tuple(read_run_tasks(config, Path(config.output)) if tasks is None else tasks)
     names = [task.name for task in read]
     check_grouping(config, names)
     known = task_manifest(read) if manifest is None else {name: manifest[name] for name in names}
     return ResolvedRun(config, read, known, bank_config(config.adapter, names), start)
 
 
-def read_run_tasks(config: RunConfig) -> list[Task]:
-    """The tasks of a run. Raises TaskFileError with the faults of all files at once."""
-    return read_tasks([TaskSource(**spec.model_dump()) for spec in config.tasks], seed=config.seed)
+def read_run_tasks(config: RunConfig, run: Path | None = None) -> list[Task]:
+    """The tasks of a run.
+
+    Args:
+        config: names the task files.
+        run: a folder whose splits are kept, if the examples are still those that it was made with: the first version
+            drew splits in another way where several examples have the same input.
+
+    Raises:
+        TaskFileError: with the faults of all files at once.
+
+    Warns:
+        UserWarning: if tasks have the splits of the first version.
+    """
+    sources = [TaskSource(**spec.model_dump()) for spec in config.tasks]
+    tasks = read_tasks(sources, seed=config.seed)
+    changed = set() if run is None else differing_tasks(run, task_manifest(tasks))
+    if run is None or not changed:
+        return tasks
+    try:
+        earlier = {task.name: task for task in read_tasks(sources, seed=config.seed, together=False)}
+    except TaskFileError:  # counts that could not be had then
+        return tasks
+    kept = changed - differing_tasks(run, task_manifest(list(earlier.values())))
+    if kept:
+        warnings.warn(
+            f"{run}: the splits of {quoted(sorted(kept))} are kept as an earlier version drew them, so equal inputs "
+            "may be in training and in test; for splits without that, train in another folder",
+            stacklevel=2,
+        )
+    return [earlier[task.name] if task.name in kept else task for task in tasks]

@@ -221,7 +221,7 @@ def evaluate_bank(
         changed["evaluation"] |= overrides
         config = parse_config(changed, "the evaluation")
     if tasks is None:
-        tasks = read_run_tasks(config)
+        tasks = read_run_tasks(config, run)
         check_same_tasks(run, task_manifest(tasks))
     configure_threads(config.training.threads)
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)

@@ -15,7 +15,7 @@ from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 
-__all__ = ["check_free", "check_same_tasks", "claim", "run_config", "task_manifest"]
+__all__ = ["check_free", "check_same_tasks", "claim", "differing_tasks", "run_config", "task_manifest"]
 
 FREE = (
     "output",
@@ -144,7 +144,20 @@ def check_same_tasks(run: Path, now: Mapping[str, Any]) -> None:
     changed += [f"task {name!r}: not in that run" for name in now.keys() - before.keys()]
     changed += [f"task {name!r}: in that run only" for name in before.keys() - now.keys()]
     if changed:
-        raise ConfigError(f"the task files are no longer those of the run in {run}:", sorted(changed))
+        raise ConfigError(
+            f"the task files are no longer those of the run in {run} (give it the old files again, or choose another "
+            "output):",
+            sorted(changed),
+        )
+
+
+def differing_tasks(run: Path, now: Mapping[str, Any]) -> set[str]:
+    """Names of the tasks in this manifest of which the run in a folder, if there is one, had other splits."""
+    try:
+        before = json.loads((run / "tasks.json").read_text(encoding="utf-8"))
+        return {name for name in now.keys() & before.keys() if before[name]["splits"] != now[name]["splits"]}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return set()  # `check_same_tasks` tells what is damaged
 
 
 def _digest(task: Task, split: str) -> str:

@@ -65,7 +65,8 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
             "grouping: expected one process; let one decide the groups, then give each OUTPUT/groups/NAME/run.yaml to "
             "torchrun"
         )
-    tasks, output = read_run_tasks(config), Path(config.output)
+    output = Path(config.output)
+    tasks = read_run_tasks(config, output)
     manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])
     check_free(output, config, manifest)

@@ -111,7 +111,7 @@ def measure_transfer(
     output = Path(config.output)
     if config.grouping != "none":
         raise ConfigError(f"{output} is a run in groups: name the run of one group, {output / 'groups'}/NAME")
-    tasks = read_run_tasks(config)
+    tasks = read_run_tasks(config, output)
     if len(tasks) < 2:
         raise ConfigError(f"expected several tasks, found only {tasks[0].name!r}: transfer is between tasks")
     if without := [task.name for task in tasks if not task.splits[SPLIT]]:
