@@ -182,3 +182,14 @@ def test_what_was_said_before_counts_for_digests_and_splits(tmp_path):
     for split, examples in task.splits.items():
         for example in examples:
             assert split_of.setdefault(example.history, split) == split
+
+
+def test_an_answer_that_is_not_to_be_trained_on_is_a_fault(tmp_path):
+    talk = turns("a", "b", "c", "d")
+    talk[1]["weight"] = 0  # earlier answers are not trained on anyway
+    path = write(tmp_path / "t.jsonl", [{"messages": talk}])
+    assert read(path, val=0, test=0).splits["train"][0].outputs == ("d",)
+    talk[3]["weight"] = 0
+    assert faults_of(TaskSource(path=write(tmp_path / "t.jsonl", [{"messages": talk}]))) == [
+        f'{path}:1: expected an answer to train on in "messages[3]", found "weight": 0; leave the conversation out'
+    ]

@@ -278,3 +278,32 @@ def test_prompt_and_completion_are_input_and_output(tmp_path, form):
     # Beside an input and an output they are columns like any other.
     both = write(tmp_path / "both.jsonl", [{"input": "i", "output": "o", "prompt": "p", "completion": "c"}])
     assert everything(read(both)) == {Example("i", ("o",))}
+
+
+def test_a_dotted_name_that_no_row_has_is_told_also_for_instructions(tmp_path):
+    path = write(tmp_path / "t.jsonl", [{"input": "a", "output": "b", "q": {"task": "Do."}}])
+    assert faults_of(TaskSource(path=path, fields={"instruction": "q.tsak"})) == [
+        f'{path}:1: expected the column "q.tsak" for the instruction, found "input", "output", "q"'
+    ]
+    (example,) = read(path, fields={"instruction": "q.task"}, val=0, test=0).splits["train"]
+    assert example.instruction == "Do."
+
+
+def test_columns_of_parquet_that_nobody_reads_may_be_of_any_type_and_those_read_stand_once(tmp_path):
+    odd = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
+    table = pa.table({"m": odd, "input": ["a"], "output": ["b"], "q.text": ["c"], "d": [pa.scalar(1.5)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    path = str(tmp_path / "t.parquet")
+    assert read(path, val=0, test=0).splits["train"] == (Example("a", ("b",)),)
+    assert read(path, val=0, test=0, fields={"input": "q.text"}).splits["train"] == (Example("c", ("b",)),)
+    assert '"m", "input", "output", "q.text", "d"' in faults_of(TaskSource(path=path, fields={"input": "x"}))[0]
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 3, names=["input", "output", "input"])
+    pq.write_table(twice, tmp_path / "t.parquet")
+    assert faults_of(TaskSource(path=path)) == [f'{path}: expected column names that differ, found "input" twice']
+
+
+def test_a_quotation_mark_at_the_start_of_a_cell_is_explained(tmp_path):
+    path = write(tmp_path / "t.tsv", 'input\toutput\n"hi" she said\tb\n')
+    (fault,) = faults_of(TaskSource(path=path))
+    assert fault.startswith(f"{path}:2: expected TSV, found ")
+    assert "a cell that begins with a quotation mark has to end with one, and those inside stand twice" in fault

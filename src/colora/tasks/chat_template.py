@@ -57,10 +57,10 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     """
     template = _source(tokenizer)
     today = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    frozen = _NOW.sub(lambda found: repr(today.strftime(found[2])), template)
+    frozen = _at(template, today)
     key, known = _KNOWN.get(tokenizer, ("", None))
     if known is None or key != frozen:
-        known = _tried(tokenizer, frozen, dated=frozen != template)
+        known = _tried(tokenizer, frozen, _at(template, datetime(1999, 12, 31)))
         _KNOWN[tokenizer] = (frozen, known)
     return known
 
@@ -90,7 +90,13 @@ def prompt_text(turns: Sequence[str], tokenizer: Tokenizer) -> str:
     return rendered + chat.header
 
 
-def _tried(tokenizer: Tokenizer, template: str, dated: bool) -> ChatFormat:
+def _at(template: str, time: datetime) -> str:
+    """The template with this time in place of the clock, where the clock's format stands in the call."""
+    return _NOW.sub(lambda found: repr(time.strftime(found[2])), template)
+
+
+def _tried(tokenizer: Tokenizer, template: str, another_day: str) -> ChatFormat:
+    """Args: the template of today, and that of another day."""
     parts = _takes_parts(tokenizer, template)
     prompt = _render([_QUESTION], tokenizer, template, parts)
     if prompt != _render([_QUESTION], tokenizer, template, parts):
@@ -115,7 +121,8 @@ def _tried(tokenizer: Tokenizer, template: str, dated: bool) -> ChatFormat:
             f"the chat template of {_name(tokenizer)} ends a prompt with {generation[-60:]!r}, but puts "
             f"{middle[-60:]!r} before an answer; training and generation here use the first"
         )
-    if dated:
+    # Where its format is computed, the clock still goes, and nobody knows how fast.
+    if "strftime_now(" in template or _render([_QUESTION], tokenizer, another_day, parts) != prompt:
         notes.append(
             f"the chat template of {_name(tokenizer)} writes today's date into every prompt: prompts of other "
             "days differ from these, also where a run is gone on with. To avoid that write a fixed date into the "

@@ -63,6 +63,10 @@ def conversation_example(
             return None
         roles.append(role)
         texts.append(found[1])
+    if turns[-1].get("weight") in (0, False):
+        last = f"{label}[{len(turns) - 1}]"
+        fault(last, f'expected an answer to train on in "{last}", found "weight": 0; leave the conversation out')
+        return None
     if roles[-1] != "assistant":
         fault(label, f"expected a conversation that ends with the assistant's turn in \"{label}\", found {roles[-1]}'s")
         return None

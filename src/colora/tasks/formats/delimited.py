@@ -48,7 +48,8 @@ def _rows(file: str, text: str, separator: str, faults: Faults) -> list[Row]:
                     named = zip(header, cells, strict=True)
                     rows.append(Row({name: cell for name, cell in named if name}, start))
         except csv.Error as error:
-            faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}", line)
+            rule = "a cell that begins with a quotation mark has to end with one, and those inside stand twice"
+            faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}; {rule}", line)
     return rows
 
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from colora.tasks.faults import Faults
+from colora.tasks.faults import Faults, quoted
 from colora.tasks.tables import Row, Table
 
 if TYPE_CHECKING:
@@ -18,11 +18,18 @@ def parquet_table(file: str, content: bytes, wanted: Collection[str], faults: Fa
     # Here, because the imports take a second that most runs save.
     import pyarrow
     from datasets import Dataset
-    from pyarrow.parquet import read_table
+    from pyarrow.parquet import ParquetFile
 
     try:
-        data = Dataset(read_table(io.BytesIO(content)))
-        return dataset_table(file, data, wanted, "", faults)
+        parquet = ParquetFile(io.BytesIO(content))
+        names = tuple(parquet.schema_arrow.names)
+        if twice := [name for name in dict.fromkeys(names) if name in wanted and names.count(name) > 1]:
+            faults.add(file, f"expected column names that differ, found {quoted(twice)} twice")
+            return Table(file, (), [])
+        # Columns that nobody reads may be of types that the library does not know.
+        used = [name for name in names if name in wanted] or list(names[:1])
+        table = dataset_table(file, Dataset(parquet.read().select(used)), wanted, "", faults)
+        return Table(file, names, table.rows)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
         first = (str(error).splitlines() or [""])[0]
         faults.add(file, f"expected a parquet file, found {type(error).__name__}: {first}")
