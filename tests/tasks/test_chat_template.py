@@ -165,6 +165,9 @@ def test_a_clock_stands_still_for_the_day_and_training_says_so():
     task = Task("red", {"train": (Example("a", ("b",)),)}, "memory", None)
     with pytest.warns(UserWarning, match="'acme/chat-7b' writes today's date into every prompt"):
         encode_tasks([task], tokenizer, "train", 99)
+    # One whose format is computed still goes; of one that prompts do not show, there is nothing to tell.
+    for clock, told in (("{% set f = '%Y' %}{{ strftime_now(f) }}", True), ("{{ strftime_now('%Y')[:0] }}", False)):
+        assert bool(chat_format(tokenizer_with(clock + TURN.format(CONTENT) + START)).notes) == told
     # A clock whose format is computed cannot be stopped.
     hidden = "{% set f = '%f' %}{{ strftime_now(f) }}"
     with pytest.raises(ConfigError, match="another prompt at every call"):
