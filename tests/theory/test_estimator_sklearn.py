@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn import config_context
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from colora.errors import ColoraError
@@ -168,3 +171,19 @@ def test_scikit_learns_checks_pass_but_for_those_that_are_named():
     assert [name for name, _ in by_status["xfail"]] == list(EXPECTED)
     assert {name for name, _ in by_status.get("skipped", [])} <= {"check_array_api_input"}
     assert len(by_status["passed"]) > 45
+
+
+def test_a_pipeline_is_searched_and_scored_with_groups_and_samples_may_weigh(data):
+    X, y, groups = data
+    with config_context(enable_metadata_routing=True):
+        model = CoLoRARegressor(rank=2).set_fit_request(groups=True).set_score_request(groups=True)
+        pipeline = make_pipeline(StandardScaler(with_mean=False).set_output(transform="pandas"), model)
+        fitted = pipeline.fit(X, y, groups=groups)
+        assert fitted[-1].feature_names_in_.tolist() == list("abcde")
+        assert fitted.score(X, y, groups=groups) == pytest.approx(1.0)
+        search = GridSearchCV(pipeline, {"coloraregressor__rank": [1, 2]}, cv=KFold(3, shuffle=True, random_state=0))
+        assert search.fit(X, y, groups=groups).best_params_ == {"coloraregressor__rank": 2}
+    wrong = y + np.arange(len(y))[:, None]
+    weights = np.arange(len(y)) < len(y) // 2
+    half = fitted[-1].fit(X, y, groups).score(X[weights], wrong[weights], groups[weights])
+    assert fitted[-1].score(X, wrong, groups, sample_weight=weights) == pytest.approx(half)

@@ -178,8 +178,16 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
             predicted[rows] = of_user @ W.T if self._vectors else of_user.reshape(len(rows), -1) @ W.ravel()
         return predicted
 
-    def score(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> float:
+    def score(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
         """R² over all samples of all users together, for vectors the mean of that of their entries.
+
+        `sample_weight` (N,) weighs the samples; scikit-learn's pipelines want it in a score.
 
         Raises:
             ColoraError: as `predict`, or y that does not fit.
@@ -189,7 +197,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         require_finite("y", y)
         if y.shape != predicted.shape:
             raise ColoraError(f"y: expected shape {predicted.shape}, found {y.shape}")
-        return float(r2_score(y, predicted))
+        return float(r2_score(y, predicted, sample_weight=sample_weight))
 
     def onboard(self, X: ArrayLike, y: ArrayLike, group: Hashable) -> "CoLoRARegressor":
         """Add a user by their core alone, r² numbers; A, B and everybody else stay as they are, to the bit.
