@@ -11,7 +11,7 @@ from colora.experiments.load import load_experiment
 from colora.serving.access import read_tenants
 from colora.theory.experiments.config import load_recovery
 from colora.training.config_file import load_config, load_federation
-from tests.helpers.run_files import refusal
+from tests.helpers.run_files import cli, refusal, run_file, save_base
 
 
 def read(tmp_path, text, *overrides):
@@ -106,3 +106,23 @@ def test_keys_of_tenants_too(tmp_path):
         read_tenants(path)
     path.write_text(json.dumps({"tenants": [{"name": "a", "key_sha256": digest, "tasks": ["a-*"]}]}))
     assert read_tenants(path)[0].tasks == ("a-*",)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_a_run_left_behind_is_read_no_other_way(tmp_path):
+    run = run_file(tmp_path, save_base(tmp_path / "base"))
+    assert cli("train", run).exit_code == 0
+    out = tmp_path / "out"
+    for name, added, told in (
+        ("run.yaml", "seed: 5\n", "the key 'seed' stands twice in one mapping, in lines"),
+        ("tasks.json", '"red": {}}', 'the key "red" twice in one object, in lines'),
+        ("bank/bank.json", '"base": "x"}', 'the key "base" twice in one object, in lines'),
+        ("bank/adapter_config.json", '"r": 4}', 'the key "r" twice in one object, in lines'),
+    ):
+        text = (out / name).read_text()
+        (out / name).write_text(text + added if name.endswith("yaml") else f"{text.rstrip()[:-1]},\n{added}")
+        message = " ".join(refusal("evaluate", out).split())
+        assert name.rpartition("/")[2] in message
+        assert told in message
+        (out / name).write_text(text)
+    assert cli("evaluate", out).exit_code == 0

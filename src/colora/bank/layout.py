@@ -4,11 +4,11 @@ BANK/adapter_config.json, adapter_model.safetensors    what stock PEFT (with col
 BANK/bank.json                                         base, prompt style, examples seen by each task
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colora.common.json_text import parse_json
 from colora.errors import BankFileError
 
 __all__ = ["CONFIG_FILE", "INFO_FILE", "TENSORS_FILE", "BankInfo", "find_bank", "read_bank_info"]
@@ -74,8 +74,8 @@ def read_bank_info(folder: Path) -> BankInfo:
     """
     try:
         if (folder / INFO_FILE).is_file():
-            return BankInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            return BankInfo(**parse_json((folder / INFO_FILE).read_text(encoding="utf-8")))
+        config = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         loaded_as = (config.get("base_identity") or {}).get("loaded_as")
         return BankInfo(base=loaded_as or config.get("base_model_name_or_path") or "")
     except (OSError, ValueError, TypeError, AttributeError) as error:

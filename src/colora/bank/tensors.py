@@ -21,6 +21,7 @@ from colora.adapter.digest import tensors_sha256
 from colora.adapter.model import CoLoRAModel
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank, read_bank_info
 from colora.common.files import staged_folder, write_json
+from colora.common.json_text import parse_json
 from colora.common.text import shortened
 from colora.errors import BankFileError, ColoraError
 
@@ -262,7 +263,7 @@ def _opened(file: Path) -> Any:
 
 def _read_fields(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BankFileError(f"{file}: damaged: {error}") from error
     if not isinstance(fields, dict):

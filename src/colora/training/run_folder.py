@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from colora.common.files import STAGING_PREFIX, write_json, write_text
+from colora.common.json_text import parse_json
 from colora.common.text import shortened
+from colora.common.yaml import read_yaml
 from colora.errors import ConfigError
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
@@ -51,11 +53,9 @@ def run_config(run: Path) -> RunConfig:
     if not file.is_file():
         raise ConfigError(f"{file}: missing; a bank is measured on the tasks of its run, so name the run's folder")
     try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+        value = read_yaml(file, (), needs="'output' and 'tasks'")
+    except ConfigError as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: damaged: expected a mapping")
     return parse_config(value, str(file))
 
 
@@ -131,7 +131,7 @@ def check_same_tasks(run: Path, now: Mapping[str, Any]) -> None:
     if not file.is_file():
         return
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = parse_json(file.read_text(encoding="utf-8"))
         changed = [
             f"task {name!r}, split {split}: {before[name]['splits'][split]['examples']} examples then, "
             f"{now[name]['splits'][split]['examples']} now"

@@ -9,7 +9,6 @@ are spread over the tasks in it, so a group takes that share of `training.rows` 
 group of one task is a bank of one task: a plain LoRA in effect, since no other task shares A and B.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from colora.common.files import write_json
+from colora.common.json_text import parse_json
 from colora.errors import ConfigError
 from colora.evaluation.evaluate import Evaluation
 from colora.tasks.schema import Task
@@ -163,7 +163,7 @@ def _decided_groups(file: Path) -> dict[str, list[str]] | None:
     if not file.is_file():
         return None
     try:
-        groups = json.loads(file.read_text(encoding="utf-8"))["groups"]
+        groups = parse_json(file.read_text(encoding="utf-8"))["groups"]
         return {str(name): [str(task) for task in group] for name, group in groups.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: damaged: {error!r}; restore it, or remove it together with the groups") from error

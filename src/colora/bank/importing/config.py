@@ -5,13 +5,13 @@ changed. Every option of PEFT's that would add to that (DoRA, biases, further mo
 those of later versions of PEFT.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
+from colora.common.json_text import parse_json
 from colora.errors import ConfigError
 
 __all__ = ["CONFIG", "layer_rank", "layer_scale", "lora_config"]
@@ -54,7 +54,7 @@ def lora_config(path: Path) -> dict[str, Any]:
         ConfigError: listing every field that makes it something else than a plain LoRA.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{CONFIG} is no JSON: {error}") from error
     if not isinstance(config, dict):
