@@ -92,6 +92,19 @@ def test_a_model_answers_in_company_as_alone_or_is_refused_by_name(name):
         assert row.tokens == generated(model, row)
 
 
+def test_the_check_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    seen, before, script = [], torch.get_num_threads(), probe._short_script
+    monkeypatch.setattr(
+        probe, "_short_script", lambda *arguments: (seen.append(torch.get_num_threads()), script(*arguments))
+    )
+    torch.set_num_threads(2)
+    try:
+        batch_of(bank(tiny_llama()))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_model_that_leaves_the_cache_empty_is_refused_in_every_type():
     # Not as noise of its own: in bfloat16 that excused what the forward pass with an empty cache makes.
     for dtype in (torch.float32, torch.bfloat16):

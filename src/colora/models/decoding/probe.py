@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from colora.common.threads import one_thread
 from colora.errors import ConfigError
 from colora.models.decoding.limits import check_scaling, spans
 from colora.models.decoding.passes import MASKS, Mask, Passes
@@ -32,6 +33,7 @@ STRAY = 8  # from float16 down one token in so many may differ by more: a mixtur
 # of a token and a weight: two or three seconds of a core.
 MOST_WORK = {"cpu": 1.2e11}
 MOST_WORK_ELSEWHERE = 1e14
+ONE_THREAD = 10**9  # weights of a model that is checked with one thread: its passes are short
 _LENGTHS = ((9, 1), (12, 8), (7, 3), (5, 2), (9, 6))  # of the short probes: with what follows, the prompt alone
 
 
@@ -71,6 +73,12 @@ def checked_mask(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -
         ConfigError: the model cannot run in such a batch; with its name, the reason and what to do.
     """
     check_scaling(model.config, positions)
+    with one_thread(sum(weight.numel() for weight in model.parameters()) < ONE_THREAD):
+        return _tried_masks(model, positions, tasks)
+
+
+def _tried_masks(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -> Mask:
+    """The first kind of mask that does. Raises ConfigError if none does."""
     named = inspect.signature(model.forward).parameters
     names_no_cache = "its forward pass takes no past_key_values, so it keeps no keys and values by row"
     reasons = []
