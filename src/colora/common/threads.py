@@ -1,15 +1,13 @@
 """How many threads torch computes with."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 import torch
 
 from colora.errors import BaseModelError
 
-__all__ = ["configure_threads", "one_thread"]
+__all__ = ["configure_threads"]
 
 
 def configure_threads(threads: int | None = None) -> int:
@@ -30,20 +28,6 @@ def configure_threads(threads: int | None = None) -> int:
         raise BaseModelError(f"expected at least 1 thread, got {threads}")
     torch.set_num_threads(threads)
     return threads
-
-
-@contextmanager
-def one_thread(condition: bool = True) -> Iterator[None]:
-    """Compute with one thread inside, where the condition holds: many small products are slower with several, and many
-    times slower on a machine that has other work, as each product waits for the last of its threads."""
-    before = torch.get_num_threads()
-    if condition:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if condition:
-            torch.set_num_threads(before)
 
 
 def _cores() -> int:

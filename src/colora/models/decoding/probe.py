@@ -6,8 +6,8 @@ the logits, and the model is refused by name.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from colora.common.threads import one_thread
 from colora.errors import ConfigError
 from colora.models.decoding.limits import check_scaling, spans
 from colora.models.decoding.passes import MASKS, Mask, Passes
@@ -73,8 +72,21 @@ def checked_mask(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -
         ConfigError: the model cannot run in such a batch; with its name, the reason and what to do.
     """
     check_scaling(model.config, positions)
-    with one_thread(sum(weight.numel() for weight in model.parameters()) < ONE_THREAD):
+    with _few_threads(model):
         return _tried_masks(model, positions, tasks)
+
+
+@contextmanager
+def _few_threads(model: PreTrainedModel) -> Iterator[None]:
+    """One thread for a small model: several are many times slower beside other work, as each of many small products
+    waits for the last of its threads."""
+    before = torch.get_num_threads()
+    if sum(weight.numel() for weight in model.parameters()) < ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tried_masks(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -> Mask:
