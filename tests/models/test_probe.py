@@ -5,7 +5,14 @@ import random
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from benchmarks.architectures.zoo import ZOO
 from colora.adapter.config import CoLoRAConfig
@@ -83,6 +90,29 @@ def test_a_model_answers_in_company_as_alone_or_is_refused_by_name(name):
         batch.step()
     for row in rows:
         assert row.tokens == generated(model, row)
+
+
+def test_the_check_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    seen, before, script = [], torch.get_num_threads(), probe._short_script
+    monkeypatch.setattr(
+        probe, "_short_script", lambda *arguments: (seen.append(torch.get_num_threads()), script(*arguments))
+    )
+    torch.set_num_threads(2)
+    try:
+        batch_of(bank(tiny_llama()))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_model_that_leaves_the_cache_empty_is_refused_in_every_type():
+    # Not as noise of its own: in bfloat16 that excused what the forward pass with an empty cache makes.
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        config = XLNetConfig(vocab_size=VOCAB, d_model=64, n_layer=2, n_head=4, d_inner=128)
+        model = bank(XLNetLMHeadModel(config).to(dtype))
+        with pytest.raises(ConfigError, match=r"XLNetLMHeadModel .* keeps no keys and values by row"):
+            batch_of(model)
 
 
 @pytest.mark.parametrize("name", ["Gemma 2", "GPT-J", "MPT"])

@@ -122,6 +122,25 @@ def test_a_text_that_cannot_be_decoded_ends_its_row(monkeypatch, step):
     assert "secret" in str(error.__cause__)
 
 
+def test_a_decoder_that_panics_ends_its_row():
+    # A panic of tokenizers is no Exception: it ended the thread of the model, and every request waited for ever.
+    words = ["\u2581", "a", "b"]
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *words, "\u2581" * 3])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 0, 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+    with pytest.raises(RuntimeError, match="the tokenizer's decoder failed"):
+        TextStream(tokenizer).add(2)
+    made = batch(2)
+    good, guilty = Row(prompt(0, SIZES[0]), 0, Sampling(15)), Row(prompt(9), 0, Sampling(15))
+    made.join([good, guilty])
+    guilty.text = TextStream(tokenizer)
+    guilty.text._tokens = [2]
+    while made.rows:
+        made.step()
+    assert (good.tokens, guilty.finish) == (EXPECTED[0], "error")
+
+
 def test_a_draw_that_fails_ends_its_row(monkeypatch):
     draw = Sampler.draw
     monkeypatch.setattr(Sampler, "draw", lambda sampler, logits: 1 / 0 if sampler.counts else draw(sampler, logits))

@@ -38,6 +38,9 @@ ASK_FOR_NOTHING = {
     "echo": False, "suffix": None, "presence_penalty": 0, "top_k": -1, "stream_options": None,
     "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "parallel_tool_calls": True,
     "safety_identifier": "x", "prompt_cache_key": "y", "anything_at_all": None,
+    "prediction": {"type": "content", "content": "one"}, "cache_prompt": True, "repeat_last_n": 64, "dry_base": 1.75,
+    "mirostat": 0, "mirostat_tau": 5.0, "n_predict": -1, "grammar": "", "lora": [], "return_full_text": False,
+    "spaces_between_special_tokens": True, "include_reasoning": True, "num_beam_groups": 1, "watermark": False,
 }  # fmt: skip
 
 
@@ -64,6 +67,7 @@ WOULD_CHANGE_THE_ANSWER = {
     "tools": [{"type": "function"}], "tool_choice": "required", "response_format": {"type": "json_object"},
     "reasoning_effort": "low", "max_new_tokens": 5, "stop_token_ids": [5], "bad_words": ["a"], "min_tokens": 4,
     "typical_p": 0.5, "best_of": 4, "length_penalty": 2, "structured_outputs": {"choice": ["a"]}, "num_beams": 4,
+    "mirostat": 2, "n_predict": 4, "grammar": "root ::= x", "guidance_scale": 2, "watermark": True, "lora": [{"id": 0}],
     "never_heard_of": 0, "echo ": False, "repetition_penalty ": 1.0, "é\u2028": 1, "skip_special_tokens": False,
 }  # fmt: skip
 

@@ -114,6 +114,7 @@ def test_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, tmp_path)
         "missing": changed(good, edit=lambda one: {key: value for key, value in one.items() if key != first}),
         "no such adapted layer": changed(good, edit=lambda one: one | {"lm_head": torch.zeros(3, 3)}),
         "NaN": changed(good, edit=lambda one: one | {first: torch.full((3, 3), torch.nan)}),
+        "finite numbers": changed(good, edit=lambda one: one | {first: torch.full((3, 3), 1e300, dtype=torch.float64)}),
         "infinity": changed(good, edit=lambda one: one | {first: torch.full((3, 3), torch.inf)}),
     }
     with serving(bank, state=tmp_path / "state") as server:

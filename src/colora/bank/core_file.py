@@ -93,7 +93,7 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
         found = tensors[name]
         if tuple(found.shape) != tuple(like[name]):
             faults.append(f"{name}: expected shape {tuple(like[name])}, found {tuple(found.shape)}")
-        elif not found.is_floating_point() or not bool(torch.isfinite(found).all()):
+        elif not found.is_floating_point() or not bool(torch.isfinite(found.float()).all()):  # as it is kept
             faults.append(f"{name}: expected finite numbers, found NaN, infinity or integers")
     if faults:
         raise BankFileError("this core does not fit the bank: " + "; ".join(shortened(faults, 5)))

@@ -25,6 +25,12 @@ HARMLESS = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"),
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "request_id", "priority", "cache_salt"),
+        *("prediction", "cache_prompt", "use_cache", "keep_alive", "id_slot", "slot_id"),  # how fast it comes
+        *("include_reasoning", "separate_reasoning", "stream_reasoning"),  # there is no reasoning to be told apart
+        "n_keep",  # of prompts that are cut, which none is
+        # of what is refused unless it is switched off
+        *("repeat_last_n", "penalize_nl", "mirostat_tau", "mirostat_eta", "dynatemp_exponent", "xtc_threshold"),
+        *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
     }
 )
 """They change no answer, whatever their value."""
@@ -40,7 +46,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    # of vLLM, SGLang, TGI, llama.cpp and transformers
+    # of vLLM, SGLang, TGI, llama.cpp, transformers, and gateways
     "repetition_penalty": (1,),
     "repeat_penalty": (1,),
     "length_penalty": (1,),
@@ -71,6 +77,36 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "documents": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
+    "return_hidden_states": (False,),
+    "return_full_text": (False,),
+    "return_progress": (False,),
+    "spaces_between_special_tokens": (True,),
+    "detokenize": (True,),
+    "details": (False,),
+    "decoder_input_details": (False,),
+    "watermark": (False,),
+    "n_predict": (-1,),
+    "n_probs": (0,),
+    "min_keep": (0,),
+    "post_sampling_probs": (False,),
+    "timings_per_token": (False,),
+    "t_max_predict_ms": (0, -1),
+    "top_n_sigma": (-1, 0),
+    "grammar": ("",),
+    "lora": ([],),
+    "num_return_sequences": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "encoder_repetition_penalty": (1,),
+    "repetition_penalty_range": (0,),
+    "guidance_scale": (1,),
+    "smoothing_factor": (0,),
+    "penalty_alpha": (0,),
+    "think": (False,),
+    "safe_prompt": (False,),
+    "transforms": ([],),
+    "models": ([],),
+    "plugins": ([],),
 }
 """What asks for nothing, in both kinds of requests: the value that each would have if it were left out."""
 

@@ -143,7 +143,7 @@ class Scheduler:
                     self._change.wait()
             try:
                 self._iterate()
-            except Exception:  # a defect or a device out of memory must not leave a request waiting for ever
+            except BaseException:  # a defect or a device out of memory must not leave a request waiting for ever
                 logger.exception("a step of the model failed")
                 self.metrics.failures.inc()
                 self._fail_running()

@@ -6,8 +6,8 @@ the logits, and the model is refused by name.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
@@ -32,6 +32,7 @@ STRAY = 8  # from float16 down one token in so many may differ by more: a mixtur
 # of a token and a weight: two or three seconds of a core.
 MOST_WORK = {"cpu": 1.2e11}
 MOST_WORK_ELSEWHERE = 1e14
+ONE_THREAD = 10**9  # weights of a model that is checked with one thread: its passes are short
 _LENGTHS = ((9, 1), (12, 8), (7, 3), (5, 2), (9, 6))  # of the short probes: with what follows, the prompt alone
 
 
@@ -71,6 +72,25 @@ def checked_mask(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -
         ConfigError: the model cannot run in such a batch; with its name, the reason and what to do.
     """
     check_scaling(model.config, positions)
+    with _few_threads(model):
+        return _tried_masks(model, positions, tasks)
+
+
+@contextmanager
+def _few_threads(model: PreTrainedModel) -> Iterator[None]:
+    """One thread for a small model: several are many times slower beside other work, as each of many small products
+    waits for the last of its threads."""
+    before = torch.get_num_threads()
+    if sum(weight.numel() for weight in model.parameters()) < ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tried_masks(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -> Mask:
+    """The first kind of mask that does. Raises ConfigError if none does."""
     named = inspect.signature(model.forward).parameters
     names_no_cache = "its forward pass takes no past_key_values, so it keeps no keys and values by row"
     reasons = []
@@ -224,6 +244,8 @@ def _run(
         raise
     except Exception as error:
         raise _Refusal(f"its forward pass over rows in slots raises {_told(error)}") from error
+    if not any(layer.is_initialized for layer in run.passes.cache.layers):
+        raise _Refusal("it leaves past_key_values empty, so it keeps no keys and values by row")
     least = tolerance = max(_tolerance(weight) for weight in model.parameters())
     off = sorted((one for one in run.differences if not one[0] <= least), key=lambda one: -one[0])
     if off:
@@ -267,7 +289,7 @@ def _own_noise(model: PreTrainedModel, probe: _Probe) -> float:
             options = {"past_key_values": cache, "use_cache": True}
             found = _logits(model, "its forward pass with a cache", [probe.ids[start:stop]], probe.task, **options)
             start, worst = stop, max(worst, _difference(found[0, -1], probe.expected(stop)))
-    return worst
+    return worst if cache.get_seq_length() else 0.0  # a model that ignores the cache is off by more than noise
 
 
 def _logits(model: Any, what: str, ids: list[list[int]], task: int, **options: object) -> Tensor:

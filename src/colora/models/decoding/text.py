@@ -83,7 +83,14 @@ class TextStream:
         return BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        try:
+            text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # a panic of the tokenizer's own language is no Exception, and would end a thread
+            raise RuntimeError(f"the tokenizer's decoder failed: {error}") from error
         return text
 
     def _give(self, text: str) -> str:
