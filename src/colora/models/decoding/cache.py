@@ -197,5 +197,7 @@ def check_attention(config: PretrainedConfig, positions: int) -> None:
     width = None if unknown else min(limits.values())
     raise ConfigError(
         f"expected layers with full attention over {positions} positions, found {found}"
-        + (f" of {width} positions: choose a length of at most {width}" if width else f" ({text.model_type})")
+        + (f" of {width} positions" if width else "")
+        + f" ({text.model_type})"
+        + (f": choose a length of at most {width}" if width else "")
     )
