@@ -30,9 +30,9 @@ TOKENIZER = tiny_tokenizer()
 TASKS = ["legal", "billing"]
 # What the refusal must name.
 REFUSED = {
-    "Llama 4": "chunked_attention of 8 positions .(llama4_text|mistral|gemma3_text).: choose a length of at most 8",
-    "Mistral, window": "sliding windows of 8 positions .(llama4_text|mistral|gemma3_text).: choose a length of at most 8",
-    "Gemma 3": "sliding_attention of 8 positions .(llama4_text|mistral|gemma3_text).: choose a length of at most 8",
+    "Llama 4": "chunked_attention of 8 positions .llama4_text.: choose a length of at most 8",
+    "Mistral, window": "sliding windows of 8 positions .mistral.: choose a length of at most 8",
+    "Gemma 3": "sliding_attention of 8 positions .gemma3_text.: choose a length of at most 8",
     "Phi 3, longrope": "'longrope' .phi3., .* choose a length of at most 16",
     "GPT-Neo": "GPTNeoForCausalLM cannot .* the logits of .* a length of at most 8, its window_size, may do",
     "RoBERTa, decoder": "RobertaForCausalLM cannot run in continuous batches: the logits of",
