@@ -31,7 +31,7 @@ class _Call:
         routing: its tasks.
         backward: the backward pass that `routing` was set in, as torch numbers them; -1 outside of any.
         waiting: the routing of the forward pass before, if its backward pass has not been seen.
-        left: that forward pass has ended: `routing` is kept for what its backward pass computes again, for nothing else.
+        left: it has ended, and `routing` is kept for what its backward pass computes again, for nothing else.
     """
 
     def __init__(self) -> None:
