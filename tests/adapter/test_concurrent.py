@@ -238,3 +238,47 @@ def test_a_foreign_checkpoint_in_another_thread_is_refused(ids):
     loss = loss_of(checkpointed_by_hand(Checkpointed), ids, ["a", "b"])
     with pytest.raises(TaskIdError, match="ran in another thread"):
         in_threads(loss.backward)
+
+
+def compiled_in_pieces(base: nn.Module, **options: Any) -> tuple[Any, Any]:
+    """A bank, and it compiled; the compiler gives up between the model's entry and its layers, and goes on after it."""
+    torch._dynamo.reset()
+    model = banked(base, **options)
+    model.base_model.model.model.embed_tokens.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    return model, torch.compile(model, backend="eager")
+
+
+def test_a_model_compiled_in_pieces_has_the_tasks_of_each_call():
+    model, compiled = compiled_in_pieces(tiny_llama(layers=1))
+    x = torch.randint(6, VOCAB, (2, 7))
+    calls = [torch.tensor(ids) for ids in ([0, 1], [1, 0], [1, 1], [0, 1])]
+    expected = [model(input_ids=x, task_ids=ids).logits.detach() for ids in calls]
+    found = [compiled(input_ids=x, task_ids=ids).logits.detach() for ids in calls]
+    assert all(map(torch.allclose, found, expected))
+    with model.base_model.tasks_of(["b", "a"]):
+        assert torch.allclose(compiled(input_ids=x).logits, expected[1])
+    with pytest.raises(TaskIdError, match="which task"):
+        compiled(input_ids=x)
+    assert torch.allclose(compiled(input_ids=x, task_ids=calls[0]).logits, expected[0])
+
+
+def test_a_compiled_model_may_be_called_in_other_threads():
+    model, compiled = compiled_in_pieces(tiny_llama(layers=1))
+    x = torch.randint(6, VOCAB, (2, 7))
+    calls = [torch.tensor(ids) for ids in ([0, 1], [1, 0], [1, 1])]
+    expected = [model(input_ids=x, task_ids=ids).logits.detach() for ids in calls]
+    compiled(input_ids=x, task_ids=calls[0])
+    for ids, logits in zip(calls, expected, strict=True):
+        (found,) = in_threads(lambda ids=ids: compiled(input_ids=x, task_ids=ids).logits.detach())
+        assert torch.allclose(found, logits)
+
+
+def test_a_whole_compiled_model_without_ids_refuses_and_keeps_no_ids():
+    torch._dynamo.reset()
+    model = banked(tiny_llama(layers=1))
+    compiled, x = torch.compile(model, backend="eager"), torch.randint(6, VOCAB, (2, 7))
+    expected = model(input_ids=x, task_ids=["a", "b"]).logits
+    model(input_ids=x, task_ids=["b", "a"])
+    with pytest.raises(TaskIdError, match="which task"):
+        compiled(input_ids=x)
+    assert torch.allclose(compiled(input_ids=x, task_ids=torch.tensor([0, 1])).logits, expected)

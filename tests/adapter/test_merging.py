@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import ElectraConfig, ElectraForSequenceClassification
 
 from colora.errors import ConfigError, TaskIdError
 from tests.helpers.dense_oracle import FAMILIES, distance, make_bank, make_inputs
+from tests.helpers.odd_models import BERT, seeded
 from tests.helpers.tiny import tiny_llama
 
 IDS = [2, 0, 1, 2]
@@ -121,3 +123,15 @@ def test_unload_gives_the_base_back_which_can_be_wrapped_again():
     again = make_bank(base, tasks=["x", "y"], seed=5)
     expected = make_bank(tiny_llama(), tasks=["x", "y"], seed=5)
     assert torch.equal(logits(again, [1, 0, 1, 1]), logits(expected, [1, 0, 1, 1]))
+
+
+def test_a_head_of_several_layers_is_merged_with_its_trained_values():
+    config = ElectraConfig(**BERT, embedding_size=16, num_labels=3)
+    model = make_bank(seeded(ElectraForSequenceClassification, config), task_type="SEQ_CLS", r=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "classifier.modules_to_save" in name:
+                parameter.add_(0.1)
+    x = torch.randint(6, 200, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = model.eval()(input_ids=x, task_ids=["bo", "bo"]).logits
+    assert torch.allclose(model.merge_and_unload(task="bo")(input_ids=x).logits, expected, atol=1e-6)

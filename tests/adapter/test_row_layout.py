@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
     FSMTConfig,
     FSMTForConditionalGeneration,
     LEDConfig,
@@ -88,3 +90,19 @@ def test_an_unknown_model_that_turns_the_batch_round_is_refused_by_the_layers_na
     model = get_peft_model(TurnsRound(), CoLoRAConfig(r=4, tasks=["a", "b"], target_modules=["proj"]))
     with pytest.raises(TaskIdError, match=r"do not fit the input of layer 'proj', of shape \(3, 2, 8\)"):
         model(inputs=torch.zeros(2, 3, 8), task_ids=["a", "b"])
+
+
+def test_one_task_for_all_rows_is_known_whatever_a_layer_sees():
+    """Several choices in a row, which the model lays out as rows of their own; of two tasks it is refused."""
+    config = BertConfig(vocab_size=99, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **BERT)
+    torch.manual_seed(0)
+    model = get_peft_model(
+        BertForMultipleChoice(config).eval(), CoLoRAConfig(r=4, tasks=["a", "b"], init_weights=False)
+    )
+    x = torch.randint(0, 99, (2, 3, 5))
+    model.set_task("b")
+    expected = model(input_ids=x).logits
+    model.set_task(None)
+    assert torch.allclose(model(input_ids=x, task_ids=["b", "b"]).logits, expected, atol=1e-6)
+    with pytest.raises(TaskIdError, match="give the whole batch one task"):
+        model(input_ids=x, task_ids=["a", "b"])

@@ -170,8 +170,8 @@ class CoLoRAModel(BaseTuner):
         return [f"{module_name}.{parameter}" for module_name, parameter in targets]
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, CoLoRALinear | CoLoRAExperts):
-            setattr(parent, child_name, new_module)  # unwrapped; PEFT would ask it for a weight, which HQQ has not
+        if isinstance(child, CoLoRALinear) or hasattr(child, "unload_and_optionally_merge_module"):
+            setattr(parent, child_name, new_module)  # unwrapped; PEFT asks for a weight, which HQQ and heads have not
         else:
             super()._replace_module(parent, child_name, new_module, child)
 

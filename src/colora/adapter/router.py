@@ -24,19 +24,32 @@ from colora.errors import TaskIdError
 __all__ = ["Router", "listed_tasks"]
 
 
-class _Call(threading.local):
-    """The forward pass that this thread is in, or was in last.
+class _Call:
+    """The forward pass that a thread is in, or was in last.
 
-    A `threading.local` and no context variable, for torch.compile cannot trace the latter.
+    Attributes:
+        routing: its tasks.
+        backward: the backward pass that `routing` was set in, as torch numbers them; -1 outside of any.
+        waiting: the routing of the forward pass before, if its backward pass has not been seen.
+        left: it has ended, and `routing` is kept for what its backward pass computes again, for nothing else.
     """
 
-    routing: Routing | None = None
-    backward: int = -1
-    """The backward pass that `routing` was set in, as torch numbers them; -1 outside of any."""
-    waiting: Routing | None = None
-    """That of the forward pass before, if its backward pass has not been seen."""
-    left: bool = False
-    """That forward pass has ended: `routing` is kept for what its backward pass computes again, for nothing else."""
+    def __init__(self) -> None:
+        self.routing: Routing | None = None
+        self.backward = -1
+        self.waiting: Routing | None = None
+        self.left = False
+
+
+class _Calls(threading.local):
+    """A `_Call` for each thread.
+
+    No context variable, which torch.compile cannot trace; and an object for each thread rather than attributes of this
+    one, for code that was compiled loses what it writes to a `threading.local`.
+    """
+
+    def __init__(self) -> None:  # called anew in every thread
+        self.of_thread = _Call()
 
 
 _GENERATING: ContextVar[Mapping[int, Routing]] = ContextVar("colora_generating")
@@ -59,7 +72,7 @@ class Router:
     follows: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._call = _Call()
+        self._calls = _Calls()
         self._key = next(_KEYS)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,6 +82,10 @@ class Router:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.__post_init__()
+
+    @property
+    def _call(self) -> _Call:
+        return self._calls.of_thread
 
     @property
     def current(self) -> Routing | None:

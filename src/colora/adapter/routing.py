@@ -56,9 +56,8 @@ class Routing:
         ids = self.ids[adapter_name]
         if isinstance(ids, int):
             return ids
-        if layout is RowLayout.FOREIGN:
-            if bool((ids == ids.flatten()[0]).all()):
-                return int(ids.flatten()[0])
+        foreign = layout is RowLayout.FOREIGN
+        if foreign:
             problem = f"layer {layer!r} sees {layout.value} (images, frames, or the tokens sent to one expert)"
         else:
             turned = layout is RowLayout.TIME_FIRST and x.ndim == 3
@@ -68,6 +67,8 @@ class Routing:
                 f"task_ids of shape {tuple(ids.shape)} do not fit the input of layer {layer!r}, of shape "
                 f"{tuple(x.shape)}: expected one id per row, (batch,), or one per token, (batch, seq)"
             )
+        if (foreign or ids.ndim == 1) and bool((ids == ids.flatten()[0]).all()):
+            return int(ids.flatten()[0])  # whatever the layer sees, its task is known
         raise TaskIdError(
             f"{problem}. A batch of several tasks cannot be told apart there: leave this layer out with "
             "exclude_modules, or give the whole batch one task"

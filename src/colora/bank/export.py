@@ -19,6 +19,7 @@ from colora.adapter.config import CoLoRAConfig
 from colora.adapter.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets.tied import tied_parts
+from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
 from colora.errors import ConfigError
 from colora.models.base import hub_name
@@ -112,15 +113,17 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     experts = list(
         dict.fromkeys(name.rpartition(".")[0] for name, layer in layers.items() if isinstance(layer, ExpertLinear))
     )
+    linear = [name for name, layer in layers.items() if not isinstance(layer, ExpertLinear)]
+    modules, parameters = spell_targets(bank_tuner(model).model, linear, experts)
     transposed = {layer.transposed for layer in layers.values() if not isinstance(layer, ExpertLinear)}
     lora = LoraConfig(
         r=config.r,
         # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         use_rslora=config.use_rslora,
-        lora_dropout=config.lora_dropout if not experts else 0.0,  # PEFT takes none beside fused weights
-        target_modules=sorted(name for name, layer in layers.items() if not isinstance(layer, ExpertLinear)),
-        target_parameters=experts or None,
+        lora_dropout=config.lora_dropout if not parameters else 0.0,  # PEFT takes none beside target_parameters
+        target_modules=modules,
+        target_parameters=parameters or None,
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=transposed == {True},
         task_type=config.task_type,

@@ -40,6 +40,7 @@ HARMLESS = {
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",  # which also names linear layers, by their weights
     "task_type",
     "use_rslora",
 }
@@ -67,6 +68,11 @@ def lora_config(path: Path) -> dict[str, Any]:
         for key, value in sorted(config.items())
         if key not in HARMLESS and (value or defaults.get(key)) and value != defaults.get(key)
     ]
+    if not all(isinstance(one, str) and one.endswith(".weight") for one in config.get("target_parameters") or []):
+        faults.append(
+            f"{CONFIG}: target_parameters: only plain LoRAs can be imported, expected weights of linear layers, "
+            f"found {config['target_parameters']!r}"
+        )
     config = defaults | config
     if config["init_lora_weights"] not in STARTS:
         faults.append(
