@@ -218,7 +218,7 @@ def _learned(value: dict[str, Any]) -> str:
 
 def _batched(value: dict[str, Any] | None) -> str:
     if value is None:
-        return "no text from text alone"
+        return "not tried: batches are for decoder-only models of text"
     if "error" in value:
         return f"error: {value['error']}"
     if "refused" in value:
