@@ -104,14 +104,14 @@ def read_run_tasks(config: RunConfig, run: Path | None = None) -> list[Task]:
     """
     sources = [TaskSource(**spec.model_dump()) for spec in config.tasks]
     tasks = read_tasks(sources, seed=config.seed)
-    changed = set() if run is None else differing_tasks(run, task_manifest(tasks))
+    changed = set() if run is None else differing_tasks(run, tasks)
     if run is None or not changed:
         return tasks
     try:
         earlier = {task.name: task for task in read_tasks(sources, seed=config.seed, together=False)}
     except TaskFileError:  # counts that could not be had then
         return tasks
-    kept = changed - differing_tasks(run, task_manifest(list(earlier.values())))
+    kept = changed - differing_tasks(run, list(earlier.values()))
     if kept:
         warnings.warn(
             f"{run}: the splits of {quoted(sorted(kept))} are kept as an earlier version drew them, so equal inputs "

@@ -151,10 +151,11 @@ def check_same_tasks(run: Path, now: Mapping[str, Any]) -> None:
         )
 
 
-def differing_tasks(run: Path, now: Mapping[str, Any]) -> set[str]:
-    """Names of the tasks in this manifest of which the run in a folder, if there is one, had other splits."""
+def differing_tasks(run: Path, tasks: Sequence[Task]) -> set[str]:
+    """Names of those tasks of which the run in a folder, if there is one, had other splits."""
     try:
         before = json.loads((run / "tasks.json").read_text(encoding="utf-8"))
+        now = task_manifest(tasks)  # hashes all examples, which a run that begins does later, once
         return {name for name in now.keys() & before.keys() if before[name]["splits"] != now[name]["splits"]}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return set()  # `check_same_tasks` tells what is damaged
