@@ -14,22 +14,11 @@ from colora.errors import ConfigError
 from colora.serving import receiving
 from colora.serving.connections import Connection
 from colora.serving.server import Listen, check_listen
-from tests.helpers.servers import ask, make_bank, serving
+from tests.helpers.servers import ask, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 PAGE = "https://app.example.org"
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return make_bank(tmp_path_factory.mktemp("bank"))
-
-
-@pytest.fixture(scope="module")
-def server(bank):
-    with serving(bank) as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,16 +10,11 @@ import pytest
 from colora.models.decoding.sampling import Sampling
 from colora.serving.access import Tenant
 from colora.serving.scheduler import BusyError
-from tests.helpers.servers import ask, make_bank, process, serving
+from tests.helpers.servers import ask, process, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 LONG = {"max_tokens": 450, "temperature": 1, "seed": 5}
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return make_bank(tmp_path_factory.mktemp("bank"))
 
 
 def long_requests(server, count=1, **fields):

@@ -4,17 +4,11 @@ import json
 
 import pytest
 
-from tests.helpers.servers import ask, make_bank, serving
+from tests.helpers.servers import ask
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(make_bank(tmp_path_factory.mktemp("bank"))) as running:
-        yield running
 
 
 def body(path, **fields):

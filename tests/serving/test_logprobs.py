@@ -9,23 +9,12 @@ import torch
 from colora.bank.load import load_bank
 from colora.models.decoding.logprobs import token_logprobs
 from colora.serving.logprobs import CompletionLogprobs, TokenBytes
-from tests.helpers.servers import ask, make_bank, serving
+from tests.helpers.servers import ask
 from tests.helpers.tiny import byte_fallback_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return make_bank(tmp_path_factory.mktemp("bank"))
-
-
-@pytest.fixture(scope="module")
-def server(bank):
-    with serving(bank) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

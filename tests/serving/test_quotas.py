@@ -13,18 +13,13 @@ from colora.serving.jobs import MOST_EXAMPLES, MOST_REMEMBERED, MOST_WAITING, Jo
 from colora.serving.quotas import Limits, QuotaError, Uploads, WaitError, rows_of
 from colora.serving.store import CoreStore
 from tests.helpers.run_files import cli, refusal
-from tests.helpers.servers import make_bank, serving
+from tests.helpers.servers import serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 def tenant(name, digit, **limits):
     return Tenant(name=name, key_sha256=digit * 64, limits=Limits(**limits))
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return make_bank(tmp_path_factory.mktemp("bank"))
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 INPUTS = ("one", "two words", "three words here", "ünï€ode")
 
 
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return make_bank(tmp_path_factory.mktemp("bank"))
-
-
-@pytest.fixture(scope="module")
-def server(bank):
-    with serving(bank) as running:
-        yield running
-
-
 @pytest.fixture
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai_client:

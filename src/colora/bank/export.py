@@ -115,7 +115,7 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     )
     linear = [name for name, layer in layers.items() if not isinstance(layer, ExpertLinear)]
     modules, parameters = spell_targets(bank_tuner(model).model, linear, experts)
-    transposed = {layer.transposed for layer in layers.values() if not isinstance(layer, ExpertLinear)}
+    transposed = {layers[name].transposed for name in linear}
     lora = LoraConfig(
         r=config.r,
         # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.

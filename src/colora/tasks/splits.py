@@ -51,8 +51,7 @@ def make_splits(
         notes: where it is noted what a user would not expect of the sizes.
         together: False draws as the first version did, with only equal examples as one.
     """
-    draw = _Draw(given, source, name, seed, faults)
-    draw.together = together
+    draw = _Draw(given, source, name, seed, faults, together)
     draw.gather(groups or {})
     draw.cut_given()
     draw.fill_missing()
@@ -65,12 +64,18 @@ class _Draw:
     """One task's splits in the making."""
 
     def __init__(
-        self, given: Mapping[str, Sequence[Example]], source: TaskSource, name: str, seed: int, faults: Faults
+        self,
+        given: Mapping[str, Sequence[Example]],
+        source: TaskSource,
+        name: str,
+        seed: int,
+        faults: Faults,
+        together: bool,
     ) -> None:
         self.given, self.source, self.name, self.seed, self.faults = given, source, name, seed, faults
+        self.together = together
         self.splits: Split = dict.fromkeys(SPLITS, ())
         self.drawn = False
-        self.together = True
         self.notes: list[str] = []
         self.kept: dict[str, list[Example]] = {}
         self.of: dict[Example, int] = {}

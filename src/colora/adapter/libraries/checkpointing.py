@@ -1,9 +1,9 @@
 """Gradient checkpointing that keeps each forward pass's task ids for its own recomputation.
 
 transformers runs a checkpointed block through `block._gradient_checkpointing_func`, and torch's `CheckpointWrapper`,
-which accelerate uses for FSDP, through its `checkpoint_fn`. The block is run again during
-the backward pass, when another forward pass may have changed the current routing: the gradients would then be those
-of other tasks' cores, without a word. So the function is wrapped: it binds the routing of the call.
+which accelerate uses for FSDP, through its `checkpoint_fn`. The block is run again during the backward pass, when
+another forward pass may have changed the current routing: the gradients would then be those of other tasks' cores,
+without a word. So the function is wrapped: it binds the routing of the call.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,6 @@ from colora.adapter.router import Router
 from colora.adapter.routing import Routing
 
 __all__ = ["checkpointed_blocks", "keep_routing"]
-
 
 _FUNCTIONS = ("_gradient_checkpointing_func", "checkpoint_fn")
 """Attributes that hold the checkpointing function: of transformers' blocks, and of torch's `CheckpointWrapper`."""

@@ -12,13 +12,13 @@ from transformers import PretrainedConfig
 
 from colora.errors import ConfigError
 from colora.models.decoding.cache import check_attention
-from colora.models.decoding.limits import most_positions
 from colora.models.decoding.logprobs import token_logprobs
 from colora.models.decoding.passes import Passes
 from colora.models.decoding.probe import checked_mask
 from colora.models.decoding.row import Piece, Row
 from colora.models.decoding.sampling import RowError, Sampler, next_tokens
 from colora.models.decoding.text import TextStream
+from colora.models.positions import most_positions
 from colora.tasks.prompts import end_token_ids
 from colora.tasks.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ class Batch:
         self.model: Any = model.get_base_model()
         self.tokenizer = tokenizer
         config: PretrainedConfig = self.model.config
-        self.positions = most_positions(config, positions)
+        self.positions = min(limit for limit in (positions, most_positions(self.model), 2**20) if limit)
         check_attention(config, self.positions)
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(f"expected a fast tokenizer, found {type(tokenizer).__name__}")

@@ -1,4 +1,4 @@
-"""What a model's configuration says about how far it goes, and from which length on it works differently."""
+"""What a model's configuration says about the lengths from which on it works differently."""
 
 import re
 from collections.abc import Iterator
@@ -8,9 +8,8 @@ from transformers import PretrainedConfig
 
 from colora.errors import ConfigError
 
-__all__ = ["check_scaling", "most_positions", "spans"]
+__all__ = ["check_scaling", "spans"]
 
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 # Positions scaled by the same factors at any length; "dynamic" and "longrope" look at the longest row of the batch.
 _STATIC_SCALING = {"default", "linear", "yarn", "llama3", "proportional"}
 # Fields that may say how far a layer looks, whatever the model calls it. Those that check_attention and check_scaling
@@ -19,13 +18,6 @@ _SPAN = re.compile(r"window|chunk|local|block|span|stride|segment|floor_scale|co
 _NO_SPAN = re.compile(
     r"^(num|n)_|experts?|layers?|heads?|hidden|intermediate|_id$|_dim$|^sliding_window$|^initial_context|theta|freq|base"
 )
-
-
-def most_positions(config: PretrainedConfig, wanted: int | None) -> int:
-    """The longest row: what is wanted, or as much as the model has."""
-    text = config.get_text_config()
-    limits = [wanted, 2**20, *(getattr(text, name, None) for name in _LENGTHS)]
-    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
 
 
 def check_scaling(config: PretrainedConfig, positions: int) -> None:

@@ -87,9 +87,7 @@ class TextStream:
             text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as error:  # a panic of the tokenizer's own language is no Exception, and would end a thread
+        except BaseException as error:  # a panic of the tokenizer's code, which would end the thread
             raise RuntimeError(f"the tokenizer's decoder failed: {error}") from error
         return text
 
