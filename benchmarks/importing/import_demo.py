@@ -24,7 +24,7 @@ from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.experiments.demo import measure_alone, write_tasks
 from colora.tasks.families.calendar import date_tasks
-from colora.tasks.prompts import use_plain_prompts
+from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.training.config import EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 

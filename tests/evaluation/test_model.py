@@ -11,7 +11,7 @@ from colora.evaluation.nll import token_nll
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.generate import generate_outputs
 from colora.tasks.encode import encode_causal, encode_seq2seq
-from colora.tasks.prompts import end_token_id, prompt_ids
+from colora.tasks.prompting.prompts import end_token_id, prompt_ids
 from colora.tasks.schema import Example, Task
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 
 from colora.errors import ConfigError
 from colora.tasks.encode import IGNORED, encode_causal, encode_seq2seq
-from colora.tasks.prompts import conversation_ids, fit_prompt, prompt_ids
+from colora.tasks.prompting.prompts import conversation_ids, fit_prompt, prompt_ids
 from colora.tasks.schema import Example, Task, TaskSource
 from colora.training.run_folder import task_manifest
 from tests.helpers.run_files import cli, refusal, run_file, save_base

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from colora.errors import ConfigError, TaskFileError, TaskIdError
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import IGNORED, encode_causal, encode_seq2seq, encode_tasks
-from colora.tasks.prompts import end_token_id, end_token_ids, prompt_ids
+from colora.tasks.prompting.prompts import end_token_id, end_token_ids, prompt_ids
 from colora.tasks.schema import Example, Task
 from tests.helpers.tiny import tiny_llama, tiny_t5, tiny_tokenizer
 

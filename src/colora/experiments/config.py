@@ -142,6 +142,11 @@ class Experiment(_Settings):
     split: Literal["val", "test"] = Field("test", description="What is measured on; rates are chosen on 'val'.")
     test: Count = Field(24, description="Examples of each task whose likelihood is measured.")
     generate: int = Field(12, ge=0, description="The first so many of these are also answered by generation.")
+    prompt: str | None = Field(
+        None,
+        description="How input and answer stand in one text: a template such as 'Q: {input}\\nA: {output}', the name "
+        "of one, or 'auto', the one under which the untouched base finds the training answers likeliest.",
+    )
     max_length: int = Field(64, ge=8, description="Longest row in tokens.")
     max_new_tokens: Count = Field(32, description="Longest answer in tokens.")
     grid: dict[str, str] = Field({}, description="For each method, which settings were tried to choose its own.")

@@ -7,6 +7,7 @@ from colora.experiments.config import Experiment, MethodSettings
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import misnamed_tasks
 from colora.experiments.plan import planned_trials, variants
+from colora.tasks.prompting.templates import parse_template
 
 __all__ = ["inconsistencies"]
 
@@ -37,6 +38,11 @@ def _budgets(experiment: Experiment) -> Iterator[str]:
 def _sizes(experiment: Experiment) -> Iterator[str]:
     if experiment.generate > experiment.test:
         yield f"generate: expected at most test ({experiment.test}), found {experiment.generate}"
+    if experiment.prompt is not None and experiment.prompt != "auto":
+        try:
+            parse_template(experiment.prompt)
+        except ConfigError as error:
+            yield f"prompt: {error}"
     for group, tasks in experiment.groups.items():
         for fault in misnamed_tasks(tasks):
             yield f"groups.{group}: {fault}"

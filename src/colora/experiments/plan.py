@@ -12,7 +12,8 @@ from colora.experiments.trial import Trial
 __all__ = ["planned_trials", "variants"]
 
 # What a trial takes over from its experiment as it is.
-COMMON = ("base", "dtype", "first_layer", "warmup_steps", "split", "test", "generate", "max_length", "max_new_tokens")
+_MODEL = ("base", "dtype", "first_layer", "prompt", "max_length", "max_new_tokens")
+COMMON = (*_MODEL, "warmup_steps", "split", "test", "generate")
 
 UNUSED_STEPS = 10  # of a round, where there are no rounds
 

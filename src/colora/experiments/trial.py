@@ -60,13 +60,17 @@ class Trial(_Frozen):
     split: Literal["val", "test"] = Field("test", description="What is measured on.")
     test: int = Field(24, ge=1, description="Examples of each task whose likelihood is measured.")
     generate: int = Field(12, ge=0, description="The first so many of these are also answered by generation.")
+    prompt: str | None = Field(
+        None, description="A template or its name, or 'auto'; None: input and answer with a newline between."
+    )
     max_length: int = Field(64, ge=8, description="Longest row in tokens.")
     max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
 
     @property
     def key(self) -> str:
         """Name of the trial's file: readable, and unique by a digest of all settings."""
-        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        later = {"prompt"} if self.prompt is None else set()  # as the keys of records from before there was a choice
+        settings = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         size = f"k{len(self.tasks)}-n{self.examples}-r{self.rank}"
         return f"{self.method}-{self.group}-{self.regime}-{size}-seed{self.seed}-{digest}"
@@ -125,6 +129,7 @@ class TrialRecord(_Frozen):
         seconds: "train", "evaluate", and what else was timed.
         peak_memory: bytes of the process's resident set (of the accelerator's memory, on one), the most seen.
         losses: the training loss now and then, as (step, mean over tasks of nats per token).
+        prompt: the template that "auto" chose.
         similarity: cosine of the tasks' full updates, (K, K), where the method has one update per task.
         code: digest of the library's sources; records of two codes are not one experiment.
         environment: where and when it was run, with the revision of the sources.
@@ -142,6 +147,7 @@ class TrialRecord(_Frozen):
     seconds: dict[str, float] = {}
     peak_memory: int = 0
     losses: list[tuple[int, float]] = []
+    prompt: str | None = None
     similarity: list[list[float]] | None = None
     code: str = ""
     environment: dict[str, Any] = {}

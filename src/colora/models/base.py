@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from colora.errors import BaseModelError
 from colora.models.auto_class import ModelKind, auto_class
 from colora.models.gguf import unpacked_gguf
-from colora.tasks.prompts import use_plain_prompts
+from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
 from colora.tasks.vocabulary import beyond_embeddings
 

@@ -12,7 +12,7 @@ from colora.models.batching import device_of, length_batches, pad, pad_token_id
 from colora.models.likelihood import is_encoder_decoder
 from colora.models.modes import eval_mode
 from colora.models.positions import most_positions
-from colora.tasks.prompts import end_token_ids, fit_prompt
+from colora.tasks.prompting.prompts import end_token_ids, fit_prompt
 from colora.tasks.schema import Example
 from colora.tasks.tokenizer import Tokenizer
 from colora.tasks.vocabulary import beyond_embeddings

@@ -24,7 +24,7 @@ from colora.serving.metrics import Metrics
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
 from colora.serving.store import CoreStore
-from colora.tasks.prompts import conversation_ids
+from colora.tasks.prompting.prompts import conversation_ids
 
 __all__ = ["Options", "PromptTooLongError", "Service"]
 

@@ -9,9 +9,9 @@ from typing import TypedDict
 from torch.utils.data import Dataset
 
 from colora.errors import ConfigError, TaskIdError
-from colora.tasks.chat_template import chat_format
 from colora.tasks.faults import Faults, quoted
-from colora.tasks.prompts import end_token_id, fit_prompt
+from colora.tasks.prompting.chat_template import chat_format
+from colora.tasks.prompting.prompts import answer_ids, end_token_id, fit_prompt
 from colora.tasks.schema import Example, Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.tasks.vocabulary import beyond_embeddings
@@ -61,7 +61,7 @@ def encode_causal(
         output: the output to train on; by default the example's first.
         end_id: `end_token_id(tokenizer)`, for callers with many examples.
     """
-    answer = _answer(output if output is not None else example.outputs[0], tokenizer)
+    answer = answer_ids(example, output if output is not None else example.outputs[0], tokenizer)
     answer.append(end_token_id(tokenizer) if end_id is None else end_id)
     prompt, dropped = fit_prompt(example, tokenizer, max_length - len(answer))
     input_ids = prompt + answer
@@ -73,15 +73,10 @@ def encode_seq2seq(
 ) -> Encoded:
     """The prompt for the encoder and the output for the decoder, each with an end token and each of at most
     `max_length` tokens; arguments as for `encode_causal`."""
-    answer = _answer(output if output is not None else example.outputs[0], tokenizer)
+    answer = answer_ids(example, output if output is not None else example.outputs[0], tokenizer, encoder_decoder=True)
     answer.append(end_token_id(tokenizer, encoder_decoder=True) if end_id is None else end_id)
     prompt, dropped = fit_prompt(example, tokenizer, max_length, encoder_decoder=True)
     return Encoded(prompt, answer, dropped, max(len(prompt), len(answer)) > max_length)
-
-
-def _answer(output: str, tokenizer: Tokenizer) -> list[int]:
-    # Apart from the prompt, so that no token straddles the two: generation starts at that very border.
-    return list(tokenizer(output, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @dataclass(frozen=True)

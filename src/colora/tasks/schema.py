@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-__all__ = ["SPLITS", "Example", "Task", "TaskSource", "first_examples"]
+from colora.tasks.prompting.templates import PromptTemplate
+
+__all__ = ["SPLITS", "Example", "Task", "TaskSource", "first_examples", "prompted"]
 
 SPLITS = ("train", "val", "test")
 
@@ -17,12 +19,14 @@ class Example:
         outputs: the answers that count as right.
         instruction: stands at the beginning of the prompt.
         history: what user and assistant said before `input` in turn, the user first; it is part of the prompt alone.
+        template: how these texts stand in the prompt; None for the tokenizer's chat template, or the plain text.
     """
 
     input: str
     outputs: tuple[str, ...]
     instruction: str | None = None
     history: tuple[str, ...] = ()
+    template: PromptTemplate | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class Task:
 def first_examples(task: Task, split: str, limit: int | None) -> Task:
     """The task with the first `limit` examples of a split alone, all if None; its other splits stay."""
     return replace(task, splits=task.splits | {split: task.splits.get(split, ())[:limit]})
+
+
+def prompted(task: Task, template: PromptTemplate | None) -> Task:
+    """The task with this template for all its examples."""
+    splits = {
+        split: tuple(replace(example, template=template) for example in examples)
+        for split, examples in task.splits.items()
+    }
+    return replace(task, splits=splits)
 
 
 @dataclass(frozen=True)

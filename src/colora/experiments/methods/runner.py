@@ -26,7 +26,9 @@ from colora.experiments.methods.starts import start_from_gradient, start_from_we
 from colora.experiments.methods.train import Training, task_losses, train
 from colora.experiments.trial import Trial, TrialRecord
 from colora.models.base import load_base
-from colora.tasks.schema import Task
+from colora.models.prompt_choice import likeliest_template
+from colora.tasks.prompting.templates import NAMED_TEMPLATES, parse_template
+from colora.tasks.schema import Task, prompted
 
 __all__ = ["Runner", "compress", "find_method"]
 
@@ -76,6 +78,7 @@ class Runner:
         """
         method = find_method(trial.method)
         forward = self._forward(trial.first_layer)
+        prompt, tasks = self._prompted(tasks, trial)
         torch.manual_seed(trial.seed)
         train_rows = encode_rows(tasks, self.tokenizer, "train", trial.max_length)
         test_rows = [rows[: trial.test] for rows in encode_rows(tasks, self.tokenizer, trial.split, trial.max_length)]
@@ -106,6 +109,7 @@ class Runner:
             seconds={"train": round(trained - begun, 2), "evaluate": round(ended - trained, 2)},
             peak_memory=training.peak_memory,
             losses=training.losses,
+            prompt=prompt,
             similarity=alike,
         )
 
@@ -133,6 +137,16 @@ class Runner:
         training.traffic.up += sent.up
         training.traffic.down += sent.down
         return training
+
+    def _prompted(self, tasks: list[Task], trial: Trial) -> tuple[str | None, list[Task]]:
+        """The tasks with the trial's prompt, and its name if it was chosen here."""
+        if trial.prompt is None:
+            return None, tasks
+        if trial.prompt != "auto":
+            template = parse_template(trial.prompt)
+            return None, [prompted(task, template) for task in tasks]
+        name, _ = likeliest_template(self.model, self.tokenizer, tasks, trial.max_length)
+        return name, [prompted(task, NAMED_TEMPLATES[name]) for task in tasks]
 
     def _answers(self, tasks: list[Task], trial: Trial) -> list[list[str]]:
         """The generated answers of each task; none if the trial generates none."""

@@ -19,7 +19,7 @@ from colora.models.decoding.row import Piece, Row
 from colora.models.decoding.sampling import RowError, Sampler, next_tokens
 from colora.models.decoding.text import TextStream
 from colora.models.positions import most_positions
-from colora.tasks.prompts import end_token_ids
+from colora.tasks.prompting.prompts import end_token_ids
 from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Piece", "Row", "RowError", "run_rows"]

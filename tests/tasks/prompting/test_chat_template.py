@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from colora.errors import ConfigError
 from colora.models.generate import fit_prompts
-from colora.tasks.chat_template import chat_format, prompt_text
 from colora.tasks.encode import encode_causal, encode_tasks
-from colora.tasks.prompts import conversation_ids, end_token_id, prompt_ids
+from colora.tasks.prompting.chat_template import chat_format, prompt_text
+from colora.tasks.prompting.prompts import conversation_ids, end_token_id, prompt_ids
 from colora.tasks.schema import Example, Task
 from tests.helpers.run_files import cli, refusal, run_file
 from tests.helpers.servers import ask, make_bank, serving

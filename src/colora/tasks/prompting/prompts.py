@@ -4,11 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from colora.errors import ConfigError
-from colora.tasks.chat_template import chat_format, prompt_text
+from colora.tasks.prompting.chat_template import chat_format, prompt_text
 from colora.tasks.schema import Example
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["conversation_ids", "end_token_id", "end_token_ids", "fit_prompt", "prompt_ids", "use_plain_prompts"]
+__all__ = [
+    "answer_ids",
+    "conversation_ids",
+    "end_token_id",
+    "end_token_ids",
+    "fit_prompt",
+    "prompt_ids",
+    "use_plain_prompts",
+]
 
 
 def prompt_ids(
@@ -18,7 +26,8 @@ def prompt_ids(
 
     Instruction and input stand in one user turn, a blank line between them, because not every chat template
     knows a system turn. Without a chat template, and for encoder-decoders, the prompt is the plain text with a
-    newline after it, with the tokenizer's special tokens at its start; only encoder-decoders get the end token.
+    newline after it, with the tokenizer's special tokens at its start; only encoder-decoders get the end token. An
+    example's own template takes the place of both.
     The text stands in the prompt whole, whatever the template does, or it is an error.
 
     Args:
@@ -29,7 +38,7 @@ def prompt_ids(
         encoder_decoder: whether the prompt is for an encoder.
 
     Raises:
-        ConfigError: a chat template that raises or loses text, see `colora.tasks.chat_template`.
+        ConfigError: a chat template that raises or loses text, see `colora.tasks.prompting.chat_template`.
     """
     if max_length is None:
         return _render(example, tokenizer, encoder_decoder)
@@ -79,6 +88,33 @@ def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: T
     return _render(Example(text, (), instruction, tuple(history)), tokenizer, False)
 
 
+def answer_ids(example: Example, output: str, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[int]:
+    """The token ids of an answer without its end token, as they follow the prompt.
+
+    They are tokenised apart from the prompt, so that no token straddles the two: generation starts at that very border.
+    Where a template gives the answer spaces to begin with, the ids are those that follow the prompt's in the whole
+    text, if it begins with these; for some tokenizers put a space of their own before every text.
+
+    Args:
+        example: its outputs are not looked at.
+        output: the answer.
+        tokenizer: a transformers tokenizer.
+        encoder_decoder: whether the answer is for a decoder with a beginning of its own.
+    """
+    template = example.template
+    if template is None or not template.lead or encoder_decoder:
+        return _tokens(output, tokenizer)
+    before = template.prompt(example.instruction, example.input)
+    prompt, whole = _tokens(before, tokenizer), _tokens(before + template.lead + output, tokenizer)
+    if whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    return _tokens(template.lead + output, tokenizer)
+
+
+def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def use_plain_prompts(tokenizer: Tokenizer) -> None:
     """Switch the chat template off: prompts are then plain text, without the tokens of a template's system message."""
     tokenizer.chat_template = None
@@ -113,14 +149,15 @@ def end_token_ids(tokenizer: Tokenizer) -> set[int]:
 def _render(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
     first, *later = (*example.history, example.input)
     turns = ["\n\n".join(part for part in (example.instruction, first) if part), *later]
-    if tokenizer.chat_template and not encoder_decoder:
+    if example.template is None and tokenizer.chat_template and not encoder_decoder:
         # The template has written the special tokens.
         return list(tokenizer(prompt_text(turns, tokenizer), add_special_tokens=False, verbose=False)["input_ids"])
     if later:
         why = "an encoder-decoder reads one text" if encoder_decoder else "without a chat template a prompt is one text"
         raise ConfigError(f"expected one message of the user's, found a conversation of {len(turns)} turns: {why}")
     [content] = turns
-    ids = list(tokenizer(content + "\n", verbose=False)["input_ids"])
+    text = content + "\n" if example.template is None else example.template.prompt(example.instruction, first)
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
     eos = tokenizer.eos_token_id
     while ids and ids[-1] == eos:
         ids.pop()
