@@ -37,8 +37,10 @@ def test_tasks_are_asked_for_as_the_trial_says(tmp_path):
     _, runner = run(
         tmp_path, plan=experiment(seeds=3, regimes="explicit", examples=5, test=7, generate=2), data=tmp_path
     )
-    wanted = {"examples": 5, "seed": 3, "regime": "explicit", "val": 7, "test": 7, "data": tmp_path}
+    wanted = {"examples": 5, "seed": 3, "regime": "explicit", "val": 0, "test": 7, "data": tmp_path}
     assert runner.tasks == [[("date-es", wanted), ("date-pt", wanted)]] * 3
+    _, runner = run(tmp_path, plan=experiment(test=7, generate=2, split="val"))
+    assert {(asked["val"], asked["test"]) for tasks in runner.tasks for _, asked in tasks} == {(7, 0)}
     assert runner.tasks[0] is runner.tasks[1]  # made once for neighbouring trials
 
 

@@ -7,6 +7,8 @@ import pytest
 from colora.common.files import fits_name_rule
 from colora.errors import ConfigError
 from colora.tasks.families.calendar import date_example, find_locale
+from colora.tasks.families.flan import FLAN
+from colora.tasks.families.function_vectors import FACTS, LETTERS, LISTS, WORDS
 from colora.tasks.families.make import family_descriptions, make_tasks
 from colora.tasks.families.named import GROUPS, group_tasks
 from colora.tasks.schema import SPLITS
@@ -17,7 +19,9 @@ pytest.importorskip("num2words")
 
 NAMES = (
     "date-es", "date-pt", "number-de", "scan-126", "scan-127", "odd-man-out-141", "odd-man-out-142", "codah-156",
-    "tweet-irony",
+    "tweet-irony", "letters-capitalize_first_letter", "letters-lowercase_first_letter", "words-antonym",
+    "lists-choose_first_of_3", "facts-park-country", "annotator-01", "annotator-02", "flan-paraphrase",
+    "flan-text_formatting",
 )  # fmt: skip
 
 
@@ -94,6 +98,15 @@ def test_explicit_instructions_name_the_task(make):
     assert instructions["date-es"] == "Date in Spanish:"
     assert instructions["number-de"] == "Number in German:"
     assert instructions["tweet-irony"] == "irony or non_irony?"
+    assert instructions["letters-lowercase_first_letter"] == "First letter, in lower case:"
+    assert instructions["annotator-02"] == "Annotator 2:"
+    (rater,) = make(["rater-012"], val=0, regime="explicit")
+    assert rater.splits["train"][0].instruction == "Rater 12:"
+
+
+def test_the_instructions_of_a_family_differ():
+    for family in (LETTERS, LISTS, FACTS, WORDS, FLAN):
+        assert len(family) == len(set(family.values())) == 8
 
 
 @pytest.mark.parametrize("names", [("date-es", "date-pt", "date-zh"), ("number-es", "number-it")])
@@ -113,6 +126,41 @@ def test_the_same_content_is_held_out_though_the_inputs_differ(make):
     tested = {text.rpartition(" a")[2].partition(",")[0] for text in inputs(without, "test")}
     trained = {text.rpartition(" a")[2].partition(",")[0] for text in inputs(with_category, "train")}
     assert not tested & trained
+
+
+def test_a_word_is_held_out_in_all_families_of_words_whatever_its_case(make):
+    names = ["letters-capitalize_first_letter", "letters-lowercase_first_letter", "words-antonym"]
+    tasks = make(names, examples=40, val=15, test=15)
+    for split, other in (("train", "test"), ("train", "val"), ("val", "test")):
+        one, two = ({text.lower() for task in tasks for text in inputs(task, each)} for each in (split, other))
+        assert not one & two
+    assert {example.outputs for example in tasks[0].splits["train"]} == {("W",)}
+
+
+def test_people_are_never_tested_on_what_another_was_trained_on(make):
+    tasks = make(["annotator-01", "annotator-02"], examples=50, val=20, test=30)
+    tested, validated, trained = (
+        {text for task in tasks for text in inputs(task, s)} for s in ("test", "val", "train")
+    )
+    assert not tested & trained
+    assert not tested & validated
+    assert not trained & validated
+    assert all(int(text.split()[1]) >= 200 for text in tested), "the test file's"
+    raters = make(["rater-000", "rater-012"], examples=80, val=0, test=30)
+    assert all(len(text) <= 160 for task in raters for split in SPLITS for text in inputs(task, split))
+    assert inputs(raters[0], "train") != inputs(raters[1], "train"), "each in an order of its own"
+    with pytest.raises(ConfigError, match="val: expected 1, found 0"):
+        make(["rater-000"], val=1)
+
+
+def test_all_training_examples_of_a_client_can_be_used_and_long_answers_are_left_out(make):
+    (all_of_them,) = make(["flan-text_formatting"], examples=96, val=0, test=96)
+    assert all(len(example.outputs[0]) < 140 for split in SPLITS for example in all_of_them.splits[split])
+    (some,) = make(["flan-text_formatting"], examples=60, val=36, test=0)
+    assert inputs(all_of_them, "train")[:60] == inputs(some, "train")
+    assert not set(inputs(some, "train")) & set(inputs(some, "val"))
+    with pytest.raises(ConfigError, match="val: expected 37, found 36"):
+        make(["flan-text_formatting"], examples=60, val=37)
 
 
 def test_dates_are_those_of_cldr(make):
@@ -166,6 +214,12 @@ def test_an_unknown_name_lists_the_families(make):
         ("codah-157", "known: codah-156"),
         ("tweet-spam", "known: tweet-emotion, tweet-irony, "),
         ("scan-128", r"expected one file .*task128_\*\.json, found task126_scan.json, task127_scan.json, "),
+        ("letters-vowels", "known: letters-capitalize, letters-capitalize_first_letter, "),
+        ("words-synonym", "expected the file .*synonym.jsonl, found none"),
+        ("flan-poetry", "known: flan-coreference, flan-entailment, "),
+        ("annotator-1", 'with a number of 2 digits, found "annotator-1"'),
+        ("rater-../x", "with a number of 3 digits"),
+        ("annotator-21", "expected the folder .*annotator_21, found none"),
         ("tweet-emotion", "expected the folder .*emotion, found none"),
     ],
 )
@@ -226,11 +280,13 @@ def test_a_missing_package_is_named(make, monkeypatch, package, name, message):
 def test_groups_hold_tasks_that_differ_and_could_be_made():
     for group, names in GROUPS.items():
         assert group_tasks(group) == names
-        assert group.endswith(f"-{len(names)}")
+        assert group.endswith((f"-{len(names)}", "-a", "-b"))
         assert len(set(names)) == len(names)
         assert all(name.startswith(tuple(f"{prefix}-" for prefix in family_descriptions())) for name in names)
         assert all(fits_name_rule(name) for name in names)
     assert GROUPS["similar-32"][:8] == GROUPS["similar-8"]
+    assert GROUPS["dates-4"] == GROUPS["similar-8"][:4]
+    assert len({*GROUPS["annotators-a"], *GROUPS["annotators-b"]}) == 20
     assert GROUPS["half-8"][:4] == GROUPS["similar-8"][:4]
 
 

@@ -62,13 +62,14 @@ class TaskCache:
 
     def of(self, trial: Trial) -> list[Task]:
         """The tasks of a trial."""
-        key = (trial.tasks, trial.examples, trial.seed, trial.regime, trial.test)
+        key = (trial.tasks, trial.examples, trial.seed, trial.regime, trial.split, trial.test)
         if self._made is None or self._made[0] != key:
             tasks = self._make_tasks(
                 list(trial.tasks),
                 examples=trial.examples,
-                val=trial.test,
-                test=trial.test,
+                # Only what is measured on: some tasks have few validation examples, or none.
+                val=trial.test if trial.split == "val" else 0,
+                test=trial.test if trial.split == "test" else 0,
                 seed=trial.seed,
                 regime=trial.regime,
                 data=self._data,

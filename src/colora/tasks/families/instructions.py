@@ -59,7 +59,7 @@ def _draw(
         raise ConfigError(
             f'task "{request.name}": expected one file {folder}/task{request.variant}_*.json, found {found}'
         )
-    examples = short_examples(read_splits(files[0], only_train=True)["train"], family)
+    examples = short_examples(read_splits(files[0], ("train",))["train"], family)
     splits = assign_splits(shuffled(examples, request), key, family, request)
     pool = f"half, a quarter and a quarter of {len(examples)} with at most {LONGEST[family]} bytes"
     return DrawnTask(checked_splits(splits, request, pool), instructions[request.variant], f"{FOLDER}/{files[0].name}")

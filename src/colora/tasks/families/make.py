@@ -8,8 +8,11 @@ from typing import Literal
 from colora.errors import ConfigError
 from colora.tasks.families.dates import draw_dates
 from colora.tasks.families.draw import DrawnTask, TaskRequest
+from colora.tasks.families.flan import draw_flan
+from colora.tasks.families.function_vectors import draw_facts, draw_letters, draw_lists, draw_words
 from colora.tasks.families.instructions import draw_codah, draw_odd_man_out, draw_scan
 from colora.tasks.families.numbers import draw_numbers
+from colora.tasks.families.people import draw_annotators, draw_raters
 from colora.tasks.families.tweets import draw_tweets
 from colora.tasks.schema import Task
 
@@ -31,6 +34,13 @@ FAMILIES = {
     ),
     "codah": _Family("the most plausible of four completions, Natural Instructions 156: codah-156", draw_codah),
     "tweet": _Family("the label of a tweet, a folder of TweetEval: tweet-irony", draw_tweets),
+    "letters": _Family("letters of a word, of function vectors: letters-word_length", draw_letters),
+    "lists": _Family("one word of three, of function vectors: lists-choose_last_of_3", draw_lists),
+    "facts": _Family("what the world knows of a name, of function vectors: facts-country-capital", draw_facts),
+    "words": _Family("translations and forms of a word, of function vectors: words-antonym", draw_words),
+    "annotator": _Family("whether a person finds a tweet hateful, 01 to 20: annotator-07", draw_annotators),
+    "rater": _Family("how offensive, 1 to 5, a person finds a comment, 000 to 095: rater-012", draw_raters),
+    "flan": _Family("a client of FedDPA's first division of Flan: flan-entailment", draw_flan),
 }
 
 
@@ -52,7 +62,7 @@ def make_tasks(
         seed: other seeds draw other examples.
         regime: "implicit": the prompt is the input alone, and does not say whose task it is. "explicit": a few words
             that do, the same in each example of a task, stand before it. The examples are the same ones.
-        data: the folder with "natural_instructions" and "tweeteval", for the tasks that are read from files; by
+        data: the folder with "natural_instructions", "tweeteval" and so on, for the tasks that are read from files; by
             default $COLORA_DATA, or else ../shared/data beside the checkout.
 
     Raises:

@@ -3,7 +3,7 @@
 from colora.errors import ConfigError
 from colora.tasks.families.draw import DrawnTask, TaskRequest, checked_splits, shuffled
 from colora.tasks.families.files import LONGEST, data_folder, read_splits, short_examples
-from colora.tasks.schema import Example
+from colora.tasks.schema import SPLITS, Example
 
 __all__ = ["TWEETS", "draw_tweets"]
 
@@ -28,7 +28,7 @@ def draw_tweets(request: TaskRequest) -> DrawnTask:
     if request.variant not in TWEETS:
         known = ", ".join(f"tweet-{variant}" for variant in TWEETS)
         raise ConfigError(f'expected a task of the family tweet, found "{request.name}"; known: {known}')
-    examples = read_splits(data_folder(request, f"{FOLDER}/{request.variant}"))
+    examples = read_splits(data_folder(request, f"{FOLDER}/{request.variant}"), SPLITS)
     splits: dict[str, list[Example]] = {}
     seen: set[str] = set()
     for split in ("test", "val", "train"):
