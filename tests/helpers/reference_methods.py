@@ -456,7 +456,8 @@ def fed_sb(toy: Toy, start: Values) -> Trained:
 
 
 REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
-    "base": base, "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
+    "base": base, "in-context": base, "in-context-nearest": base,
+    "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
     "colora": colora, "colora-alternating": colora_alternating, "colora-diagonal": colora_diagonal,
     "colora-mean": colora_mean, "colora-residual": colora_residual, "mtl-lora": mtl_lora, "lora-xs": lora_xs,
     "post-hoc": post_hoc,

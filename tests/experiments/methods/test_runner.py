@@ -22,6 +22,8 @@ CORE, DIAGONAL, FOLDED = 7 * 4, 7 * 2, 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16
 COUNTS = {
     # method: (trained, kept for all, kept for each)
     "base": (0, 0, 0),
+    "in-context": (0, 0, 0),
+    "in-context-nearest": (0, 0, 0),
     "local": (3 * (A + B), 0, A + B),
     "local-matched": (3 * 128, 0, 128),
     "pooled": (A + B, A + B, 0),
@@ -187,7 +189,7 @@ def test_double_precision_reaches_the_adapters(base):
 
 
 def test_what_cannot_be_run(base, runner):
-    with pytest.raises(ConfigError, match="unknown method 'lora'; known: base, local"):
+    with pytest.raises(ConfigError, match="unknown method 'lora'; known: base, in-context, in-context-nearest, local"):
         runner.run(runner_trial(base, "lora"), toy_tasks())
     with pytest.raises(ConfigError, match="unknown option 'x' of method 'local': it takes none"):
         runner.run(runner_trial(base, "local", options={"x": 1.0}), toy_tasks())

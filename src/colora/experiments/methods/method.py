@@ -117,6 +117,8 @@ class Method:
         core_rate: cores move at the trial's `core_lr`; otherwise at its `lr`.
         folds_residual: what averaging A and B loses is added to W0 after each round.
         compresses: after training, the tasks' updates are replaced by their joint diagonalisation.
+        prompt_examples: the base model gets training examples in its prompt: the "first" ones, or the "nearest" to each
+            input; None: none.
         options: what it takes in a trial's `options`, with defaults.
     """
 
@@ -131,6 +133,7 @@ class Method:
     core_rate: bool = False
     folds_residual: bool = False
     compresses: bool = False
+    prompt_examples: Literal["first", "nearest"] | None = None
     options: Mapping[str, float] | None = None
 
     def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:

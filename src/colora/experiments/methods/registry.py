@@ -3,33 +3,38 @@
 To add one: a file in `catalogue/` with its update rule, a line here, and a reference implementation in the tests.
 """
 
-from colora.experiments.methods.catalogue.base import BASE
-from colora.experiments.methods.catalogue.colora import (
+from colora.experiments.methods.catalogue.centralised.colora import (
     COLORA,
     COLORA_ALTERNATING,
     COLORA_DIAGONAL,
     COLORA_MEAN,
     COLORA_RESIDUAL,
 )
-from colora.experiments.methods.catalogue.fed_alora import FED_ALORA
-from colora.experiments.methods.catalogue.fed_colora import FED_COLORA, FED_COLORA_ALTERNATING
-from colora.experiments.methods.catalogue.fed_sb import FED_SB
-from colora.experiments.methods.catalogue.fedex_lora import FEDEX_LORA
-from colora.experiments.methods.catalogue.fedit import FEDIT
-from colora.experiments.methods.catalogue.fedsa_lora import FEDSA_LORA
-from colora.experiments.methods.catalogue.ffa_lora import FFA_LORA
-from colora.experiments.methods.catalogue.local import LOCAL, LOCAL_MATCHED
-from colora.experiments.methods.catalogue.lora_xs import LORA_XS
-from colora.experiments.methods.catalogue.mtl_lora import MTL_LORA
-from colora.experiments.methods.catalogue.pooled import POOLED, POOLED_MATCHED
-from colora.experiments.methods.catalogue.post_hoc import POST_HOC
-from colora.experiments.methods.catalogue.rolora import ROLORA
+from colora.experiments.methods.catalogue.centralised.local import LOCAL, LOCAL_MATCHED
+from colora.experiments.methods.catalogue.centralised.lora_xs import LORA_XS
+from colora.experiments.methods.catalogue.centralised.mtl_lora import MTL_LORA
+from colora.experiments.methods.catalogue.centralised.pooled import POOLED, POOLED_MATCHED
+from colora.experiments.methods.catalogue.centralised.post_hoc import POST_HOC
+from colora.experiments.methods.catalogue.federated.fed_alora import FED_ALORA
+from colora.experiments.methods.catalogue.federated.fed_colora import FED_COLORA, FED_COLORA_ALTERNATING
+from colora.experiments.methods.catalogue.federated.fed_sb import FED_SB
+from colora.experiments.methods.catalogue.federated.fedex_lora import FEDEX_LORA
+from colora.experiments.methods.catalogue.federated.fedit import FEDIT
+from colora.experiments.methods.catalogue.federated.fedsa_lora import FEDSA_LORA
+from colora.experiments.methods.catalogue.federated.ffa_lora import FFA_LORA
+from colora.experiments.methods.catalogue.federated.rolora import ROLORA
+from colora.experiments.methods.catalogue.untrained.base import BASE
+from colora.experiments.methods.catalogue.untrained.in_context import IN_CONTEXT, IN_CONTEXT_NEAREST
 from colora.experiments.methods.method import Method
 
 __all__ = ["METHODS"]
 
-_CENTRALISED = (
+_UNTRAINED = (
     BASE,
+    IN_CONTEXT,
+    IN_CONTEXT_NEAREST,
+)
+_CENTRALISED = (
     LOCAL,
     LOCAL_MATCHED,
     POOLED,
@@ -55,5 +60,5 @@ _FEDERATED = (
     FED_COLORA_ALTERNATING,
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (*_CENTRALISED, *_FEDERATED)}
+METHODS: dict[str, Method] = {method.name: method for method in (*_UNTRAINED, *_CENTRALISED, *_FEDERATED)}
 """Every method, in the order of tables."""

@@ -1,16 +1,19 @@
 """`Runner`: a base model, loaded once, on which trials are run one after the other."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from colora.algebra import joint_diagonalisation
 from colora.errors import ConfigError
+from colora.experiments.methods.answering import answer_questions
 from colora.experiments.methods.attach import attached
 from colora.experiments.methods.data import encode_rows, step_rows
 from colora.experiments.methods.federation import Traffic
 from colora.experiments.methods.forward import Row, SplitForward
+from colora.experiments.methods.in_context import questions
 from colora.experiments.methods.layer import ConstrainedLinear, TermLayer
 from colora.experiments.methods.measure import (
     kept_parameters,
@@ -91,8 +94,7 @@ class Runner:
             trainable = trained_parameters(layers)
             if method.compresses:
                 compress(layers, trial.rank)
-            values = likelihoods(forward, test_rows)
-            answers = self._answers(tasks, trial)
+            test_rows, values, answers = self._measured(method, forward, tasks, test_rows, trial)
             shared, own = kept_parameters(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
         ended = time.perf_counter()
@@ -148,13 +150,29 @@ class Runner:
         name, _ = likeliest_template(self.model, self.tokenizer, tasks, trial.max_length)
         return name, [prompted(task, NAMED_TEMPLATES[name]) for task in tasks]
 
-    def _answers(self, tasks: list[Task], trial: Trial) -> list[list[str]]:
-        """The generated answers of each task; none if the trial generates none."""
-        if not trial.generate:
-            return [[] for _ in tasks]
+    def _measured(
+        self, method: Method, forward: SplitForward, tasks: list[Task], rows: list[list[Row]], trial: Trial
+    ) -> tuple[list[list[Row]], list[list[float]], list[list[str]]]:
+        """The rows whose likelihood was measured, their nats, and the generated answers, task by task."""
+        if method.prompt_examples is None:
+            values = likelihoods(forward, rows)
+            if not trial.generate:
+                return rows, values, [[] for _ in tasks]
+            with self._generating():
+                return rows, values, texts(self.model, self.tokenizer, tasks, trial)
+        context, nearest = int(method.with_defaults(trial.options)["context"]), method.prompt_examples == "nearest"
+        number = min(trial.generate, *map(len, rows))
+        asked = [questions(task, self.tokenizer, self.model, trial, context, nearest) for task in tasks]
+        with self._generating():
+            found = [answer_questions(self.model, self.tokenizer, one, number, trial.max_new_tokens) for one in asked]
+        rows = [[question.row for question in one.items] for one in asked]
+        return rows, [nats for nats, _ in found], [answers for _, answers in found]
+
+    @contextmanager
+    def _generating(self) -> Iterator[None]:
         self.model.set_attn_implementation(GENERATING_ATTENTION)
         try:
-            return texts(self.model, self.tokenizer, tasks, trial)
+            yield
         finally:
             self.model.set_attn_implementation(TRAINING_ATTENTION)
 

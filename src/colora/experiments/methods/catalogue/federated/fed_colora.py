@@ -8,7 +8,7 @@
 In alternating rounds every client's weight is linear in what is averaged.
 """
 
-from colora.experiments.methods.catalogue.rolora import one_factor_a_round
+from colora.experiments.methods.catalogue.federated.rolora import one_factor_a_round
 from colora.experiments.methods.method import MEAN, OWN, Method, Term
 
 __all__ = ["FED_COLORA", "FED_COLORA_ALTERNATING"]
