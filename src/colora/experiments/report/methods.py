@@ -20,4 +20,4 @@ def method_order(name: str) -> tuple[int, str]:
 
 def is_rival(name: str) -> bool:
     """Whether the method does without collaboration (`local*`) or without personal parts (`pooled*`)."""
-    return name.split("-")[0] in ("local", "pooled")
+    return name.split("-")[0] in ("local", "pooled") and not name.startswith("pooled-and-own")
