@@ -6,7 +6,6 @@ import torch
 from colora.errors import ConfigError
 from colora.experiments.methods.measure import kept_parameters, trained_parameters
 from colora.experiments.methods.registry import METHODS
-from colora.experiments.methods.schedule import stage_lengths
 from colora.experiments.methods.train import remaining_pull
 from tests.helpers.method_trials import RANKS, close, effective, make_trial, real, run, values_of
 from tests.helpers.reference_methods import CLIENTS, RANK, Toy
@@ -173,13 +172,6 @@ def test_a_pull_of_zero_changes_no_bit():
             run(toy, layers, forward)
             ended.append(values_of(layers))
     assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
-
-
-def test_stages():
-    """About the share asked for, at least one step or round, and no more than there are."""
-    assert stage_lengths(50, None) == (50,)
-    assert [stage_lengths(50, first) for first in (0.0, 0.5, 1.0)] == [(1, 49), (25, 25), (50, 0)]
-    assert [stage_lengths(50, first, 10) for first in (0.0, 0.34, 0.5, 1.0)] == [(10, 40), (20, 30), (20, 30), (50, 0)]
 
 
 def test_a_basis_needs_steps_after_it_and_as_many_directions_as_there_are():

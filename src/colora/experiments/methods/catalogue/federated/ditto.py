@@ -5,10 +5,10 @@
                A_k, B_k ← Adam(∇ L_k(W0 + s · B_k A_k))
     server:    A = mean_k A_k,  B = mean_k B_k              W_k = W0 + s · B'_k A'_k
 
-The own model begins where the global one begins, and has the share `own_share` of the steps of each round. `release`
-is the share of the steps after which the pull falls linearly to zero. Departures: the paper's λ (here `pull`) is part
-of the gradient, here it is a proximal step at the rate η of the step, for Adam would undo the size of a gradient; the
-paper has whole models, here the factors are drawn to each other, which one start for all makes comparable.
+The own model begins where the global one begins, and has the share `own_share`, rounded down, of the steps of each
+round. `release` is the share of the steps after which the pull falls linearly to zero. Departures: the paper's λ (here
+`pull`) is part of the gradient, here it is a proximal step at the rate η of the step, for Adam would undo the size of a
+gradient; the paper has whole models, here factors are drawn to factors, which one start for all makes comparable.
 """
 
 from colora.experiments.methods.method import MEAN, OWN, Method, Term

@@ -9,11 +9,11 @@
     feddpa-f (FedDPA-F): rounds of the global LoRA alone, as FedIT; then it is frozen, and each client trains its local
     one on top of it, without further messages
 
-In feddpa the local LoRA has the share `own_share` of the steps of each round but the first, which is the global one's
-alone, as in the authors' code; in feddpa-f the global one has the share `first` of all steps, in whole rounds, and each
-of the two stages has its own warm-up and fall of the rates. Departures: the two LoRAs are added, each at the full
-scale; the paper weighs them, by a constant in training and by each input's likeness to the client's training data when
-it answers. `own_rank` is the rank of the local LoRAs, 0 for that of the global one.
+In feddpa the local LoRA has the share `own_share`, rounded down, of the steps of each round but the first, which is the
+global one's alone, as in the authors' code; in feddpa-f the global one has the share `first` of all steps, in whole
+rounds, and each of the two stages has its own warm-up and fall of the rates. Departures: the two LoRAs are added, each
+at the full scale; the paper weighs them, by a constant in training and by each input's likeness to the client's
+training data when it answers. `own_rank` is the rank of the local LoRAs, 0 for that of the global one.
 """
 
 from colora.experiments.methods.method import MEAN, OWN, Method, Term, rank_option
