@@ -6,9 +6,9 @@
     A, B ← Adam(∇ Σ_k L_k) in each layer;  Λ_k ← Adam(∇ L_k), its gradient the sum over the layers that share it
 
 Sharing over layers is the idea of MetaTT (Lopez-Piqueres et al., arXiv:2506.09105), one tensor train for all layers,
-kinds of layers and tasks, and of TinyLoRA (Morris et al., arXiv:2602.04118), which ties the few trained numbers of many
-layers between frozen singular vectors. These are neither: the factors here are as CoLoRA's, trained and each layer's
-own, so that a comparison with `colora` shows what cores of each layer are worth. `pull` and `release` are as there.
+kinds of layers and tasks, and of TinyLoRA (Morris et al., arXiv:2602.04118), which gets by with a handful of trained
+numbers for a whole model. These are neither: the factors here are as CoLoRA's, trained and each layer's own, so that a
+comparison with `colora` shows what cores of each layer are worth. `pull` and `release` are as there.
 """
 
 from colora.experiments.methods.catalogue.centralised.colora import PULL

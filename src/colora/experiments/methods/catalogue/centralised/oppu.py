@@ -5,8 +5,8 @@
 
 The first stage has the share `first` of the steps, so that all steps together are as many as any method's; each stage
 has its own warm-up and fall of the rates. `own_rank` is the rank of the tasks' own LoRAs, 0 for that of the common one.
-The paper trains the first on other users than those it then tests, and adds retrieved texts and profiles to the
-prompt; here both stages see the same tasks, and the prompts are those of all methods.
+In the paper the first stage fits the base model to the kind of task, told nothing of single users, and retrieved texts
+and profiles may stand in the prompt; here both stages see the same tasks, and the prompts are those of all methods.
 """
 
 from colora.experiments.methods.method import OWN, SHARED, Method, Term, rank_option

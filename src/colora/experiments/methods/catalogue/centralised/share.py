@@ -7,8 +7,8 @@
 
 The first stage has the share `first` of the steps; each stage has its own warm-up and fall of the rates, and the
 coefficients move at the rate of the cores. `basis_rank` is how many directions the basis has, 0 for the comparison's
-rank. Departures: the paper meets the tasks one after the other and lets its basis grow, here all are there at once; it
-keeps coefficients of A and of B, whose product is the r × r matrix that is trained here.
+rank. Departures: the paper meets the tasks one after the other and lets its basis grow, here all are there at once; and
+a task's coefficients are one r × r matrix here, whatever they belong to, A or B.
 """
 
 from colora.experiments.methods.method import FROZEN, OWN, Method, Term, rank_option
