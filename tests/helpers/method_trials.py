@@ -16,7 +16,19 @@ from colora.tasks.schema import Example, Task
 from tests.helpers.reference_methods import ALPHA, CLIENTS, RANK
 
 EXACT = 1e-9
-OPTIONS = {"colora-alternating": {"turn": 2}, "colora-mean": {"pull": 4.0}, "colora-residual": {"residual_rank": 1}}
+OPTIONS = {
+    "colora-alternating": {"turn": 2},
+    "colora-mean": {"pull": 4.0},
+    "colora-residual": {"residual_rank": 1},
+    "colora-own-a": {"own_rank": 1, "pull": 4.0, "release": 0.5},
+    "colora-one-core": {"pull": 2.0, "release": 0.0},
+    "colora-kind-cores": {"pull": 3.0},
+    "oppu": {"first": 0.375, "own_rank": 1},
+    "pooled-and-own": {"own_rank": 1},
+    "share": {"first": 0.5},
+    "feddpa-f": {"first": 0.7, "own_rank": 1},
+    "ditto": {"pull": 9.0, "release": 0.25},
+}
 RANKS = {"local-matched": 1, "pooled-matched": 3}  # from 128 widths and 7 layers, see `test_matched_ranks`
 
 

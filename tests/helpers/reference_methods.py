@@ -8,7 +8,7 @@ A reference implementation takes a `Toy` and the initial values, by (part, layer
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -73,11 +73,14 @@ class Toy:
     trial: Trial
     first_layer: int = 0
     rows: list[list[Row]] = field(default_factory=toy_rows)
+    blocks: int = 1
+    begin: int = 0
 
     def __post_init__(self) -> None:
-        self.model = exact_llama(layers=self.first_layer + 1).requires_grad_(False)
+        self.model = exact_llama(layers=self.first_layer + self.blocks).requires_grad_(False)
         self.base = deepcopy(self.model)
-        self.layers = [f"model.layers.{self.first_layer}.{name}" for name in LAYERS]
+        places = range(self.first_layer, self.first_layer + self.blocks)
+        self.layers = [f"model.layers.{place}.{name}" for place in places for name in LAYERS]
         self.W0 = {layer: self.base.get_submodule(layer).weight for layer in self.layers}
         self.s = ALPHA / RANK
         self.clients = range(len(self.rows))
@@ -85,7 +88,14 @@ class Toy:
     def batch(self, client: int, step: int) -> list[Row]:
         """The rows of one client in one step."""
         m = self.trial.rows
-        return step_rows(self.rows, m, step, self.trial.seed)[client * m : (client + 1) * m]
+        return step_rows(self.rows, m, self.begin + step, self.trial.seed)[client * m : (client + 1) * m]
+
+    def stage(self, begin: int, steps: int) -> "Toy":
+        """Some of the steps as a training of its own, with its share of the steps in which the rates rise."""
+        warmup = self.trial.warmup_steps * steps // self.trial.steps
+        other = copy(self)
+        other.begin, other.trial = begin, self.trial.model_copy(update={"steps": steps, "warmup_steps": warmup})
+        return other
 
     def nats(self, row: Row, weights: dict[str, Tensor]) -> Tensor:
         """Nats of the row's answer; the row runs alone, so there is no padding."""
@@ -453,15 +463,3 @@ def fed_sb(toy: Toy, start: Values) -> Trained:
     done = finish(toy, [server for _ in toy.clients], W, losses)
     done.held = []
     return done
-
-
-REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
-    "base": base, "in-context": base, "in-context-nearest": base,
-    "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
-    "colora": colora, "colora-alternating": colora_alternating, "colora-diagonal": colora_diagonal,
-    "colora-mean": colora_mean, "colora-residual": colora_residual, "mtl-lora": mtl_lora, "lora-xs": lora_xs,
-    "post-hoc": post_hoc,
-    "fedit": fedit, "ffa-lora": ffa_lora, "fedsa-lora": fedsa_lora, "fed-alora": fed_alora, "rolora": rolora,
-    "fedex-lora": fedex_lora, "fed-sb": fed_sb, "fed-colora": fed_colora,
-    "fed-colora-alternating": fed_colora_alternating,
-}  # fmt: skip

@@ -214,13 +214,15 @@ def test_rank_larger_than_a_layer():
 
 def test_unknown_options_are_listed_with_the_known_ones():
     message = refusal("colora-mean", options={"push": 1, "drag": 2, "pull": 3})
-    assert message == "unknown option 'drag', 'push' of method 'colora-mean': expected some of pull"
-    assert refusal(options={"pull": 1}) == "unknown option 'pull' of method 'colora': it takes none"
+    assert message == "unknown option 'drag', 'push' of method 'colora-mean': expected some of pull, release"
+    assert refusal("local", options={"pull": 1}) == "unknown option 'pull' of method 'local': it takes none"
+    message = refusal(options={"pull": 1, "release": 1.5})
+    assert message == "option 'release': expected a share between 0 and 1, found 1.5"
 
 
 def test_defaults_of_options():
-    assert METHODS["colora-alternating"].with_defaults({}) == {"turn": 5}
-    assert METHODS["colora-mean"].with_defaults({"pull": 2.5}) == {"pull": 2.5}
+    assert METHODS["colora-alternating"].with_defaults({}) == {"turn": 5, "pull": 0.0, "release": 1.0}
+    assert METHODS["colora-mean"].with_defaults({"pull": 2.5}) == {"pull": 2.5, "release": 1.0}
     assert METHODS["local"].with_defaults({}) == {}
 
 

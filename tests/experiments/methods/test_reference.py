@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from colora.errors import ConfigError
+from colora.experiments.methods.measure import kept_parameters, trained_parameters
 from colora.experiments.methods.registry import METHODS
+from colora.experiments.methods.train import remaining_pull
 from tests.helpers.method_trials import RANKS, close, effective, make_trial, real, run, values_of
-from tests.helpers.reference_methods import CLIENTS, RANK, REFERENCES, Toy
+from tests.helpers.reference_methods import CLIENTS, RANK, Toy
+from tests.helpers.references import REFERENCES
 
 
 @pytest.mark.parametrize("first_layer", [0, 1])
@@ -76,6 +80,13 @@ def test_start_is_that_of_lora(method):
             close(effective(layer), toy.W0[name].expand(CLIENTS, -1, -1), name)
 
 
+def test_dittos_own_model_starts_at_the_global_one():
+    with real(Toy(make_trial("ditto"))) as (layers, _):
+        for layer in layers.values():
+            common, own = layer.term_layers()
+            assert torch.equal(own.A, common.A)
+
+
 def test_lora_xs_starts_at_the_leading_part_of_the_weight():
     toy = Toy(make_trial("lora-xs"))
     with real(toy) as (layers, _):
@@ -121,6 +132,59 @@ def test_cores_move_at_the_rate_of_the_factors_where_none_is_given():
         reference = REFERENCES["colora"](toy, start)
         for name, layer in layers.items():
             close(effective(layer), torch.stack([weights[name] for weights in reference.weights]), name)
+
+
+@pytest.mark.parametrize(("method", "cores"), [("colora", 14), ("colora-kind-cores", 7), ("colora-one-core", 1)])
+def test_layers_that_have_one_core_between_them(method, cores):
+    """Two blocks of seven layers: the reference, and how many different cores there are."""
+    toy = Toy(make_trial(method, steps=4, options={"pull": 2.0}), blocks=2)
+    with real(toy) as (layers, forward):
+        start = values_of(layers)
+        trained = trained_parameters(layers)
+        run(toy, layers, forward)
+        assert len({id(layer.term_layers()[0].core) for layer in layers.values()}) == cores
+        assert trained - sum(value.numel() for (part, *_, k), value in start.items() if part != "core" and not k) == (
+            CLIENTS * cores * RANK**2
+        )
+        assert kept_parameters(layers)[1] == cores * RANK**2
+        if method == "colora":
+            return
+        reference = REFERENCES[method](toy, start)
+        ended = values_of(layers)
+        for k, held in enumerate(reference.held):
+            for (part, layer), value in held.items():
+                close(ended[part, layer, k], value, (part, layer, k))
+        for name, layer in layers.items():
+            close(effective(layer), torch.stack([weights[name] for weights in reference.weights]), name)
+
+
+def test_the_pull_is_released():
+    """Level up to the share `release` of the steps, and on a straight line to 0 after the last."""
+    assert [remaining_pull(step, 8, 0.5) for step in (0, 3, 4, 6, 7)] == [1, 1, 1, 0.5, 0.25]
+    assert [remaining_pull(step, 4, 0.0) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [remaining_pull(step, 4, 1.0) for step in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_pull_of_zero_changes_no_bit():
+    ended = []
+    for options in ({}, {"pull": 0.0, "release": 0.5}):
+        with real(toy := Toy(make_trial("colora", options=options))) as (layers, forward):
+            run(toy, layers, forward)
+            ended.append(values_of(layers))
+    assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
+
+
+def test_a_basis_needs_steps_after_it_and_as_many_directions_as_there_are():
+    with (
+        real(toy := Toy(make_trial("share", options={"first": 1.0}))) as (layers, forward),
+        pytest.raises(ConfigError, match="method 'share': expected steps after the first stage of 8, found none"),
+    ):
+        run(toy, layers, forward)
+    with (
+        real(toy := Toy(make_trial("share", rank=1, options={"basis_rank": 4}))) as (layers, forward),
+        pytest.raises(ConfigError, match="expected a rank of at most 3, found 4"),
+    ):
+        run(toy, layers, forward)
 
 
 def test_a_pull_stronger_than_one_makes_the_cores_one():

@@ -72,14 +72,32 @@ def attached(
         for name, linear in places.items():
             layers[name] = ConstrainedLinear(linear, method.terms, ranks, tasks, alpha / rank)
             model.set_submodule(name, layers[name])
-        for layer in layers.values():
-            for term in layer.term_layers():
-                term.start(alike=method.federated)
-                for part, tensor in term.parts():
-                    tensor.requires_grad_(term.term.parts()[part].trained)
+        _share_cores(layers)
+        _start(layers, method)
         yield layers
     finally:
         for name in layers:
             model.set_submodule(name, places[name])
         for parameter, moved in trainable.items():
             parameter.requires_grad_(moved)
+
+
+def _share_cores(layers: Mapping[str, ConstrainedLinear]) -> None:
+    """Give the layers that have one core between them the core of the first of them."""
+    first: dict[tuple[int, str], nn.Parameter | None] = {}
+    for name, layer in layers.items():
+        for number, term in enumerate(layer.term_layers()):
+            if term.term.one_core != "layer":
+                kind = name.rsplit(".", 1)[-1] if term.term.one_core == "kind" else ""
+                term.core = first.setdefault((number, kind), term.core)
+
+
+def _start(layers: Mapping[str, ConstrainedLinear], method: Method) -> None:
+    for layer in layers.values():
+        for term in layer.term_layers():
+            term.start(alike=method.federated)
+            for part, tensor in term.parts():
+                tensor.requires_grad_(term.term.parts()[part].trained)
+        if method.pull_to == "first":
+            first, second = layer.term_layers()
+            second.A.data.copy_(first.A)

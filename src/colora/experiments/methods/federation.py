@@ -35,7 +35,7 @@ def averaged_parts(layer: ConstrainedLinear, frozen: Collection[str]) -> Iterato
     """What the server averages in this layer: a name for the message, the term, the part's name, and the copies."""
     for number, term in enumerate(layer.term_layers()):
         for part, tensor in term.parts():
-            if term.term.parts()[part].averaged and part not in frozen:
+            if term.term.parts()[part].averaged and part + "'" * number not in frozen:
                 yield f"{number}.{part}", term, part, tensor
 
 

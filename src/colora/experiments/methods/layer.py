@@ -5,7 +5,7 @@ a copy of its own is a batched product, and nothing is gathered.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,24 @@ from colora.algebra import fresh_core
 from colora.errors import TaskIdError
 from colora.experiments.methods.method import Term
 
-__all__ = ["ConstrainedLinear", "TermLayer"]
+__all__ = ["ConstrainedLinear", "TermLayer", "distinct_parts"]
 
 
 class TermLayer(nn.Module):
     """A, B and Λ of one term in one layer; the first dimension is 1, or K where each task has a copy.
 
     Parameters (frozen parts are parameters without gradient):
-        A (1 | K, r, d_in), B (1 | K, d_out, r), core (1 | K, r, r), or (1 | K, r) if diagonal, or None.
+        A (1 | K, r, d_in), B (1 | K, d_out, r), core (1 | K, r, r), or (1 | K, r) if diagonal, or None. Several layers
+        may hold one and the same core.
+
+    Attributes:
+        silent: the term adds nothing at the moment.
     """
 
     def __init__(self, term: Term, tasks: int, rank: int, inputs: int, outputs: int, device: torch.device) -> None:
         super().__init__()
         self.term = term
+        self.silent = False
 
         def empty(own: bool, *shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(tasks if own else 1, *shape, device=device))
@@ -109,6 +114,10 @@ class ConstrainedLinear(nn.Module):
         """The terms, typed."""
         return [term for term in self.terms if isinstance(term, TermLayer)]
 
+    def acting(self) -> list[TermLayer]:
+        """The terms that are not silent."""
+        return [term for term in self.term_layers() if not term.silent]
+
     def forward(self, x: Tensor) -> Tensor:
         """x (K · m, ..., d_in), the rows of task 0 first. Raises TaskIdError if the rows are not K equal blocks."""
         result: Tensor = self.base(x)
@@ -121,6 +130,17 @@ class ConstrainedLinear(nn.Module):
         shape = result.shape
         blocks = x.reshape(self.tasks, -1, x.shape[-1])
         result = result.reshape(self.tasks, -1, shape[-1])
-        for term in self.term_layers():
+        for term in self.acting():
             result = term.add_to(result, blocks, self.scale)
         return result.view(shape)
+
+
+def distinct_parts(layers: Iterable[ConstrainedLinear]) -> Iterator[tuple[TermLayer, str, nn.Parameter]]:
+    """Every tensor of all layers once, with a term that holds it and its name there, "A'" being A of a second term."""
+    seen: set[int] = set()
+    for layer in layers:
+        for number, term in enumerate(layer.term_layers()):
+            for name, tensor in term.parts():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield term, name + "'" * number, tensor

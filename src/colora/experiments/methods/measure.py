@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
-from colora.experiments.methods.layer import ConstrainedLinear
+from colora.experiments.methods.layer import ConstrainedLinear, distinct_parts
 from colora.experiments.trial import TaskScores, Trial
 from colora.models.generate import fit_prompts, generate_outputs
 from colora.models.modes import eval_mode
@@ -65,29 +65,28 @@ def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], ans
 
 
 def trained_parameters(layers: dict[str, ConstrainedLinear]) -> int:
-    """Parameters that were trained: copies that a server averages count once."""
+    """Parameters that were trained: copies that a server averages count once, and so does what several layers share."""
     total = 0
-    for layer in layers.values():
-        for term in layer.term_layers():
-            for name, tensor in term.parts():
-                part = term.term.parts()[name]
-                if part.trained:
-                    total += tensor[0].numel() if part.averaged else tensor.numel()
+    for term, name, tensor in distinct_parts(layers.values()):
+        part = term.term.parts()[name.rstrip("'")]
+        if part.trained:
+            total += tensor[0].numel() if part.averaged else tensor.numel()
     return total
 
 
 def kept_parameters(layers: dict[str, ConstrainedLinear]) -> tuple[int, int]:
-    """Parameters to be kept after training: once for all tasks, and for each task."""
+    """Parameters to be kept after training: once for all tasks, and for each task. Silent terms need not be kept."""
     shared = own = 0
     for layer in layers.values():
         shared += 0 if layer.folded is None else layer.folded.numel()
-        for term in layer.term_layers():
-            for name, tensor in term.parts():
-                part = term.term.parts()[name]
-                if part.own and not part.averaged:
-                    own += tensor[0].numel()
-                else:
-                    shared += tensor[0].numel()
+    for term, name, tensor in distinct_parts(layers.values()):
+        part = term.term.parts()[name.rstrip("'")]
+        if term.silent:
+            continue
+        if part.own and not part.averaged:
+            own += tensor[0].numel()
+        else:
+            shared += tensor[0].numel()
     return shared, own
 
 
@@ -100,7 +99,7 @@ def similarity(layers: dict[str, ConstrainedLinear]) -> list[list[float]] | None
     """
     gram: Tensor | None = None
     for layer in layers.values():
-        terms = layer.term_layers()
+        terms = layer.acting()
         if not terms:
             return None
         pairs = [[term.factors(task) for term in terms] for task in range(layer.tasks)]

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from colora.errors import ConfigError
+from colora.experiments.methods.schedule import Schedule, all_move
 
-__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "FreezingSchedule", "Method", "Part", "Sizes", "Term", "none_frozen"]
+__all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "Method", "Part", "Sizes", "Term", "rank_option"]
+
+SHARES = ("first", "own_share", "release")  # options that are a share of something
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Term:
         core: how Λ is held; None for the identity, which is then not multiplied by.
         diagonal: Λ is diagonal.
         rank: rank of the term; by default the comparison's.
+        one_core: whether Λ is one for each layer, one for all layers of a "kind" (those of one name, such as q_proj),
+            or one for the whole "model".
     """
 
     A: Part
@@ -83,6 +88,7 @@ class Term:
     core: Part | None = None
     diagonal: bool = False
     rank: Callable[[Sizes], int] = lambda sizes: sizes.rank
+    one_core: Literal["layer", "kind", "model"] = "layer"
 
     def parts(self) -> dict[str, Part]:
         """The parts by name: "A", "B", and "core" unless it is the identity."""
@@ -90,14 +96,9 @@ class Term:
         return named if self.core is None else named | {"core": self.core}
 
 
-FreezingSchedule = Callable[[int, int, Mapping[str, float]], frozenset[str]]
-"""Which of "A", "B", "core" are frozen in a step, from (step, round, options); both count from 0, and the round is 0 if
-centralised."""
-
-
-def none_frozen(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
-    """All trained parts move in every step."""
-    return frozenset()
+def rank_option(name: str) -> Callable[[Sizes], int]:
+    """The rank in the option of this name, the comparison's where it is 0."""
+    return lambda sizes: int(sizes.options[name]) or sizes.rank
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,18 @@ class Method:
         sentence: what it is, in one sentence.
         reference: its source, authors and arXiv id; empty for the base model.
         terms: what is added to each weight; none for the base model as it is.
-        frozen: which parts are frozen in which step, beside those that are never trained.
+        schedule: which parts rest in which step.
+        staged: training has two stages, each with its own rise and fall of the rates; the option `first` is the share
+            of the steps that the first one has.
+        unused: the indices of terms that the finished model does without.
         federated: clients train alone for a number of steps, then parts are averaged: a round.
         start: "kaiming": A as in LoRA, B = 0, Λ = I; "weights": A and B from the SVD of W0, Λ near 0; "gradient": A
             and B from the SVD of the first client's gradient at W0, Λ = 0.
         core_rate: cores move at the trial's `core_lr`; otherwise at its `lr`.
         folds_residual: what averaging A and B loses is added to W0 after each round.
+        makes_basis: the second term's A and B become a basis of the first term's between the two stages.
+        pull_to: what the option `pull` draws to where there is one: every core to the "mean" of the tasks' cores, or
+            the "first" term: the second's factors, which also begin there, to those of the first.
         compresses: after training, the tasks' updates are replaced by their joint diagonalisation.
         prompt_examples: the base model gets training examples in its prompt: the "first" ones, or the "nearest" to each
             input; None: none.
@@ -127,19 +134,30 @@ class Method:
     sentence: str
     reference: str
     terms: tuple[Term, ...]
-    frozen: FreezingSchedule = none_frozen
+    schedule: Schedule = all_move
+    staged: bool = False
+    unused: frozenset[int] = frozenset()
     federated: bool = False
     start: Literal["kaiming", "weights", "gradient"] = "kaiming"
     core_rate: bool = False
     folds_residual: bool = False
+    makes_basis: bool = False
+    pull_to: Literal["mean", "first"] = "mean"
     compresses: bool = False
     prompt_examples: Literal["first", "nearest"] | None = None
     options: Mapping[str, float] | None = None
 
     def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:
-        """The options of a trial, completed. Raises ConfigError for one that the method does not take."""
+        """The options of a trial, completed.
+
+        Raises:
+            ConfigError: for one that the method does not take, or a share that is none.
+        """
         known = dict(self.options or {})
         if unknown := sorted(set(options) - set(known)):
             expected = f"expected some of {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"unknown option {', '.join(map(repr, unknown))} of method {self.name!r}: {expected}")
+        for name in SHARES:
+            if name in options and not 0 <= options[name] <= 1:
+                raise ConfigError(f"option {name!r}: expected a share between 0 and 1, found {options[name]:g}")
         return known | dict(options)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from colora.errors import ConfigError
 from colora.experiments.methods.federation import Traffic, message_bytes
 from colora.experiments.methods.layer import ConstrainedLinear
 
-__all__ = ["leading", "start_from_gradient", "start_from_weights"]
+__all__ = ["leading", "start_from_basis", "start_from_gradient", "start_from_weights"]
 
 OVERSAMPLED, ITERATIONS = 8, 8
 XS_SPREAD = 1e-5  # of Λ's start in LoRA-XS, arXiv:2405.17604
@@ -58,6 +59,30 @@ def start_from_gradient(layers: dict[str, ConstrainedLinear], first_loss: Callab
                 message |= {f"{name}.A": term.A[0], f"{name}.B": term.B[0]}
     size, clients = message_bytes(message), next(iter(layers.values())).tasks
     return Traffic(size, size * (clients - 1))
+
+
+@torch.no_grad()
+def start_from_basis(layers: dict[str, ConstrainedLinear]) -> None:
+    """The second term as a basis of the first term's K LoRAs, and Λ_k as each one's coefficients in it (Share).
+
+    B = the leading left singular vectors of (B_1, ..., B_K), Aᵀ = those of (A_1ᵀ, ..., A_Kᵀ), Λ_k = Bᵀ B_k A_k Aᵀ.
+
+    Raises:
+        ConfigError: if the basis has more directions than the K LoRAs have together.
+    """
+    for name, layer in layers.items():
+        local, shared = layer.term_layers()
+        if shared.core is None:
+            raise ConfigError("expected cores in the second term of a method that makes a basis")
+        rank, most = shared.A.shape[-2], local.A.shape[0] * local.A.shape[1]
+        if rank > most:
+            raise ConfigError(f"basis of layer {name!r}: expected a rank of at most {most}, found {rank}")
+        left, right = local.B.double(), local.A.double()
+        U = torch.linalg.svd(left.transpose(0, 1).flatten(1), full_matrices=False).U[:, :rank]
+        V = torch.linalg.svd(right.flatten(0, 1), full_matrices=False).Vh[:rank].T
+        shared.B.copy_(U.expand_as(shared.B))
+        shared.A.copy_(V.T.expand_as(shared.A))
+        shared.core.copy_((U.T @ left) @ (right @ V))
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from colora.errors import TrainingDivergedError
+from colora.errors import ConfigError, TrainingDivergedError
 from colora.experiments.methods.data import step_rows
 from colora.experiments.methods.federation import Traffic, averaged_parts, end_round
 from colora.experiments.methods.forward import Row, SplitForward
-from colora.experiments.methods.layer import ConstrainedLinear
+from colora.experiments.methods.layer import ConstrainedLinear, distinct_parts
 from colora.experiments.methods.method import Method
+from colora.experiments.methods.schedule import Moment, Turn, stage_lengths
+from colora.experiments.methods.starts import start_from_basis
 from colora.experiments.trial import Trial
 
 __all__ = ["Training", "task_losses", "train"]
@@ -84,9 +86,11 @@ def train(
     log_every = max(1, trial.steps // LOGGED)
     for step in range(trial.steps):
         is_last = step == trial.steps - 1
-        round_number = step // trial.local_steps if method.federated else 0
-        frozen = method.frozen(step, round_number, options)
-        _freeze(layers, frozen)
+        moment = moment_of(step, method, trial, options)
+        turn = method.schedule(moment)
+        if method.makes_basis and moment.stage == 1 and moment.stage_step == 0:
+            start_from_basis(layers)
+        _take_turn(layers, turn)
         batch = step_rows(rows, trial.rows, step, trial.seed)
         loss = task_losses(forward.row_nll(batch), batch, len(rows))
         result.peak_memory = max(result.peak_memory, _memory(forward.device))
@@ -94,17 +98,38 @@ def train(
         if step % log_every == 0 or is_last:
             result.losses.append((step, round(mean, 5)))
         loss.sum().backward()
-        _set_rates(optimizer, step, trial)
+        _set_rates(optimizer, moment, trial)
         optimizer.step()
         optimizer.zero_grad()
-        if "pull" in options:
-            _proximal_step(layers, optimizer.param_groups[-1]["lr"] * options["pull"])
-        if method.federated and ((step + 1) % trial.local_steps == 0 or is_last):
-            result.count_round(end_round(layers, method, frozen))
-            _forget_moments(optimizer, layers, frozen)
+        if options.get("pull"):
+            strength = options["pull"] * remaining_pull(step, trial.steps, options.get("release", 1.0))
+            _proximal_step(layers, method, turn, optimizer.param_groups[-1]["lr"] * strength)
+        if method.federated and (moment.local_step == moment.round_steps - 1):
+            result.count_round(end_round(layers, method, turn.frozen))
+            _forget_moments(optimizer, layers, turn.frozen)
         if progress is not None:
             progress(step + 1, trial.steps)
+    _take_turn(layers, Turn(silent=method.unused))
     return result
+
+
+def moment_of(step: int, method: Method, trial: Trial, options: Mapping[str, float]) -> Moment:
+    """Where this step of the trial is in the method's stages and rounds.
+
+    Raises:
+        ConfigError: if a basis is to be made and no step is left to train in it.
+    """
+    local_steps = trial.local_steps if method.federated else trial.steps
+    first = options["first"] if method.staged else None
+    stages = stage_lengths(trial.steps, first, local_steps if method.federated else 1)
+    if method.makes_basis and not stages[-1]:
+        raise ConfigError(f"method {method.name!r}: expected steps after the first stage of {stages[0]}, found none")
+    return Moment(step, stages, local_steps, options)
+
+
+def remaining_pull(step: int, steps: int, release: float) -> float:
+    """One for the share `release` of the steps, and from there on a straight line that would reach 0 after the last."""
+    return min(1.0, (steps - step) / (steps * (1 - release))) if release < 1 else 1.0
 
 
 def _finite_mean(loss: Tensor, method: Method, step: int) -> float:
@@ -124,11 +149,10 @@ def task_losses(row_nll: Tensor, batch: Sequence[Row], tasks: int) -> Tensor:
 def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], trial: Trial) -> torch.optim.AdamW:
     factors: list[Tensor] = []
     cores: list[Tensor] = []
-    for layer in layers.values():
-        for term in layer.term_layers():
-            for name, tensor in term.parts():
-                if term.term.parts()[name].trained:
-                    (cores if name == "core" else factors).append(tensor)
+    for term, name, tensor in distinct_parts(layers.values()):
+        part = name.rstrip("'")
+        if term.term.parts()[part].trained:
+            (cores if part == "core" else factors).append(tensor)
     core_lr = trial.core_lr if method.core_rate and trial.core_lr is not None else trial.lr
     groups: list[dict[str, Any]] = [
         {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, trial.lr), (cores, core_lr)) if params
@@ -136,30 +160,45 @@ def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], trial: Tria
     return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, step: int, trial: Trial) -> None:
-    warmup = trial.warmup_steps
-    if step < warmup:
-        share = (step + 1) / warmup
-    else:
-        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (trial.steps - warmup)))
+def _set_rates(optimizer: torch.optim.Optimizer, moment: Moment, trial: Trial) -> None:
+    """Each stage has a rise and a fall of its own, the rise the same share of it as of all steps."""
+    steps = moment.stages[moment.stage]
+    share = _share_of_peak(moment.stage_step, steps, trial.warmup_steps * steps // trial.steps)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
 
 
-def _freeze(layers: Mapping[str, ConstrainedLinear], frozen: frozenset[str]) -> None:
+def _share_of_peak(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def _take_turn(layers: Mapping[str, ConstrainedLinear], turn: Turn) -> None:
     for layer in layers.values():
-        for term in layer.term_layers():
+        for number, term in enumerate(layer.term_layers()):
+            term.silent = number in turn.silent
             for name, tensor in term.parts():
-                tensor.requires_grad_(term.term.parts()[name].trained and name not in frozen)
+                tensor.requires_grad_(term.term.parts()[name].trained and name + "'" * number not in turn.frozen)
 
 
 @torch.no_grad()
-def _proximal_step(layers: Mapping[str, ConstrainedLinear], strength: float) -> None:
-    """Λ_k ← Λ_k − strength · (Λ_k − mean_j Λ_j), never beyond the mean."""
+def _proximal_step(layers: Mapping[str, ConstrainedLinear], method: Method, turn: Turn, strength: float) -> None:
+    """What has moved, by this share of the way to where it is drawn and never beyond.
+
+    Λ_k ← Λ_k − strength · (Λ_k − mean_j Λ_j), or a second term's A and B likewise towards those of the first.
+    """
+    share = min(1.0, strength)
+    if method.pull_to == "mean":
+        for _, name, core in distinct_parts(layers.values()):
+            if name == "core" and name not in turn.frozen:
+                core.lerp_(core.mean(0, keepdim=True).expand_as(core), share)
+        return
     for layer in layers.values():
-        for term in layer.term_layers():
-            if term.core is not None:
-                term.core.lerp_(term.core.mean(0, keepdim=True).expand_as(term.core), min(1.0, strength))
+        first, second = layer.term_layers()
+        if "A'" not in turn.frozen:
+            second.A.lerp_(first.A, share)
+            second.B.lerp_(first.B, share)
 
 
 def _forget_moments(

@@ -19,5 +19,10 @@ def method_order(name: str) -> tuple[int, str]:
 
 
 def is_rival(name: str) -> bool:
-    """Whether the method does without collaboration (`local*`) or without personal parts (`pooled*`)."""
-    return name.split("-")[0] in ("local", "pooled")
+    """Whether the method does without collaboration (`local*`) or without personal parts (`pooled*`).
+
+    Examples:
+        >>> is_rival("pooled-matched"), is_rival("pooled-and-own")
+        (True, False)
+    """
+    return name.split("-")[0] in ("local", "pooled") and not name.startswith("pooled-and-own")

@@ -3,26 +3,42 @@
     joint:        A, B ← Adam(∇ Σ_k L_k) and Λ_k ← Adam(∇ L_k), in every step
     alternating:  the two in turns of `turn` steps each, A and B first, for at B = 0 the cores have no gradient
     diagonal:     Λ_k is diagonal
-    mean:         after each step Λ_k ← Λ_k − η · pull · (Λ_k − mean_j Λ_j), η the core's rate: proximal regularisation
-                  (L2-SP), which in the limit makes it pooled LoRA with a shared core. Not invariant under the gauge
+    mean:         joint, with `pull` 1 where nothing else is said
     residual:     W_k = W0 + s · (B Λ_k A + B'_k A'_k), a small LoRA of rank `residual_rank` of the task's own beside
+    own-a:        W_k = W0 + s · (B Λ_k A + B' A'_k), a small A of rank `own_rank` of the task's own beside, under a
+                  second B that all tasks share
 
-The cores start at the identity and have their own learning rate.
+The cores start at the identity and have their own learning rate. All take the options
+
+    pull:     after each step that moves the cores, Λ_k ← Λ_k − η · pull · (Λ_k − mean_j Λ_j), η the cores' rate:
+              proximal regularisation (L2-SP), which in the limit makes it pooled LoRA with a shared core. Not invariant
+              under the gauge
+    release:  the share of the steps after which the pull falls linearly to zero; 1: it never does
 """
 
-from collections.abc import Mapping
-
-from colora.experiments.methods.method import OWN, SHARED, Method, Term
+from colora.experiments.methods.method import OWN, SHARED, Method, Term, rank_option
+from colora.experiments.methods.schedule import Moment, Turn
 from colora.training.loop.schedule import frozen_roles
 
-__all__ = ["COLORA", "COLORA_ALTERNATING", "COLORA_DIAGONAL", "COLORA_MEAN", "COLORA_RESIDUAL"]
+__all__ = [
+    "COLORA",
+    "COLORA_ALTERNATING",
+    "COLORA_DIAGONAL",
+    "COLORA_MEAN",
+    "COLORA_OWN_A",
+    "COLORA_RESIDUAL",
+    "PULL",
+]
+
+PULL = {"pull": 0.0, "release": 1.0}
 
 _JOINT = Term(A=SHARED, B=SHARED, core=OWN)
 _PARTS = {"core": frozenset({"core"}), "shared": frozenset({"A", "B"})}
 
 
-def _one_half_a_turn(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
-    return frozenset().union(*(_PARTS[role] for role in frozen_roles("alternating", step, int(options["turn"]))))
+def _one_half_a_turn(moment: Moment) -> Turn:
+    roles = frozen_roles("alternating", moment.step, int(moment.options["turn"]))
+    return Turn(frozenset().union(*(_PARTS[role] for role in roles)))
 
 
 COLORA = Method(
@@ -32,6 +48,7 @@ COLORA = Method(
     "arXiv:2602.07218",
     terms=(_JOINT,),
     core_rate=True,
+    options=PULL,
 )
 COLORA_ALTERNATING = Method(
     "colora-alternating",
@@ -40,8 +57,8 @@ COLORA_ALTERNATING = Method(
     "arXiv:2602.07218",
     terms=(_JOINT,),
     core_rate=True,
-    frozen=_one_half_a_turn,
-    options={"turn": 5},
+    schedule=_one_half_a_turn,
+    options={"turn": 5} | PULL,
 )
 COLORA_DIAGONAL = Method(
     "colora-diagonal",
@@ -50,6 +67,7 @@ COLORA_DIAGONAL = Method(
     "arXiv:2602.07218",
     terms=(Term(A=SHARED, B=SHARED, core=OWN, diagonal=True),),
     core_rate=True,
+    options=PULL,
 )
 COLORA_MEAN = Method(
     "colora-mean",
@@ -58,7 +76,7 @@ COLORA_MEAN = Method(
     "arXiv:2602.07218",
     terms=(_JOINT,),
     core_rate=True,
-    options={"pull": 1.0},
+    options=PULL | {"pull": 1.0},
 )
 COLORA_RESIDUAL = Method(
     "colora-residual",
@@ -67,5 +85,14 @@ COLORA_RESIDUAL = Method(
     "arXiv:2602.07218",
     terms=(_JOINT, Term(A=OWN, B=OWN, rank=lambda sizes: int(sizes.options["residual_rank"]))),
     core_rate=True,
-    options={"residual_rank": 1},
+    options={"residual_rank": 1} | PULL,
+)
+COLORA_OWN_A = Method(
+    "colora-own-a",
+    "CoLoRA and a small A each",
+    "As colora, with a small A of its own for each task under a second shared B.",
+    "arXiv:2602.07218",
+    terms=(_JOINT, Term(A=OWN, B=SHARED, rank=rank_option("own_rank"))),
+    core_rate=True,
+    options={"own_rank": 2} | PULL,
 )

@@ -32,5 +32,5 @@ FED_COLORA_ALTERNATING = Method(
     terms=_TERMS,
     federated=True,
     core_rate=True,
-    frozen=one_factor_a_round,
+    schedule=one_factor_a_round,
 )

@@ -6,16 +6,15 @@
 Each average is exact, for the model is linear in what moves. B first: at B = 0 the factor A has no gradient.
 """
 
-from collections.abc import Mapping
-
 from colora.experiments.methods.method import MEAN, Method, Term
+from colora.experiments.methods.schedule import Moment, Turn
 
 __all__ = ["ROLORA", "one_factor_a_round"]
 
 
-def one_factor_a_round(step: int, round_number: int, options: Mapping[str, float]) -> frozenset[str]:
+def one_factor_a_round(moment: Moment) -> Turn:
     """A is frozen in even rounds, B in odd ones."""
-    return frozenset({"B"} if round_number % 2 else {"A"})
+    return Turn(frozenset({"B"} if moment.round_number % 2 else {"A"}))
 
 
 ROLORA = Method(
@@ -25,5 +24,5 @@ ROLORA = Method(
     "Chen et al., arXiv:2502.01755",
     terms=(Term(A=MEAN, B=MEAN),),
     federated=True,
-    frozen=one_factor_a_round,
+    schedule=one_factor_a_round,
 )
