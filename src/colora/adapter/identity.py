@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
-from colora.adapter.fused import fused_parameters
+from colora.adapter.mixtures.fused import fused_parameters
 from colora.common.text import shortened
 from colora.errors import BaseMismatchError
 

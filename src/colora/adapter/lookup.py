@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from peft import PeftModel
 from torch import Tensor, nn
 
-from colora.adapter.experts import ExpertLinear
 from colora.adapter.hook import RoutingHook, check_rows
 from colora.adapter.layer import CoLoRALinear
+from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
 from colora.errors import ConfigError

@@ -22,8 +22,6 @@ from transformers.pytorch_utils import Conv1D
 
 from colora.adapter import tasklist
 from colora.adapter.digest import check_tensors, tensors_sha256
-from colora.adapter.experts import CoLoRAExperts, ExpertLinear
-from colora.adapter.fused import matching_parameters, warn_unadapted
 from colora.adapter.hook import batch_of
 from colora.adapter.identity import check_base, identify_base
 from colora.adapter.layer import CoLoRALinear
@@ -39,6 +37,8 @@ from colora.adapter.lookup import (
     remove_hook,
     with_tasks,
 )
+from colora.adapter.mixtures.experts import CoLoRAExperts, ExpertLinear
+from colora.adapter.mixtures.fused import matching_parameters, warn_unadapted
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
 from colora.adapter.row_layout import row_layout

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.experts import ExpertLinear
+from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets.tied import tied_parts
 from colora.bank.spelling import spell_targets

@@ -6,7 +6,15 @@ __all__ = ["LEFT_OUT", "PARTS", "trial_code"]
 
 # What trains, measures and makes tasks. The rest (planning, reports, the command line, single runs) decides which
 # trials are run and what is shown of them, not what they give.
-PARTS = ("algebra", "evaluation", "experiments/methods", "models", "tasks", "training/loop/schedule")
+PARTS = (
+    "adapter/core_start",
+    "algebra",
+    "evaluation",
+    "experiments/methods",
+    "models",
+    "tasks",
+    "training/loop/schedule",
+)
 # A trial says itself which tasks it is of, so a new group changes no result.
 LEFT_OUT = ("tasks/families/named.py",)
 

@@ -17,6 +17,7 @@ class Tokenizer(Protocol):
         chat_template: a Jinja template of the conversation, or several by name; None: prompts are plain text.
         pad_token: `load_base` sets the end-of-text token where a tokenizer has none of its own.
         pad_token_id: its id.
+        bos_token_id: of the token that begins a text, if there is one.
         eos_token: ends a text.
         eos_token_id: its id, if the tokenizer has such a token.
         all_special_ids: ids of the tokens that stand for no text.
@@ -29,6 +30,7 @@ class Tokenizer(Protocol):
     chat_template: str | dict[str, str] | None
     pad_token: str | None
     pad_token_id: int
+    bos_token_id: int | None
     eos_token: str | None
     eos_token_id: int | None
     all_special_ids: list[int]

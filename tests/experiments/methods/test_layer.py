@@ -214,15 +214,15 @@ def test_rank_larger_than_a_layer():
 
 def test_unknown_options_are_listed_with_the_known_ones():
     message = refusal("colora-mean", options={"push": 1, "drag": 2, "pull": 3})
-    assert message == "unknown option 'drag', 'push' of method 'colora-mean': expected some of pull, release"
+    assert message == "unknown option 'drag', 'push' of method 'colora-mean': expected some of pull, release, rotated"
     assert refusal("local", options={"pull": 1}) == "unknown option 'pull' of method 'local': it takes none"
     message = refusal(options={"pull": 1, "release": 1.5})
     assert message == "option 'release': expected a share between 0 and 1, found 1.5"
 
 
 def test_defaults_of_options():
-    assert METHODS["colora-alternating"].with_defaults({}) == {"turn": 5, "pull": 0.0, "release": 1.0}
-    assert METHODS["colora-mean"].with_defaults({"pull": 2.5}) == {"pull": 2.5, "release": 1.0}
+    assert METHODS["colora-alternating"].with_defaults({}) == {"turn": 5, "pull": 0.0, "release": 1.0, "rotated": 0.0}
+    assert METHODS["colora-mean"].with_defaults({"pull": 2.5}) == {"pull": 2.5, "release": 1.0, "rotated": 0.0}
     assert METHODS["local"].with_defaults({}) == {}
 
 
@@ -237,3 +237,24 @@ def test_models_without_a_stack_of_layers_and_layers_that_are_not_there():
     assert "expected a causal model whose decoder has `layers`" in refusal(model=tiny_gpt2())
     assert "found Linear" in refusal(model=torch.nn.Linear(2, 2))
     assert "first_layer: expected at most 1, found 2" in refusal(model=tiny_llama(), first_layer=2)
+
+
+@pytest.mark.parametrize("method", ["colora", "fed-colora"])
+def test_cores_that_start_turned_leave_the_base_and_a_as_they_were(method):
+    model = tiny_llama()
+    found = {}
+    for rotated in (0.0, 0.5):
+        torch.manual_seed(7)
+        with attached(model, METHODS[method], 0, 3, 4, 4.0, {"rotated": rotated}) as layers:
+            found[rotated] = [
+                {part: tensor.detach().clone() for part, tensor in layer.term_layers()[0].parts()}
+                for layer in layers.values()
+            ]
+    for plain, turned in zip(found[0.0], found[0.5], strict=True):
+        assert torch.equal(plain["A"], turned["A"])
+        assert not turned["B"].any()
+        assert torch.equal(plain["core"], torch.eye(4).expand(3, 4, 4))
+        assert torch.equal(turned["core"][:, :2], torch.eye(4)[:2].expand(3, 2, 4))
+        assert (turned["core"][0] - turned["core"][1]).abs().max() > 0.1
+    first, second = (layer["core"][0] for layer in found[0.5][:2])
+    assert not torch.equal(first, second)

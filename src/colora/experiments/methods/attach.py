@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from colora.errors import ConfigError
@@ -73,7 +74,7 @@ def attached(
             layers[name] = ConstrainedLinear(linear, method.terms, ranks, tasks, alpha / rank)
             model.set_submodule(name, layers[name])
         _share_cores(layers)
-        _start(layers, method)
+        _start(layers, method, sizes.options.get("rotated", 0.0))
         yield layers
     finally:
         for name in layers:
@@ -92,12 +93,13 @@ def _share_cores(layers: Mapping[str, ConstrainedLinear]) -> None:
                 term.core = first.setdefault((number, kind), term.core)
 
 
-def _start(layers: Mapping[str, ConstrainedLinear], method: Method) -> None:
+def _start(layers: Mapping[str, ConstrainedLinear], method: Method, rotated: float) -> None:
+    # Of its own, so that A is the same whether cores are turned or not.
+    generator = torch.Generator().manual_seed(torch.initial_seed())
     for layer in layers.values():
         for term in layer.term_layers():
             term.start(alike=method.federated)
+            if rotated:
+                term.rotate(rotated, generator)
             for part, tensor in term.parts():
                 tensor.requires_grad_(term.term.parts()[part].trained)
-        if method.pull_to == "first":
-            first, second = layer.term_layers()
-            second.A.data.copy_(first.A)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colora.adapter.core_start import rotated_cores
 from colora.algebra import fresh_core
 from colora.errors import TaskIdError
 from colora.experiments.methods.method import Term
@@ -53,6 +54,12 @@ class TermLayer(nn.Module):
         self.B.zero_()
         if self.core is not None:
             self.core.copy_(torch.ones_like(self.core) if self.term.diagonal else self._identity().expand_as(self.core))
+
+    @torch.no_grad()
+    def rotate(self, rotated: float, generator: torch.Generator) -> None:
+        """Turn the start of each task's own core, see `colora.adapter.core_start`."""
+        if self.core is not None and self.term.core is not None and self.term.core.own and not self.term.diagonal:
+            self.core.copy_(rotated_cores(len(self.core), self.core.shape[-1], rotated, generator))
 
     def _identity(self) -> Tensor:
         return fresh_core(self.A.shape[-2], self.A.dtype, self.A.device)

@@ -18,7 +18,7 @@ from colora.experiments.methods.schedule import Schedule, all_move
 
 __all__ = ["FROZEN", "MEAN", "OWN", "SHARED", "Method", "Part", "Sizes", "Term", "rank_option"]
 
-SHARES = ("first", "own_share", "release")  # options that are a share of something
+SHARES = ("first", "own_share", "release", "rotated")  # options that are a share of something
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from peft import PeftModel
 from torch import nn
 
 from colora.adapter.config import CoLoRAConfig
-from colora.adapter.fused import matching_parameters
 from colora.adapter.identity import check_base, name_base
+from colora.adapter.mixtures.fused import matching_parameters
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets.choose import choose_targets
 from colora.adapter.targets.linear import name_all_linear

@@ -8,12 +8,14 @@
     own-a:        W_k = W0 + s · (B Λ_k A + B' A'_k), a small A of rank `own_rank` of the task's own beside, under a
                   second B that all tasks share
 
-The cores start at the identity and have their own learning rate. All take the options
+The cores have their own learning rate. All take the options
 
     pull:     after each step that moves the cores, Λ_k ← Λ_k − η · pull · (Λ_k − mean_j Λ_j), η the cores' rate:
               proximal regularisation (L2-SP), which in the limit makes it pooled LoRA with a shared core. Not invariant
               under the gauge
     release:  the share of the steps after which the pull falls linearly to zero; 1: it never does
+    rotated:  the share of the r directions in which each core starts at a rotation of its own (not if diagonal); 0: all
+              cores start at the identity
 """
 
 from colora.experiments.methods.method import OWN, SHARED, Method, Term, rank_option
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 PULL = {"pull": 0.0, "release": 1.0}
+CORES = PULL | {"rotated": 0.0}
 
 _JOINT = Term(A=SHARED, B=SHARED, core=OWN)
 _PARTS = {"core": frozenset({"core"}), "shared": frozenset({"A", "B"})}
@@ -48,7 +51,7 @@ COLORA = Method(
     "arXiv:2602.07218",
     terms=(_JOINT,),
     core_rate=True,
-    options=PULL,
+    options=CORES,
 )
 COLORA_ALTERNATING = Method(
     "colora-alternating",
@@ -58,7 +61,7 @@ COLORA_ALTERNATING = Method(
     terms=(_JOINT,),
     core_rate=True,
     schedule=_one_half_a_turn,
-    options={"turn": 5} | PULL,
+    options={"turn": 5} | CORES,
 )
 COLORA_DIAGONAL = Method(
     "colora-diagonal",
@@ -76,7 +79,7 @@ COLORA_MEAN = Method(
     "arXiv:2602.07218",
     terms=(_JOINT,),
     core_rate=True,
-    options=PULL | {"pull": 1.0},
+    options=CORES | {"pull": 1.0},
 )
 COLORA_RESIDUAL = Method(
     "colora-residual",
@@ -85,7 +88,7 @@ COLORA_RESIDUAL = Method(
     "arXiv:2602.07218",
     terms=(_JOINT, Term(A=OWN, B=OWN, rank=lambda sizes: int(sizes.options["residual_rank"]))),
     core_rate=True,
-    options={"residual_rank": 1} | PULL,
+    options={"residual_rank": 1} | CORES,
 )
 COLORA_OWN_A = Method(
     "colora-own-a",
@@ -94,5 +97,5 @@ COLORA_OWN_A = Method(
     "arXiv:2602.07218",
     terms=(_JOINT, Term(A=OWN, B=SHARED, rank=rank_option("own_rank"))),
     core_rate=True,
-    options={"own_rank": 2} | PULL,
+    options={"own_rank": 2} | CORES,
 )

@@ -5,7 +5,8 @@
 
     W_k = W0 + s · B Λ_k A
 
-In alternating rounds every client's weight is linear in what is averaged.
+In alternating rounds every client's weight is linear in what is averaged. Option `rotated`: the share of the r
+directions in which each client's core starts at a rotation of its own.
 """
 
 from colora.experiments.methods.catalogue.federated.rolora import one_factor_a_round
@@ -23,6 +24,7 @@ FED_COLORA = Method(
     terms=_TERMS,
     federated=True,
     core_rate=True,
+    options={"rotated": 0.0},
 )
 FED_COLORA_ALTERNATING = Method(
     "fed-colora-alternating",
@@ -32,5 +34,6 @@ FED_COLORA_ALTERNATING = Method(
     terms=_TERMS,
     federated=True,
     core_rate=True,
+    options={"rotated": 0.0},
     schedule=one_factor_a_round,
 )

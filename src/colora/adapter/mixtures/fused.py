@@ -9,8 +9,8 @@ import warnings
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from colora.adapter.experts import CoLoRAExperts, expert_parameters, missing_interface
 from colora.adapter.libraries.offload import AdapterTensors
+from colora.adapter.mixtures.experts import CoLoRAExperts, expert_parameters, missing_interface
 from colora.common.text import listed
 from colora.errors import ConfigError
 
