@@ -188,7 +188,10 @@ def test_tuning_uses_no_test_examples_and_no_seed_of_a_result():
         ({"methods": {"local": {"lrr": 1}}}, "methods.local.lrr: no such field; did you mean 'lr'?"),
         ({"methods": {"local": [{"lr": 0}]}}, "methods.local.0.lr: expected greater than 0, found 0"),
         ({"methods": {"local": {"lr": "fast"}}}, "methods.local.lr: expected a valid number"),
-        ({"methods": {"colorra": {}}}, "methods: no method 'colorra'; did you mean 'colora'?; there are base, local"),
+        (
+            {"methods": {"colorra": {}}},
+            "methods: no method 'colorra'; did you mean 'colora'?; there are base, in-context",
+        ),
         ({"methods": {}}, "methods: expected at least one, found none"),
         ({"methods": {"local": []}}, "methods.local: expected at least one, found none"),
         ({"methods": 3}, "methods: expected a valid dictionary, found 3"),

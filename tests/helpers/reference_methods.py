@@ -456,7 +456,7 @@ def fed_sb(toy: Toy, start: Values) -> Trained:
 
 
 REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
-    "base": base, "in-context": base, "in-context-nearest": base,
+    "base": base, "in-context": base, "in-context-nearest": base, "frequencies": base,
     "local": local, "local-matched": local, "pooled": pooled, "pooled-matched": pooled,
     "colora": colora, "colora-alternating": colora_alternating, "colora-diagonal": colora_diagonal,
     "colora-mean": colora_mean, "colora-residual": colora_residual, "mtl-lora": mtl_lora, "lora-xs": lora_xs,
