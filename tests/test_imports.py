@@ -42,7 +42,7 @@ ONLY_USES = {"errors": set(), "algebra": {"torch", "jaxtyping"}}
 ONLY_USED_IN = {
     "flwr": {"federated"},
     "matplotlib": {"transfer", "theory", "experiments"},
-    "scipy": {"transfer", "theory"},
+    "scipy": {"transfer", "theory", "evaluation"},
     "typer": {"cli"},
     "sklearn": {"theory"},
     "fastapi": {"serving"},

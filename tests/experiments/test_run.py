@@ -52,6 +52,17 @@ def test_a_second_call_runs_nothing_and_leaves_the_trials_alone(tmp_path):
     assert content(tmp_path / "cells") == before
 
 
+def test_a_copy_of_the_collected_records_alone_goes_on(tmp_path):
+    runner = FakeRunner()
+    summary, _ = run(tmp_path / "first", runner, plan=experiment(seeds=0))
+    (tmp_path / "second").mkdir()
+    copy = tmp_path / "second" / summary.records.name
+    copy.write_bytes(summary.records.read_bytes())
+    again, _ = run(tmp_path / "second", plan=experiment(seeds=[0, 1]))
+    assert len(again.ran) == again.trials - summary.trials
+    assert summary.records.read_text() in copy.read_text()
+
+
 def test_experiments_share_the_trials_they_have_in_common(tmp_path):
     run(tmp_path)
     wider = experiment(name="wider", methods=["base", "local", "fedit"], core_lr=0.3)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from colora.errors import ColoraError
+from colora.evaluation.choices import ChoiceScores, rank_correlation
 from colora.experiments.trial import TaskScores, Trial, TrialRecord, read_trial_records, write_trial_records
 
 SETTINGS = {
@@ -55,6 +56,26 @@ def test_the_mean_over_tasks_needs_every_task():
     partial = TrialRecord(trial=Trial(**SETTINGS), scores={"a": whole, "b": TaskScores(nll=[3.0], tokens=[1])})
     assert partial.mean("rougeL") is None
     assert TrialRecord(trial=Trial(**SETTINGS)).mean("token_nll") is None
+
+
+def test_measures_of_choices_are_means_over_the_tasks_that_have_choices():
+    """And the rank correlation is one over all examples of these."""
+    free = TaskScores(nll=[1.0], tokens=[1])
+    one = ChoiceScores(names=["1", "2"], right=[0, 1], nats=[[0.1, 2.4], [2.4, 0.1]])
+    two = ChoiceScores(names=["1", "2"], right=[1], nats=[[0.2, 1.8]])
+    chosen = {"a": TaskScores(nll=[1.0], tokens=[1], choices=one), "b": TaskScores(nll=[1.0], tokens=[1], choices=two)}
+    record = TrialRecord(trial=Trial(**SETTINGS), scores=chosen | {"c": free})
+    assert record.mean("accuracy") == 50.0
+    assert record.mean("choice_nats") == pytest.approx((one.value("choice_nats") + two.value("choice_nats")) / 2)
+    assert record.mean("rank_correlation") == pytest.approx(rank_correlation([one, two]))
+    assert free.value("accuracy") is None
+    assert TrialRecord(trial=Trial(**SETTINGS), scores={"a": free}).mean("rank_correlation") is None
+
+
+def test_records_from_before_there_were_choices_are_read():
+    assert (
+        TaskScores.model_validate({"nll": [1.0], "tokens": [2], "rougeL": [3.0], "exact_match": [0.0]}).choices is None
+    )
 
 
 def test_records_survive_a_file_and_faults_are_told_by_line(tmp_path):

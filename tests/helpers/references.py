@@ -11,6 +11,7 @@ REFERENCES: dict[str, Callable[[Toy, Values], Trained]] = {
     "base": plain.base,
     "in-context": plain.base,
     "in-context-nearest": plain.base,
+    "frequencies": plain.base,
     "local": plain.local,
     "local-matched": plain.local,
     "pooled": plain.pooled,

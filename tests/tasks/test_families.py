@@ -163,6 +163,15 @@ def test_all_training_examples_of_a_client_can_be_used_and_long_answers_are_left
         make(["flan-text_formatting"], examples=60, val=37)
 
 
+def test_choices_are_stated_where_the_answers_are_a_closed_set(make):
+    choices = {task.name: task.choices for task in make()}
+    assert choices["annotator-01"] == ("hateful", "not hateful")
+    assert choices["flan-paraphrase"] == ("no", "yes")
+    assert choices["date-es"] == choices["words-antonym"] == choices["flan-text_formatting"] == ()
+    (rater,) = make(["rater-000"], val=0)
+    assert rater.choices == ("1", "2", "3", "4", "5")
+
+
 def test_dates_are_those_of_cldr(make):
     from datetime import date
 

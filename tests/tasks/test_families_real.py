@@ -48,6 +48,15 @@ def test_the_data_suffice_for_every_seed(data, name):
         assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.parametrize("name", FILE_TASKS)
+def test_every_answer_is_one_of_the_choices_where_there_are_any(data, name):
+    (task,) = make_tasks([name], **sizes(name), seed=0, regime="implicit", data=data)
+    answers = {example.outputs[0] for split in SPLITS for example in task.splits[split]}
+    assert not task.choices or answers <= set(task.choices)
+    assert len(task.choices) <= 10
+    assert not any(one != two and two.startswith(one) for one in task.choices for two in task.choices)
+
+
 @pytest.mark.parametrize(("one", "other"), [("scan-126", "scan-127"), ("scan-128", "scan-126")])
 def test_no_sequence_of_actions_is_tested_here_and_trained_on_there(data, one, other):
     sizes = {"examples": 300, "val": 100, "test": 100, "seed": 0, "regime": "implicit"}

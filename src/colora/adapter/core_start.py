@@ -2,8 +2,8 @@
 
 With B = 0 and every core at the identity, the first steps move B by the sum of all tasks' gradients, and what the tasks
 want differently cancels; the cores themselves have no gradient yet. If core k starts at a rotation Q_k of its own, the
-first step already moves task j by s · B Q_j A with B ∝ Σ_k G_k Aᵀ Q_kᵀ: of this, task j's own gradient comes back whole,
-and those of the others turned at random. Cores still have r × r numbers, and the update still starts at zero.
+first step already moves task j by s · B Q_j A with B ∝ Σ_k G_k Aᵀ Q_kᵀ: of this, task j's own gradient comes back
+whole, and those of the others turned at random. Cores still have r × r numbers, and the update still starts at zero.
 
     Λ_k = diag(I, Q_k)        Q_k random orthogonal, m × m with m = rotated · r; the first r − m directions are common
 

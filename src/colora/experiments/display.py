@@ -77,4 +77,6 @@ def result_line(record: TrialRecord) -> str:
         for metric in METRICS.values()
         if metric.ranks and (mean := record.mean(metric.name)) is not None
     ]
+    if (accuracy := record.mean("accuracy")) is not None:
+        shown.append(f"accuracy {accuracy:.1f}")
     return ", ".join([*shown, f"{sum(record.seconds.values()):.0f} s"])

@@ -110,6 +110,7 @@ def run_experiment(
     only_code = code if options.rerun_old else None
     first, parts = options.shard
     share = chosen_trials(experiment, options.only)[first - 1 :: parts]
+    store.restore(experiment.name)
     if not (options.mixed or options.rerun_old):
         refuse_mixture(store.finished(trials), code, store.folder)
     before = {trial.key: store.read(trial) for trial in share}

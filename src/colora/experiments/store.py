@@ -2,7 +2,7 @@
 
 OUTPUT/cells/KEY.json   the record of one trial; experiments that need the same trial share it
 OUTPUT/cells/KEY.lock   a process is running it
-OUTPUT/NAME.jsonl       the records of experiment NAME, in its order
+OUTPUT/NAME.jsonl       the records of experiment NAME, in its order; trials that are in it alone are not run again
 """
 
 from collections.abc import Iterable, Sequence
@@ -67,6 +67,20 @@ class Store:
         """The records of those trials that ended well."""
         found = (self.read(trial) for trial in trials)
         return [record for record in found if record is not None and record.error is None]
+
+    def restore(self, name: str) -> int:
+        """Take up the trials of OUTPUT/NAME.jsonl that have no file of their own, as in a copy of that file alone.
+
+        Returns:
+            how many there were.
+        """
+        path = self.output / f"{name}.jsonl"
+        missing = (
+            [one for one in read_trial_records(path) if not self.path(one.trial).exists()] if path.exists() else []
+        )
+        for record in missing:
+            self.write(record)
+        return len(missing)
 
     def collect(
         self, name: str, trials: Sequence[Trial], only_code: str | None = None

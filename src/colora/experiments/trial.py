@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from colora.common.jsonl import model_parser, read_jsonl, write_jsonl
+from colora.evaluation.choices import CHOICE_METRICS, ChoiceScores, rank_correlation
 from colora.evaluation.metrics import METRICS
 
 __all__ = ["Regime", "TaskScores", "Trial", "TrialRecord", "read_trial_records", "write_trial_records"]
@@ -85,6 +86,8 @@ class TaskScores(_Frozen):
         nll: nats of each example's answer, summed over its tokens.
         tokens: answer tokens of each example, the end token included.
         rougeL, exact_match: in [0, 100], of the first examples of the split (as many as were generated).
+        choices: the nats of every choice, where the task has a closed set of answers. Those of a model are of the
+            choice's tokens without the end token, so they are not those of `nll`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -93,6 +96,7 @@ class TaskScores(_Frozen):
     tokens: list[int]
     rougeL: list[float] = []
     exact_match: list[float] = []
+    choices: ChoiceScores | None = None
     __pydantic_extra__: dict[str, list[float]] = Field(init=False)
 
     @model_validator(mode="after")
@@ -103,13 +107,20 @@ class TaskScores(_Frozen):
             raise ValueError(f"expected as many nll as tokens, and as many each of {', '.join(self.texts)}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialized(self).items() if name != "choices" or value is not None}
+
     @property
     def texts(self) -> dict[str, list[float]]:
         """The scores of each text metric, by its name."""
         return {"rougeL": self.rougeL, "exact_match": self.exact_match} | self.__pydantic_extra__
 
     def value(self, metric: str) -> float | None:
-        """Mean over examples of a text metric, nats per token of the likelihood; None if it was not measured."""
+        """Mean over examples of a text metric or one of `CHOICE_METRICS`, nats per token of the likelihood; None if it
+        was not measured."""
+        if metric in CHOICE_METRICS:
+            return self.choices.value(metric) if self.choices is not None else None
         if METRICS[metric].score is None:
             return sum(self.nll) / sum(self.tokens) if sum(self.tokens) else None
         values = self.texts.get(metric)
@@ -162,10 +173,23 @@ class TrialRecord(_Frozen):
         return self.trial.key
 
     def mean(self, metric: str) -> float | None:
-        """Mean over tasks of `TaskScores.value`, or None where a task lacks it."""
+        """Mean over tasks of `TaskScores.value`, or None where a task lacks it.
+
+        One of `CHOICE_METRICS` is the mean over the tasks that have choices; "rank_correlation" is one correlation over
+        the examples of all of these.
+        """
+        if metric in CHOICE_METRICS:
+            return self._mean_of_choices(metric)
         values = [scores.value(metric) for scores in self.scores.values()]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
+
+    def _mean_of_choices(self, metric: str) -> float | None:
+        chosen = [scores.choices for scores in self.scores.values() if scores.choices is not None]
+        if metric == "rank_correlation":
+            return rank_correlation(chosen)
+        values = [value for scores in chosen if (value := scores.value(metric)) is not None]
+        return sum(values) / len(values) if values else None
 
 
 def write_trial_records(path: Path, records: Iterable[TrialRecord]) -> None:

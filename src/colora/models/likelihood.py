@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from colora.errors import ColoraError
 from colora.tasks.encode import IGNORED
 
-__all__ = ["is_encoder_decoder", "label_tokens", "row_nll"]
+__all__ = ["is_encoder_decoder", "label_logits", "label_tokens", "row_nll"]
+
+
+Labelled = tuple[Int[Tensor, " labels"], Float[Tensor, "labels vocabulary"], Int[Tensor, " labels"]]
 
 
 def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "rows seq"]) -> Float[Tensor, " rows"]:
@@ -27,6 +30,18 @@ def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "ro
 
     Raises:
         ColoraError: if the model gives logits of another shape than the labels.
+    """
+    rows, logits, targets = label_logits(model, inputs, labels)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return losses.new_zeros(len(labels)).index_add(0, rows, losses)
+
+
+def label_logits(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "rows seq"]) -> Labelled:
+    """What a model makes of every place that has a label; arguments and errors as of `row_nll`.
+
+    Returns:
+        for each label, row by row and from left to right: its row, the logits (labels, vocabulary) in float32 or the
+        model's float64, and the label.
     """
     if is_encoder_decoder(model):
         logits, targets = model(**inputs, labels=labels).logits, labels
@@ -46,10 +61,7 @@ def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "ro
     targets = targets.to(logits.device)
     wanted = targets != IGNORED
     chosen = logits[wanted]
-    losses = F.cross_entropy(
-        chosen.to(torch.promote_types(chosen.dtype, torch.float32)), targets[wanted], reduction="none"
-    )
-    return losses.new_zeros(len(targets)).index_add(0, wanted.nonzero()[:, 0], losses)
+    return wanted.nonzero()[:, 0], chosen.to(torch.promote_types(chosen.dtype, torch.float32)), targets[wanted]
 
 
 def label_tokens(labels: Int[Tensor, "rows seq"], encoder_decoder: bool) -> Int[Tensor, " rows"]:

@@ -39,6 +39,8 @@ class Task:
         source: the file, folder or dataset it was read from.
         split_seed: the seed if any split was drawn by chance, None if all are used as they were given.
         notes: what a user would not expect of the sizes of the splits.
+        choices: every answer there can be, where the task's definition closes the set and it is small; no one of them
+            is the beginning of another. Empty where answers are free.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Task:
     source: str
     split_seed: int | None
     notes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def first_examples(task: Task, split: str, limit: int | None) -> Task:

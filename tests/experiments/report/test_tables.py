@@ -191,7 +191,7 @@ def test_every_method_of_the_registry_is_explained_in_its_order():
     assert found.column("what it is") == [method.sentence for method in METHODS.values()]
     assert all(text.endswith(".") for text in found.column("what it is"))
     unsourced = [name for name, source in zip(METHODS, found.column("source"), strict=True) if "arXiv:" not in source]
-    assert unsourced == ["base"]
+    assert unsourced == ["base", "frequencies"]
 
 
 # ---- multipliers and setbacks ------------------------------------------------------------------------------------

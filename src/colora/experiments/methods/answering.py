@@ -5,7 +5,7 @@ task have the same examples before them, as they do unless the nearest are chose
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from transformers import Cache, DynamicCache, StoppingCriteria, StoppingCriteria
 from colora.experiments.methods.in_context import Question, Questions
 from colora.models.batching import device_of, pad, pad_token_id
 from colora.models.generate import GREEDY
-from colora.models.likelihood import row_nll
+from colora.models.likelihood import label_logits, row_nll
 from colora.models.modes import eval_mode
 from colora.tasks.encode import IGNORED
 from colora.tasks.prompting.prompts import end_token_ids
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["answer_questions"]
+__all__ = ["answer_logits", "answer_questions"]
 
 ROWS = 12  # of a batch: each holds the keys and values of a whole context
 
@@ -45,6 +45,17 @@ def answer_questions(
             if later is not None:
                 texts += _generated(model, tokenizer, later.first(wanted), asked.end, max_new_tokens)
     return nats, texts
+
+
+def answer_logits(model: nn.Module, tokenizer: Tokenizer, asked: Questions) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Batch by batch of questions: the row in the batch of every answer token, its logits (answer tokens, vocabulary),
+    and how many questions there are."""
+    with eval_mode(model):
+        shared = _read(model, None, [asked.items[0].context]) if asked.share_context else None
+        for begin in range(0, len(asked.items), ROWS):
+            batch = asked.items[begin : begin + ROWS]
+            row, logits, _ = label_logits(model, *_inputs(batch, _prompts(model, tokenizer, batch, shared)))
+            yield row, logits, len(batch)
 
 
 class _Read:
@@ -108,6 +119,11 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _nats(model: nn.Module, batch: Sequence[Question], read: _Read) -> list[float]:
+    return row_nll(model, *_inputs(batch, read)).tolist()
+
+
+def _inputs(batch: Sequence[Question], read: _Read) -> tuple[dict[str, object], Tensor]:
+    """What the model is given for the answers after what it has read, and the labels."""
     answers, mask = pad([question.answer for question in batch], 0, read.ids.device)
     labels, _ = pad([question.answer for question in batch], IGNORED, read.ids.device)
     whole = torch.cat([read.mask, mask], dim=1)
@@ -119,7 +135,7 @@ def _nats(model: nn.Module, batch: Sequence[Question], read: _Read) -> list[floa
         "past_key_values": read.cache,
         "use_cache": True,
     }
-    return row_nll(model, inputs, torch.cat([torch.full_like(ids[:, :1], IGNORED), labels], dim=1)).tolist()
+    return inputs, torch.cat([torch.full_like(ids[:, :1], IGNORED), labels], dim=1)
 
 
 def _generated(model: nn.Module, tokenizer: Tokenizer, read: _Read, end: str, max_new_tokens: int) -> list[str]:

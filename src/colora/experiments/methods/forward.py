@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from colora.experiments.methods.attach import decoder_layers
 from colora.models.batching import device_of, pad
-from colora.models.likelihood import row_nll
+from colora.models.likelihood import label_logits
 from colora.models.modes import eval_mode
 from colora.tasks.encode import IGNORED
 
@@ -57,6 +57,12 @@ class SplitForward:
 
     def row_nll(self, rows: Sequence[Row]) -> Tensor:
         """Nats of each row's labels, summed: (rows,), float32 or the model's float64, with gradients if enabled."""
+        row, logits, targets = self.label_logits(rows)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return losses.new_zeros(len(rows)).index_add(0, row, losses)
+
+    def label_logits(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each label, row by row and from left to right: its row, the logits (labels, vocabulary), and the label."""
         if not self.splits:
             return self._plain(rows)
         hidden, mask = self._below(rows)
@@ -66,14 +72,12 @@ class SplitForward:
         # Logits of a large vocabulary cost as much as many layers: ask for those of answers only.
         row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         logits = self.model.get_output_embeddings()(states[row, place])
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = F.cross_entropy(precise, labels[row, place + 1], reduction="none")
-        return losses.new_zeros(len(rows)).index_add(0, row, losses)
+        return row, logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[row, place + 1]
 
-    def _plain(self, rows: Sequence[Row]) -> Tensor:
+    def _plain(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         ids, mask = pad([row.input_ids for row in rows], 0, self.device)
         labels, _ = pad([row.labels for row in rows], IGNORED, self.device)
-        return row_nll(self.model, {"input_ids": ids, "attention_mask": mask, "use_cache": False}, labels)
+        return label_logits(self.model, {"input_ids": ids, "attention_mask": mask, "use_cache": False}, labels)
 
     def _below(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """What enters the first adapted layer, (rows, longest, d), zero where there is padding, and the mask."""
@@ -114,10 +118,12 @@ class SplitForward:
             return False
         words = torch.arange(3, 19).tolist()
         probe = [Row(tuple(words[:12]), (IGNORED, *words[1:12])), Row(tuple(words), (IGNORED, *words[1:]))]
-        self.splits = True
         try:
             with eval_mode(self.model):
-                split, plain = self.row_nll(probe), self._plain(probe)
+                self.splits = True
+                split = self.row_nll(probe)
+                self.splits = False
+                plain = self.row_nll(probe)
         finally:
             self.kept.clear()
         return bool(torch.allclose(split, plain, rtol=1e-2, atol=1e-2))

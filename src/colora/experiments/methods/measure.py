@@ -1,10 +1,11 @@
 """What a trained method is worth on held-out examples, example by example, and what it costs to keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from colora.evaluation.choices import ChoiceScores
 from colora.evaluation.metrics import METRICS
 from colora.experiments.methods.forward import Row, SplitForward
 from colora.experiments.methods.layer import ConstrainedLinear, distinct_parts
@@ -14,24 +15,33 @@ from colora.models.modes import eval_mode
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["kept_parameters", "likelihoods", "score", "similarity", "texts", "trained_parameters"]
+__all__ = ["in_blocks", "kept_parameters", "likelihoods", "score", "similarity", "texts", "trained_parameters"]
 
 ROWS = 96
 
 
 def likelihoods(forward: SplitForward, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
-    """Nats of every row's answer, task by task. Tasks may differ in their number of rows: short ones are filled up."""
+    """Nats of every row's answer, task by task."""
+    return [values.tolist() for values in in_blocks(forward, rows, forward.row_nll)]
+
+
+def in_blocks(
+    forward: SplitForward, rows: Sequence[Sequence[Row]], measure: Callable[[Sequence[Row]], Tensor]
+) -> list[Tensor]:
+    """What `measure` gives, (rows, ...), for every row, task by task: (rows of the task, ...) each.
+
+    Tasks may differ in their number of rows: short ones are filled up.
+    """
     longest = max(map(len, rows))
-    found: list[list[float]] = [[] for _ in rows]
+    found: list[list[Tensor]] = [[] for _ in rows]
     block = max(1, ROWS // len(rows))
     with eval_mode(forward.model):
         for start in range(0, longest, block):
             places = range(start, min(start + block, longest))
             batch = [examples[place % len(examples)] for examples in rows for place in places]
-            values = forward.row_nll(batch).view(len(rows), -1).tolist()
-            for own, part in zip(found, values, strict=True):
-                own.extend(part)
-    return [own[: len(examples)] for own, examples in zip(found, rows, strict=True)]
+            for own, part in zip(found, measure(batch).chunk(len(rows)), strict=True):
+                own.append(part)
+    return [torch.cat(own)[: len(examples)] for own, examples in zip(found, rows, strict=True)]
 
 
 def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
@@ -49,13 +59,21 @@ def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: 
     return [answers[task * number : (task + 1) * number] for task in range(len(tasks))]
 
 
-def score(task: Task, split: str, rows: Sequence[Row], nll: Sequence[float], answers: Sequence[str]) -> TaskScores:
+def score(
+    task: Task,
+    split: str,
+    rows: Sequence[Row],
+    nll: Sequence[float],
+    answers: Sequence[str],
+    choices: ChoiceScores | None = None,
+) -> TaskScores:
     """The scores of one task, rounded to what can matter."""
     references = [example.outputs for example in task.splits[split][: len(answers)]]
     pairs = list(zip(answers, references, strict=True))
     return TaskScores(
         nll=[round(value, 4) for value in nll],
         tokens=[row.answer_tokens for row in rows],
+        choices=choices,
         **{
             metric.name: [round(metric.score(answer, right), 2) for answer, right in pairs]
             for metric in METRICS.values()

@@ -126,6 +126,7 @@ class Method:
         compresses: after training, the tasks' updates are replaced by their joint diagonalisation.
         prompt_examples: the base model gets training examples in its prompt: the "first" ones, or the "nearest" to each
             input; None: none.
+        counts_answers: answers come from their shares in the task's training answers, without a model.
         options: what it takes in a trial's `options`, with defaults.
     """
 
@@ -145,6 +146,7 @@ class Method:
     pull_to: Literal["mean", "first"] = "mean"
     compresses: bool = False
     prompt_examples: Literal["first", "nearest"] | None = None
+    counts_answers: bool = False
     options: Mapping[str, float] | None = None
 
     def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:

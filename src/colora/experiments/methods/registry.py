@@ -34,6 +34,7 @@ from colora.experiments.methods.catalogue.federated.fedsa_lora import FEDSA_LORA
 from colora.experiments.methods.catalogue.federated.ffa_lora import FFA_LORA
 from colora.experiments.methods.catalogue.federated.rolora import ROLORA
 from colora.experiments.methods.catalogue.untrained.base import BASE
+from colora.experiments.methods.catalogue.untrained.frequencies import FREQUENCIES
 from colora.experiments.methods.catalogue.untrained.in_context import IN_CONTEXT, IN_CONTEXT_NEAREST
 from colora.experiments.methods.method import Method
 
@@ -43,6 +44,7 @@ _UNTRAINED = (
     BASE,
     IN_CONTEXT,
     IN_CONTEXT_NEAREST,
+    FREQUENCIES,
 )
 _CENTRALISED = (
     LOCAL,

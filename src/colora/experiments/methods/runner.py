@@ -8,8 +8,10 @@ import torch
 
 from colora.algebra import joint_diagonalisation
 from colora.errors import ConfigError
+from colora.evaluation.choices import ChoiceScores
 from colora.experiments.methods.answering import answer_questions
 from colora.experiments.methods.attach import attached
+from colora.experiments.methods.choices import asked_choice_scores, choice_scores, frequency_scores
 from colora.experiments.methods.data import encode_rows, step_rows
 from colora.experiments.methods.federation import Traffic
 from colora.experiments.methods.forward import Row, SplitForward
@@ -75,11 +77,14 @@ class Runner:
             progress: called with (steps done, steps).
 
         Raises:
-            ConfigError: for an unknown method or option, or a rank that does not fit.
+            ConfigError: for an unknown method or option, a rank that does not fit, or a task without the closed set of
+                answers that the method needs.
             TaskFileError: for examples that are missing or too long.
             TrainingDivergedError: if the loss is NaN or infinite.
         """
         method = find_method(trial.method)
+        if method.counts_answers:
+            return TrialRecord(trial=trial, scores=frequency_scores(tasks, trial.split, trial.test))
         forward = self._forward(trial.first_layer)
         prompt, tasks = self._prompted(tasks, trial)
         torch.manual_seed(trial.seed)
@@ -94,14 +99,17 @@ class Runner:
             trainable = trained_parameters(layers)
             if method.compresses:
                 compress(layers, trial.rank)
-            test_rows, values, answers = self._measured(method, forward, tasks, test_rows, trial)
+            test_rows, values, answers, choices = self._measured(method, forward, tasks, test_rows, trial)
             shared, own = kept_parameters(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
         ended = time.perf_counter()
-        scored = zip(tasks, test_rows, values, answers, strict=True)
+        scored = zip(tasks, test_rows, values, answers, choices, strict=True)
         return TrialRecord(
             trial=trial,
-            scores={task.name: score(task, trial.split, rows, nll, texts) for task, rows, nll, texts in scored},
+            scores={
+                task.name: score(task, trial.split, rows, nll, texts, chosen)
+                for task, rows, nll, texts, chosen in scored
+            },
             trainable=trainable,
             shared_numbers=shared,
             task_numbers=own,
@@ -152,21 +160,26 @@ class Runner:
 
     def _measured(
         self, method: Method, forward: SplitForward, tasks: list[Task], rows: list[list[Row]], trial: Trial
-    ) -> tuple[list[list[Row]], list[list[float]], list[list[str]]]:
-        """The rows whose likelihood was measured, their nats, and the generated answers, task by task."""
+    ) -> tuple[list[list[Row]], list[list[float]], list[list[str]], list[ChoiceScores | None]]:
+        """Task by task: the rows whose likelihood was measured, their nats, generated answers, scores of choices."""
         if method.prompt_examples is None:
             values = likelihoods(forward, rows)
+            choices = choice_scores(forward, self.tokenizer, tasks, trial.split, trial.test, trial.max_length)
             if not trial.generate:
-                return rows, values, [[] for _ in tasks]
+                return rows, values, [[] for _ in tasks], choices
             with self._generating():
-                return rows, values, texts(self.model, self.tokenizer, tasks, trial)
+                return rows, values, texts(self.model, self.tokenizer, tasks, trial), choices
         context, nearest = int(method.with_defaults(trial.options)["context"]), method.prompt_examples == "nearest"
         number = min(trial.generate, *map(len, rows))
         asked = [questions(task, self.tokenizer, self.model, trial, context, nearest) for task in tasks]
         with self._generating():
             found = [answer_questions(self.model, self.tokenizer, one, number, trial.max_new_tokens) for one in asked]
+            choices = [
+                asked_choice_scores(self.model, self.tokenizer, task, trial.split, one)
+                for task, one in zip(tasks, asked, strict=True)
+            ]
         rows = [[question.row for question in one.items] for one in asked]
-        return rows, [nats for nats, _ in found], [answers for _, answers in found]
+        return rows, [nats for nats, _ in found], [answers for _, answers in found], choices
 
     @contextmanager
     def _generating(self) -> Iterator[None]:

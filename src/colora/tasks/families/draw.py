@@ -46,11 +46,13 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class DrawnTask:
-    """A task as its family made it: examples without instruction, the short instruction, and where they come from."""
+    """A task as its family made it: examples without instruction, the short instruction, where they come from, and all
+    answers there can be, if the set is closed."""
 
     splits: dict[str, tuple[Example, ...]]
     instruction: str
     source: str
+    choices: tuple[str, ...] = ()
 
 
 def shuffled(items: Sequence[T], request: TaskRequest, purpose: str = "") -> list[T]:

@@ -27,6 +27,14 @@ FLAN = {
     "text_formatting": "Text set right:",
     "word_disambiguation": "One meaning of the word or two:",
 }
+CHOICES = {
+    "entailment": ("yes", "it is not possible to tell", "no"),
+    "linguistic_acceptability": ("unacceptable", "acceptable"),
+    "paraphrase": ("no", "yes"),
+    "question_classification": ("description", "entity", "abbreviation", "human", "numeric", "location"),
+    "word_disambiguation": ("different meanings", "the same meaning"),
+}
+"""As the inputs list them. Those of coreference are other ones in each input."""
 
 
 def draw_flan(request: TaskRequest) -> DrawnTask:
@@ -49,4 +57,9 @@ def draw_flan(request: TaskRequest) -> DrawnTask:
         "test": shuffled(test, request, "test")[: request.sizes["test"]],
     }
     pool = f"inputs of at most {LONGEST['flan']} bytes and answers of at most {LONGEST_ANSWER['flan']}"
-    return DrawnTask(checked_splits(splits, request, pool), FLAN[request.variant], f"{FOLDER}/{request.variant}")
+    return DrawnTask(
+        checked_splits(splits, request, pool),
+        FLAN[request.variant],
+        f"{FOLDER}/{request.variant}",
+        CHOICES.get(request.variant, ()),
+    )

@@ -56,6 +56,7 @@ WORDS = {
     "singular-plural": "Plural:",
     "synonym": "Synonym:",
 }
+SENTIMENTS = ("negative", "positive")
 
 
 def draw_letters(request: TaskRequest) -> DrawnTask:
@@ -89,7 +90,10 @@ def _draw(request: TaskRequest, family: str, instructions: dict[str, str]) -> Dr
     splits = assign_splits(shuffled(examples, request), _content, FOLDER, request)
     pool = f"half, a quarter and a quarter of {len(examples)} with at most {LONGEST[family]} bytes"
     return DrawnTask(
-        checked_splits(splits, request, pool), instructions[request.variant], f"{FOLDER}/{family}/{path.name}"
+        checked_splits(splits, request, pool),
+        instructions[request.variant],
+        f"{FOLDER}/{family}/{path.name}",
+        SENTIMENTS if request.variant == "sentiment" else (),
     )
 
 

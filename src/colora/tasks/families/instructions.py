@@ -23,6 +23,7 @@ SCAN = {
 """128 and 129 are 126 and 127 without the longest sequences: the same mapping, on other inputs of the same kind."""
 ODD_MAN_OUT = {"141": "Odd one out of the category:", "142": "Odd one out:", "143": "Category:"}
 CODAH = {"156": "Best completion:"}
+COMPLETIONS = tuple(f"Completion {letter}" for letter in "ABCD")
 
 
 def draw_scan(request: TaskRequest) -> DrawnTask:
@@ -62,4 +63,9 @@ def _draw(
     examples = short_examples(read_splits(files[0], ("train",))["train"], family)
     splits = assign_splits(shuffled(examples, request), key, family, request)
     pool = f"half, a quarter and a quarter of {len(examples)} with at most {LONGEST[family]} bytes"
-    return DrawnTask(checked_splits(splits, request, pool), instructions[request.variant], f"{FOLDER}/{files[0].name}")
+    return DrawnTask(
+        checked_splits(splits, request, pool),
+        instructions[request.variant],
+        f"{FOLDER}/{files[0].name}",
+        COMPLETIONS if family == "codah" else (),
+    )

@@ -89,7 +89,7 @@ def make_tasks(
                 split: tuple(replace(example, instruction=drawn.instruction) for example in examples_of_split)
                 for split, examples_of_split in splits.items()
             }
-        tasks.append(Task(name, splits, drawn.source, seed))
+        tasks.append(Task(name, splits, drawn.source, seed, choices=drawn.choices))
     return tasks
 
 

@@ -19,6 +19,9 @@ from colora.tasks.schema import SPLITS, Example
 
 __all__ = ["draw_annotators", "draw_raters"]
 
+JUDGEMENTS = {"annotator": ("hateful", "not hateful"), "rater": ("1", "2", "3", "4", "5")}
+"""All answers; a rater's 1 is not offensive at all and 5 very."""
+
 
 def draw_annotators(request: TaskRequest) -> DrawnTask:
     """`request.variant` is the person's number, "01" to "20".
@@ -57,11 +60,14 @@ def _number(request: TaskRequest, family: str, digits: int) -> int:
 
 
 def _drawn(request: TaskRequest, pools: dict[str, list[Example]], family: str, instruction: str) -> DrawnTask:
-    splits: dict[str, list[Example]] = {}
-    sizes = {}
-    for split in SPLITS:
-        short = short_examples(pools[split], family)
-        sizes[split] = len(short)
-        splits[split] = shuffled(short, request, split)[: request.sizes[split]]
+    splits = {
+        split: shuffled(short_examples(pools[split], family), request, split)[: request.sizes[split]]
+        for split in SPLITS
+    }
     pool = f"of texts with at most {LONGEST[family]} bytes"
-    return DrawnTask(checked_splits(splits, request, pool), instruction, f"{family}s/{family}_{request.variant}")
+    return DrawnTask(
+        checked_splits(splits, request, pool),
+        instruction,
+        f"{family}s/{family}_{request.variant}",
+        JUDGEMENTS[family],
+    )

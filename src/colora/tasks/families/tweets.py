@@ -9,6 +9,12 @@ __all__ = ["TWEETS", "draw_tweets"]
 
 FOLDER = "tweeteval"
 
+STANCES = ("against", "favor", "none")
+CHOICES = {
+    "emotion": ("anger", "joy", "optimism", "sadness"),
+    "irony": ("irony", "non_irony"),
+    **{f"stance_{topic}": STANCES for topic in ("abortion", "atheism", "climate")},
+}
 TWEETS = {
     "emotion": "Emotion (anger, joy, optimism, sadness):",
     "irony": "irony or non_irony?",
@@ -36,4 +42,9 @@ def draw_tweets(request: TaskRequest) -> DrawnTask:
         seen.update(example.input for example in pool)
         splits[split] = shuffled(pool, request, split)[: request.sizes[split]]
     limit = f"of tweets with at most {LONGEST['tweet']} bytes"
-    return DrawnTask(checked_splits(splits, request, limit), TWEETS[request.variant], f"{FOLDER}/{request.variant}")
+    return DrawnTask(
+        checked_splits(splits, request, limit),
+        TWEETS[request.variant],
+        f"{FOLDER}/{request.variant}",
+        CHOICES[request.variant],
+    )
