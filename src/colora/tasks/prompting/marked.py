@@ -7,7 +7,7 @@ from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["MarkedRow", "mark_row"]
 
-MOST = 80
+MOST = 48
 """Tokens of a prompt, and of an answer, that are shown; of longer ones the middle is left out."""
 
 
