@@ -148,7 +148,7 @@ def test_imported_loras_get_the_prompt_that_is_named(base, tmp_path):
     loras = [save_lora(tmp_path / name, base, seed) for seed, name in enumerate(("a", "b"))]
     import_loras(loras, tmp_path / "none")
     assert read_bank_info(tmp_path / "none").prompt is None
-    done = cli("import", *loras, "--output", tmp_path / "qa", "--prompt", QA)
+    done = cli("import", *loras, "--output", tmp_path / "qa", "--prompt", r"Q: {input}\nA: {output}")  # as in a shell
     assert done.exit_code == 0, done.stderr
     assert read_bank_info(tmp_path / "qa").template("b") == parse_template(QA)
     with pytest.raises(ConfigError, match="or one of newline, qa, input-output, arrow, chat; found 'qq'"):
@@ -207,6 +207,9 @@ def test_the_readme_of_plain_prompts_and_of_encoder_decoders(tmp_path):
     assert example["answer"] == "Blue"
 
 
-def test_a_bank_loads_with_its_prompts(bank):
+def test_a_bank_loads_with_its_prompts_and_lists_them(bank):
     _, _, info = load_bank(bank)
     assert info.template("billing") == NAMED_TEMPLATES["arrow"]
+    listed = cli("tasks", bank).stdout
+    assert f"prompt: {QA!r}\n" in listed
+    assert "prompt of sales: chat\n" in listed

@@ -214,6 +214,7 @@ def test_all_faults_are_told_at_once_with_their_places(base, tmp_path):
             ["tasks.0.prompt=auto"],
             "tasks.0.prompt: auto is decided for the run as a whole: set prompt: auto at the top",
         ),
+        (["prompt='Q: {input}\\nA: {output}'"], "prompt: found a backslash and an n"),
         (["prompt=7"], "prompt: expected a valid string, found 7"),
         (["prompt='{input} {output}.'"], "prompt: expected {output} at the end, found '.' after it"),
     ],

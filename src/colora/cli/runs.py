@@ -19,7 +19,12 @@ Overrides = Annotated[
 ]
 Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")]
 Prompt = Annotated[
-    str | None, typer.Option("--prompt", help="The prompt: a text with {input} and {output}, a named one, or chat.")
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="The prompt: a text with {input} and {output}, in which \\n is a line break, a named one, or chat.",
+        callback=lambda text: None if text is None else text.replace("\\n", "\n"),
+    ),
 ]
 Base = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
 
@@ -216,6 +221,11 @@ def tasks(bank: Bank) -> None:
         table.add_section()
         table.add_row("shared A and B", "", "", f"{overview.shared.parameters:,}", f"{overview.shared.bytes:,}")
         out.print(table)
+        if overview.info.prompt is not None:
+            out.print(escape(f"prompt: {overview.info.prompt!r}"), highlight=False, soft_wrap=True)
+        for name, text in overview.info.prompts.items():
+            shown = "chat" if text is None else repr(text)
+            out.print(escape(f"prompt of {name}: {shown}"), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -72,6 +72,8 @@ def _prompt(value: str) -> str:
         raise ValueError(
             f"expected a text with {{input}} and {{output}}, or one of {', '.join(words)}; found {value!r}"
         )
+    if "\\n" in value:  # of a text in single quotes, or in none
+        raise ValueError("found a backslash and an n, which YAML takes for a line break in double quotes alone")
     if value not in (CHAT, AUTO):
         parse_template(value)
     return value
