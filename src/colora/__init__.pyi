@@ -6,6 +6,7 @@ from .bank.core_file import extract_core
 from .bank.edit import forget_tasks, merge_tasks
 from .bank.export import export_lora, export_loras, export_merged
 from .bank.generate import Request, generate_texts
+from .bank.how_to_prompt import HowToPrompt
 from .bank.importing.bank import import_loras
 from .bank.layout import BankInfo
 from .bank.load import attach_bank, load_bank, save_bank
@@ -21,6 +22,7 @@ from .experiments.report.build import write_report
 from .experiments.run import ExperimentOptions, run_experiment
 from .federated.simulate import simulate
 from .models.base import load_base
+from .tasks.prompting.templates import PromptTemplate, parse_template
 from .tasks.read import read_tasks
 from .tasks.schema import Example, Task, TaskSource
 from .theory.recover import recover
@@ -42,6 +44,8 @@ __all__ = [
     "EvaluationSettings",
     "Example",
     "ExperimentOptions",
+    "HowToPrompt",
+    "PromptTemplate",
     "Record",
     "Request",
     "RunConfig",
@@ -75,6 +79,7 @@ __all__ = [
     "merge_tasks",
     "onboard",
     "parameter_groups",
+    "parse_template",
     "read_records",
     "read_tasks",
     "records_table",

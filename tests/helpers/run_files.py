@@ -47,7 +47,7 @@ def run_file(folder: Path, base: str, tasks: Any = ("red", "blue"), **changes: A
     value["tasks"] = [{"path": write_task(folder, task)} if isinstance(task, str) else task for task in tasks]
     value |= {name: dict(section) for name, section in COMMON.items()}
     for name, change in changes.items():
-        value[name] = value[name] | change if isinstance(change, dict) else change
+        value[name] = value.get(name, {}) | change if isinstance(change, dict) else change
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
     return path

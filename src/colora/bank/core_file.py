@@ -17,6 +17,7 @@ from colora.bank.tensors import SavedBank
 from colora.common.files import write_bytes
 from colora.common.text import shortened
 from colora.errors import BankFileError, TaskIdError
+from colora.tasks.prompting.templates import parse_template
 
 __all__ = ["HEADER", "CoreHeader", "core_bytes", "extract_core", "read_core", "read_core_header"]
 
@@ -34,6 +35,7 @@ class CoreHeader:
         shared: digest of the A and B that it was trained against.
         format: version of the file's form.
         tenant: of a server: who brought it; None outside of servers.
+        prompt: the template of the task's prompts; None as in `BankInfo`.
     """
 
     task: str
@@ -41,6 +43,11 @@ class CoreHeader:
     shared: str
     format: int = FORMAT
     tenant: str | None = None
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None:
+            parse_template(self.prompt)
 
 
 def core_bytes(core: Mapping[str, Tensor], header: CoreHeader) -> bytes:
@@ -51,8 +58,10 @@ def core_bytes(core: Mapping[str, Tensor], header: CoreHeader) -> bytes:
 
 
 def _fields(header: CoreHeader) -> dict[str, object]:
-    """As they are written: without a tenant the file is that of earlier versions."""
-    return {name: value for name, value in asdict(header).items() if name != "tenant" or value is not None}
+    """As they are written: without tenant and prompt the file is that of earlier versions."""
+    return {
+        name: value for name, value in asdict(header).items() if name not in ("tenant", "prompt") or value is not None
+    }
 
 
 def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) -> tuple[dict[str, Tensor], CoreHeader]:
@@ -122,6 +131,6 @@ def extract_core(bank: str | Path, task: str, output: Path) -> CoreHeader:
     saved.check()
     if task not in saved.tasks:
         raise TaskIdError(f"unknown task {task!r}; {saved.folder} has {len(saved.tasks)} others")
-    header = CoreHeader(task, saved.info.base, saved.shared_sha256)
+    header = CoreHeader(task, saved.info.base, saved.shared_sha256, prompt=saved.info.prompt_of(task))
     write_bytes(output, core_bytes(saved.core(saved.tasks.index(task)), header))
     return header

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
+from colora.bank.layout import INFO_FILE
 from colora.bank.tensors import BankContents, SavedBank, write_bank
 from colora.common.text import listed
 from colora.errors import CheckpointError, ConfigError, TaskIdError
+from colora.tasks.prompting.templates import CHAT, PromptTemplate, template_of
 
 __all__ = ["Forgotten", "forget_tasks", "merge_tasks"]
 
@@ -45,7 +47,11 @@ class Forgotten:
 
 
 def merge_tasks(
-    bank_folder: str | Path, name: str, weights: Mapping[str, float], output: str | Path | None = None
+    bank_folder: str | Path,
+    name: str,
+    weights: Mapping[str, float],
+    output: str | Path | None = None,
+    prompt: str | None = None,
 ) -> Path:
     """Add a task whose update is a weighted sum of those of others: W_new − W0 = Σ w_k (W_k − W0).
 
@@ -54,6 +60,7 @@ def merge_tasks(
         name: of the new task.
         weights: by task. They may be negative and need not add to one.
         output: folder of the new bank, must not hold anything; by default the bank itself is replaced.
+        prompt: of the new task, a template, its name, or "chat"; by default that of the others, if they have the same.
 
     Returns:
         The folder that was written.
@@ -61,7 +68,7 @@ def merge_tasks(
     Raises:
         BankFileError: no bank there, or a damaged one.
         ConfigError, TaskIdError: a name that is taken or cannot be one, an unknown task, a weight that is no number, an
-            output that is there already.
+            output that is there already, tasks whose prompts differ and no prompt for the new one.
         CheckpointError: the bank cannot be written.
     """
     bank = SavedBank(bank_folder).load()
@@ -78,6 +85,7 @@ def merge_tasks(
     target = bank.folder if output is None else Path(output)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    template = _merged_template(bank, list(weights), prompt)
     factors = torch.tensor(list(weights.values()), dtype=torch.float64)
     for key, cores in bank.cores.items():
         new = torch.einsum("k,kij->ij", factors, cores[rows].double())
@@ -86,6 +94,7 @@ def merge_tasks(
     if bank.info is not None:
         # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
         bank.info.sources[name] = {"merged": dict(weights)}
+        bank.info.set_template(name, template)
     write_bank(bank, target)
     return target
 
@@ -123,7 +132,7 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
         bank.tensors[key] = cores[keep].contiguous()
     bank.config["tasks"] = [bank.tasks[place] for place in keep]
     if bank.info is not None:
-        for table in (bank.info.examples, bank.info.seen, bank.info.sources):
+        for table in (bank.info.examples, bank.info.seen, bank.info.sources, bank.info.prompts):
             for name in gone & table.keys():
                 del table[name]
     write_bank(bank, bank.folder)
@@ -136,6 +145,21 @@ def _indices(bank: BankContents, names: Sequence[str]) -> list[int]:
         missing = ", ".join(map(repr, unknown))
         raise TaskIdError(f"{bank.folder} has no task {missing}; it has {listed(bank.tasks, 10)}")
     return [place[name] for name in names]
+
+
+def _merged_template(bank: BankContents, tasks: Sequence[str], prompt: str | None) -> PromptTemplate | None:
+    """The template of a sum of these tasks."""
+    if prompt is not None:
+        if bank.info is None:
+            raise ConfigError(f"{bank.folder} has no {INFO_FILE} to keep a prompt in; leave the prompt out")
+        return template_of(prompt)
+    found = {} if bank.info is None else {name: bank.info.template(name) for name in tasks}
+    if len(set(found.values())) > 1:
+        raise ConfigError(
+            "expected tasks with the same prompt, or the prompt of the new task (prompt=..., --prompt); found:",
+            [f"{name}: {CHAT if template is None else repr(template.text)}" for name, template in found.items()],
+        )
+    return next(iter(found.values()), None)
 
 
 def _mixtures(bank: BankContents, gone: set[str]) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from colora.adapter.config import CoLoRAConfig
 from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.targets.tied import tied_parts
+from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
 from colora.errors import ConfigError
@@ -92,8 +93,14 @@ def _expert_tensors(fused: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dic
     return tensors
 
 
-def export_lora(model: PeftModel, task: str, folder: Path) -> None:
+def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | None = None) -> None:
     """Write one task as a plain LoRA that stock PEFT, vLLM or TGI load; atomic.
+
+    Args:
+        model: with one active bank.
+        task: which of its tasks.
+        folder: to write.
+        use: how the bank's prompts are made, which the README of the folder then tells.
 
     Raises:
         TaskIdError: if the bank has no such task.
@@ -133,9 +140,12 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(staging / "adapter_config.json", _needed_fields(lora))
+        _write_readme(staging, task, use)
 
 
-def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
+def export_loras(
+    model: PeftModel, folder: Path, tasks: Sequence[str] | None = None, use: HowToPrompt | None = None
+) -> dict[str, Path]:
     """Write several tasks, all by default, each to its folder `folder/TASK`; returns the folders."""
     names = list(tasks) if tasks is not None else bank_tuner(model).tasks
     for name in names:
@@ -144,11 +154,13 @@ def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = N
     if len({name.casefold() for name in names}) < len(names):
         raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
     for name in names:
-        export_lora(model, name, folder / name)
+        export_lora(model, name, folder / name, use)
     return {name: folder / name for name in names}
 
 
-def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+def export_merged(
+    model: PeftModel, task: str, folder: Path, tokenizer: Tokenizer | None = None, use: HowToPrompt | None = None
+) -> None:
     """Write the whole base model with a task's update added to its weights. The model in memory is used up.
 
     Raises:
@@ -163,6 +175,12 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
         merged.save_pretrained(str(staging))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
+        _write_readme(staging, task, use)
+
+
+def _write_readme(folder: Path, task: str, use: HowToPrompt | None) -> None:
+    if use is not None:
+        (folder / "README.md").write_text(use.readme(task), encoding="utf-8")
 
 
 def _needed_fields(lora: LoraConfig) -> dict[str, Any]:

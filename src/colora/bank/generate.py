@@ -73,7 +73,8 @@ def generate_texts(
             the likeliest token is taken.
 
     Raises:
-        ConfigError: a sampling that the model cannot do, see `Batch`.
+        ConfigError: a sampling that the model cannot do, see `Batch`; an instruction for a task whose prompt has no
+            place for one.
         TaskIdError: a task that the bank does not know, or none given where it knows several.
         BankFileError: no bank there.
     """
@@ -87,7 +88,10 @@ def generate_texts(
     device = next(model.parameters()).device
     router = model.base_model.router
     ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
-    rows = [(task, Example(one.input, (), one.instruction)) for task, one in zip(wanted, requests, strict=True)]
+    rows = [
+        (task, Example(one.input, (), one.instruction, template=info.template(task)))
+        for task, one in zip(wanted, requests, strict=True)
+    ]
     prompts = fit_prompts(rows, model, tokenizer, info.max_length, max_new_tokens)
     if sampling is None:
         return generate_outputs(model, tokenizer, prompts, ids, max_new_tokens)

@@ -4,12 +4,15 @@ BANK/adapter_config.json, adapter_model.safetensors    what stock PEFT (with col
 BANK/bank.json                                         base, prompt style, examples seen by each task
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colora.common.json_text import parse_json
 from colora.errors import BankFileError
+from colora.tasks.prompting.templates import PromptTemplate, parse_template, template_of
+from colora.tasks.schema import Task, prompted, task_template
 
 __all__ = ["CONFIG_FILE", "INFO_FILE", "TENSORS_FILE", "BankInfo", "find_bank", "read_bank_info"]
 
@@ -29,6 +32,12 @@ class BankInfo:
         max_length: longest prompt and output in training, in tokens.
         examples, seen: for each task, how many training examples it had, and how many rows of it were trained on.
         sources: for each task, the seed of drawn splits.
+        prompt: the template of the bank's tasks, and of tasks that are added to it. None, which "chat" becomes: the
+            chat template, or the plain text where there is none, as in banks of earlier versions.
+        prompts: the same of the tasks that have another.
+
+    Raises:
+        ConfigError: a prompt that is no template.
     """
 
     base: str
@@ -37,6 +46,42 @@ class BankInfo:
     examples: dict[str, int] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    prompts: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Texts and not names: what a name stands for may be changed.
+        self.prompt = _checked(self.prompt)
+        self.prompts = {task: _checked(text) for task, text in self.prompts.items()}
+
+    def template(self, task: str | None = None) -> PromptTemplate | None:
+        """The template of a task's prompts; without a name, that of tasks to come."""
+        text = self.prompt if task is None else self.prompt_of(task)
+        return None if text is None else parse_template(text)
+
+    def prompt_of(self, task: str) -> str | None:
+        """The text of a task's template."""
+        return self.prompts.get(task, self.prompt)
+
+    def set_template(self, task: str, template: PromptTemplate | None) -> None:
+        """Keep the template of a task's prompts."""
+        text = None if template is None else template.text
+        self.prompts.pop(task, None)
+        if text != self.prompt:
+            self.prompts[task] = text
+
+    def prompted(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks with the prompts of the bank; a task whose examples have a template keeps it."""
+        return [task if task_template(task) else prompted(task, self.template(task.name)) for task in tasks]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `bank.json` holds. Without prompts it is that of earlier versions, which can read it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("prompt", "prompts") or value}
+
+
+def _checked(prompt: str | None) -> str | None:
+    template = None if prompt is None else template_of(prompt)
+    return None if template is None else template.text
 
 
 def find_bank(path: str | Path) -> Path:

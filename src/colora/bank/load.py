@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
     with staged_folder(folder) as staging:
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
-        write_json(staging / INFO_FILE, asdict(info))
+        write_json(staging / INFO_FILE, info.as_json())
 
 
 def load_bank(

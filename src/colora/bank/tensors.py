@@ -6,7 +6,7 @@ What is written equals, byte for byte, what `colora.bank.load.save_bank` writes 
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,7 +228,7 @@ def write_bank(bank: BankContents, folder: Path) -> None:
         # as PEFT writes it
         (staging / CONFIG_FILE).write_text(json.dumps(bank.config, indent=2, sort_keys=True), encoding="utf-8")
         if bank.info is not None:
-            write_json(staging / INFO_FILE, asdict(bank.info))
+            write_json(staging / INFO_FILE, bank.info.as_json())
 
 
 class _Some(Mapping[str, Tensor]):

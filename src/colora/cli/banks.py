@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from colora.cli.console import app, columns, errors, out, readable_bytes, say
-from colora.cli.runs import Bank
+from colora.cli.runs import Bank, Prompt
 
 OutputBank = Annotated[Path, typer.Option("--output", metavar="BANK", help="Folder of the bank to write.")]
 
@@ -22,6 +22,7 @@ def import_(
     name: Annotated[
         list[str] | None, typer.Option(help="Name of a task; once for each LoRA. By default the folders' names.")
     ] = None,
+    prompt: Prompt = None,
 ) -> None:
     """Turn plain LoRAs on one base model into one bank: shared factors, and a small core for each.
 
@@ -33,7 +34,7 @@ def import_(
 
         from colora.bank.importing.bank import import_loras
 
-        report = import_loras(folders, output, rank, base, name or None, log=say, progress=True)
+        report = import_loras(folders, output, rank, base, name or None, prompt or "chat", log=say, progress=True)
         table = Table(title=f"{len(report.tasks)} LoRAs as one bank, r = {report.rank}")
         columns(table, "task", "rank", "relative error")
         table.add_column("worst layer", overflow="fold")
@@ -57,6 +58,7 @@ def merge(
     output: Annotated[
         Path | None, typer.Option(metavar="BANK", help="Folder of a new bank; by default the bank itself is changed.")
     ] = None,
+    prompt: Prompt = None,
 ) -> None:
     """Add a task whose update is a weighted sum of those of others. The base model is not needed.
 
@@ -78,7 +80,7 @@ def merge(
             if task in weights:
                 raise ConfigError(f"{task!r} stands twice; give it one weight")
             weights[task] = weight
-        folder = merge_tasks(bank, name, weights, output)
+        folder = merge_tasks(bank, name, weights, output, prompt)
         say(f"written: {folder}")
 
 

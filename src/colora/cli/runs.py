@@ -2,17 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from colora.cli.console import app, columns, errors, out, readable_bytes, say
+
+if TYPE_CHECKING:  # their imports take long
+    from rich.text import Text
+
+    from colora.tasks.prompting.marked import MarkedRow
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file; `colora schema` lists its fields.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as training.lr=1e-3.")
 ]
 Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="The prompt: a text with {input} and {output}, in which \\n is a line break, a named one, or chat.",
+        callback=lambda text: None if text is None else text.replace("\\n", "\n"),
+    ),
+]
 Base = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
 
 
@@ -59,6 +72,8 @@ def train(
 def check(run: RunFile, overrides: Overrides = None) -> None:
     """Validate a run's files and config, and print what would be trained. Trains nothing.
 
+    The first example of each task is shown token by token, as the model will see it.
+
     KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
     with errors():
@@ -92,6 +107,9 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
         )
         for note in plan.notes:
             out.print(note, highlight=False)
+        out.print("\nthe first training example of each task as the model sees it, its prompt in [], its answer in {}:")
+        for name, row in plan.examples.items():
+            out.print(_marked(name, row), soft_wrap=True)
 
 
 @app.command()
@@ -161,21 +179,26 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the update merged in.")] = False,
     base: Base = None,
 ) -> None:
-    """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model."""
+    """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model.
+
+    The README in each folder shows the prompt that the task was trained with, with an example in tokens.
+    """
     with errors():
         from colora.bank.export import export_lora, export_loras, export_merged
+        from colora.bank.how_to_prompt import HowToPrompt
         from colora.bank.load import load_bank
         from colora.errors import ConfigError
 
-        model, tokenizer, _ = load_bank(bank, base)
+        model, tokenizer, info = load_bank(bank, base)
+        use = HowToPrompt(info, tokenizer, bool(model.config.is_encoder_decoder))
         if merged and task is None:
             raise ConfigError("--merged writes the model of one task: name it with --task")
         if merged and task is not None:
-            export_merged(model, task, out_folder, tokenizer)
+            export_merged(model, task, out_folder, tokenizer, use)
         elif task is not None:
-            export_lora(model, task, out_folder)
+            export_lora(model, task, out_folder, use)
         else:
-            export_loras(model, out_folder)
+            export_loras(model, out_folder, use=use)
         say(f"written: {out_folder}")
 
 
@@ -198,6 +221,11 @@ def tasks(bank: Bank) -> None:
         table.add_section()
         table.add_row("shared A and B", "", "", f"{overview.shared.parameters:,}", f"{overview.shared.bytes:,}")
         out.print(table)
+        if overview.info.prompt is not None:
+            out.print(escape(f"prompt: {overview.info.prompt!r}"), highlight=False, soft_wrap=True)
+        for name, text in overview.info.prompts.items():
+            shown = "chat" if text is None else repr(text)
+            out.print(escape(f"prompt of {name}: {shown}"), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -215,6 +243,23 @@ def demo(
         from colora.experiments.demo import run_demo
 
         out.print(run_demo(output, seed=seed, steps=steps, log=say))
+
+
+def _marked(name: str, row: "MarkedRow") -> "Text":
+    """One example, each token in brackets: what rich colours is told apart in a log as well."""
+    from rich.text import Text
+
+    text = Text.assemble((f"{name}: {row.prompt_tokens} + {row.answer_tokens} tokens", "bold"), "\n  ")
+    for pieces, (left, right), count, style in (
+        (row.prompt, "[]", row.prompt_tokens, "cyan"),
+        (row.answer, "{}", row.answer_tokens, "bold green"),
+    ):
+        for piece in pieces:
+            if piece is None:
+                text.append(f" ... {count - sum(map(bool, pieces))} tokens more ... ", "dim")
+            else:
+                text.append(f"{left}{json.dumps(piece, ensure_ascii=False)[1:-1]}{right}", style)
+    return text
 
 
 def _print_evaluation(evaluation: Any) -> None:

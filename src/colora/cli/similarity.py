@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from colora.cli.console import app, columns, errors, out, say
+from colora.cli.runs import Prompt
 
 if TYPE_CHECKING:  # its import takes seconds
     from colora.transfer.similarity import Similarity
@@ -50,7 +51,7 @@ def similarity(
             from colora.training.config_file import load_config
             from colora.transfer.before_training import run_similarity
 
-            measured = run_similarity(load_config(path, overrides or []), rows)
+            measured = run_similarity(load_config(path, overrides or []), rows, say)
         elif overrides:
             raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
         else:
@@ -94,10 +95,13 @@ def onboard(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
+    prompt: Prompt = None,
 ) -> None:
     """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
 
     `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough.
+
+    Its prompt is that of the bank's tasks, unless `--prompt` says another.
 
     Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
     """
@@ -109,7 +113,9 @@ def onboard(
         from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed)
-        result = add_to_bank(bank, examples, name=name, output=output, base=base, settings=settings, log=say)
+        result = add_to_bank(
+            bank, examples, name=name, output=output, base=base, settings=settings, log=say, prompt=prompt
+        )
         table = Table(title="nats per token")
         columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")
         validation = "-" if result.validation is None else f"{result.validation:.3f}"

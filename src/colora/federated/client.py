@@ -18,12 +18,14 @@ from colora.federated.storage import client_folder, load_client, save_client
 from colora.models.base import load_base
 from colora.models.positions import check_positions
 from colora.tasks.encode import encode_tasks
+from colora.tasks.prompting.templates import template_of
 from colora.tasks.read import read_tasks
-from colora.tasks.schema import Task, TaskSource
+from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import FederationConfig
+from colora.training.prompts import check_chat, unplaced_text
 
-__all__ = ["Client", "local_data", "local_model"]
+__all__ = ["Client", "agreed_prompt", "local_data", "local_model"]
 
 
 UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "gradient_checkpointing")
@@ -38,7 +40,8 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
         base: another path or name of the same base model.
 
     Raises:
-        ConfigError: if `training` says something that a federation cannot do.
+        ConfigError: if `training` says something that a federation cannot do, or the prompt is a chat template that the
+            base does not have.
     """
     spec = config.training
     fields = type(spec).model_fields
@@ -48,6 +51,7 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     model, tokenizer = load_base(
         base or config.base, DTYPES[spec.base_dtype], device, chat_template=config.chat_template
     )
+    check_chat([config.prompt], model, tokenizer)
     check_positions(model, spec.max_length)
     local = LocalModel(
         model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
@@ -59,7 +63,7 @@ def local_data(task: Task, tokenizer: Tokenizer, local: LocalModel, max_length: 
     """A client's training examples in tokens.
 
     Args:
-        task: the client's task.
+        task: the client's task, with its prompt.
         tokenizer: of the base model.
         local: the model that will be trained.
         max_length: most tokens of an example.
@@ -72,6 +76,20 @@ def local_data(task: Task, tokenizer: Tokenizer, local: LocalModel, max_length: 
     if not len(rows):
         raise ConfigError(f"{task.source}: no training examples for {task.name!r}")
     return LocalData(task.name, rows)
+
+
+def agreed_prompt(config: FederationConfig, task: Task) -> Task:
+    """A client's task with the prompt of the federation.
+
+    Raises:
+        ConfigError: its texts have no place in that prompt.
+    """
+    if config.prompt is None:
+        return task
+    template = template_of(config.prompt)
+    if fault := unplaced_text(task, template):
+        raise ConfigError(f"prompt: task {task.name!r}, {fault}")
+    return prompted(task, template)
 
 
 @dataclass
@@ -93,7 +111,7 @@ class Client:
     tell_loss: bool = True
 
     def __post_init__(self) -> None:
-        (self.task,) = read_tasks([self.source], self.config.seed)
+        self.task = agreed_prompt(self.config, read_tasks([self.source], self.config.seed)[0])
         self.local, self.tokenizer = local_model(self.config, self.base)
         self.data = local_data(self.task, self.tokenizer, self.local, self.config.training.max_length)
 
@@ -127,6 +145,7 @@ class Client:
             info = BankInfo(
                 base=self.base or self.config.base,
                 chat_template=self.config.chat_template,
+                prompt=self.config.prompt,
                 max_length=self.config.training.max_length,
                 examples={self.task.name: len(self.data.rows)},
                 seen={self.task.name: state.position * spec.rows},

@@ -30,7 +30,7 @@ from colora.federated.protocol import federate, init
 from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, save_client, save_server
 from colora.training.config import FederationConfig, RunConfig
-from colora.training.config_file import FEDERATED_GROUPING, check_federated_start
+from colora.training.config_file import FEDERATED_GROUPING, check_federated_prompts, check_federated_start
 from colora.training.resolve import ResolvedRun, resolve_run
 from colora.training.run import evaluate_bank, measure
 from colora.training.run_folder import check_free, claim
@@ -38,7 +38,7 @@ from colora.training.run_folder import check_free, claim
 __all__ = ["simulate"]
 
 SAVE_SECONDS = 60.0
-SHARED_FIELDS = ("base", "chat_template", "seed", "adapter", "training", "federation")
+SHARED_FIELDS = ("base", "chat_template", "prompt", "seed", "adapter", "training", "federation")
 
 
 def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Evaluation:
@@ -46,7 +46,8 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
 
     Raises:
         ConfigError: the output folder holds another run, a task has no training examples, `start_from` or
-            `grouping` is set, or the bank is to be initialised from the tasks' gradients.
+            `grouping` is set, the bank is to be initialised from the tasks' gradients, or a prompt is `auto` or that
+            of one task.
         TaskFileError: listing all faults of the task files.
         InterruptedRunError: after Ctrl-C; the same command goes on.
         TrainingDivergedError, CheckpointError: as in training.
@@ -54,6 +55,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
     if config.start_from is not None:
         raise ConfigError("start_from: a federation starts from fresh factors; remove this field from the run file")
     check_federated_start(config.adapter)
+    check_federated_prompts(config)
     if config.grouping != "none":
         raise ConfigError(FEDERATED_GROUPING)
     configure_threads(config.training.threads)
@@ -91,6 +93,7 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
     info = BankInfo(
         base=config.base,
         chat_template=config.chat_template,
+        prompt=config.prompt,
         max_length=max_length,
         examples={name: len(client_data.rows) for name, client_data in data.items()},
         seen={name: client.position * spec.rows for name, client in clients.items()},

@@ -189,7 +189,8 @@ class Jobs:
             raise ColoraError(output or f"the onboarding ended with code {self._process.returncode}")
         after = SavedBank(folder / "after")
         core = after.core(after.tasks.index(job.task))
-        self.put(job.task, core_bytes(core, CoreHeader(job.task, after.info.base, store.shared)), job.tenant)
+        header = CoreHeader(job.task, after.info.base, store.shared, prompt=after.info.prompt_of(job.task))
+        self.put(job.task, core_bytes(core, header), job.tenant)
         return output
 
 
@@ -211,5 +212,5 @@ def write_start_bank(store: CoreStore, new_task: str, folder: Path) -> None:
         layer, part = split_key(key) or ("", "")
         if part == "core":
             tensors[key] = torch.stack([core[layer] for core in cores])
-    info = replace(bank.info, examples={}, seen={}, sources={})
+    info = replace(bank.info, examples={}, seen={}, sources={}, prompts={})
     write_bank(BankContents(bank.folder, bank.fields | {"tasks": chosen}, tensors, {"format": "pt"}, info), folder)

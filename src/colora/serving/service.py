@@ -25,6 +25,7 @@ from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import conversation_ids
+from colora.tasks.prompting.templates import parse_template
 
 __all__ = ["Options", "PromptTooLongError", "Service"]
 
@@ -121,10 +122,18 @@ class Service:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def chat_prompt(self, instruction: str | None, turns: list[str]) -> list[int]:
-        """The token ids after these turns. Raises ConfigError, PromptTooLongError."""
+    def chat_prompt(self, task: str, instruction: str | None, turns: list[str]) -> list[int]:
+        """The token ids after these turns, as the task's prompts are.
+
+        Raises:
+            TaskIdError: there is no such task (any more).
+            ConfigError: the task's prompt has no place for the instruction, or for several turns.
+            PromptTooLongError: they leave no room.
+        """
+        text = self.store.prompt_of(task)
+        template = None if text is None else parse_template(text)
         with self._encoding:
-            return self._checked(conversation_ids(instruction, turns, self.tokenizer))
+            return self._checked(conversation_ids(instruction, turns, self.tokenizer, template))
 
     def plain_prompt(self, prompt: str | list[int]) -> list[int]:
         """The token ids of a text without a template, or the ids given. Raises ConfigError, PromptTooLongError."""
@@ -170,7 +179,7 @@ class Service:
         """A task's core as a file. Raises TaskIdError if there is no such task."""
         store = self.store
         _, core = store.read(task)
-        return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared))
+        return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared, prompt=store.prompt_of(task)))
 
     def remove(self, task: str) -> None:
         """Remove a task: requests in the queue are refused, rows that run end. Raises TaskIdError if it is absent."""

@@ -61,6 +61,7 @@ class CoreStore:
         self._in_bank = {name: index for index, name in enumerate(self.saved.config.tasks)}
         self._removed: set[str] = set()
         self._added: dict[str, Path | Core] = {}
+        self._prompts: dict[str, str | None] = {}  # of added tasks
         self._versions: dict[str, int] = {}  # of tasks that are there and have changed
         self._changes = itertools.count(1)
         self.holdings = Holdings()
@@ -102,6 +103,12 @@ class CoreStore:
             content = added.read_bytes()
         return version, read_core(content, self.shape, self.shared)[0]
 
+    def prompt_of(self, task: str) -> str | None:
+        """The template of a task's prompts, see `BankInfo.prompt`. Raises TaskIdError if there is no such task."""
+        with self._lock:
+            self.version(task)
+            return self._prompts[task] if task in self._added else self.saved.info.prompt_of(task)
+
     def put(self, task: str, content: bytes, tenant: str | None = None, limits: Limits = UNLIMITED) -> None:
         """Add a task by its core file, or replace its core; the file is on disk before the core is used.
 
@@ -118,7 +125,7 @@ class CoreStore:
         if fault := check_task_name(task):
             raise ConfigError(fault)
         core, header = read_core(content, self.shape, self.shared)
-        written = core_bytes(core, CoreHeader(task, header.base, header.shared, tenant=tenant))
+        written = core_bytes(core, CoreHeader(task, header.base, header.shared, tenant=tenant, prompt=header.prompt))
         with self._lock:
             self.holdings.check(tenant, task, len(written), limits)
             if self.state is None:
@@ -127,6 +134,7 @@ class CoreStore:
                 path = self._file(task)
                 write_bytes(path, written)
                 self._added[task] = path
+            self._prompts[task] = header.prompt
             self.holdings.put(tenant, task, len(written))
             self._versions[task] = next(self._changes)
 
@@ -160,6 +168,7 @@ class CoreStore:
                 added.unlink(missing_ok=True)
             self.holdings.remove(task)
             self._versions.pop(task, None)
+            self._prompts.pop(task, None)
 
     def _file(self, task: str) -> Path:
         assert self.state is not None
@@ -173,6 +182,7 @@ class CoreStore:
                 header = read_core_header(path)
                 if header.shared == self.shared:
                     self._added[header.task] = path
+                    self._prompts[header.task] = header.prompt
                     self.holdings.put(header.tenant, header.task, path.stat().st_size)
                 else:
                     self.stale.append(header.task)

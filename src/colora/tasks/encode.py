@@ -25,6 +25,7 @@ __all__ = [
     "encode_causal",
     "encode_seq2seq",
     "encode_tasks",
+    "prompt_and_answer",
 ]
 
 IGNORED = -100
@@ -106,6 +107,15 @@ class EncodedRow(TypedDict):
     input_ids: list[int]
     labels: list[int]
     task_ids: int
+
+
+def prompt_and_answer(row: EncodedRow) -> tuple[list[int], list[int]]:
+    """The token ids of a row's prompt, and those of its answer."""
+    ids, labels = row["input_ids"], row["labels"]
+    if len(ids) == len(labels) and IGNORED in labels:
+        answer = [label for label in labels if label != IGNORED]
+        return ids[: len(ids) - len(answer)], answer
+    return ids, labels  # of an encoder-decoder
 
 
 class EncodedTasks(Dataset[EncodedRow]):

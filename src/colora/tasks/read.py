@@ -15,7 +15,7 @@ from colora.tasks.schema import SPLITS, Task, TaskSource
 from colora.tasks.splits import make_splits
 from colora.tasks.tables import Table
 
-__all__ = ["read_tasks"]
+__all__ = ["read_tasks", "task_name"]
 
 
 def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = True) -> list[Task]:
@@ -43,7 +43,7 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = Tr
     for source in sources:
         if not _usable(source, faults):
             continue
-        name = source.name if source.name is not None else _default_name(source)
+        name = task_name(source)
         # A name is also a folder's name, and on some systems those do not tell case or composition apart.
         key = unicodedata.normalize("NFC", name).casefold()
         if not fits_name_rule(name):
@@ -74,7 +74,10 @@ def _usable(source: TaskSource, faults: Faults) -> bool:
     return len(faults) == before
 
 
-def _default_name(source: TaskSource) -> str:
+def task_name(source: TaskSource) -> str:
+    """The name of a source's task: as given, or that of its file, folder or dataset."""
+    if source.name is not None:
+        return source.name
     if source.path is None:
         return "-".join(part for part in ((source.dataset or "").rstrip("/").split("/")[-1], source.subset) if part)
     path = Path(source.path)

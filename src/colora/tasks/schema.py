@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from colora.errors import ConfigError
 from colora.tasks.prompting.templates import PromptTemplate
 
-__all__ = ["SPLITS", "Example", "Task", "TaskSource", "first_examples", "prompted"]
+__all__ = ["SPLITS", "Example", "Task", "TaskSource", "first_examples", "prompted", "task_template"]
 
 SPLITS = ("train", "val", "test")
 
@@ -63,6 +64,15 @@ def prompted(task: Task, template: PromptTemplate | None) -> Task:
         for split, examples in task.splits.items()
     }
     return replace(task, splits=splits)
+
+
+def task_template(task: Task) -> PromptTemplate | None:
+    """The template of a task's examples. Raises ConfigError if they have several."""
+    found = {example.template for examples in task.splits.values() for example in examples}
+    if len(found) > 1:
+        texts = sorted(repr(None if template is None else template.text) for template in found)
+        raise ConfigError(f"task {task.name!r}: expected one prompt for all its examples, found {', '.join(texts)}")
+    return next(iter(found), None)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a run would do, without doing it: files and config validated, tokens counted, memory estimated."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,12 @@ from colora.adapter.targets.linear import LeftOutWarning
 from colora.bank.overview import TaskSize, task_sizes
 from colora.common.device import DTYPES
 from colora.models.base import load_base
-from colora.tasks.encode import EncodingReport
+from colora.tasks.encode import EncodedTasks, EncodingReport, prompt_and_answer
+from colora.tasks.prompting.marked import MarkedRow, mark_row
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import RunConfig
 from colora.training.encode import encode_run
-from colora.training.resolve import resolve_run
+from colora.training.resolve import resolve_run, settle_prompt
 from colora.training.starts.from_bank import check_start
 from colora.training.starts.spectral import start_cost
 
@@ -32,8 +35,9 @@ class RunPlan:
         manifest: source and splits of each task.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
-        notes: layers that the bank does not have, what else a run does than to train one bank from an ordinary start,
-            and what is unusual about splits.
+        notes: what `prompt: auto` takes, layers that the bank does not have, what else a run does than to train one
+            bank from an ordinary start, and what is unusual about splits.
+        examples: the first training example of each task in tokens, its prompt and its answer.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -44,6 +48,7 @@ class RunPlan:
     per_task: TaskSize
     tokens_per_step: float
     memory_bytes: int
+    examples: Mapping[str, MarkedRow]
     notes: tuple[str, ...] = ()
 
 
@@ -62,6 +67,8 @@ def check_run(config: RunConfig) -> RunPlan:
     )
     if run.start is not None:
         check_start(run.adapter, run.start, model)
+    told: list[str] = []
+    run = settle_prompt(run, model, tokenizer, told.append)
     data = encode_run(run, tokenizer, model).train
     base_parameters = sum(parameter.numel() for parameter in model.parameters())
     base_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -86,12 +93,19 @@ def check_run(config: RunConfig) -> RunPlan:
         per_task=per_task,
         tokens_per_step=tokens * config.training.rows,
         memory_bytes=base_bytes + 4 * trained + _activations(model.config, rows * longest, config),
+        examples=_first_examples(data, run.names, tokenizer),
         notes=(
+            *told,
             *map(str, bank_tuner(bank).left_out),
             *_notes(config, len(run.tasks)),
             *(f"task {task.name}: {note}" for task in run.tasks for note in task.notes),
         ),
     )
+
+
+def _first_examples(data: EncodedTasks, names: Sequence[str], tokenizer: Tokenizer) -> dict[str, MarkedRow]:
+    rows = {name: data[offset] for name, offset, size in zip(names, data.offsets, data.sizes, strict=True) if size}
+    return {name: mark_row(*prompt_and_answer(row), tokenizer) for name, row in rows.items()}
 
 
 def _notes(config: RunConfig, tasks: int) -> tuple[str, ...]:

@@ -2,13 +2,25 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from colora.adapter.config import InitWord
 from colora.evaluation.metrics import metric_options
+from colora.tasks.prompting.templates import CHAT, NAMED_TEMPLATES, parse_template
 from colora.training.rates import CORE_LR, LR
 
 __all__ = [
+    "AUTO",
+    "FEDERATED_AUTO",
     "SPECTRAL",
     "AdapterSpec",
     "EvaluationSpec",
@@ -50,6 +62,38 @@ def _groups(value: Any) -> Any:
 Groups = Annotated[str | list[list[str]], BeforeValidator(_groups)]
 
 
+AUTO = "auto"
+"""The `prompt` that takes the one under which the base finds the training answers likeliest."""
+
+
+def _prompt(value: str) -> str:
+    words = (*NAMED_TEMPLATES, CHAT, AUTO)
+    if value not in words and "{" not in value:
+        raise ValueError(
+            f"expected a text with {{input}} and {{output}}, or one of {', '.join(words)}; found {value!r}"
+        )
+    if "\\n" in value:  # of a text in single quotes, or in none
+        raise ValueError("found a backslash and an n, which YAML takes for a line break in double quotes alone")
+    if value not in (CHAT, AUTO):
+        parse_template(value)
+    return value
+
+
+Prompt = Annotated[str, AfterValidator(_prompt)]
+
+
+FEDERATED_AUTO = (
+    "auto compares prompts on training examples, and a federation's clients keep theirs; run `colora check` where some "
+    "are, and name the prompt that it takes"
+)
+
+
+def _allowed(prompt: str | None, info: ValidationInfo, place: str = "") -> str | None:
+    if prompt == CHAT and info.data.get("chat_template") is False:
+        raise ValueError(f"{place}chat asks for what chat_template: false switches off; remove one of the two")
+    return prompt
+
+
 class _Spec(BaseModel):
     # A misspelt key is a fault, not a default.
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -76,9 +120,17 @@ class TaskSpec(_Spec):
         description="A column, such as a person or a document: examples with the same value in it stay in one split.",
     )
     instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
+    prompt: Prompt | None = Field(None, description="The prompt of this task, in place of the run's; not auto.")
     train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
     val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
     test: int | None = Field(None, ge=0, description="Test examples to use; all, or 20 % where drawn, by default.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _decided(cls, value: str | None) -> str | None:
+        if value == AUTO:
+            raise ValueError("auto is decided for the run as a whole: set prompt: auto at the top, or name one here")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> "TaskSpec":
@@ -229,7 +281,16 @@ class RunConfig(_Spec):
     """A run: a base model, tasks, and how to train them together."""
 
     base: str = Field("smollm2", description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
-    chat_template: bool = Field(True, description="Prompt with the tokenizer's chat template, if it has one.")
+    chat_template: bool = Field(
+        True, description="Whether prompts may use the tokenizer's chat template; where no `prompt` is named, they do."
+    )
+    prompt: Prompt | None = Field(
+        None,
+        description="How an example becomes one text: a template with {input}, {output} and perhaps {instruction}, the "
+        f"spaces before {{output}} being the answer's; {', '.join(NAMED_TEMPLATES)}; chat (the tokenizer's chat "
+        "template); or auto, the named one under which the base finds the training answers likeliest. By default as "
+        "chat_template says.",
+    )
     output: str = Field(..., min_length=1, description="Folder of this run, relative to where you are.")
     seed: int = Field(0, ge=0, description="Of everything drawn: splits, order of examples, initial weights.")
     start_from: str | None = Field(
@@ -248,13 +309,33 @@ class RunConfig(_Spec):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="The evaluation.")
     federation: FederationSpec = Field(default_factory=FederationSpec, description="For `colora federate`.")
 
+    @field_validator("prompt")
+    @classmethod
+    def _no_contradiction(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _allowed(value, info)
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_contradictions(cls, value: list[TaskSpec], info: ValidationInfo) -> list[TaskSpec]:
+        for number, task in enumerate(value):
+            _allowed(task.prompt, info, f"{number}.prompt: ")
+        return value
+
 
 class FederationConfig(_Spec):
     """What the server and all clients of a federation agree on: a run file without tasks, output and evaluation."""
 
     base: str = "smollm2"
     chat_template: bool = True
+    prompt: Prompt | None = None
     seed: int = Field(0, ge=0)
     adapter: AdapterSpec = Field(default_factory=AdapterSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     federation: FederationSpec = Field(default_factory=FederationSpec)
+
+    @field_validator("prompt")
+    @classmethod
+    def _agreed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value == AUTO:
+            raise ValueError(FEDERATED_AUTO)
+        return _allowed(value, info)

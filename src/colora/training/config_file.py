@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 from colora.common.yaml import near, read_yaml, tell_fault
 from colora.errors import ConfigError
 from colora.training.config import (
+    AUTO,
+    FEDERATED_AUTO,
     SPECTRAL,
     AdapterSpec,
     EvaluationSpec,
@@ -21,6 +23,7 @@ from colora.training.config import (
 
 __all__ = [
     "FEDERATED_GROUPING",
+    "check_federated_prompts",
     "check_federated_start",
     "check_grouping",
     "field_rows",
@@ -100,6 +103,18 @@ def check_federated_start(adapter: AdapterSpec, place: str = "") -> None:
             f"{place}adapter.init_weights: {adapter.init_weights} needs the gradients of all tasks in one place, and a "
             "federation's clients keep theirs; choose kaiming, gaussian or orthogonal"
         )
+
+
+def check_federated_prompts(config: RunConfig) -> None:
+    """Raises ConfigError, with all faults, if a federation's clients would not have one prompt that is named."""
+    faults = [f"prompt: {FEDERATED_AUTO}"] if config.prompt == AUTO else []
+    faults += [
+        f"tasks.{number}.prompt: the clients of a federation agree on one prompt; set it at the top"
+        for number, task in enumerate(config.tasks)
+        if task.prompt is not None
+    ]
+    if faults:
+        raise ConfigError("prompts that a federation cannot have:", faults)
 
 
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:

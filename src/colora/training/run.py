@@ -2,6 +2,7 @@
 
 OUTPUT/run.yaml             the run as it was resolved
 OUTPUT/tasks.json           where each task's examples came from, the seed of drawn splits, a digest of each split
+OUTPUT/prompt.json          which prompt `prompt: auto` took
 OUTPUT/checkpoints/         checkpoint-STEP, whole or not there
 OUTPUT/bank/                the trained bank
 OUTPUT/records.jsonl        what was measured; environment.json beside it says where
@@ -33,14 +34,16 @@ from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport
-from colora.tasks.schema import Task
+from colora.tasks.schema import Task, task_template
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 from colora.training.encode import EncodedRun, encode_run
 from colora.training.loop.trainer import CoLoRATrainer
-from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run
+from colora.training.prompts import FILE as PROMPT_FILE
+from colora.training.prompts import common_template
+from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run, settle_prompt
 from colora.training.run_folder import check_free, check_same_tasks, claim, run_config, task_manifest
 from colora.training.starts.from_bank import start_bank
 from colora.training.starts.spectral import start_run
@@ -103,7 +106,7 @@ def train(
 
     Raises:
         ConfigError: the output folder holds another run, the tasks have no training examples, both a bank to start
-            from and a spectral start are asked for, or a bank for each of several groups.
+            from and a spectral start are asked for, or a bank for each of several groups; or see `resolve_run`.
         TaskFileError: listing all faults of the task files; nothing is trained.
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
@@ -136,14 +139,17 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
         loaded = attach_adapter(model if device is None else model.to(device), run.output / "bank")
         return TrainResult(run, run.output / "bank", loaded, tokenizer, config.training.steps)
 
+    own_log = log if is_first else _silent
+    run = settle_prompt(run, model, tokenizer, own_log)
     encoded = encode_run(run, tokenizer, model)
     set_seed(config.seed)
     checkpoints = run.output / "checkpoints"
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    own_log = log if is_first else _silent
     bank = make_model(model, run.names) if make_model else _start(run, model, encoded, checkpoint is None, own_log)
     if is_first:
         claim(run.output, config, run.manifest)
+        if run.choice is not None:
+            write_json(run.output / PROMPT_FILE, run.choice.as_json())
     trainer = CoLoRATrainer(bank, training_arguments(config), run, encoded, routed=make_model is None)
     if checkpoint is not None:
         log(f"going on from {checkpoint}")
@@ -205,7 +211,7 @@ def evaluate_bank(
     Args:
         path: folder of a run, or of its bank.
         base: another place of the same base model.
-        tasks: instead of those of the run.
+        tasks: instead of those of the run; where their examples have no template, they get the bank's prompts.
         overrides: fields of `EvaluationSpec` that replace those of the run.
 
     Raises:
@@ -227,7 +233,7 @@ def evaluate_bank(
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
     model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
     config.output = str(run)
-    return measure(config, model, tokenizer, tasks, info.max_length, progress)
+    return measure(config, model, tokenizer, info.prompted(tasks), info.max_length, progress)
 
 
 def measure(
@@ -283,11 +289,16 @@ def _measured(config: RunConfig) -> list[Record]:
 def _info(run: ResolvedRun, encoded: EncodedRun, steps: int) -> BankInfo:
     config, data = run.config, encoded.train
     rows = Counter(int(data[index]["task_ids"]) for index in islice(encoded.mixture, steps * config.training.rows))
-    return BankInfo(
+    common = common_template(run.prompt, run.tasks, None if run.start is None else run.start.info)
+    info = BankInfo(
         base=config.base,
         chat_template=config.chat_template,
         max_length=config.training.max_length,
         examples={task.name: len(task.splits["train"]) for task in run.tasks},
         seen={name: rows[task_id] for task_id, name in enumerate(run.names)},
         sources={name: {"split_seed": entry["split_seed"]} for name, entry in run.manifest.items()},
+        prompt=None if common is None else common.text,
     )
+    for task in run.tasks:
+        info.set_template(task.name, task_template(task))
+    return info

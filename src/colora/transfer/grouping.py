@@ -1,6 +1,7 @@
 """Tasks in groups, a bank for each: the `grouping` of a run file.
 
 OUTPUT/run.yaml, tasks.json     the run as it was asked for
+OUTPUT/prompt.json              which prompt `prompt: auto` took, for all groups
 OUTPUT/grouping.json            the groups, the run of each task, and the cosines that the groups follow from
 OUTPUT/groups/NAME/             an ordinary run of one group, named after its first task
 
@@ -16,13 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colora.common.device import DTYPES
 from colora.common.files import write_json
 from colora.common.json_text import parse_json
 from colora.errors import ConfigError
 from colora.evaluation.evaluate import Evaluation
+from colora.models.base import load_base
 from colora.tasks.schema import Task
-from colora.training.config import RunConfig
+from colora.training.config import AUTO, RunConfig
 from colora.training.config_file import check_grouping
+from colora.training.prompts import FILE as PROMPT_FILE
+from colora.training.prompts import PromptChoice, choose_prompt, prompted_tasks, read_choice
 from colora.training.resolve import read_run_tasks, resolve_run
 from colora.training.run import measure_result, train_resolved
 from colora.training.run_folder import check_free, claim, task_manifest
@@ -70,10 +75,14 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
     manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])
     check_free(output, config, manifest)
+    choice = _choose_prompt(config, tasks, log)
+    asked, config = config, config.model_copy(update={"prompt": choice.prompt if choice else read_choice(config, None)})
     groups = _decided_groups(output / FILE)
     if groups is None:
         decision = _decide(config, [task.name for task in tasks])
-        claim(output, config, manifest)
+        claim(output, asked, manifest)
+        if choice is not None:
+            write_json(output / PROMPT_FILE, choice.as_json())
         write_json(output / FILE, decision)
         groups = decision["groups"]
     banks: dict[str, Path] = {}
@@ -139,6 +148,14 @@ def folder_names(task_names: Sequence[str]) -> list[str]:
             folder = f"{stem}-{number}"
         folders.append(folder)
     return folders
+
+
+def _choose_prompt(config: RunConfig, tasks: Sequence[Task], log: Callable[[str], None]) -> PromptChoice | None:
+    """What `prompt: auto` takes for all groups together, if that is asked for and not decided."""
+    if read_choice(config, None) != AUTO:
+        return None
+    model, tokenizer = load_base(config.base, DTYPES[config.training.base_dtype], chat_template=config.chat_template)
+    return choose_prompt(config, prompted_tasks(config, tasks, AUTO, None), model, tokenizer, log)
 
 
 def _decide(config: RunConfig, names: list[str]) -> dict[str, Any]:

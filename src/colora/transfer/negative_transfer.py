@@ -120,6 +120,8 @@ def measure_transfer(
             "examples must not choose who trains alone"
         )
     result = train(config, log=log)
+    tasks = result.tasks  # with their prompts
+    config = config.model_copy(update={"prompt": result.run.prompt})
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
     if gone := [task.name for task in tasks if task.name not in index]:
         raise ConfigError(f"{result.bank}: expected the run's tasks, but it has no {', '.join(gone)} (any more)")

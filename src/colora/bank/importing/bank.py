@@ -25,6 +25,7 @@ from colora.bank.load import save_bank
 from colora.common.progress import progress_bar
 from colora.errors import ConfigError
 from colora.models.base import load_base
+from colora.tasks.prompting.templates import CHAT, template_of
 
 __all__ = ["ImportReport", "ImportedTask", "import_loras"]
 
@@ -78,6 +79,7 @@ def import_loras(
     rank: int | None = None,
     base: str | None = None,
     names: Sequence[str] | None = None,
+    prompt: str = CHAT,
     *,
     log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
@@ -87,8 +89,7 @@ def import_loras(
     Ranks, scales and adapted layers may differ; a layer that a LoRA lacks has an update of zero there. The factors
     minimise the sum over tasks of the squared relative errors, so that a small update counts as much as a large one.
     The bank has scale 1 and float32 tensors (float64 if a LoRA has); its factors are balanced so that training can go
-    on, see `colora.bank.importing.compress`. Prompts are taken to use the chat template, of which LoRAs say nothing.
-    One LoRA alone works, but then nothing is shared.
+    on, see `colora.bank.importing.compress`. One LoRA alone works, but then nothing is shared.
 
     Args:
         folders: of the LoRAs, as PEFT saves them.
@@ -97,12 +98,14 @@ def import_loras(
             than is needed to hold all of them exactly.
         base: the base model, if not what the LoRAs say.
         names: of the tasks; by default the folders' names.
+        prompt: that the LoRAs were trained with, of which they say nothing; as `BankInfo.prompt`.
 
     Raises:
-        ConfigError: listing what is wrong with the folders, their layers, the rank or the output. Nothing is written.
+        ConfigError: listing what is wrong with the folders, layers, rank, output or prompt. Nothing is written.
         BaseModelError: the base cannot be loaded.
         CheckpointError: the bank cannot be written.
     """
+    template_of(prompt)  # raises before anything is read
     output = _free_folder(Path(output).resolve())
     loras = read_loras([Path(folder) for folder in folders], names)
     source = _base_name(loras, base, log)
@@ -126,7 +129,7 @@ def import_loras(
     layers = bank_layers(bank, ADAPTER_NAME)
     assert layers.keys() == sizes.keys()
     lost, energy = _share_layers(loras, layers, sizes, r, progress)
-    save_bank(bank, output, BankInfo(base=model.name_or_path))
+    save_bank(bank, output, BankInfo(base=model.name_or_path, prompt=prompt))
     rows = _task_rows(loras, list(layers), lost, energy)
     before, after = sum(lora.bytes for lora in loras), (output / WEIGHTS).stat().st_size
     return ImportReport(output, model.name_or_path, r, rows, bytes_before=before, bytes_after=after)

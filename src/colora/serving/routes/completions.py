@@ -40,7 +40,7 @@ async def chat(
     body.check_fields()
     check_task(service, tenant, body.model)
     service.scheduler.check_room(tenant.name, body.n or 1)
-    prompt = await asyncio.to_thread(service.chat_prompt, body.instruction, body.turns)
+    prompt = await asyncio.to_thread(service.chat_prompt, body.model, body.instruction, body.turns)
     streams = await _open_streams(service, tenant, body, [prompt])
     return await _answer(body, request, streams, len(prompt), ChatFormat(body.model, service.token_bytes))
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from colora.errors import ConfigError
 from colora.tasks.prompting.chat_template import chat_format, prompt_text
+from colora.tasks.prompting.templates import PromptTemplate
 from colora.tasks.schema import Example
 from colora.tasks.tokenizer import Tokenizer
 
@@ -73,19 +74,23 @@ def fit_prompt(
     return ids, dropped + start
 
 
-def conversation_ids(instruction: str | None, turns: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+def conversation_ids(
+    instruction: str | None, turns: Sequence[str], tokenizer: Tokenizer, template: PromptTemplate | None = None
+) -> list[int]:
     """The prompt after several turns; of a single one it is that of `prompt_ids`.
 
     Args:
         instruction: stands at the beginning of the first user turn, as in training.
         turns: what user and assistant said in turn, the user first and last.
         tokenizer: of a decoder-only model.
+        template: of the task; the last turn fills its `{input}`.
 
     Raises:
-        ConfigError: several turns without a chat template, or a template that raises or loses text.
+        ConfigError: several turns without a chat template, or with a template of the task's; an instruction that this
+            has no place for; a chat template that raises or loses text.
     """
     *history, text = turns
-    return _render(Example(text, (), instruction, tuple(history)), tokenizer, False)
+    return _render(Example(text, (), instruction, tuple(history), template), tokenizer, False)
 
 
 def answer_ids(example: Example, output: str, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[int]:
@@ -153,7 +158,11 @@ def _render(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> li
         # The template has written the special tokens.
         return list(tokenizer(prompt_text(turns, tokenizer), add_special_tokens=False, verbose=False)["input_ids"])
     if later:
-        why = "an encoder-decoder reads one text" if encoder_decoder else "without a chat template a prompt is one text"
+        why = "without a chat template a prompt is one text"
+        if encoder_decoder:
+            why = "an encoder-decoder reads one text"
+        elif example.template is not None:
+            why = f"the prompt of this task, {example.template.text!r}, has a place for one text; give the last alone"
         raise ConfigError(f"expected one message of the user's, found a conversation of {len(turns)} turns: {why}")
     [content] = turns
     text = content + "\n" if example.template is None else example.template.prompt(example.instruction, first)

@@ -11,7 +11,10 @@ from functools import cached_property
 
 from colora.errors import ConfigError
 
-__all__ = ["NAMED_TEMPLATES", "PromptTemplate", "parse_template"]
+__all__ = ["CHAT", "NAMED_TEMPLATES", "PromptTemplate", "parse_template", "template_of"]
+
+CHAT = "chat"
+"""The name of the tokenizer's own chat template, which is a program and no text."""
 
 _FIELD = re.compile(r"\{(\w*)\}")
 _REQUIRED, _FIELDS = ("input", "output"), ("instruction", "input", "output")
@@ -56,8 +59,8 @@ class PromptTemplate:
         """
         if instruction and not self.takes_instruction:
             raise ConfigError(
-                f"the examples have an instruction ({instruction[:40]!r}), and the prompt {self.text!r} has no "
-                "{instruction}: add it to the prompt"
+                f"expected no instruction, for the prompt {self.text!r} has no {{instruction}}; found "
+                f"{instruction[:40]!r}: leave it out, or add it to the prompt before training"
             )
         frame = self._before.removesuffix(self.lead)
         if not instruction:
@@ -95,13 +98,27 @@ def parse_template(text: str) -> PromptTemplate:
         )
     if unknown := sorted(set(found) - set(_FIELDS)):
         named = ", ".join(f"{{{name}}}" for name in unknown)
-        raise ConfigError(f"prompt: expected the fields {{instruction}}, {{input}} and {{output}}, found {named}")
+        raise ConfigError(f"expected the fields {{instruction}}, {{input}} and {{output}}, found {named}")
     for name in _FIELDS:
         expected = "once" if name in _REQUIRED else "at most once"
         if found.count(name) > 1 or (name in _REQUIRED and not found.count(name)):
-            raise ConfigError(f"prompt: expected {{{name}}} {expected}, found it {found.count(name)} times in {text!r}")
+            raise ConfigError(f"expected {{{name}}} {expected}, found it {found.count(name)} times in {text!r}")
     if after := text.partition("{output}")[2]:
         raise ConfigError(
-            f"prompt: expected {{output}} at the end, found {after!r} after it; the model's end token ends an answer"
+            f"expected {{output}} at the end, found {after!r} after it; the model's end token ends an answer"
         )
     return PromptTemplate(text)
+
+
+def template_of(prompt: str) -> PromptTemplate | None:
+    """What a user's prompt stands for: a template, or None for "chat".
+
+    Raises:
+        ConfigError: as `parse_template`.
+    """
+    if prompt == CHAT:
+        return None
+    if prompt not in NAMED_TEMPLATES and "{" not in prompt:
+        names = ", ".join([*NAMED_TEMPLATES, CHAT])
+        raise ConfigError(f"expected a text with {{input}} and {{output}}, or one of {names}; found {prompt!r}")
+    return parse_template(prompt)

@@ -19,9 +19,11 @@ from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.hub import VAL_NAMES
+from colora.tasks.prompting.templates import template_of
 from colora.tasks.read import read_tasks
-from colora.tasks.schema import Task, TaskSource
+from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
+from colora.training.prompts import check_chat, unplaced_text
 from colora.training.task_gradients import task_gradients
 from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
@@ -88,6 +90,7 @@ def onboard(
     base: str | None = None,
     settings: Settings | None = None,
     log: Callable[[str], None] = lambda line: None,
+    prompt: str | None = None,
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
@@ -99,11 +102,13 @@ def onboard(
             whole.
         base: another place of the same base model.
         log: takes lines for the user.
+        prompt: of the task, a template, its name, or "chat"; by default the bank's, see `BankInfo.prompt`.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
         TaskFileError: listing all faults of the examples.
-        ConfigError: the name is taken, the output is there already, or there is no room for `extend`.
+        ConfigError: the name is taken, the output is there already, there is no room for `extend`, or the prompt is
+            none or has no place for the examples' instruction.
         TrainingDivergedError: a loss became NaN or infinite; nothing is written.
         CheckpointError: the bank cannot be written; what was there still is.
     """
@@ -117,11 +122,17 @@ def onboard(
     task = _read(Path(examples), name, settings.seed)
     if task.name in saved.tasks:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
+    template = saved.info.template() if prompt is None else template_of(prompt)
+    if fault := unplaced_text(task, template):
+        raise ConfigError(f"prompt (--prompt): task {task.name!r}, {fault}")
+    task = prompted(task, template)
     model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     info.examples[task.name] = len(task.splits["train"])
     info.seen[task.name] = settings.steps * settings.rows
     info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
+    info.set_template(task.name, template)
     files = saved.load()
     files.info = info
     add_to_files(files, model, task.name)
