@@ -25,7 +25,7 @@ from colora.errors import ConfigError
 from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
+__all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors", "needed_fields"]
 
 _ALWAYS = {
     "base_model_name_or_path",
@@ -132,7 +132,7 @@ def export_lora(model: PeftModel, task: str, folder: Path) -> None:
     )
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(staging / "adapter_config.json", _needed_fields(lora))
+        write_json(staging / "adapter_config.json", needed_fields(lora))
 
 
 def export_loras(model: PeftModel, folder: Path, tasks: Sequence[str] | None = None) -> dict[str, Path]:
@@ -165,7 +165,7 @@ def export_merged(model: PeftModel, task: str, folder: Path, tokenizer: Tokenize
             tokenizer.save_pretrained(str(staging))
 
 
-def _needed_fields(lora: LoraConfig) -> dict[str, Any]:
+def needed_fields(lora: LoraConfig) -> dict[str, Any]:
     """The fields that readers ask for, and those that are not at their default: an older PEFT refuses keys it lacks."""
     fields, defaults = lora.to_dict(), LoraConfig().to_dict()
     chosen = {key: value for key, value in fields.items() if key in _ALWAYS or value != defaults.get(key)}
