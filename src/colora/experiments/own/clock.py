@@ -31,20 +31,23 @@ class Clock:
     now: Callable[[], float] = time.time
 
     @classmethod
-    def start(cls, path: Path, minutes: float, joins: bool, now: Callable[[], float] = time.time) -> "Clock":
+    def start(
+        cls, path: Path, minutes: float, joins: bool, begun: float, now: Callable[[], float] = time.time
+    ) -> "Clock":
         """The clock of a start.
 
         Args:
             path: of the file; of another budget or damaged, it counts as none.
             minutes: the budget.
             joins: whether other processes are at work.
+            begun: when this process began, in seconds since 1970.
             now: tells the time.
         """
         known = _read(path, minutes)
         if known is None:
-            return cls._written(path, minutes, now() + 60 * minutes, now)
+            return cls._written(path, minutes, begun + 60 * minutes, now)
         deadline, left = known
-        return cls._written(path, minutes, deadline if joins else now() + left, now)
+        return cls._written(path, minutes, deadline if joins else begun + left, now)
 
     def left(self) -> float:
         """Seconds; below zero when the time is over."""

@@ -1,4 +1,4 @@
-"""A comparison of a user's tasks: what is known before anything is run, where its files are, and what the trials gave."""
+"""A comparison of a user's tasks: what is known before it runs, where its files are, and what its trials gave."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ def full_plan(data: OwnTasks, steps: int, curve: Sequence[int]) -> Plan:
 
 
 def smaller_plans(plan: Plan) -> Iterator[tuple[Plan, str]]:
-    """Ever smaller plans, and what each gives up: seeds first, then settings, folds, points of the curve, steps last."""
+    """Ever smaller plans, and what each gives up: seeds, then settings, folds, points of the curve, steps last."""
     while plan.seeds > 1:
         plan = plan.model_copy(update={"seeds": plan.seeds - 1})
         yield plan, f"seeds: {plan.seeds}"

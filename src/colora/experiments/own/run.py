@@ -14,6 +14,7 @@ OUTPUT/adapters/                 those of the method to use
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -74,9 +75,10 @@ def compare_own(
         InterruptedRunError: after Ctrl-C; the same call goes on.
         ColoraError: every contender failed.
     """
+    begun = time.time()
     known = _prepared(config, options, log, make_runner)
     try:
-        plan, outcome = _run(known, progress)
+        plan, outcome = _run(known, begun, progress)
         with waiting_lock(known.outputs.verdict_lock, seconds=PATIENCE):
             return conclude(known, plan, outcome)
     except KeyboardInterrupt:
@@ -118,12 +120,12 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
     )
 
 
-def _run(known: Comparison, progress: bool) -> tuple[PlanFile, Outcome]:
+def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Outcome]:
     """Run everything that the budget allows."""
     options, outputs, config = known.options, known.outputs, known.config
     curve = options.examples if options.examples is not None else config.examples_a_task or ()
     wanted = full_plan(known.data, default_steps(config, known.data), curve)
-    clock = Clock.start(outputs.clock, options.minutes, joins=at_work(outputs.store.folder))
+    clock = Clock.start(outputs.clock, options.minutes, at_work(outputs.store.folder), begun)
     plan, was_there = kept_plan(outputs.plan, _digest(known, wanted), lambda: _fitting(known, wanted))
     known.log(_about(plan, was_there, clock))
     expected = [trial for stage in known.trials.expected(plan.plan) for trial in stage.trials]
