@@ -34,9 +34,7 @@ def test_every_contender_that_is_trained_has_as_many_settings():
 def test_the_whole_plan():
     plan = full_plan(OwnTasks(TASKS), 60, [4, 8, 16, 99, 4])
     assert plan == Plan(seeds=3, settings=3, folds=3, curve=(4, 8), steps=60)
-    assert str(plan) == (
-        "3 settings each on 3 folds, 60 steps, 3 seeds, also with 4, 8 examples a task"
-    )
+    assert str(plan) == ("3 settings each on 3 folds, 60 steps, 3 seeds, also with 4, 8 examples a task")
     with_val = OwnTasks([example_task("a", 5, val=8)])
     assert full_plan(with_val, 60, ()).folds == 1
     alone = OwnTasks([example_task("a", 1)])
@@ -62,9 +60,7 @@ def test_stages_and_their_trials():
 
 
 def test_what_is_not_trained_is_the_same_trial_whatever_the_plan():
-    one, other = (
-        trials().expected(Plan(seeds=1, settings=1, folds=0, steps=steps))[0].trials for steps in (60, 30)
-    )
+    one, other = (trials().expected(Plan(seeds=1, settings=1, folds=0, steps=steps))[0].trials for steps in (60, 30))
     same = {trial.method for trial in one} & {first.method for first, second in zip(one, other) if first == second}
     assert same == {"base", "in-context"}
 
@@ -114,7 +110,9 @@ def test_the_largest_plan_that_fits_is_taken():
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_will_do():
     some, plan = trials(), Plan(seeds=3, settings=3, folds=3, curve=(), steps=60)
-    with pytest.raises(ConfigError, match=r"--minutes 1: the smallest .* takes about 86 seconds .* --minutes 2 or more"):
+    with pytest.raises(
+        ConfigError, match=r"--minutes 1: the smallest .* takes about 86 seconds .* --minutes 2 or more"
+    ):
         fit_plan(plan, some, timings(), minutes=1)
     assert fit_plan(plan, some, timings(), minutes=2)[0].steps == 21
 

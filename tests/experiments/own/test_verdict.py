@@ -31,9 +31,7 @@ def record(method, a, b=None, nats=1.0, **options):
 
 
 def test_the_best_is_recommended_if_it_is_better_beyond_noise():
-    verdict, said = verdict_of(
-        record("base", 10.0), record("local", 60.0), record("colora", 70.0, numbers=(1000, 250))
-    )
+    verdict, said = verdict_of(record("base", 10.0), record("local", 60.0), record("colora", 70.0, numbers=(1000, 250)))
     assert (verdict.recommended, verdict.best, verdict.runner_up, verdict.as_good) == (
         "colora", "colora", "local", ["colora"],
     )  # fmt: skip

@@ -175,10 +175,11 @@ class Runner:
             with self._generating():
                 return rows, values, texts(self.model, self.tokenizer, tasks, trial)
         context, nearest = int(method.with_defaults(trial.options)["context"]), method.prompt_examples == "nearest"
-        number = min(trial.generate, *map(len, rows))
         asked = [questions(task, self.tokenizer, self.model, trial, context, nearest) for task in tasks]
         with self._generating():
-            found = [answer_questions(self.model, self.tokenizer, one, number, trial.max_new_tokens) for one in asked]
+            found = [
+                answer_questions(self.model, self.tokenizer, one, trial.generate, trial.max_new_tokens) for one in asked
+            ]
         rows = [[question.row for question in one.items] for one in asked]
         return rows, [nats for nats, _ in found], [answers for _, answers in found]
 

@@ -10,6 +10,7 @@ from colora.errors import ColoraError
 from colora.experiments.own.comparison import Comparison, Outcome
 from colora.experiments.own.contenders import IN_CONTEXT
 from colora.experiments.own.handover.adapters import is_bank, write_bank_of, write_loras
+from colora.experiments.own.handover.contexts import PROMPTS, contexts, write_contexts
 from colora.experiments.own.handover.weights import read_weights
 from colora.experiments.own.planned import PlanFile
 from colora.experiments.own.stages import failures
@@ -103,7 +104,8 @@ def _is_made_of(folder: Path, made_of: dict[str, str]) -> bool:
 def _write(known: Comparison, trial: Trial, folder: Path) -> None:
     path, model = known.outputs.weights(trial), known.runner.model
     if trial.method == IN_CONTEXT:
-        raise NotImplementedError
+        write_contexts(contexts(known.data.of(trial), known.runner.tokenizer, model, trial), folder)
+        return
     if not path.is_file():  # removed, or of an earlier verdict
         known.log(f"training {trial.method} once more for its adapters")
         known.runner.run(trial, known.data.of(trial))
@@ -132,7 +134,7 @@ def _ways(known: Comparison, adapters: str | None, method: str) -> list[str]:
     if adapters is None:
         return ["Nothing to serve but the base model."]
     if method == IN_CONTEXT:
-        return [f"Prompts: {folder / 'prompts.json'}"]
+        return [f"Prompts: {folder / PROMPTS}"]
     if (folder / "bank").is_dir():
         return [f"Serve it: colora serve {folder / 'bank'}"]
     return [f"LoRAs for PEFT, vLLM or TGI: {folder / 'lora'}"]

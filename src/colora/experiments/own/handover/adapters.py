@@ -2,10 +2,8 @@
 
 OUTPUT/adapters/bank/          a bank, where one shared A and B and at most a core for each task are all there is
 OUTPUT/adapters/lora/TASK/     a plain LoRA for each task; pooled: one for all, in lora/all
-OUTPUT/adapters/prompts.json   the examples that stand in the prompt of each task
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from colora.common.files import staged_folder, write_json
 from colora.experiments.own.handover.weights import TrainedTerm, TrainedWeights, stacked
 from colora.models.base import hub_name
 
-__all__ = ["is_bank", "write_bank_of", "write_loras", "write_prompts"]
+__all__ = ["is_bank", "write_bank_of", "write_loras"]
 
 FOR_ALL = "all"
 
@@ -117,8 +115,3 @@ def _cores(term: TrainedTerm, tasks: int, rank: int) -> Tensor:
     if term.core is None:
         return torch.eye(rank, dtype=term.A.dtype).expand(tasks, -1, -1).contiguous()
     return term.core.expand(tasks, -1, -1).contiguous()
-
-
-def write_prompts(prompts: Mapping[str, Mapping[str, object]], folder: Path) -> None:
-    """Write what stands before the input of each task. Raises CheckpointError if it cannot be written."""
-    write_json(folder / "prompts.json", prompts)
