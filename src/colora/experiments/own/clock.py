@@ -12,6 +12,7 @@ from pathlib import Path
 
 from colora.common.files import write_json
 from colora.common.json_text import parse_json
+from colora.common.locks import waiting_lock
 
 __all__ = ["Clock"]
 
@@ -55,7 +56,8 @@ class Clock:
 
     def tick(self, minutes: float) -> None:
         """Keep how much is left now."""
-        write_json(self.path, {"minutes": minutes, "deadline": self.deadline, "left": self.left()})
+        with waiting_lock(self.path.with_name(f"{self.path.name}.lock")):
+            write_json(self.path, {"minutes": minutes, "deadline": self.deadline, "left": self.left()})
 
     @classmethod
     def _written(cls, path: Path, minutes: float, deadline: float, now: Callable[[], float]) -> "Clock":

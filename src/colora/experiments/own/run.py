@@ -44,7 +44,6 @@ from colora.experiments.own.verdict.judge import Verdict
 from colora.experiments.own.verdict.measure import measure_of
 from colora.experiments.trial import Trial
 from colora.experiments.worker import Log
-from colora.tasks.schema import SPLITS
 from colora.training.config import RunConfig
 from colora.training.resolve import resolve_run
 
@@ -96,7 +95,7 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
     )
     tasks, prompt = decide_prompt(runner.model, runner.tokenizer, run.tasks, config.training.max_length, log)
     data = OwnTasks(tasks, style=prompt)
-    for split in SPLITS:  # faults of single examples must not wait
+    for split in ("test", "train", "val"):  # faults of single examples must not wait
         some = [task for task in tasks if task.splits[split]]
         if some:
             encode_rows(some, runner.tokenizer, split, config.training.max_length)
