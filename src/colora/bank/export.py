@@ -26,7 +26,7 @@ from colora.errors import ConfigError
 from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors"]
+__all__ = ["export_lora", "export_loras", "export_merged", "lora_tensors", "needed_fields"]
 
 _ALWAYS = {
     "base_model_name_or_path",
@@ -139,7 +139,7 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
     )
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(staging / "adapter_config.json", _needed_fields(lora))
+        write_json(staging / "adapter_config.json", needed_fields(lora))
         _write_readme(staging, task, use)
 
 
@@ -183,7 +183,7 @@ def _write_readme(folder: Path, task: str, use: HowToPrompt | None) -> None:
         (folder / "README.md").write_text(use.readme(task), encoding="utf-8")
 
 
-def _needed_fields(lora: LoraConfig) -> dict[str, Any]:
+def needed_fields(lora: LoraConfig) -> dict[str, Any]:
     """The fields that readers ask for, and those that are not at their default: an older PEFT refuses keys it lacks."""
     fields, defaults = lora.to_dict(), LoraConfig().to_dict()
     chosen = {key: value for key, value in fields.items() if key in _ALWAYS or value != defaults.get(key)}

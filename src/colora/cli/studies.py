@@ -1,4 +1,4 @@
-"""Commands for studies: compare, report, recover; and the fields of the files that commands read."""
+"""Commands for studies: report, recover; and the fields of the files that commands read."""
 
 import json
 from pathlib import Path
@@ -7,68 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from colora.cli.console import app, errors, out, say
-
-
-@app.command()
-def compare(
-    experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to compare; see `colora schema --experiment`.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of trials; experiments share it.")] = Path("runs/compare"),
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N equal parts, for N machines.")] = "1/1",
-    only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only trials whose name fits, such as 'colora-similar-8-*'.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of task files, for groups that need some.")] = None,
-    list_trials: Annotated[bool, typer.Option("--list", help="Print each trial and its state; run nothing.")] = False,
-    collect: Annotated[bool, typer.Option("--collect", help="Collect the finished trials; run nothing.")] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")] = False,
-    rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")] = None,
-) -> None:
-    """Compare methods on groups of tasks: every trial of an experiment is trained, measured and kept.
-
-    A trial is one method on one group with one seed; a finished trial is never run again. The same command goes on
-    after a crash or Ctrl-C, and retries trials that failed. Start it several times to share the work: each process
-    takes trials that no other has; on several machines without a common folder, give each a `--shard`.
-
-    OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a trial failed.
-
-    KEY=VALUE changes a field of the file: `seeds=[0]`, `methods.colora.lr=1e-3`.
-    """
-    with errors():
-        from colora.common.threads import configure_threads
-        from colora.experiments.load import load_experiment
-        from colora.experiments.report.gather import read_experiments
-        from colora.experiments.report.markdown import quality_markdown
-        from colora.experiments.run import (
-            ExperimentOptions,
-            chosen_trials,
-            collect_experiment,
-            parse_shard,
-            run_experiment,
-        )
-        from colora.experiments.store import Store
-
-        plan, part = load_experiment(experiment, overrides or []), parse_shard(shard)
-        if list_trials:
-            for trial in chosen_trials(plan, only):
-                print(f"{Store(output).state(trial):8} {trial.key}")
-            return
-        configure_threads(threads)
-        if collect:
-            summary = collect_experiment(plan, output, mixed=mixed)
-        else:
-            options = ExperimentOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
-            summary = run_experiment(plan, output, options, log=say, progress=True)
-        for one in read_experiments(summary.records, mixed):
-            print(quality_markdown(one), end="")
-        say(str(summary))
-        if summary.failed:
-            raise typer.Exit(1)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from colora.experiments.store import Store
 from colora.experiments.trial import Regime, Trial, TrialRecord
 from colora.tasks.schema import Task
 
-__all__ = ["Log", "MakeTasks", "TaskCache", "TrialRunner", "Worker"]
+__all__ = ["Log", "MakeTasks", "TaskCache", "TrialRunner", "TrialTasks", "Worker"]
 
 Log = Callable[[str], None]
 
@@ -26,6 +26,13 @@ class TrialRunner(Protocol):
 
     def run(self, trial: Trial, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> TrialRecord:
         """Train and measure one trial; `code` and `environment` of its record are filled in here."""
+
+
+class TrialTasks(Protocol):
+    """What knows the tasks of trials: a `TaskCache`, or another."""
+
+    def of(self, trial: Trial) -> list[Task]:
+        """The tasks of a trial."""
 
 
 class MakeTasks(Protocol):
@@ -84,7 +91,7 @@ class Worker:
     Args:
         store: where records are kept.
         code: digest of the sources, for the records.
-        tasks: makes the tasks.
+        tasks: knows the tasks.
         load: loads the base model, once there is a trial to run.
         names: of the trials, for people.
         log: told a line when a trial ends.
@@ -97,7 +104,7 @@ class Worker:
         self,
         store: Store,
         code: str,
-        tasks: TaskCache,
+        tasks: TrialTasks,
         load: Callable[[], TrialRunner],
         names: Mapping[str, str],
         log: Log,

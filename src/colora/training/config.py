@@ -304,6 +304,11 @@ class RunConfig(_Spec):
         "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
     )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
+    examples_a_task: list[Count] | None = Field(
+        None,
+        description="For `colora compare`: numbers of training examples, such as [8, 16, 32], at which all is measured "
+        "as well, which tells whether more examples would do more.",
+    )
     adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="The evaluation.")

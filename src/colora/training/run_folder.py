@@ -22,6 +22,7 @@ __all__ = ["check_free", "check_same_tasks", "claim", "differing_tasks", "run_co
 FREE = (
     "output",
     "evaluation",
+    "examples_a_task",
     "training.threads",
     "training.log_every",
     "training.save_every",

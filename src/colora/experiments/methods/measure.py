@@ -45,9 +45,17 @@ def in_blocks(
 
 
 def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: Trial) -> list[list[str]]:
-    """The greedy answers to the first `trial.generate` examples of each task in the trial's split."""
-    number = min(trial.generate, *(len(task.splits[trial.split]) for task in tasks))
-    rows = [(task.name, example) for task in tasks for example in task.splits[trial.split][:number]]
+    """The greedy answers to the first `trial.generate` examples of each task in the trial's split.
+
+    Tasks may differ in their number of examples: short ones are filled up, and what that adds is left out.
+    """
+    asked = [task.splits[trial.split][: trial.generate] for task in tasks]
+    number = max(map(len, asked))
+    rows = [
+        (task.name, examples[place % len(examples)])
+        for task, examples in zip(tasks, asked, strict=True)
+        for place in range(number)
+    ]
     prompts = fit_prompts(rows, model, tokenizer, trial.max_length, trial.max_new_tokens)
     block = max(1, ROWS // len(tasks))
     # Every batch holds the tasks in equal blocks.
@@ -56,7 +64,7 @@ def texts(model: nn.Module, tokenizer: Tokenizer, tasks: Sequence[Task], trial: 
         for start in range(0, number, block)
     ]
     answers = generate_outputs(model, tokenizer, prompts, None, trial.max_new_tokens, batches=batches)
-    return [answers[task * number : (task + 1) * number] for task in range(len(tasks))]
+    return [answers[task * number : task * number + len(examples)] for task, examples in enumerate(asked)]
 
 
 def score(

@@ -50,9 +50,20 @@ class Runner:
         dtype: "fp32", "bf16" or "fp64", of the base's weights and computations. Adapters are float32 (float64 with
             "fp64") and are cast to the base's dtype where they meet it.
         device: by default an accelerator if there is one.
+        chat_template: whether trials that name no prompt use the tokenizer's chat template, if it has one. Left out by
+            default, for a default system message doubles the tokens.
+
+    Attributes:
+        on_trained: called with each trial and its layers when they are trained, before they go; None for nothing.
     """
 
-    def __init__(self, base: str, dtype: str = "fp32", device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        base: str,
+        dtype: str = "fp32",
+        device: torch.device | str | None = None,
+        chat_template: bool = False,
+    ) -> None:
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.model, self.tokenizer = load_base(
@@ -60,12 +71,13 @@ class Runner:
             dtype=DTYPES[dtype],
             device=device,
             kind="causal",
-            chat_template=False,  # its default system message would double the tokens
+            chat_template=chat_template,
             attn_implementation=TRAINING_ATTENTION,
         )
         # The last positions of a prompt are a strided slice, for which torch copies a bfloat16 weight once a row.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
         self.base, self.dtype = base, dtype
+        self.on_trained: Callable[[Trial, dict[str, ConstrainedLinear]], None] | None = None
         self._forwards: dict[int, SplitForward] = {}
 
     def run(self, trial: Trial, tasks: list[Task], progress: Callable[[int, int], None] | None = None) -> TrialRecord:
@@ -99,6 +111,8 @@ class Runner:
             trainable = trained_parameters(layers)
             if method.compresses:
                 compress(layers, trial.rank)
+            if self.on_trained is not None:
+                self.on_trained(trial, layers)
             test_rows, values, answers, choices = self._measured(method, forward, tasks, test_rows, trial)
             shared, own = kept_parameters(layers)
             alike = similarity(layers) if own and len(tasks) > 1 else None
@@ -170,10 +184,11 @@ class Runner:
             with self._generating():
                 return rows, values, texts(self.model, self.tokenizer, tasks, trial), choices
         context, nearest = int(method.with_defaults(trial.options)["context"]), method.prompt_examples == "nearest"
-        number = min(trial.generate, *map(len, rows))
         asked = [questions(task, self.tokenizer, self.model, trial, context, nearest) for task in tasks]
         with self._generating():
-            found = [answer_questions(self.model, self.tokenizer, one, number, trial.max_new_tokens) for one in asked]
+            found = [
+                answer_questions(self.model, self.tokenizer, one, trial.generate, trial.max_new_tokens) for one in asked
+            ]
             choices = [
                 asked_choice_scores(self.model, self.tokenizer, task, trial.split, one)
                 for task, one in zip(tasks, asked, strict=True)

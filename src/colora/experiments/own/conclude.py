@@ -1,0 +1,140 @@
+"""The end of a comparison: records collected, the verdict said and written, the page, and the adapters to serve."""
+
+import shutil
+from pathlib import Path
+
+from colora.bank.layout import BankInfo
+from colora.common.files import staged_folder, write_json, write_text
+from colora.common.json_text import parse_json
+from colora.errors import ColoraError
+from colora.experiments.own.comparison import Comparison, Outcome
+from colora.experiments.own.contenders import IN_CONTEXT
+from colora.experiments.own.handover.adapters import is_bank, write_bank_of, write_loras
+from colora.experiments.own.handover.contexts import PROMPTS, contexts, write_contexts
+from colora.experiments.own.handover.weights import read_weights
+from colora.experiments.own.planned import PlanFile
+from colora.experiments.own.stages import failures
+from colora.experiments.own.verdict.judge import Judged, Verdict, judge
+from colora.experiments.own.verdict.sentences import verdict_sentences
+from colora.experiments.report.build import write_report
+from colora.experiments.trial import Trial, write_trial_records
+
+__all__ = ["conclude"]
+
+MADE_OF = "made_of.json"  # in the folder of adapters: which trial they are of
+RECORDS, CHOOSING = "comparison", "choosing"
+
+
+def conclude(known: Comparison, plan: PlanFile, outcome: Outcome) -> Verdict:
+    """Judge what was measured and write everything that a user is left with.
+
+    Raises:
+        ColoraError: nothing was measured.
+        CheckpointError: a file cannot be written.
+    """
+    folder, failed = known.outputs.folder, failures(known.outputs.store, outcome.tried)
+    if not any(record.trial.examples == known.trials.template.examples for record in outcome.records):
+        raise ColoraError("every contender failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    write_trial_records(folder / f"{RECORDS}.jsonl", outcome.records)
+    write_trial_records(folder / f"{CHOOSING}.jsonl", outcome.choosing)
+    judged = Judged(known.trials.contenders, outcome.records, outcome.chosen, known.measure, known.data.pool_sizes)
+    verdict = judge(judged, _facts(known, plan, failed))
+    adapters = _hand_over(known, outcome, verdict.recommended)
+    verdict = verdict.model_copy(update={"adapters": adapters, "sentences": verdict_sentences(verdict, known.measure)})
+    page = _page(known, folder / f"{RECORDS}.jsonl")
+    ways = _ways(known, adapters, verdict.recommended) + ([f"Report: {page}"] if page else [])
+    write_text(known.outputs.words, "\n".join([*verdict.sentences, "", *ways]) + "\n")
+    write_text(known.outputs.verdict, verdict.model_dump_json(indent=2) + "\n")  # last: then all is there
+    return verdict
+
+
+def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[str, object]:
+    dropped = [f"no time was left for {name}" for name in plan.dropped]
+    return {
+        "failed": failed,
+        "missing": list(known.missing),
+        "tasks": [task.name for task in known.data.tasks],
+        "prompt": known.prompt,
+        "plan": plan.plan,
+        "given_up": [*plan.given_up, *dropped],
+    }
+
+
+def _page(known: Comparison, records: Path) -> Path | None:
+    try:
+        write_report(records, known.outputs.page, mixed=known.options.mixed)
+    except ColoraError as error:  # without matplotlib, say
+        known.log(f"no report: {error}")
+        return None
+    return known.outputs.page
+
+
+def _hand_over(known: Comparison, outcome: Outcome, method: str) -> str | None:
+    """Write the adapters of the method to use; the folder's name, None if there is nothing to write."""
+    folder, (trial,) = known.outputs.adapters, _trials_of(known, outcome, method)
+    if method == "base":
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier verdict
+        return None
+    made_of = {"trial": trial.key, "code": known.code, "prompt": known.prompt}
+    if _is_made_of(folder, made_of):
+        return folder.name
+    with staged_folder(folder.resolve()) as staging:
+        _write(known, trial, staging)
+        write_json(staging / MADE_OF, made_of)
+    shutil.rmtree(known.outputs.trained, ignore_errors=True)
+    return folder.name
+
+
+def _trials_of(known: Comparison, outcome: Outcome, method: str) -> list[Trial]:
+    template = known.trials.template
+    return [
+        record.trial
+        for record in outcome.records
+        if (record.trial.method, record.trial.examples, record.trial.seed) == (method, template.examples, template.seed)
+    ]
+
+
+def _is_made_of(folder: Path, made_of: dict[str, str]) -> bool:
+    try:
+        return bool(parse_json((folder / MADE_OF).read_text(encoding="utf-8")) == made_of)
+    except (OSError, ValueError):
+        return False
+
+
+def _write(known: Comparison, trial: Trial, folder: Path) -> None:
+    path, model = known.outputs.weights(trial), known.runner.model
+    if trial.method == IN_CONTEXT:
+        write_contexts(contexts(known.data.of(trial), known.runner.tokenizer, model, trial), folder)
+        return
+    if not path.is_file():  # removed, or of an earlier verdict
+        known.log(f"training {trial.method} once more for its adapters")
+        known.runner.run(trial, known.data.of(trial))
+    weights = read_weights(path)
+    if is_bank(weights):
+        write_bank_of(weights, model, folder / "bank", _info(known, trial))
+    if trial.method != "colora":
+        write_loras(weights, model, folder / "lora")
+
+
+def _info(known: Comparison, trial: Trial) -> BankInfo:
+    tasks = known.data.of(trial)
+    return BankInfo(
+        base=known.config.base,
+        chat_template=known.config.chat_template,
+        max_length=trial.max_length,
+        examples={task.name: len(task.splits["train"]) for task in tasks},
+        seen={task.name: trial.steps * trial.rows for task in tasks},
+        sources={task.name: {"split_seed": task.split_seed} for task in tasks},
+    )
+
+
+def _ways(known: Comparison, adapters: str | None, method: str) -> list[str]:
+    """How to go on."""
+    folder = known.outputs.adapters
+    if adapters is None:
+        return ["Nothing to serve but the base model."]
+    if method == IN_CONTEXT:
+        return [f"Prompts: {folder / PROMPTS}"]
+    if (folder / "bank").is_dir():
+        return [f"Serve it: colora serve {folder / 'bank'}"]
+    return [f"LoRAs for PEFT, vLLM or TGI: {folder / 'lora'}"]

@@ -1,0 +1,70 @@
+"""What a user's tasks are tried with, the simplest first, and which settings each of these is tried at.
+
+Every contender that is trained has the same number of settings: who is tuned more, wins more.
+"""
+
+from dataclasses import dataclass
+
+from colora.experiments.methods.registry import METHODS
+from colora.training.rates import CORE_LR, LR
+
+__all__ = ["CONTENDERS", "IN_CONTEXT", "MOST_SETTINGS", "Contender", "Setting", "known_contenders"]
+
+IN_CONTEXT = "in-context"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The peak learning rates of A and B, and of the cores where there are any."""
+
+    lr: float
+    core_lr: float | None = None
+
+    def __str__(self) -> str:
+        return f"lr {self.lr:g}" + ("" if self.core_lr is None else f", core lr {self.core_lr:g}")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method as users are told of it.
+
+    Attributes:
+        method: its name in the registry.
+        title: what it is, in a user's words.
+        trained: whether it has settings to choose among.
+        settings: the most important first: a smaller grid has the first so many.
+    """
+
+    method: str
+    title: str
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything is trained."""
+        return bool(self.settings)
+
+
+# Around the default, and half a decade apart: dates want the highest of these, facts and words the lowest.
+_RATES = (1.5e-3, 4e-3, 5e-4)
+MOST_SETTINGS = len(_RATES)
+_FACTORS = tuple(Setting(rate) for rate in _RATES)
+# The cores' rate keeps its ratio to that of A and B up to the default, beyond which cores diverge.
+_CORES = tuple(Setting(rate, min(rate * CORE_LR / LR, CORE_LR)) for rate in _RATES)
+
+CONTENDERS = (
+    Contender("base", "the base model as it is"),
+    Contender(IN_CONTEXT, "examples in the prompt"),
+    Contender("pooled", "one LoRA for all tasks", _FACTORS),
+    Contender("colora", "CoLoRA", _CORES),
+    Contender("local", "a LoRA for each task", _FACTORS),
+    Contender("oppu", "one LoRA for all, then one more for each task", _FACTORS),
+)
+"""The simplest first: of what does as well, the first is recommended."""
+
+
+def known_contenders() -> tuple[list[Contender], list[str]]:
+    """Those whose method is there, and a line for each that is not."""
+    there = [one for one in CONTENDERS if one.method in METHODS]
+    missing = [f"{one.title} ({one.method}): this version has no such method" for one in CONTENDERS if one not in there]
+    return there, missing

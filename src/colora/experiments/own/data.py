@@ -1,0 +1,143 @@
+"""A user's tasks as trials ask for them: folds to choose settings on, and all examples for the final training.
+
+Whatever is not tested on is one pool: training and validation examples. Settings are chosen on the user's own
+validation split where every task has enough of it, else by cross-validation of the pool. In the end the chosen setting
+is trained on the whole pool, as one would who goes on to use it, and measured on the test split.
+
+Groups of trials say which part is meant, and hold a digest of all examples: other examples are other trials.
+
+    tasks-DIGEST               trained on the pool, measured on test
+    tasks-DIGEST-val           trained on train, measured on val
+    tasks-DIGEST-fold2of3      trained on the pool without its second third, measured on that
+"""
+
+import hashlib
+import json
+import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+
+from colora.errors import TaskFileError
+from colora.experiments.trial import Trial
+from colora.tasks.schema import Example, Task
+from colora.training.run_folder import task_manifest
+
+__all__ = ["ENOUGH_VALIDATION", "OwnTasks"]
+
+ENOUGH_VALIDATION = 8  # examples of every task
+_PART = re.compile(r"-fold(\d+)of(\d+)$")
+
+
+class OwnTasks:
+    """The tasks, and what becomes of their examples.
+
+    Args:
+        tasks: as they were read.
+        style: what else of the prompts decides results, such as the use of a chat template; enters the digest.
+
+    Attributes:
+        group: of the trials that train on everything.
+
+    Raises:
+        TaskFileError: for tasks without test examples.
+    """
+
+    def __init__(self, tasks: Sequence[Task], style: str = "") -> None:
+        self.tasks = list(tasks)
+        if untested := [task for task in tasks if not task.splits["test"]]:
+            raise TaskFileError(
+                [
+                    f'{task.source}: expected test examples for task "{task.name}", found none: nothing could be '
+                    "compared on it; give some, or do not set test: 0"
+                    for task in untested
+                ]
+            )
+        parts = {name: entry["splits"] for name, entry in task_manifest(tasks).items()}
+        digest = hashlib.sha256(json.dumps([parts, style], sort_keys=True).encode()).hexdigest()
+        self.group = f"tasks-{digest[:8]}"
+        self._made: dict[tuple[str, int, int], list[Task]] = {}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether every task has a validation split that is large enough to choose on."""
+        return all(len(task.splits["val"]) >= ENOUGH_VALIDATION for task in self.tasks)
+
+    @property
+    def most_folds(self) -> int:
+        """Into how many parts every task's pool can be divided."""
+        return min(len({_key(example) for example in _pool(task)}) for task in self.tasks)
+
+    @property
+    def pool_sizes(self) -> list[int]:
+        """Examples of each task to train on in the end."""
+        return [len(_pool(task)) for task in self.tasks]
+
+    def parts(self, folds: int) -> list[str]:
+        """The groups of trials that settings are chosen by: none for fewer than one fold."""
+        if folds < 1:
+            return []
+        if self.has_validation:
+            return [f"{self.group}-val"]
+        # One fold alone is the first of two: half of the pool to train on, half to choose by.
+        return [f"{self.group}-fold{number}of{max(folds, 2)}" for number in range(1, folds + 1)]
+
+    def validation_examples(self, folds: int) -> int:
+        """The most validation examples that a task has in one of these parts."""
+        if self.has_validation:
+            return max(len(task.splits["val"]) for task in self.tasks)
+        return max(-(-size // max(folds, 2)) for size in self.pool_sizes)
+
+    def of(self, trial: Trial) -> list[Task]:
+        """The tasks of a trial, with at most `trial.examples` training examples of each."""
+        key = (trial.group, trial.examples, trial.seed)
+        if key not in self._made:
+            parts = [_part(task, trial.group) for task in self.tasks]
+            self._made = {key: [_cut(task, trial.examples, trial.seed) for task in parts]}
+        return self._made[key]
+
+
+def _part(task: Task, group: str) -> Task:
+    if group.endswith("-val"):
+        return task
+    pool = _pool(task)
+    found = _PART.search(group)
+    if found is None:
+        return replace(task, splits=task.splits | {"train": pool, "val": ()})
+    number, folds = int(found[1]), int(found[2])
+    fold_of = _folds(pool, folds, task.name)
+    held = tuple(example for example in pool if fold_of[_key(example)] == number - 1)
+    kept = tuple(example for example in pool if fold_of[_key(example)] != number - 1)
+    return replace(task, splits=task.splits | {"train": kept, "val": held})
+
+
+def _pool(task: Task) -> tuple[Example, ...]:
+    return (*task.splits["train"], *task.splits["val"])
+
+
+def _folds(pool: Sequence[Example], folds: int, name: str) -> dict[str, int]:
+    """The fold of every input; equal inputs are in one. Sizes differ by the size of such a set at most."""
+    counts: dict[str, int] = {}
+    for example in pool:
+        counts[_key(example)] = counts.get(_key(example), 0) + 1
+    sizes = [0] * folds
+    found = {}
+    for key in random.Random(f"folds:{name}").sample(list(counts), len(counts)):
+        found[key] = sizes.index(min(sizes))
+        sizes[found[key]] += counts[key]
+    return found
+
+
+def _key(example: Example) -> str:
+    text = "\n".join((*example.history, example.input)) or example.instruction or ""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _cut(task: Task, examples: int, seed: int) -> Task:
+    """The first so many training examples after a shuffle: fewer ones are always among more."""
+    train = task.splits["train"]
+    if len(train) <= examples:
+        return task
+    chosen = random.Random(f"{seed}:{task.name}").sample(train, len(train))[:examples]
+    return replace(task, splits=task.splits | {"train": tuple(chosen)})

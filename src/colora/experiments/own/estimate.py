@@ -1,0 +1,115 @@
+"""How long a comparison takes on this machine: a few steps of this very base on these tasks, timed and added up."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from colora.errors import ConfigError
+from colora.experiments.own.plan import Plan, Stage, Trials, smaller_plans
+from colora.experiments.trial import Trial, TrialRecord
+from colora.tasks.schema import Task
+
+__all__ = ["Timings", "fit_plan", "measure_timings", "readable_time", "total_seconds"]
+
+PROBE_STEPS, PROBE_ANSWERS = 3, 4
+OVERHEAD = 20.0  # seconds for the verdict, the page and the adapters
+MARGIN = 1.1
+
+Run = Callable[[Trial, list[Task]], TrialRecord]
+
+
+class Timings(BaseModel):
+    """Seconds, by method.
+
+    Attributes:
+        step: of an optimiser step.
+        answer: to read and to generate one answer of every task.
+        fixed: of a trial besides.
+        factor: by how much trials have taken longer than these numbers say; below 1 if less.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: dict[str, float]
+    answer: dict[str, float]
+    fixed: float = Field(ge=0)
+    factor: float = Field(1.0, gt=0)
+
+    def seconds(self, trial: Trial) -> float:
+        """How long a trial will take."""
+        trained = self.step.get(trial.method, 0.0) * trial.steps
+        return self.factor * (trained + self.answer[trial.method] * trial.test + self.fixed)
+
+    def corrected(self, records: Iterable[TrialRecord]) -> "Timings":
+        """The same, by what these trials took."""
+        plain = self.model_copy(update={"factor": 1.0})
+        pairs = [(plain.seconds(one.trial), sum(one.seconds.values()) + self.fixed) for one in records]
+        expected = sum(first for first, _ in pairs)
+        return self.model_copy(update={"factor": sum(second for _, second in pairs) / expected}) if expected else self
+
+
+def measure_timings(run: Run, trials: Trials) -> Timings:
+    """Time a few steps and answers of every contender.
+
+    Args:
+        run: runs a trial on tasks.
+        trials: what will be run.
+    """
+    step, answer, fixed = {}, {}, []
+    tasks = trials.data.of(trials.template)
+    number = min(PROBE_ANSWERS, trials.template.test)
+    for one in (trials.contenders[0], *trials.contenders):  # the first one twice: what runs first takes longer
+        setting = one.settings[0] if one.settings else None
+        probe = trials.of(one, setting, PROBE_STEPS, seed=0)
+        probe = probe.model_copy(update={"test": number, "generate": min(number, probe.generate)})
+        begun = time.perf_counter()
+        record = run(probe, tasks)
+        took = time.perf_counter() - begun
+        train, evaluate = record.seconds.get("train", 0.0), record.seconds.get("evaluate", 0.0)
+        step[one.method] = train / PROBE_STEPS if one.trained else 0.0
+        answer[one.method] = (evaluate if one.trained else train + evaluate) / number
+        fixed.append(max(0.0, took - train - evaluate))
+    return Timings(step=step, answer=answer, fixed=sorted(fixed)[len(fixed) // 2])
+
+
+def total_seconds(stages: Sequence[Stage], timings: Timings) -> float:
+    """How long these stages will take."""
+    return sum(timings.seconds(trial) for stage in stages for trial in stage.trials)
+
+
+def fit_plan(plan: Plan, trials: Trials, timings: Timings, minutes: float) -> tuple[Plan, list[str], float]:
+    """The largest plan that fits into the time, what was given up for it, and how many seconds it will take.
+
+    Raises:
+        ConfigError: not even the smallest plan fits; it says how many minutes that takes.
+    """
+
+    def needed(one: Plan) -> float:
+        return MARGIN * total_seconds(trials.expected(one), timings) + OVERHEAD
+
+    seconds, given_up = needed(plan), []
+    if seconds <= 60 * minutes:
+        return plan, [], seconds
+    for smaller, what in smaller_plans(plan):
+        seconds = needed(smaller)
+        given_up.append(what)
+        if seconds <= 60 * minutes:
+            return smaller, _last_of_each(given_up), seconds
+    least = math.ceil(seconds / 60)
+    raise ConfigError(
+        f"--minutes {minutes:g}: the smallest comparison of these tasks takes about {readable_time(seconds)} on this "
+        f"machine; give it --minutes {least} or more, fewer test examples (tasks.N.test, evaluation.limit), or fewer "
+        "steps (training.steps)"
+    )
+
+
+def readable_time(seconds: float) -> str:
+    """Seconds, or minutes from two on."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _last_of_each(given_up: Sequence[str]) -> list[str]:
+    """Of "seeds: 2", "seeds: 1" the last alone."""
+    return list({one.partition(":")[0]: one for one in given_up}.values())

@@ -1,0 +1,97 @@
+"""The verdict in plain words."""
+
+from collections.abc import Sequence
+
+from colora.common.text import shortened
+from colora.experiments.own.contenders import IN_CONTEXT
+from colora.experiments.own.verdict.judge import Gain, Outcome, Verdict
+from colora.experiments.own.verdict.measure import NATS, Measure
+from colora.experiments.report.tables import bytes_text
+
+__all__ = ["verdict_sentences"]
+
+MOST_NAMED = 8
+
+
+def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
+    """What to use, what it gains, who is better off alone, what it costs, and what else a user should know."""
+    outcomes = {one.method: one for one in verdict.outcomes}
+    used = outcomes[verdict.recommended]
+    return [
+        f"Use {used.title}: {measure.title} {measure.show(used.score)}, {NATS.title} {NATS.show(used.nats)}, on "
+        f"{_count(verdict.test_answers, 'test answer')} of {_count(len(verdict.tasks), 'task')}.",
+        *_gains(verdict, outcomes, measure),
+        _alone(verdict, outcomes, measure),
+        _cost(used),
+        *_curve(verdict, measure),
+        *([f"To keep the time, less was run: {'; '.join(verdict.given_up)}."] if verdict.given_up else []),
+        *(f"Not compared: {line}." for line in verdict.missing),
+        *(f"Failed, and so not compared: {name}: {reason}" for name, reason in verdict.failed.items()),
+    ]
+
+
+def _gains(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> list[str]:
+    found = []
+    if verdict.best != verdict.recommended:
+        best = outcomes[verdict.best]
+        names = " and ".join(outcomes[one].title for one in verdict.as_good[1:])
+        found.append(
+            f"It is the simplest of those that do as well as the best within noise: {names}. The highest score is that "
+            f"of {best.title}, {measure.show(best.score)}."
+        )
+    if verdict.gain is not None and verdict.runner_up is not None:
+        next_best, gain = outcomes[verdict.runner_up], verdict.gain
+        if gain.is_certain:
+            found.append(f"It gains {_shown(gain, measure)} over the next best, {next_best.title}.")
+        else:
+            found.append(
+                f"Against {next_best.title} the difference is {_shown(gain, measure)}: within noise"
+                + (
+                    ", though it finds the right answers likelier."
+                    if verdict.best == verdict.recommended and verdict.runner_up not in verdict.as_good
+                    else "."
+                )
+            )
+    if verdict.gain_over_base is not None and verdict.runner_up != "base":
+        found.append(f"Over the base model as it is it gains {_shown(verdict.gain_over_base, measure)}.")
+    return found
+
+
+def _alone(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> str:
+    if "local" not in outcomes or not {"pooled", "colora"} & outcomes.keys():
+        return "Which tasks would be better off alone was not measured."
+    if not verdict.alone:
+        return "No task is better off with a LoRA of its own alone, as far as this test can tell."
+    names = [f"{one.task} (by {_shown(one.gain, measure)})" for one in verdict.alone]
+    return f"Better off with a LoRA of their own: {', '.join(shortened(names, MOST_NAMED))}."
+
+
+def _cost(used: Outcome) -> str:
+    if used.method == "base":
+        return "A task costs nothing: there is nothing to keep, and nothing to serve but the base model."
+    if used.method == IN_CONTEXT:
+        return "A task costs no weights; but every request reads the examples as well."
+    shared = f", and all tasks together {bytes_text(used.shared_bytes)}" if used.shared_bytes else ""
+    return f"A task costs {bytes_text(used.task_bytes)}{shared}."
+
+
+def _curve(verdict: Verdict, measure: Measure) -> list[str]:
+    numbers = sorted({one.examples for one in verdict.curve if one.method == verdict.recommended})
+    if verdict.more_examples is None:
+        return []
+    gain, fewer, more = verdict.more_examples, numbers[-2], numbers[-1]
+    told = f"From {fewer} to {more} examples a task it gains {_shown(gain, measure)}"
+    if gain.low > 0:
+        return [f"{told}: more examples would probably do more."]
+    return [f"{told}: within noise, so more examples of this kind may not do more."]
+
+
+def _shown(gain: Gain, measure: Measure) -> str:
+    digits = measure.digits
+    numbers: Sequence[float] = (gain.mean, gain.low, gain.high)
+    mean, low, high = (f"{value:.{digits}f}".replace("-", "−") for value in numbers)
+    return f"{mean} (95 % interval {low} to {high})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

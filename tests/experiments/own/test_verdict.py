@@ -1,0 +1,171 @@
+"""What is recommended, and how it is said."""
+
+import pytest
+
+from colora.experiments.own.choose import choose_settings
+from colora.experiments.own.contenders import CONTENDERS
+from colora.experiments.own.plan import Plan
+from colora.experiments.own.verdict.judge import Judged, judge
+from colora.experiments.own.verdict.measure import ACCURACY, ROUGE, measure_of
+from colora.experiments.own.verdict.sentences import verdict_sentences
+from colora.tasks.schema import Example, Task
+from tests.helpers.own_tasks import example_task, final_record, final_trial
+
+FACTS = {"tasks": ["a", "b"], "prompt": "qa", "plan": Plan(seeds=1, settings=1, folds=0, steps=60), "given_up": []}
+CHOSEN = {one.method: one.settings[0] if one.settings else None for one in CONTENDERS}
+
+
+def spread(mean, by=1.0, count=40):
+    """Scores with this mean, half of them above and half below."""
+    return [mean + by * (1 if number % 2 else -1) for number in range(count)]
+
+
+def verdict_of(*records, **facts):
+    judged = Judged(CONTENDERS, records, CHOSEN, ROUGE, [16, 16])
+    verdict = judge(judged, FACTS | facts)
+    return verdict, verdict_sentences(verdict, ROUGE)
+
+
+def record(method, a, b=None, nats=1.0, **options):
+    return final_record(method, {"a": spread(a), "b": spread(a if b is None else b)}, nats, **options)
+
+
+def test_the_best_is_recommended_if_it_is_better_beyond_noise():
+    verdict, said = verdict_of(record("base", 10.0), record("local", 60.0), record("colora", 70.0, numbers=(1000, 250)))
+    assert (verdict.recommended, verdict.best, verdict.runner_up, verdict.as_good) == (
+        "colora", "colora", "local", ["colora"],
+    )  # fmt: skip
+    assert verdict.gain.mean == pytest.approx(10.0)
+    assert verdict.gain.low == pytest.approx(10.0)  # the same examples on both sides
+    assert said[0] == "Use CoLoRA: ROUGE-L 70.0, nats a token 1.000, on 80 test answers of 2 tasks."
+    assert said[1] == "It gains 10.0 (95 % interval 10.0 to 10.0) over the next best, a LoRA for each task."
+    assert said[2] == "Over the base model as it is it gains 60.0 (95 % interval 60.0 to 60.0)."
+    assert said[4] == "A task costs 1\xa0kB, and all tasks together 4\xa0kB."
+    (one, *_) = verdict.outcomes
+    assert (one.method, one.task_bytes, one.shared_bytes, one.setting) == (
+        "colora", 1000, 4000, "lr 0.0015, core lr 0.045",
+    )  # fmt: skip
+
+
+def noisy(method, mean, nats=1.0, **options):
+    """As good as any of its kind within noise: scores of other examples are high."""
+    sign = 1 if method in ("local", "base") else -1
+    values = [mean + 30 * sign * (1 if number % 2 else -1) for number in range(40)]
+    return final_record(method, {"a": values, "b": values}, nats, **options)
+
+
+def test_of_what_does_as_well_the_simplest_is_recommended():
+    verdict, said = verdict_of(record("base", 10.0), noisy("pooled", 60.0), noisy("local", 62.0), noisy("oppu", 61.0))
+    assert (verdict.recommended, verdict.best) == ("pooled", "local")
+    assert verdict.as_good == ["pooled", "local", "oppu"]
+    assert said[1].startswith("It is the simplest of those that do as well as the best within noise: ")
+    assert "The highest score is that of a LoRA for each task, 62.0." in said[1]
+    assert said[2].startswith("Against a LoRA for each task the difference is −2.0 (95 % interval −")
+    assert said[2].endswith("within noise.")
+
+
+def test_what_finds_the_right_answers_less_likely_is_not_as_good():
+    verdict, said = verdict_of(noisy("base", 60.0, nats=3.0), noisy("colora", 62.0, nats=1.0))
+    assert (verdict.recommended, verdict.as_good) == ("colora", ["colora"])
+    assert said[1].endswith("within noise, though it finds the right answers likelier.")
+
+
+def test_nothing_may_be_the_answer():
+    verdict, said = verdict_of(record("base", 80.0), record("local", 60.0))
+    assert (verdict.recommended, verdict.gain_over_base) == ("base", None)
+    assert "A task costs nothing" in said[3]
+
+
+def test_tasks_that_are_better_off_alone_are_named():
+    verdict, said = verdict_of(
+        record("base", 1.0), record("colora", 70.0, 70.0), record("pooled", 60.0), record("local", 50.0, 75.0)
+    )
+    assert [one.task for one in verdict.alone] == ["b"]
+    assert verdict.alone[0].gain.mean == pytest.approx(5.0)
+    assert said[3] == "Better off with a LoRA of their own: b (by 5.0 (95 % interval 5.0 to 5.0))."
+    verdict, said = verdict_of(record("base", 1.0), record("colora", 70.0), record("local", 60.0))
+    assert said[3] == "No task is better off with a LoRA of its own alone, as far as this test can tell."
+
+
+def test_several_seeds_count_alike_and_what_is_not_trained_stands_for_all():
+    seeds = [record("colora", 70.0 + seed, seed=seed) for seed in range(3)]
+    verdict, _ = verdict_of(record("base", 10.0), *seeds)
+    assert verdict.gain.mean == pytest.approx(61.0)
+    assert [(one.method, one.seeds, one.score) for one in verdict.outcomes] == [
+        ("colora", 3, pytest.approx(71.0)), ("base", 1, pytest.approx(10.0)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fewer", "end"), [(50.0, "would probably do more"), (71.0, "may not do more")])
+def test_the_curve_says_whether_more_examples_would_help(fewer, end):
+    few = final_record("colora", {"a": spread(fewer), "b": spread(fewer)}, examples=8)
+    least = final_record("colora", {"a": spread(20.0), "b": spread(20.0)}, examples=4)
+    verdict, said = verdict_of(record("base", 10.0), record("colora", 70.0), few, least)
+    assert [(one.examples, one.score) for one in verdict.curve if one.method == "colora"] == [
+        (4, 20.0), (8, fewer), (16, 70.0),
+    ]  # fmt: skip
+    assert said[-1].startswith("From 8 to 16 examples a task it gains")
+    assert said[-1].rstrip(".").endswith(end)
+
+
+def test_what_was_given_up_left_out_or_failed_is_said():
+    _, said = verdict_of(
+        record("base", 10.0), given_up=["seeds: 1", "folds: 2"], missing=["oppu: none"], failed={"local": "boom"}
+    )
+    assert said[-3:] == [
+        "To keep the time, less was run: seeds: 1; folds: 2.",
+        "Not compared: oppu: none.",
+        "Failed, and so not compared: local: boom",
+    ]
+
+
+def task_with(*outputs):
+    examples = tuple(Example(f"{number}", (output,)) for number, output in enumerate(outputs))
+    return Task("a", {"train": examples, "val": (), "test": ()}, "", None)
+
+
+def test_labels_are_judged_by_accuracy_and_texts_by_rouge():
+    labels, words = task_with(*["yes", "no"] * 6), example_task("b", 9)
+    free = task_with(*(f"answer {number}" for number in range(12)))
+    assert measure_of([labels]) is ACCURACY
+    assert measure_of([free]) is ROUGE
+    assert measure_of([labels, free]) is ROUGE
+    assert measure_of([words]) is ACCURACY  # one letter for all
+
+
+# ---- settings ---------------------------------------------------------------------------------------------------
+
+
+def fold(**scores):
+    """A record of each setting of pooled, by its number."""
+    pooled = next(one for one in CONTENDERS if one.method == "pooled")
+    records = []
+    for number, (score, nats) in scores.items():
+        setting = pooled.settings[int(number[1:])]
+        trial = final_trial("pooled", lr=setting.lr, core_lr=setting.core_lr)
+        records.append(final_record("pooled", {"a": [score]}, nats).model_copy(update={"trial": trial}))
+    return records
+
+
+def chosen(*folds):
+    pooled = next(one for one in CONTENDERS if one.method == "pooled")
+    found = choose_settings([pooled], folds, ROUGE)
+    return pooled.settings.index(found["pooled"]) if found else None
+
+
+def test_the_setting_with_the_best_mean_over_folds_is_chosen():
+    assert chosen(fold(s0=(50, 1), s1=(60, 1)), fold(s0=(80, 1), s1=(60, 1))) == 0
+    assert chosen(fold(s0=(50, 1), s1=(60, 1)), fold(s0=(60, 1), s1=(60, 1))) == 1
+
+
+def test_nats_decide_between_equals():
+    assert chosen(fold(s0=(50, 1.0), s1=(50, 0.5))) == 1
+
+
+def test_a_setting_that_failed_on_a_fold_is_out_and_a_contender_without_any():
+    assert chosen(fold(s0=(50, 1), s1=(90, 1)), fold(s0=(50, 1))) == 0
+    assert chosen(fold(s1=(90, 1)), fold(s0=(50, 1))) is None
+
+
+def test_without_folds_the_first_setting_is_taken():
+    assert chosen() == 0
