@@ -19,5 +19,12 @@ def method_order(name: str) -> tuple[int, str]:
 
 
 def is_rival(name: str) -> bool:
-    """Whether the method does without collaboration (`local*`) or without personal parts (`pooled*`)."""
-    return name.split("-")[0] in ("local", "pooled")
+    """Whether the method does without collaboration: trains nothing, only parts of each task, or one for all tasks.
+
+    Names that the registry lacks are told by their first word, `local` or `pooled`.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        return name.split("-")[0] in ("local", "pooled")
+    trained = {part.own for term in method.terms for part in term.parts().values() if part.trained}
+    return not method.federated and len(trained) < 2

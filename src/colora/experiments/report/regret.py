@@ -32,12 +32,13 @@ __all__ = [
     "chooses_settings",
     "headline",
     "is_variant",
+    "main_measure",
     "mean_regret",
     "regret",
     "signed_mean",
 ]
 
-SHORT_ANSWER = 4  # tokens, the end token included: answers of a word or so, where ROUGE-L is all or nothing as well
+SHORT_ANSWER = 3  # tokens, the end token included: answers of a word or so, where ROUGE-L is all or nothing as well
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,14 @@ def _comparisons(experiment: Experiment, reference: str | None) -> list[Comparis
             if any(common_seeds(chosen.sample, row.sample, metric.name) for row in rivals)
         ]
         if common:
-            measure = _main_measure(common, chosen)
+            measure = main_measure(common, chosen)
             losses = [metric for metric in common if not metric.higher_is_better and metric is not measure]
             nats = losses[-1] if losses else None  # the table's later ones say more of a task than those before
             found.append(Comparison(experiment.name, place, chosen, tuple(rows), measure, nats))
     return found
 
 
-def _main_measure(metrics: Sequence[Metric], reference: Row) -> Metric:
+def main_measure(metrics: Sequence[Metric], reference: Row) -> Metric:
     """Accuracy where it was measured; exact match where answers are a word or so; else the first score that ranks."""
     tokens = [count for record in reference.records for one in record.scores.values() for count in one.tokens]
     short = {"exact_match"} if tokens and median(tokens) <= SHORT_ANSWER else set()
