@@ -85,15 +85,13 @@ def _about(one: Experiment) -> str:
 
 
 def _short(table: Table) -> Table:
-    """The table without what the tables of storage have; differences of the measures that rank alone."""
-    coarse = [metric.title for metric in METRICS.values() if not metric.ranks]
-    return table.keep(
-        [
-            header
-            for header in table.headers
-            if header not in _ELSEWHERE and not any(header.startswith(f"{title} − ") for title in coarse)
-        ]
-    )
+    """The table without what the tables of storage have, with the differences of the first measure that ranks alone."""
+    ranking = [metric.title for metric in METRICS.values() if metric.ranks and metric.title in table.headers][:1]
+    differences = [
+        header for header in table.headers if any(header.startswith(f"{m.title} − ") for m in METRICS.values())
+    ]
+    dropped = {header for header in differences if not header.startswith(tuple(f"{title} − " for title in ranking))}
+    return table.keep([header for header in table.headers if header not in {*_ELSEWHERE, *dropped}])
 
 
 def _section(title: str, blocks: Sequence[Table | Figure | str]) -> Section | None:

@@ -132,6 +132,7 @@ class Strips:
 
     title: str
     rows: tuple[Strip, ...]
+    reference: str
 
     @property
     def text(self) -> str:

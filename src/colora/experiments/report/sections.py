@@ -90,9 +90,9 @@ def _setbacks(experiments: Sequence[Experiment]) -> Section:
     found, compared = setbacks(experiments)
     judged = (
         "Listed is every place at which the reference (colora, or fed-colora) has a worse mean, by the place's main "
-        "measure, than the best method without collaboration: one that trains nothing, each task alone, or one adapter for "
-        "all. The difference is the reference minus that method; an interval that holds zero says that chance may explain "
-        "it."
+        "measure, than the best method without collaboration: one that trains nothing, each task alone, or one adapter "
+        "for all. The difference is the reference minus that method, on the tasks measured; an interval that holds "
+        "zero says that chance may explain it."
     )
     count = len(found.rows)
     if not compared:

@@ -64,5 +64,7 @@ def _signed_mean(row: Row, metric: Metric) -> float:
 
 def _line(place: Place, reference: Row, best: Row, metric: Metric) -> tuple[str, ...]:
     difference = paired_difference(reference.sample, best.sample, metric.name)
-    means = (f"{row.label} {mean_text(row.sample.mean(metric.name), None, metric.digits)}" for row in (reference, best))
+    means = (
+        f"{row.method} {mean_text(row.sample.mean(metric.name), None, metric.digits)}" for row in (reference, best)
+    )
     return (place.title, metric.title, *means, difference_text(difference, metric))

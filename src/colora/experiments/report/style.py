@@ -114,7 +114,10 @@ svg .d3 {{ stroke-dasharray: 1.5 2; }}
   nav {{ display: none; }}
   .lead {{ font-size: 13pt; }}
   .wide {{ overflow: visible; }}
-  table {{ font-size: 7pt; }}
+  table {{ font-size: 7.5pt; }}
+  .note {{ font-size: 8pt; }}
+  summary {{ padding: 0; }}
+  summary h3 {{ font-size: 9.5pt; }}
   th, td {{ padding: 1pt 6pt 1pt 2pt; }}
   td, tbody th {{ white-space: normal; }}
   td.words, tbody th.words {{ min-width: 0; }}

@@ -31,7 +31,7 @@ def strips(found: Standings) -> Strips:
         marks = tuple(Mark(name, mean, _kind(name, found.reference, lead)) for name, mean in means if mean is not None)
         heading = REGIME_WORDS[comparison.place.regime]
         rows.append(Strip(comparison.title, metric.title, marks, heading, metric.digits))
-    return Strips("What each method reached", tuple(rows))
+    return Strips("What each method reached", tuple(rows), found.reference)
 
 
 def _kind(method: str, reference: str, lead: Regret) -> Kind:

@@ -17,7 +17,7 @@ ALL = "mean of all"
 def method_table(found: Standings) -> Table:
     """Method by group: means, the best in bold, those not to be told from it marked; the reference first.
 
-    The others follow by how far they are behind the best in the mean over groups, those run on half of them or more first.
+    The others follow by how far they are behind the best in the mean over groups, but for those run on fewer than half.
     """
     behind = _behind(found)
     rows: list[list[str | Entry]] = []
@@ -47,7 +47,7 @@ def nats_table(found: Standings) -> Table | None:
         return None
     levels = [comparison.levels(metric) for comparison, metric in columns]
     known = {one.row.method for of in levels for one in of}
-    behind: dict[str, list[float]] = dict.fromkeys(sorted(known), []) | _behind(found)
+    behind: dict[str, list[float]] = {name: [] for name in sorted(known)} | _behind(found)
     names = [name for name in _ordered(behind, found) if name in known]
     rows: list[list[str | Entry]] = [
         [Entry(name, strong=name == found.reference), *_cells(name, levels, columns)] for name in names

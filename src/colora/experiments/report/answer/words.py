@@ -10,6 +10,8 @@ from colora.experiments.report.tables import listed, plural, signed_text
 
 __all__ = ["caveat", "sentence", "sentences", "winners"]
 
+MOST_NAMED = 4  # methods or groups in a sentence
+
 
 def sentence(found: Standings) -> str:
     """The answer in one sentence: where, who, and by how much against the best rivals."""
@@ -39,7 +41,10 @@ def winners(found: Standings) -> str:
             if one.is_best:
                 best.setdefault(one.row.method, []).append(comparison)
     ranked = sorted(best.items(), key=lambda one: (-len(one[1]), method_order(one[0])))
-    told = [f"{name} on {_on(found, where)}" for name, where in ranked]
+    shown = ranked if len(ranked) <= MOST_NAMED else ranked[: MOST_NAMED - 1]
+    told = [f"{name} on {_on(found, where)}" for name, where in shown]
+    if others := ranked[len(shown) :]:
+        told.append(f"one of {len(others)} other methods on {sum(len(where) for _, where in others)}")
     return f"The highest mean is that of {listed(told)}."
 
 
@@ -89,7 +94,7 @@ def _groups(found: Standings) -> str:
     groups = plural(len({comparison.title for comparison, _ in found.scored}), "group")
     if len(found.regimes) == 1:
         return f"{groups} of tasks"
-    return f"{groups} of tasks, named in the prompt or not ({plural(len(found.scored), 'comparison')})"
+    return f"{groups} of tasks, with the task named in the prompt or not ({plural(len(found.scored), 'comparison')})"
 
 
 def _on(found: Standings, where: list[Comparison]) -> str:
@@ -107,7 +112,7 @@ def _by_group(found: Standings) -> str:
             _name(found, comparison)
         )
     told = [
-        f"{kind} on {len(names)}" + ("" if kind == "level" else f": {', '.join(names)}")
+        f"{kind} on {len(names)}" + ("" if kind == "level" or len(names) > MOST_NAMED else f": {', '.join(names)}")
         for kind, names in kinds.items()
         if names
     ]

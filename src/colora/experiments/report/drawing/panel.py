@@ -45,7 +45,7 @@ def draw_panel(panel: Panel) -> str:
             line(LEFT, y(tick), right, y(tick), "grid"),
             label(LEFT - 5, y(tick) + 3.5, f"{tick:g}", "faint", "e"),
         ]
-    for tick, text in _x_ticks(panel, right - LEFT):
+    for tick, text in _x_ticks(panel, x):
         parts += [line(x(tick), bottom, x(tick), bottom + 4, "axis"), label(x(tick), bottom + 15, text, "faint", "m")]
     parts += [
         line(LEFT, bottom, right, bottom, "axis"),
@@ -116,18 +116,20 @@ def _linear(panel: Panel, right: float, of: Scale) -> Scale:
     return lambda value: LEFT + inset + (of(value) - low) / span * (right - LEFT - 2 * inset)
 
 
-def _x_ticks(panel: Panel, width: float) -> list[tuple[float, str]]:
-    """The values that occur, as many as fit; of bytes, round ones between them."""
+def _x_ticks(panel: Panel, x: Scale) -> list[tuple[float, str]]:
+    """The values that occur, or round ones of bytes, with their texts: those that do not run into the one before."""
     found = sorted({value for one in panel.lines for value in one.x})
     if not panel.joined:
         powers = [10.0**k * factor for k in range(16) for factor in (1, 3)]
-        found = [value for value in powers if found[0] <= value <= found[-1]] or [found[0], found[-1]]
-        texts = [bytes_text(value) for value in found]
-    else:
-        texts = [f"{value:g}" for value in found]
-    while len(found) > 1 and sum(width_of(text) + 8 for text in texts) > width:
-        found, texts = found[::2], texts[::2]
-    return list(zip(found, texts, strict=True))
+        found = [value for value in powers if found[0] <= value <= found[-1]] or found[:1]
+    kept: list[tuple[float, str]] = []
+    end = float("-inf")
+    for value in found:
+        text = f"{value:g}" if panel.joined else bytes_text(value)
+        if x(value) - width_of(text) / 2 > end:
+            kept.append((value, text))
+            end = x(value) + width_of(text) / 2 + 5
+    return kept
 
 
 def _short(name: str) -> str:

@@ -14,7 +14,7 @@ ROW, MIDDLE, HEADING, GAP, TOP, AXIS = 32.0, 23.0, 20.0, 8.0, 2.0, 34.0
 LEFT, RIGHT = 6.0, WIDTH - 8.0
 _LOOKS: dict[Kind, tuple[str, str]] = {"base": ("D", "hollow"), "rival": ("s", "rival"), "reference": ("o", "ours")}
 SIGNS: dict[Kind, str] = {"reference": "●", "rival": "■", "base": "◇"}
-LETTERS = 58  # of a line of text
+LETTERS = 60  # of a line of text
 SHORTEST = 8  # letters of a label
 Scale = Callable[[float], float]
 T = TypeVar("T", Interval, Strip)
@@ -37,7 +37,7 @@ def draw_strips(strips: Strips) -> str:
     at, low, high = _scale([mark.value for row in strips.rows for mark in row.marks])
     rows, bottom = _placed(strips.rows, lambda row, y: _strip(row, y, at))
     axis = _axis(bottom, [(at(tick), f"{tick:g}") for tick in ticks(low, high)])
-    key = "● reference   ■ best rival   ◇ nothing trained   | any other"
+    key = f"● {strips.reference[: SHORTEST * 2]}   ■ best rival   ◇ nothing trained   | any other"
     axis.append(label(0, bottom + 28, key, "faint wide-spaces"))
     return figure(bottom + AXIS, strips.title, strips.text, [*rows, *axis])
 

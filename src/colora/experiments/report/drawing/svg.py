@@ -70,7 +70,7 @@ def mark(x: float, y: float, marker: str, css: str) -> str:
 
 
 def look(style: int) -> tuple[str, str, str]:
-    """The classes of a colour and of a dash, and the marker, of a number: an orange disc and a full line of 0, and so on.
+    """The classes of a colour and of a dash, and the marker, of a number: 0 is an orange disc on a full line.
 
     The last colour is the ink.
     """
@@ -82,7 +82,7 @@ def width_of(text: str, size: float = 1.0) -> float:
     return LETTER * size * len(text)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers from `low` to `high`, at most so many and at least two where the range allows.
 
     Examples:
