@@ -85,12 +85,12 @@ def _about(one: Experiment) -> str:
 
 
 def _short(table: Table) -> Table:
-    """The table without what the tables of storage have, with the differences of the first measure that ranks alone."""
-    ranking = [metric.title for metric in METRICS.values() if metric.ranks and metric.title in table.headers][:1]
-    differences = [
-        header for header in table.headers if any(header.startswith(f"{m.title} − ") for m in METRICS.values())
-    ]
-    dropped = {header for header in differences if not header.startswith(tuple(f"{title} − " for title in ranking))}
+    """The table without what the tables of storage have; of scores that rank the differences, of losses if alone."""
+    told = {f"{one.title} − ": one.ranks and one.higher_is_better for one in METRICS.values()}
+    differences = {
+        header: ranks for header in table.headers for start, ranks in told.items() if header.startswith(start)
+    }
+    dropped = {header for header, ranks in differences.items() if not ranks and any(differences.values())}
     return table.keep([header for header in table.headers if header not in {*_ELSEWHERE, *dropped}])
 
 

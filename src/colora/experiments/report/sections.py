@@ -42,7 +42,8 @@ def report_sections(
 def _answer(experiments: Sequence[Experiment], found: Standings | None) -> Section:
     mixed = [Warn(_mixed_text(one)) for one in experiments if len(one.codes) > 1]
     failed = sum(len(one.failed) for one in experiments)
-    lost = [Warn(f"{plural(failed, 'trial')} failed and are in no table; the appendix lists them.")] if failed else []
+    are = "is" if failed == 1 else "are"
+    lost = [Warn(f"{plural(failed, 'trial')} failed and {are} in no table; see the appendix.")] if failed else []
     if found is None:
         nothing = Lead("At no place were both colora and a rival measured, so there is no comparison to tell of.")
         return Section("What was found", (nothing, *mixed, *lost))

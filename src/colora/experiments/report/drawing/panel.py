@@ -20,7 +20,7 @@ from colora.experiments.report.tables import bytes_text
 __all__ = ["draw_panel"]
 
 LEFT, TOP, HEIGHT = 38.0, 22.0, 190.0
-MOST_NAME = 24  # letters
+MOST_NAME = 22  # letters
 BETWEEN = 12.0  # from a name to the next
 FEW = 6  # lines of which each may have a band
 Scale = Callable[[float], float]

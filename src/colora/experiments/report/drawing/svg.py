@@ -13,7 +13,7 @@ from colora.common.palette import COLOURS, DASHES, MARKERS
 __all__ = ["WIDTH", "figure", "label", "line", "look", "mark", "number", "polyline", "shape", "ticks", "width_of"]
 
 WIDTH = 360.0
-LETTER = 5.6  # mean width of a letter of 10.5 units
+LETTER = 6.2  # width of a letter of 10.5 units in a wide typeface
 _SHAPES = {
     "o": "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0",
     "s": "m-2.8-2.8h5.6v5.6h-5.6z",
