@@ -19,15 +19,24 @@ def report(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Take records of several versions of the code; the page says so.")
     ] = False,
+    main: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="The experiment that the first screen is about (repeatable); else the widest."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="The method compared with its rivals; colora by default.")
+    ] = None,
 ) -> None:
-    """Write the report on a comparison: one HTML page with tables and figures that needs nothing else.
+    """Write the report on a comparison: one HTML page that begins with the answer and needs nothing else.
 
-    Each file of records is an experiment. Needs `pip install "colora[report]"`.
+    Each file of records is an experiment.
     """
     with errors():
         from colora.experiments.report.build import write_report
 
-        write_report(records, page, markdown, mixed)
+        write_report(records, page, markdown, mixed, main or [], reference)
         for file in (page, markdown):
             if file is not None:
                 say(f"written: {file}")

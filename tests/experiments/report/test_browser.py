@@ -65,11 +65,45 @@ def test_the_page_and_every_figure_show(visit):
     page = visit(1200)
     assert page.title() == "CoLoRA report: main"
     assert page.get_by_role("heading", name="Where collaboration does not help").is_visible()
-    boxes = page.eval_on_selector_all("figure svg", "all => all.map(one => one.getBoundingClientRect().toJSON())")
-    assert len(boxes) == 32
-    assert all(box["width"] > 200 and box["height"] > 150 for box in boxes)
+    shown = "all => all.filter(one => one.checkVisibility()).map(one => one.getBoundingClientRect().toJSON())"
+    closed = page.eval_on_selector_all("figure svg", shown)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    boxes = page.eval_on_selector_all("figure svg", shown)
+    assert len(boxes) > len(closed) > 4  # the appendix is folded
+    assert all(box["width"] > 200 and box["height"] > 100 for box in boxes)
     drawn = page.eval_on_selector_all("figure svg", "all => all.map(one => one.getBBox().width)")
-    assert all(width > 150 for width in drawn)
+    assert all(width > 100 for width in drawn)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_answer_comes_first(visit, width):
+    """The sentence is on the first screen, a figure begins on it, and the table follows before anything else."""
+    page = visit(width)
+    tops = {name: page.locator(name).first.bounding_box()["y"] for name in ("p.lead", "figure", "table")}
+    assert tops["p.lead"] < tops["figure"] < min(tops["table"], 700)
+    assert page.locator("table").first.evaluate("one => one.closest('section').id") == "section-0"
+
+
+def test_the_names_of_a_wide_table_stay_in_sight_on_a_phone(visit):
+    page = visit(360)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    left = page.evaluate(
+        "() => {const w = [...document.querySelectorAll('.wide')].find(one => one.scrollWidth > one.clientWidth + 100);"
+        " w.scrollLeft = 90; return w.querySelector('tbody th').getBoundingClientRect().left"
+        " - w.getBoundingClientRect().left}"
+    )
+    assert left == 0
+
+
+def test_no_text_of_a_figure_runs_out_of_it(visit):
+    page = visit(360)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    beyond = page.evaluate(
+        "() => [...document.querySelectorAll('figure svg')].flatMap(svg => [...svg.querySelectorAll('text')]"
+        ".filter(one => one.getBoundingClientRect().right > svg.getBoundingClientRect().right + 1"
+        " || one.getBoundingClientRect().left < svg.getBoundingClientRect().left - 1).map(one => one.textContent))"
+    )
+    assert beyond == []
 
 
 def test_a_link_leads_to_its_section(visit):
@@ -94,6 +128,7 @@ def test_the_page_is_no_wider_than_the_screen(visit, width):
 
 def test_a_wide_table_scrolls_by_itself_on_a_phone(visit):
     page = visit(375)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     tables = page.eval_on_selector_all(".wide", "all => all.map(one => [one.scrollWidth, one.clientWidth])")
     assert max(inside - outside for inside, outside in tables) > 200
     moved = page.evaluate(
@@ -106,7 +141,7 @@ def test_a_wide_table_scrolls_by_itself_on_a_phone(visit):
 def test_ink_and_ground_change_with_the_scheme(visit):
     read = (
         "() => [getComputedStyle(document.body).backgroundColor,"
-        " getComputedStyle(document.querySelector('svg text')).fill]"
+        " getComputedStyle(document.querySelector('svg text:not([class])')).fill]"
     )
     light, dark = visit(800).evaluate(read), visit(800, "dark").evaluate(read)
     assert light == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]

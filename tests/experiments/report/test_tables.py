@@ -10,6 +10,7 @@ from colora.experiments.report.costs import federated_table, storage_tables
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment
 from colora.experiments.report.markdown import main_table_markdown, sections_markdown, table_markdown
+from colora.experiments.report.methods import is_rival
 from colora.experiments.report.overview import experiments_table, facts, failed_table, methods_table
 from colora.experiments.report.quality import main_table, settings_table
 from colora.experiments.report.sections import Warn, report_sections
@@ -174,7 +175,7 @@ def test_mixed_codes_are_labelled_in_every_table_of_the_experiment():
     warned = [
         block for section in report_sections([mixed, pure]) for block in section.blocks if isinstance(block, Warn)
     ]
-    assert len(warned) == 2  # on top of the page and of the experiment
+    assert len(warned) == 1  # on top of the page; that of the experiment is folded
     assert "beef (1 trial), c0de (1 trial)" in warned[0].text
 
 
@@ -220,9 +221,15 @@ def test_every_place_where_colora_is_behind_is_listed():
     assert compared == 6 + 4  # dates: 3 n × 2 regimes; few: 2 numbers of tasks × 2 regimes
     (row,) = found.rows
     assert [one.text for one in row] == [
-        "x", "dates", "explicit", "32", "3", "ROUGE-L", "colora", "71.0 ± 1.0", "pooled", "96.0 ± 1.0",
-        "−25.0 [−25.0, −25.0], p ≤ 0.001",
+        "dates · explicit · 32 examples a task · 3 tasks", "ROUGE-L", "colora 71.0", "pooled 96.0",
+        "−25.0 [−25.0, −25.0], p ≤ 0.001", "x",
     ]  # fmt: skip
+
+
+def test_what_several_experiments_share_is_one_setback():
+    records = [record(), record("local", 70)]
+    found, compared = setbacks([Experiment.of("x", records), Experiment.of("y", records)])
+    assert (compared, found.column("experiment")) == (2, ["x, y"])
 
 
 def test_setbacks_are_judged_by_likelihood_where_nothing_was_generated():
@@ -231,11 +238,20 @@ def test_setbacks_are_judged_by_likelihood_where_nothing_was_generated():
         return dict.fromkeys(("red", "blue", "green"), one)
 
     found, compared = setbacks([Experiment.of("x", [record(scores=silent(1.5)), record("local", scores=silent(1.0))])])
-    assert (compared, found.column("metric"), found.column("difference")) == (
+    assert (compared, found.column("measure"), found.column("difference")) == (
         1, ["token NLL"], ["+0.500 [+0.500, +0.500], p ≤ 0.001"],
     )  # fmt: skip
     ahead, compared = setbacks([Experiment.of("x", [record(), record("pooled-matched", 49)])])
     assert (compared, ahead.rows) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "rival"),
+    [("base", True), ("local-matched", True), ("pooled", True), ("lora-xs", True), ("colora", False),
+     ("fedit", False), ("mtl-lora", False), ("local-of-ours", True), ("elsewhere", False)],
+)  # fmt: skip
+def test_who_does_without_collaboration(name, rival):
+    assert is_rival(name) == rival
 
 
 # ---- Markdown ----------------------------------------------------------------------------------------------------
@@ -275,10 +291,11 @@ def test_the_whole_report_as_markdown_has_the_tables_of_every_section():
     found = sections_markdown(report_sections([Experiment.of("x", rich_records())]))
     headings = re.findall(r"^#+ .*", found, flags=re.MULTILINE)
     assert headings == [
-        "# Report", "## What was compared", "## Failed trials", "## Experiment x", "### Quality",
-        "### Quality against examples", "### How many times the examples", "### Quality against the number of tasks",
-        "### Quality against rank and learning rates", "### Quality against bytes", "### Similarity of tasks",
-        "### Parameters and storage", "### Settings", "## Where collaboration does not help", "## Methods",
+        "# Report", "## What was found", "### The figures in numbers", "## By likelihood, in nats", "## Curves",
+        "## Methods", "## Where collaboration does not help", "## Appendix", "### How the numbers are made",
+        "### Experiment x: 5 groups; 132 trials", "#### Quality", "#### Curves by other measures",
+        "#### Similarity of tasks: cosine of their updates, the mean over seeds", "#### Parameters and storage",
+        "#### Settings", "### Failed trials", "### Records, code and machines",
     ]  # fmt: skip
     assert "At 1 of the 10 places compared." in found
     assert "| local | 3 | 41.0 ± 1.0 |" in found

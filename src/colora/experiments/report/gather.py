@@ -135,9 +135,12 @@ def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
     return experiments
 
 
-def reference_row(rows: Sequence[Row]) -> Row | None:
-    """The row that others are compared with: colora's, or federated colora's; of several the best by `METRICS`."""
-    for method in REFERENCES:
+def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
+    """The row that others are compared with: colora's, or federated colora's; of several the best by `METRICS`.
+
+    With a name it is that method's.
+    """
+    for method in REFERENCES if name is None else (name,):
         found = [row for row in rows if row.method == method]
         if found:
             return max(found, key=_rank)

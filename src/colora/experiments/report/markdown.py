@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from colora.errors import ColoraError
 from colora.experiments.report.gather import Experiment
 from colora.experiments.report.quality import main_table
-from colora.experiments.report.sections import Facts, Section, Warn
-from colora.experiments.report.tables import Table
+from colora.experiments.report.sections import Block, Facts, Folded, Lead, Section, Warn
+from colora.experiments.report.tables import LEVEL, Entry, Table
 from colora.experiments.trial import TrialRecord
 
 __all__ = ["main_table_markdown", "quality_markdown", "sections_markdown", "table_markdown"]
@@ -65,8 +65,10 @@ def quality_markdown(experiment: Experiment) -> str:
 
 def table_markdown(table: Table, title: bool = True, notes: bool = True) -> str:
     """A table with its title above and its notes below."""
-    lines = [[_plain(header) for header in table.headers], ["---"] * len(table.headers)]
-    lines += [[f"**{_plain(one.text)}**" if one.bold else _plain(one.text) for one in row] for row in table.rows]
+    over = [span.text for span in table.spans for _ in range(span.columns)] or [""] * len(table.headers)
+    headers = [_plain(f"{one} ({text})" if text else one) for one, text in zip(table.headers, over, strict=True)]
+    lines = [headers, ["---"] * len(table.headers)]
+    lines += [[_entry(one) for one in row] for row in table.rows]
     above = f"**{_plain(table.title)}**\n\n" if title else ""
     below = "".join(f"\n{_plain(note)}\n" for note in table.notes) if notes else ""
     return above + "".join(f"| {' | '.join(line)} |\n" for line in lines) + below
@@ -74,22 +76,33 @@ def table_markdown(table: Table, title: bool = True, notes: bool = True) -> str:
 
 def sections_markdown(sections: Sequence[Section]) -> str:
     """The whole report but its figures."""
-    parts = ["# Report\n"]
-    for section in sections:
-        blocks = [_block(block, section.title) for block in section.blocks]
-        parts.append(f"{'#' * section.level} {_plain(section.title)}\n")
-        parts += [block for block in blocks if block]
-    return "\n".join(parts)
+    return "\n".join(["# Report\n", *(part for section in sections for part in _section(section))])
 
 
-def _block(block: object, heading: str) -> str:
+def _section(section: Section) -> list[str]:
+    blocks = [part for block in section.blocks for part in _block(block, section.title)]
+    return [f"{'#' * section.level} {_plain(section.title)}\n", *blocks]
+
+
+def _entry(one: Entry) -> str:
+    text = f"**{_plain(one.text)}**" if one.bold else _plain(one.text)
+    return f"{text} {LEVEL}" if one.level else text
+
+
+def _block(block: Block, heading: str) -> list[str]:
+    """The parts that a block becomes; a figure becomes none."""
     if isinstance(block, Table):
-        return table_markdown(block, title=block.title != heading)
+        return [table_markdown(block, title=block.title != heading)]
     if isinstance(block, Facts):
-        return "".join(f"- {_plain(name)}: {_plain(text)}\n" for name, text in block.pairs)
+        return ["".join(f"- {_plain(name)}: {_plain(text)}\n" for name, text in block.pairs)]
     if isinstance(block, Warn):
-        return f"> **{_plain(block.text)}**\n"
-    return f"{_plain(block)}\n" if isinstance(block, str) else ""
+        return [f"> **{_plain(block.text)}**\n"]
+    if isinstance(block, Lead):
+        return [f"**{_plain(block.text)}**\n"]
+    if isinstance(block, Folded):
+        inside = [part for one in block.blocks for part in _block(one, block.title)]
+        return [f"### {_plain(block.title)}\n", *inside, *(part for one in block.sections for part in _section(one))]
+    return [f"{_plain(block)}\n"] if isinstance(block, str) else []
 
 
 def _plain(text: str) -> str:

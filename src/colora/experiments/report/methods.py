@@ -19,10 +19,12 @@ def method_order(name: str) -> tuple[int, str]:
 
 
 def is_rival(name: str) -> bool:
-    """Whether the method does without collaboration (`local*`) or without personal parts (`pooled*`).
+    """Whether the method does without collaboration: trains nothing, only parts of each task, or one for all tasks.
 
-    Examples:
-        >>> is_rival("pooled-matched"), is_rival("pooled-and-own")
-        (True, False)
+    Names that the registry lacks are told by their first word, `local` or `pooled`.
     """
-    return name.split("-")[0] in ("local", "pooled") and not name.startswith("pooled-and-own")
+    method = METHODS.get(name)
+    if method is None:
+        return name.split("-")[0] in ("local", "pooled")
+    trained = {part.own for term in method.terms for part in term.parts().values() if part.trained}
+    return not method.federated and len(trained) < 2

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from colora.evaluation.metrics import Metric
-from colora.experiments.report.statistics import Sample, seed_weights
+from colora.experiments.report.statistics import Sample, drawn_means
 
 __all__ = ["Multiplier", "Needed", "examples_needed", "multiplier"]
 
@@ -106,8 +103,8 @@ def multiplier(
 
     means = {size: _mean(sample, metric.name, seeds) for size, sample in known.items()}
     centre = ratio(means, _mean(target, metric.name, seeds))
-    curves = {size: _draws(sample, metric.name, seeds) for size, sample in known.items()}
-    goals = _draws(target, metric.name, seeds)
+    curves = {size: drawn_means(sample, metric.name, seeds) for size, sample in known.items()}
+    goals = drawn_means(target, metric.name, seeds)
     drawn = [
         ratio({size: float(values[i]) for size, values in curves.items()}, float(goal)) for i, goal in enumerate(goals)
     ]
@@ -119,9 +116,3 @@ def multiplier(
 def _mean(sample: Sample, metric: str, seeds: list[int]) -> float:
     means = sample.seed_means(metric)
     return sum(means[seed] for seed in seeds) / len(seeds)
-
-
-def _draws(sample: Sample, metric: str, seeds: list[int]) -> NDArray[np.float64]:
-    stacked = np.stack([sample.resampled(metric)[seed] for seed in seeds], axis=1)
-    drawn: NDArray[np.float64] = (seed_weights(len(seeds), sample.draws) * stacked).sum(1)
-    return drawn

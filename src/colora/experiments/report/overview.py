@@ -1,7 +1,7 @@
 """What a report is about: the facts of its records, the trials that failed, and what the methods are."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.gather import Experiment
@@ -63,15 +63,17 @@ def _failure(record: TrialRecord) -> list[str]:
     return [trial.method, trial.group, trial.regime, *map(str, numbers), str(record.error)]
 
 
-def methods_table(experiments: Sequence[Experiment]) -> Table:
-    """The methods in words, as far as the registry has them."""
+def methods_table(experiments: Sequence[Experiment], costs: Mapping[str, str] | None = None) -> Table:
+    """The methods in words, as far as the registry has them; `costs` are what a further task costs, by method."""
     names = sorted({record.trial.method for one in experiments for record in one.records}, key=method_order)
     lines = []
     for name in names:
         method = METHODS.get(name)
         texts = (method.title, method.sentence, method.reference) if method else ("", "", "")
-        lines.append([name, *(text or NOTHING for text in texts)])
-    return table("Methods", ["method", "title", "what it is", "source"], lines)
+        cost = [(costs or {}).get(name, "")] if costs else []
+        lines.append([name, *(text or NOTHING for text in (*texts[:2], *cost, texts[2]))])
+    headers = ["method", "title", "what it is", *(["a further task"] if costs else []), "source"]
+    return table("Methods", headers, lines)
 
 
 def _machine(record: TrialRecord) -> str:

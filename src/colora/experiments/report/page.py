@@ -1,30 +1,32 @@
 """A report as one HTML page that needs nothing else: no network, no scripts, its style and figures inside."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
+from typing import get_args
 
-from colora.experiments.report.figures import draw
-from colora.experiments.report.plots import HeatMap, Panel
-from colora.experiments.report.sections import Facts, Section, Warn
+from colora.experiments.report.drawing.draw import draw
+from colora.experiments.report.plots import Figure, Forest, Strips
+from colora.experiments.report.sections import Block, Facts, Folded, Lead, Section, Warn
 from colora.experiments.report.style import STYLE
-from colora.experiments.report.tables import Table
+from colora.experiments.report.tables import LEVEL, Entry, Table
 
 __all__ = ["page"]
 
 WORDS = ' class="words"'
 LONG = 44  # letters: no number is as long, so the entry is words, which may be broken over lines
-LONG_NAME = 26
+LONG_NAME = 18
+FIGURES = get_args(Figure)
 
 
 def page(sections: Sequence[Section], title: str) -> str:
     """The page with all sections under a title. Names in them may hold anything: all text is escaped."""
-    figures = _Figures()
-    body = "".join(_section(section, number, figures) for number, section in enumerate(sections))
+    body = "".join(_section(section, f"section-{number}") for number, section in enumerate(sections))
     links = "".join(
         f'<li><a href="#section-{number}">{escape(section.title)}</a></li>\n'
         for number, section in enumerate(sections)
-        if section.level == 2
+        if section.level == 2 and section is not sections[0]
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -36,54 +38,96 @@ def page(sections: Sequence[Section], title: str) -> str:
     )
 
 
-class _Figures:
-    """Draws figures, numbering them in the order of the page."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def html(self, figure: Panel | HeatMap) -> str:
-        self.number += 1
-        caption = f"<figcaption>{escape(figure.title)}</figcaption>"
-        return f"<figure>{draw(figure, self.number)}{caption}</figure>\n"
-
-
-def _section(section: Section, number: int, figures: _Figures) -> str:
-    parts = []
-    for is_figure, blocks in groupby(section.blocks, key=lambda one: isinstance(one, (Panel, HeatMap))):
-        if is_figure:
-            drawn = "".join(figures.html(one) for one in blocks if isinstance(one, (Panel, HeatMap)))
-            parts.append(f'<div class="figures">\n{drawn}</div>\n')
-        else:
-            parts += [_block(one, section.title) for one in blocks]
+def _section(section: Section, name: str = "") -> str:
+    anchor = f' id="{name}"' if name else ""
     heading = f"<h{section.level}>{escape(section.title)}</h{section.level}>"
-    return f'<section id="section-{number}">\n{heading}\n{"".join(parts)}</section>\n'
+    return f"<section{anchor}>\n{heading}\n{_blocks(section.blocks, section)}</section>\n"
 
 
-def _block(block: object, heading: str) -> str:
+def _blocks(blocks: Sequence[Block], section: Section) -> str:
+    parts = []
+    for is_figure, of in groupby(blocks, key=lambda one: isinstance(one, FIGURES)):
+        if is_figure:
+            figures = [one for one in of if isinstance(one, FIGURES)]
+            rows = " rows" if isinstance(figures[0], (Forest, Strips)) else ""
+            parts.append(f'<div class="figures{rows}">\n{"".join(map(_figure, figures))}</div>\n')
+        else:
+            parts += [_block(one, section) for one in of]
+    return "".join(parts)
+
+
+def _figure(figure: Figure) -> str:
+    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{draw(figure)}</figure>\n"
+
+
+def _block(block: Block, section: Section) -> str:
     if isinstance(block, Table):
-        return _table(block, heading)
+        return _table(block, section)
     if isinstance(block, Facts):
         pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in block.pairs)
         return f"<dl>\n{pairs}</dl>\n"
     if isinstance(block, Warn):
         return f'<p class="warning" role="alert">{escape(block.text)}</p>\n'
+    if isinstance(block, Lead):
+        return f'<p class="lead">{escape(block.text)}</p>\n'
+    if isinstance(block, Folded):
+        inside = _blocks(block.blocks, Section(block.title, (), section.level + 1))
+        inside += "".join(_section(one) for one in block.sections)
+        return f"<details><summary>{_summary(block.title)}</summary>\n{inside}</details>\n"
     return f"<p>{escape(str(block))}</p>\n"
 
 
-def _table(table: Table, heading: str) -> str:
+def _summary(title: str) -> str:
+    """A heading; what follows a colon is not part of it."""
+    name, colon, about = title.partition(": ")
+    return f"<h3>{escape(name)}</h3>" + (f" <small>{escape(about)}</small>" if colon else "")
+
+
+def _table(table: Table, section: Section) -> str:
     """The table in a container of its own that scrolls, so that a wide one does not widen the page."""
     title = escape(table.title)
-    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in table.headers)
+    words = [index > 0 and _is_words(row[index].text for row in table.rows) for index in range(len(table.headers))]
     rows = []
     for row in table.rows:
-        texts = [f"<strong>{escape(one.text)}</strong>" if one.bold else escape(one.text) for one in row]
-        cells = "".join(f"<td{WORDS if len(text) > LONG else ''}>{text}</td>" for text in texts[1:])
-        name = f'<th scope="row"{WORDS if len(texts[0]) > LONG_NAME else ""}>{texts[0]}</th>'
-        rows.append(f"<tr>{name}{cells}</tr>\n")
-    above = "" if table.title == heading else f"<h4>{title}</h4>\n"
+        name = f"<strong>{escape(row[0].text)}</strong>" if row[0].bold or row[0].strong else escape(row[0].text)
+        head = f'<th scope="row"{WORDS if len(row[0].text) > LONG_NAME else ""}>{name}</th>'
+        rows.append(f"<tr>{head}{''.join(map(_cell, row[1:], words[1:]))}</tr>\n")
+    level = min(section.level + 1, 6)
+    above = "" if table.title == section.title else f"<h{level}>{title}</h{level}>\n"
     notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
     return (
         f'{above}<div class="wide" role="region" aria-label="{title}" tabindex="0">\n'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n</div>\n{notes}"
+        f"<table>\n<thead>{_head(table, words)}</thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n</div>\n{notes}"
     )
+
+
+def _is_words(texts: Iterable[str]) -> bool:
+    """Whether a column is read, not compared: nothing in it begins as a number does."""
+    return not any(re.match(r"[\d+−≥≤-]", text) for text in texts)
+
+
+def _head(table: Table, words: Sequence[bool]) -> str:
+    """The row of headers; above it those that stand over several columns. What follows a line break is smaller."""
+    above = ""
+    if table.spans:
+        cells = [
+            f'<th class="span" scope="colgroup" colspan="{span.columns}">{escape(span.text)}</th>'
+            if span.text
+            else f'<td colspan="{span.columns}"></td>'
+            for span in table.spans
+        ]
+        above = f"<tr>{''.join(cells)}</tr>\n"
+    headers = []
+    for header, left in zip(table.headers, words, strict=True):
+        first, _, second = header.partition("\n")
+        small = f" <small>{escape(second)}</small>" if second else ""
+        css = ' class="g"' if second else ' class="t"' if left else ""
+        headers.append(f'<th scope="col"{css}>{escape(first)}{small}</th>')
+    return f"{above}<tr>{''.join(headers)}</tr>"
+
+
+def _cell(entry: Entry, left: bool) -> str:
+    text = f"<strong>{escape(entry.text)}</strong>" if entry.bold else escape(entry.text)
+    text += f"<i>{LEVEL}</i>" if entry.level else ""
+    css = ' class="best"' if entry.bold else WORDS if len(entry.text) > LONG else ' class="t"' if left else ""
+    return f"<td{css}>{text}</td>"

@@ -1,115 +1,99 @@
-"""What a report says, in order: sections of texts, tables and figures, the same for HTML and Markdown."""
+"""What a report says, in order: the answer, curves, methods, where collaboration does not help, and an appendix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from colora.experiments.report.costs import federated_table, is_federated, storage_tables
+from colora.experiments.report.answer.figures import forest, strips
+from colora.experiments.report.answer.standings import Standings, standings
+from colora.experiments.report.answer.tables import method_table, nats_table, regret_table
+from colora.experiments.report.answer.words import caveat, sentence, sentences, winners
+from colora.experiments.report.appendix import appendix
+from colora.experiments.report.blocks import Block, Facts, Folded, Lead, Section, Warn
+from colora.experiments.report.costs import federated_table, is_federated
 from colora.experiments.report.efficiency import MULTIPLIER_EXPLANATION, multiplier_tables
-from colora.experiments.report.gather import Experiment
-from colora.experiments.report.overview import experiments_table, facts, failed_table, methods_table
-from colora.experiments.report.panels import (
-    Styles,
-    collaborator_panels,
-    efficiency_panels,
-    federated_panels,
-    similarity_maps,
-    styles,
-    sweep_panels,
-)
-from colora.experiments.report.plots import HeatMap, Panel
-from colora.experiments.report.quality import EXPLANATION, main_table, settings_table
+from colora.experiments.report.gather import Experiment, Place
+from colora.experiments.report.overview import methods_table
+from colora.experiments.report.panels import Styles, collaborator_panels, efficiency_panels, federated_panels, styles
+from colora.experiments.report.regret import chooses_settings
 from colora.experiments.report.setbacks import setbacks
-from colora.experiments.report.tables import Table
+from colora.experiments.report.tables import bytes_text, plural
 
-__all__ = ["Facts", "Section", "Warn", "report_sections"]
+__all__ = ["Block", "Facts", "Folded", "Lead", "Section", "Warn", "report_sections"]
 
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and their texts."""
-
-    pairs: tuple[tuple[str, str], ...]
+BAND = "Lines are means over seeds, bands and bars reach from the least to the greatest seed."
 
 
-@dataclass(frozen=True)
-class Warn:
-    """A text that must not be overlooked."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading of a level (2 or 3), and what stands below it; a plain text is a paragraph."""
-
-    title: str
-    blocks: tuple[str | Warn | Facts | Table | Panel | HeatMap, ...]
-    level: int = 2
-
-
-REGIMES = (
-    "Regimes: in the implicit one the prompt does not say whose task it is, in the explicit one it does. The two are "
-    "never put into one table or curve."
-)
-BAND = "Lines are means over seeds, bands reach from the least to the greatest seed."
-
-
-def report_sections(experiments: Sequence[Experiment]) -> list[Section]:
-    """All sections of the report on these experiments."""
+def report_sections(
+    experiments: Sequence[Experiment], main: Sequence[str] = (), reference: str | None = None
+) -> list[Section]:
+    """All sections of the report on these experiments; `main` and `reference` choose the answer's, see `headline`."""
     looks = styles(experiments)
+    found = standings(experiments, main, reference)
+    measured = [one for one in experiments if not chooses_settings(one)] or list(experiments)
+    sections = [_answer(experiments, found)]
+    nats = None if found is None else nats_table(found)
+    sections += [] if nats is None else [Section(nats.title, (nats,))]
+    sections += _curves(measured, looks)
+    sections.append(Section("Methods", (methods_table(experiments, _costs(found)),)))
+    sections.append(_setbacks(measured))
+    sections.append(appendix(experiments, looks))
+    return sections
+
+
+def _answer(experiments: Sequence[Experiment], found: Standings | None) -> Section:
     mixed = [Warn(_mixed_text(one)) for one in experiments if len(one.codes) > 1]
-    found = [Section("What was compared", (*mixed, Facts(tuple(facts(experiments))), REGIMES))]
-    if len(experiments) > 1 or mixed:
-        found.append(Section("Experiments", (experiments_table(experiments),)))
-    if any(one.failed for one in experiments):
-        found.append(Section("Failed trials", (failed_table(experiments),)))
-    for one in experiments:
-        found += _experiment(one, looks)
-    found.append(_setbacks(experiments))
-    found.append(Section("Methods", (methods_table(experiments),)))
-    return found
+    failed = sum(len(one.failed) for one in experiments)
+    are = "is" if failed == 1 else "are"
+    lost = [Warn(f"{plural(failed, 'trial')} failed and {are} in no table; see the appendix.")] if failed else []
+    if found is None:
+        nothing = Lead("At no place were both colora and a rival measured, so there is no comparison to tell of.")
+        return Section("What was found", (nothing, *mixed, *lost))
+    blocks: list[Block] = [Lead(sentence(found)), *([winners(found)] if len(found.pairs) > 1 else []), *mixed, *lost]
+    blocks += [forest(found), strips(found), method_table(found)]
+    blocks += [" ".join(sentences(found))] if sentences(found) else []
+    blocks += [caveat(found), Folded("The figures in numbers", (regret_table(found),))]
+    return Section("What was found", tuple(blocks))
 
 
-def _experiment(one: Experiment, looks: Styles) -> list[Section]:
-    tables = [main_table(one, place) for place, rows in one.places.items() if len(rows) > 1]
-    alone = [place.title for place, rows in one.places.items() if len(rows) == 1]
-    left_out = [f"A single row and so no table: {'; '.join(alone)}."] if alone else []
-    efficiency = efficiency_panels(one, looks)
-    multipliers = multiplier_tables(one)
-    federated = [federated_table(one, place) for place in one.places if is_federated(one, place)]
-    maps = similarity_maps(one)
-    parts = [
-        Section("Quality", (EXPLANATION, *tables, *left_out), 3) if tables or left_out else None,
-        Section("Quality against examples", (BAND, *efficiency), 3) if efficiency else None,
-        Section("How many times the examples", (MULTIPLIER_EXPLANATION, *multipliers), 3) if multipliers else None,
-        _figures("Quality against the number of tasks", BAND, collaborator_panels(one, looks)),
-        _figures("Quality against rank and learning rates", BAND, sweep_panels(one, looks)),
-        Section(
-            "Quality against bytes",
-            ("Bars reach from the least to the greatest seed.", *federated_panels(one, looks), *federated),
-            3,
-        )
-        if federated
-        else None,
-        _figures("Similarity of tasks", "Cosine of the tasks' full updates, the mean over seeds.", maps),
-        Section("Parameters and storage", tuple(storage_tables(one)), 3) if one.places else None,
-        Section("Settings", (settings_table(one),), 3) if one.places else None,
-    ]
-    warning = (Warn(_mixed_text(one)),) if len(one.codes) > 1 else ()
-    nothing = () if one.places else ("Every trial of this experiment failed.",)
-    return [Section(f"Experiment {one.name}", (*warning, *nothing)), *(part for part in parts if part is not None)]
+def _curves(experiments: Sequence[Experiment], looks: Styles) -> list[Section]:
+    """Quality against examples, tasks and bytes by the main measure, and what the other tasks' examples are worth."""
+    by_examples = [panel for one in experiments for panel in efficiency_panels(one, looks, "main")]
+    by_tasks = [panel for one in experiments for panel in collaborator_panels(one, looks, "main")]
+    multipliers = [shown for one in experiments for shown in multiplier_tables(one)]
+    bytes_counted = {id(one): max((_counting(one, place) for place in one.places), default=0) for one in experiments}
+    most = max(experiments, key=lambda one: bytes_counted[id(one)], default=None)
+    panels = [*by_examples, *by_tasks]
+    tables = list(multipliers)
+    if most is not None and bytes_counted[id(most)]:
+        panels += federated_panels(most, looks, "main")
+        tables += [federated_table(most, place) for place in most.places if is_federated(most, place)]
+    about = [MULTIPLIER_EXPLANATION] if multipliers else []
+    return [Section("Curves", (BAND, *panels, *tables, *about))] if panels or tables else []
 
 
-def _figures(title: str, text: str, figures: Sequence[Panel | HeatMap]) -> Section | None:
-    return Section(title, (text, *figures), 3) if figures else None
+def _counting(experiment: Experiment, place: Place) -> int:
+    """How many methods at a place count bytes."""
+    return sum(any(one.bytes_up is not None for one in row.records) for row in experiment.places[place])
+
+
+def _costs(found: Standings | None) -> dict[str, str]:
+    """What a further task costs with each method of the answer: bytes at fp32, the least and the most."""
+    kept: dict[str, set[int]] = {}
+    for comparison in () if found is None else found.comparisons:
+        for row in comparison.rows:
+            kept.setdefault(row.method, set()).update(4 * record.task_numbers for record in row.records)
+    return {
+        name: " to ".join(dict.fromkeys(bytes_text(number) for number in (min(of), max(of))))
+        for name, of in kept.items()
+    }
 
 
 def _setbacks(experiments: Sequence[Experiment]) -> Section:
     found, compared = setbacks(experiments)
     judged = (
-        "Listed is every place at which the reference (colora, or fed-colora) has a lower mean ROUGE-L than the better "
-        "of the local and pooled methods; where no answers were generated, a higher token NLL. The difference is the "
-        "reference minus the better method; an interval that holds zero says that chance may explain it."
+        "Listed is every place at which the reference (colora, or fed-colora) has a worse mean, by the place's main "
+        "measure, than the best method without collaboration: one that trains nothing, each task alone, or one adapter "
+        "for all. The difference is the reference minus that method, on the tasks measured; an interval that holds "
+        "zero says that chance may explain it."
     )
     count = len(found.rows)
     if not compared:
@@ -122,5 +106,5 @@ def _setbacks(experiments: Sequence[Experiment]) -> Section:
 
 
 def _mixed_text(one: Experiment) -> str:
-    codes = ", ".join(f"{code} ({number} trial{'' if number == 1 else 's'})" for code, number in one.codes.items())
+    codes = ", ".join(f"{code} ({plural(number, 'trial')})" for code, number in one.codes.items())
     return f"Mixed code: the records of {one.name} come from several digests of the sources: {codes}. Do not cite them."

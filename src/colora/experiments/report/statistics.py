@@ -7,6 +7,9 @@ shows: the mean over seeds of the mean over tasks. An interval spans the draws' 
 the share of draws on the rarer side of zero, counting the observation itself. Random numbers are fixed: the same
 records give the same intervals. Few seeds resample poorly: with fewer than about five, intervals are
 somewhat too narrow.
+
+That interval holds for the tasks measured. Where the tasks stand for others like them, they are drawn too: as many as
+there are, with replacement, the same ones for every method and seed (`over_tasks`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,17 @@ from numpy.typing import NDArray
 from colora.evaluation.metrics import METRICS
 from colora.experiments.trial import TaskScores, TrialRecord
 
-__all__ = ["DRAWS", "Difference", "Sample", "paired_difference", "seed_weights"]
+__all__ = [
+    "DRAWS",
+    "Difference",
+    "Floats",
+    "Sample",
+    "common_seeds",
+    "difference",
+    "drawn_means",
+    "paired_difference",
+    "seed_weights",
+]
 
 DRAWS = 2000
 Floats = NDArray[np.float64]
@@ -53,7 +66,7 @@ class Sample:
             of_seed = self._scores.setdefault(record.trial.seed, {})
             of_seed |= {(record.trial.tasks, task): scores for task, scores in record.scores.items()}
         self._means: dict[str, dict[int, float]] = {}
-        self._resampled: dict[str, dict[int, Floats]] = {}
+        self._resampled: dict[tuple[str, bool], dict[int, Floats]] = {}
 
     def tasks(self, seed: int) -> set[tuple[tuple[str, ...], str]]:
         """What a seed was measured on: each task, with the tasks it was trained beside."""
@@ -81,31 +94,51 @@ class Sample:
         values = list(self.seed_means(metric).values())
         return stdev(values) if len(values) > 1 else None
 
-    def resampled(self, metric: str) -> dict[int, Floats]:
-        """For each seed of `seed_means`, the mean over tasks in every draw of examples, (draws,)."""
-        if metric not in self._resampled:
-            self._resampled[metric] = {
-                seed: np.mean(
-                    [_resampled_task(one, metric, task, self.draws) for (_, task), one in tasks.items()], axis=0
+    def resampled(self, metric: str, over_tasks: bool = False) -> dict[int, Floats]:
+        """For each seed of `seed_means`, the mean over tasks in every draw, (draws,): of examples, or of tasks too."""
+        if (metric, over_tasks) not in self._resampled:
+            found = {}
+            for seed in self.seed_means(metric):
+                tasks = sorted(self._scores[seed].items(), key=lambda one: one[0])
+                drawn = np.stack([_resampled_task(one, metric, task, self.draws) for (_, task), one in tasks])
+                names = ",".join(task for (_, task), _ in tasks)
+                found[seed] = (
+                    np.einsum("dt,td->d", _task_weights(names, len(tasks), self.draws), drawn)
+                    if over_tasks
+                    else drawn.mean(0)
                 )
-                for seed, tasks in self._scores.items()
-                if seed in self.seed_means(metric)
-            }
-        return self._resampled[metric]
+            self._resampled[metric, over_tasks] = found
+        return self._resampled[metric, over_tasks]
 
 
-def paired_difference(left: Sample, right: Sample, metric: str) -> Difference | None:
+def paired_difference(left: Sample, right: Sample, metric: str, over_tasks: bool = False) -> Difference | None:
     """`left` minus `right` over the seeds at which both were measured on the same tasks; None if there is none."""
-    a, b = left.seed_means(metric), right.seed_means(metric)
-    seeds = [seed for seed in a if seed in b and left.tasks(seed) == right.tasks(seed)]
+    seeds = common_seeds(left, right, metric)
     if not seeds:
         return None
-    apart = np.stack([left.resampled(metric)[seed] - right.resampled(metric)[seed] for seed in seeds])
-    drawn = (seed_weights(len(seeds), left.draws) * apart.T).sum(1)
+    a, b = left.seed_means(metric), right.seed_means(metric)
+    drawn = drawn_means(left, metric, seeds, over_tasks) - drawn_means(right, metric, seeds, over_tasks)
+    return difference(fmean(a[seed] - b[seed] for seed in seeds), drawn, len(seeds))
+
+
+def common_seeds(left: Sample, right: Sample, metric: str) -> list[int]:
+    """The seeds at which both were measured on the same tasks."""
+    theirs = right.seed_means(metric)
+    return [seed for seed in left.seed_means(metric) if seed in theirs and left.tasks(seed) == right.tasks(seed)]
+
+
+def drawn_means(sample: Sample, metric: str, seeds: Sequence[int], over_tasks: bool = False) -> Floats:
+    """The mean over these seeds in every draw, (draws,)."""
+    of_seeds = sample.resampled(metric, over_tasks)
+    drawn: Floats = (seed_weights(len(seeds), sample.draws) * np.stack([of_seeds[seed] for seed in seeds], 1)).sum(1)
+    return drawn
+
+
+def difference(mean: float, drawn: Floats, seeds: int) -> Difference:
+    """A mean difference with the interval and p-value that its draws give."""
     low, high = (float(value) for value in np.percentile(drawn, [2.5, 97.5]))
     rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p = min(1.0, 2 * (rarer + 1) / (left.draws + 1))
-    return Difference(fmean(a[seed] - b[seed] for seed in seeds), low, high, p, len(seeds))
+    return Difference(mean, low, high, min(1.0, 2 * (rarer + 1) / (len(drawn) + 1)), seeds)
 
 
 @lru_cache(maxsize=64)
@@ -113,6 +146,13 @@ def seed_weights(seeds: int, draws: int) -> Floats:
     """The share of each seed in every draw, (draws, seeds); rows sum to one."""
     generator = np.random.default_rng([20260207, seeds])
     return generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+
+
+@lru_cache(maxsize=64)
+def _task_weights(names: str, tasks: int, draws: int) -> Floats:
+    """The share of each task in every draw, (draws, tasks); rows sum to one. Other names give other draws."""
+    generator = np.random.default_rng([3112026, crc32(names.encode())])
+    return generator.multinomial(tasks, np.full(tasks, 1 / tasks), size=draws) / tasks
 
 
 @lru_cache(maxsize=64)
