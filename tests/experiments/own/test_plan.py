@@ -61,7 +61,9 @@ def test_stages_and_their_trials():
 
 def test_what_is_not_trained_is_the_same_trial_whatever_the_plan():
     one, other = (trials().expected(Plan(seeds=1, settings=1, folds=0, steps=steps))[0].trials for steps in (60, 30))
-    same = {trial.method for trial in one} & {first.method for first, second in zip(one, other, strict=True) if first == second}
+    same = {trial.method for trial in one} & {
+        first.method for first, second in zip(one, other, strict=True) if first == second
+    }
     assert same == {"base", "in-context"}
 
 

@@ -129,7 +129,9 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_kept(tmp_path,
             record = super().run(trial, tasks, progress)
             return record.model_copy(update={"seconds": {"train": 300.0, "evaluate": 10.0}})
 
-    with pytest.raises(ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes about .* minutes"):
+    with pytest.raises(
+        ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes about .* minutes"
+    ):
         compare_quickly(file, tmp_path / "c", Slow, minutes=5)
     assert not (tmp_path / "c" / "cells").exists()
     assert not (tmp_path / "c" / "plan.json").exists()
@@ -351,7 +353,9 @@ def test_options_of_the_other_kind_of_file_are_refused(tmp_path, file):
 def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, file, monkeypatch):
     compare_quickly(file, tmp_path / "c")
     monkeypatch.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
-    with pytest.raises(ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed keeps them"):
+    with pytest.raises(
+        ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed keeps them"
+    ):
         compare_quickly(file, tmp_path / "c")
     assert compare_quickly(file, tmp_path / "c", mixed=True)[1].ran == []
     _, runner, _ = compare_quickly(file, tmp_path / "c", rerun_old=True)
