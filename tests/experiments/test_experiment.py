@@ -280,3 +280,35 @@ def test_schema_lists_every_field_of_an_experiment():
 
 def test_every_method_can_be_in_an_experiment(file):
     assert len(planned_trials(load(file, methods=list(METHODS)))) == len(METHODS)
+
+
+# ---- settings of a group ------------------------------------------------------------------------------------------
+
+
+def test_a_group_may_need_other_rows_and_lengths_for_every_method(file):
+    experiment = load(
+        file,
+        groups=["similar-8", "half-8"],
+        methods=["local", "colora"],
+        by_group={"half-8": {"rows": 1, "max_length": 160, "generate": 3}},
+    )
+    found = {(one.group, one.rows, one.max_length, one.generate, one.steps) for one in planned_trials(experiment)}
+    assert found == {("similar-8", 2, 64, 12, 60), ("half-8", 1, 160, 3, 60)}
+
+
+def test_the_settings_of_a_group_are_checked_as_the_experiments_own(file):
+    faults = refused(
+        file,
+        by_group={"other": {"rows": 1}, "mine": {"generate": 30, "steps": 25}},
+        methods={"fedit": {}},
+        warmup_steps=5,
+    )
+    assert faults == [
+        "by_group.mine.generate: expected at most test (24), found 30",
+        "by_group.other: expected a group of this experiment: mine",
+        "methods.fedit: expected steps to be a multiple of local_steps, found 25 and 10",
+    ]
+
+
+def test_a_prompt_that_is_no_template_is_told(file):
+    assert refused(file, prompt="Q: {input}") == ["prompt: expected {output} once, found it 0 times in 'Q: {input}'"]

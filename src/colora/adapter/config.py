@@ -94,8 +94,15 @@ class CoLoRAConfig(PeftConfig):
     init_weights: bool | str = field(
         default=True,
         metadata={
-            "help": "True: A Kaiming uniform, B zero, cores the identity, so that training starts at the base model. "
+            "help": "True: A Kaiming uniform, B zero, so that training starts at the base model. "
             "'gaussian' or 'orthogonal': the same with another A. False: everything random (for tests)."
+        },
+    )
+    init_rotation: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the r directions in which each core starts as a rotation of its own, so that what tasks "
+            "want differently does not cancel while B is small; 0: every core starts at the identity."
         },
     )
     bias: str = field(default="none", metadata={"help": "Only 'none': biases stay those of the base model."})
@@ -139,6 +146,8 @@ class CoLoRAConfig(PeftConfig):
             faults.append(
                 f"lora_dropout: expected a number from 0 up to (not including) 1, found {self.lora_dropout!r}"
             )
+        if not isinstance(self.init_rotation, int | float) or not 0 <= self.init_rotation <= 1:
+            faults.append(f"init_rotation: expected a share from 0 to 1, found {self.init_rotation!r}")
         if self.init_weights not in (True, False, *INIT_WORDS):
             words = " or ".join(map(repr, INIT_WORDS))
             faults.append(f"init_weights: expected true, false, {words}, found {self.init_weights!r}")

@@ -21,11 +21,12 @@ from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig
+from colora.adapter.core_start import rotated_cores
 from colora.adapter.libraries.offload import AdapterTensors, check_not_offloaded
 from colora.adapter.router import Router, listed_tasks
 from colora.adapter.routing import Routing
 from colora.adapter.row_layout import RowLayout
-from colora.algebra import compose, fresh_core
+from colora.algebra import compose
 from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["CoLoRALinear", "Routing"]
@@ -98,12 +99,12 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         self.colora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
         self.colora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
         self.colora_core[adapter_name] = nn.Parameter(torch.empty(len(config.tasks), r, r))
-        self._initialise(adapter_name, config.init_weights)
+        self._initialise(adapter_name, config.init_weights, config.init_rotation)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.no_grad()
-    def _initialise(self, adapter_name: str, init: bool | str) -> None:
+    def _initialise(self, adapter_name: str, init: bool | str, rotation: float) -> None:
         A, B, core = self.colora_A[adapter_name], self.colora_B[adapter_name], self.colora_core[adapter_name]
         if A.is_meta:
             return  # filled by the loader
@@ -113,7 +114,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             nn.init.orthogonal_(A)
         else:
             nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        core.copy_(fresh_core(core.shape[-1]).expand_as(core))
+        core.copy_(rotated_cores(core.shape[0], core.shape[1], rotation))
         if init is False:
             nn.init.normal_(B, std=0.1)
             core.add_(torch.randn_like(core), alpha=0.5)

@@ -11,7 +11,7 @@ from colora.experiments.trial import Regime
 from colora.tasks.families.named import GROUPS
 from colora.training.rates import LR
 
-__all__ = ["Experiment", "MethodSettings"]
+__all__ = ["Experiment", "GroupSettings", "MethodSettings"]
 
 T = TypeVar("T")
 Filled = TypeVar("Filled", list[object], dict[str, object])
@@ -102,6 +102,17 @@ class MethodSettings(_Settings):
     seeds: list[Seed] | None = Field(None, description="Only with these of the experiment's seeds.")
 
 
+class GroupSettings(_Settings):
+    """What one group needs in place of the experiment's own, the same for every method: longer texts, say."""
+
+    steps: Count | None = Field(None, description="Optimiser steps.")
+    rows: Count | None = Field(None, description="Rows of each task in each step.")
+    test: Count | None = Field(None, description="Examples of each task whose likelihood is measured.")
+    generate: int | None = Field(None, ge=0, description="The first so many of these are also answered by generation.")
+    max_length: int | None = Field(None, ge=8, description="Longest row in tokens.")
+    max_new_tokens: Count | None = Field(None, description="Longest answer in tokens.")
+
+
 Variants = Annotated[list[MethodSettings], AfterValidator(_filled)]
 Methods = Annotated[dict[str, Variants], BeforeValidator(_methods), AfterValidator(_filled)]
 
@@ -149,4 +160,7 @@ class Experiment(_Settings):
     )
     max_length: int = Field(64, ge=8, description="Longest row in tokens.")
     max_new_tokens: Count = Field(32, description="Longest answer in tokens.")
+    by_group: dict[str, GroupSettings] = Field(
+        {}, description="For a group, what it needs in place of these: steps, rows, test, generate, max_length, ..."
+    )
     grid: dict[str, str] = Field({}, description="For each method, which settings were tried to choose its own.")

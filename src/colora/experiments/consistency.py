@@ -6,7 +6,7 @@ from colora.errors import ConfigError
 from colora.experiments.config import Experiment, MethodSettings
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import misnamed_tasks
-from colora.experiments.plan import planned_trials, variants
+from colora.experiments.plan import of_group, planned_trials, variants
 from colora.tasks.prompting.templates import parse_template
 
 __all__ = ["inconsistencies"]
@@ -36,8 +36,10 @@ def _budgets(experiment: Experiment) -> Iterator[str]:
 
 
 def _sizes(experiment: Experiment) -> Iterator[str]:
-    if experiment.generate > experiment.test:
-        yield f"generate: expected at most test ({experiment.test}), found {experiment.generate}"
+    for group in ("", *experiment.by_group):
+        own, place = of_group(experiment, group), f"by_group.{group}." if group else ""
+        if own.generate > own.test:
+            yield f"{place}generate: expected at most test ({own.test}), found {own.generate}"
     if experiment.prompt is not None and experiment.prompt != "auto":
         try:
             parse_template(experiment.prompt)
@@ -69,6 +71,9 @@ def _filters(experiment: Experiment) -> Iterator[str]:
                     f"{place}.{name}: expected some of the experiment's {name} ({', '.join(map(str, allowed))}), "
                     f"found {', '.join(map(str, other))}"
                 )
+    for group in experiment.by_group:
+        if group not in experiment.groups:
+            yield f"by_group.{group}: expected a group of this experiment: {', '.join(experiment.groups)}"
     for method in experiment.grid:
         if method not in experiment.methods:
             yield f"grid.{method}: expected a method of this experiment: {', '.join(experiment.methods)}"
@@ -77,15 +82,16 @@ def _filters(experiment: Experiment) -> Iterator[str]:
 def _settings(experiment: Experiment) -> Iterator[str]:
     for place, name, settings in _placed(experiment):
         method = METHODS[name]
-        steps, local = settings.steps or experiment.steps, settings.local_steps or experiment.local_steps
-        if method.federated and steps % local:
-            yield f"{place}: expected steps to be a multiple of local_steps, found {steps} and {local}"
+        local = settings.local_steps or experiment.local_steps
+        for steps in sorted({settings.steps or of_group(experiment, group).steps for group in experiment.groups}):
+            if method.federated and steps % local:
+                yield f"{place}: expected steps to be a multiple of local_steps, found {steps} and {local}"
+            if steps <= experiment.warmup_steps:
+                yield f"{place}: expected more steps than warmup_steps, found {steps} and {experiment.warmup_steps}"
         if settings.local_steps is not None and not method.federated:
             yield f"{place}.local_steps: a method that is not federated has no rounds"
         if settings.core_lr is not None and not method.core_rate:
             yield f"{place}.core_lr: this method has no cores with a rate of their own"
-        if steps <= experiment.warmup_steps:
-            yield f"{place}: expected more steps than warmup_steps, found {steps} and {experiment.warmup_steps}"
         try:
             method.with_defaults(settings.options)
         except ConfigError as error:

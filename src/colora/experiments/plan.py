@@ -9,7 +9,7 @@ from colora.experiments.methods.method import Method
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.trial import Trial
 
-__all__ = ["planned_trials", "variants"]
+__all__ = ["of_group", "planned_trials", "variants"]
 
 # What a trial takes over from its experiment as it is.
 _MODEL = ("base", "dtype", "first_layer", "prompt", "max_length", "max_new_tokens")
@@ -24,7 +24,6 @@ def planned_trials(experiment: Experiment) -> list[Trial]:
     So the first trials are all of the first seed, and the first of these compare every method on one group. A setting
     that a method does not know has the same value in all its trials, so that experiments share as many as they can.
     """
-    common = {name: getattr(experiment, name) for name in COMMON}
     return [
         Trial(
             method=method,
@@ -33,16 +32,23 @@ def planned_trials(experiment: Experiment) -> list[Trial]:
             regime=regime,
             examples=examples,
             seed=seed,
-            **common,
-            **_decided(experiment, METHODS[method], settings, rank),
+            **{name: getattr(own, name) for name in COMMON},
+            **_decided(own, METHODS[method], settings, rank),
         )
         for seed, regime, (group, tasks), examples, index in product(
             experiment.seeds, experiment.regimes, _sized(experiment), experiment.examples, range(len(experiment.rank))
         )
+        for own in (of_group(experiment, group),)
         for method, settings in variants(experiment)
         if _wanted(settings, regime, group, examples, len(tasks), seed)
         for rank in _ranks(experiment, METHODS[method], settings, index)
     ]
+
+
+def of_group(experiment: Experiment, group: str) -> Experiment:
+    """The experiment with what this group needs in place of its own settings."""
+    own = experiment.by_group.get(group)
+    return experiment if own is None else experiment.model_copy(update=own.model_dump(exclude_none=True))
 
 
 def variants(experiment: Experiment) -> Iterator[tuple[str, MethodSettings]]:

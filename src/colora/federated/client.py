@@ -53,9 +53,10 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     )
     check_chat([config.prompt], model, tokenizer)
     check_positions(model, spec.max_length)
-    local = LocalModel(
-        model, config.adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm
-    )
+    adapter = config.adapter
+    if not config.federation.core_steps:  # cores that never move are the identity: one LoRA for all
+        adapter = adapter.model_copy(update={"init_rotation": 0.0})
+    local = LocalModel(model, adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm)
     return local, tokenizer
 
 
@@ -164,4 +165,4 @@ class Client:
         with file_lock(folder / "lock") as locked:
             if not locked:
                 raise FederationError(f"{folder}: another process works on this client's core")
-            yield folder, load_client(folder, message.round) or self.local.initial_state()
+            yield folder, load_client(folder, message.round) or self.local.initial_state(self.task.name)

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from colora.adapter.config import ADAPTER_NAME
+from colora.adapter.core_start import rotated_cores
 from colora.adapter.identity import base_identity
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.algebra import fresh_core
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.federated.state import ClientState, Tensors, digests, part_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
@@ -96,6 +96,7 @@ class LocalModel:
         max_grad_norm: float = 0.0,
     ) -> None:
         self.lr, self.core_lr, self.max_grad_norm = lr, core_lr, max_grad_norm
+        self.seed, self.rotation = seed, adapter.init_rotation
         if adapter.lora_dropout or adapter.modules_to_save:
             raise ConfigError("in a federation adapter.lora_dropout and adapter.modules_to_save cannot be used")
         set_seed(seed)
@@ -117,10 +118,11 @@ class LocalModel:
         """The digests of the A and B that every client starts from."""
         return digests(self.start)
 
-    def initial_state(self) -> ClientState:
-        """The state of a new client, which has trained nothing: each core is the identity."""
+    def initial_state(self, client: str = "") -> ClientState:
+        """The state of a new client, which has trained nothing; its name and the seed decide how its core is turned."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"core:{self.seed}:{client}".encode()))
         r = next(iter(self._cores.values())).shape[-1]
-        cores = {name: fresh_core(r) for name in self._cores}
+        cores = {name: rotated_cores(1, r, self.rotation, generator)[0] for name in self._cores}
         return ClientState(0, cores, self.start, digests=self.start_digests)
 
     @torch.no_grad()

@@ -153,9 +153,9 @@ def _resume(folder: Path, local: LocalModel, data: dict[str, LocalData]) -> tupl
     """The server and all clients as they were saved, or at the start."""
     state = load_server(folder)
     if state is None:
-        return init(uuid.uuid4().hex, local), {name: local.initial_state() for name in data}
+        return init(uuid.uuid4().hex, local), {name: local.initial_state(name) for name in data}
     saved = {name: load_client(folder / name, state.round, state.shared) for name in data}
-    return state, {name: client or local.initial_state() for name, client in saved.items()}
+    return state, {name: client or local.initial_state(name) for name, client in saved.items()}
 
 
 def _save(folder: Path, state: ServerState, clients: dict[str, ClientState]) -> None:

@@ -154,6 +154,12 @@ class AdapterSpec(_Spec):
     exclude_modules: Names | None = Field(None, description="Layers to leave out, by name or expression.")
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
+    init_rotation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the r directions in which each core starts as a rotation of its own; 0: at the identity.",
+    )
     init_weights: Literal["kaiming", InitWord, "spectral", "spectral_neutral", "spectral_factors"] = Field(
         "kaiming",
         description="How A starts; or A, B and cores by the tasks' gradients at the base model, for a pass or two "
