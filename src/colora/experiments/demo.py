@@ -1,4 +1,4 @@
-"""The demonstration: six small tasks on a real model, before training, each alone, and all together."""
+"""The demonstration: six small tasks on a real model, untrained, with examples in the prompt, each alone, all together."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,9 +20,14 @@ from colora.evaluation.evaluate import evaluate
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
+from colora.experiments.methods.answering import answer_questions
+from colora.experiments.methods.in_context import questions
+from colora.experiments.methods.measure import score
+from colora.experiments.trial import TaskScores, Trial
 from colora.models.base import DEFAULT_BASE, load_base
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
-from colora.tasks.schema import Task
+from colora.tasks.prompting.templates import NAMED_TEMPLATES
+from colora.tasks.schema import Task, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.rates import CORE_LR, LR
@@ -30,7 +35,9 @@ from colora.training.run import train
 
 __all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", "write_tasks"]
 
-METHODS = ("before", "alone", "together")
+METHODS = ("before", "in the prompt", "alone", "together")
+PROMPT = "qa"
+MAX_LENGTH, MAX_NEW_TOKENS, CONTEXT = 64, 32, 1024
 RANK = 8
 ROWS = 12
 RATES: dict[str, dict[str, float]] = {"alone": {"lr": LR}, "together": {"lr": LR, "core_lr": CORE_LR}}
@@ -39,7 +46,7 @@ RATES: dict[str, dict[str, float]] = {"alone": {"lr": LR}, "together": {"lr": LR
 def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
     """Write the tasks, train and measure each method that has no records yet, and make the table.
 
-    "alone" is a plain LoRA of the same rank for each task, with the same number of optimiser steps and of rows of this
+    "in the prompt" is the untrained model with the task's examples before each question. "alone" is a plain LoRA of the same rank for each task, with the same number of optimiser steps and of rows of this
     task in each step as "together".
 
     Args:
@@ -53,14 +60,15 @@ def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], 
     file = output / "records.jsonl"
     measures: dict[str, Callable[..., list[Record]]] = {
         "before": _measure_before,
+        "in the prompt": _measure_in_prompt,
         "alone": measure_alone,
         "together": measure_together,
     }
     for number, method in enumerate(METHODS, start=1):
         if _of(file, method, seed, steps):
-            log(f"{number} of 3, {method}: measured before, reused")
+            log(f"{number} of {len(METHODS)}, {method}: measured before, reused")
             continue
-        place = f"{number} of 3, {method}: "
+        place = f"{number} of {len(METHODS)}, {method}: "
         records = measures[method](output, folders, seed, steps, log=lambda line, place=place: log(place + line))
         append_records(file, records)
         write_json(output / "environment.json", environment())
@@ -72,7 +80,56 @@ def _measure_before(
 ) -> list[Record]:
     log("the model as it is, zero-shot")
     model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
-    return _measure(model, tokenizer, date_tasks(seed=seed), "before", seed, steps)
+    return _measure(model, tokenizer, _tasks(seed), "before", seed, steps)
+
+
+def _measure_in_prompt(
+    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
+) -> list[Record]:
+    log("the model as it is, with the 16 examples before each question")
+    model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
+    tasks = _tasks(seed)
+    trial = _prompt_trial(tasks, seed)
+    records = []
+    for task in tasks:
+        asked = questions(task, tokenizer, model, trial, CONTEXT, nearest=False)
+        nats, answers = answer_questions(model, tokenizer, asked, len(asked.items), MAX_NEW_TOKENS)
+        scores = score(task, trial.split, [question.row for question in asked.items], nats, answers)
+        records += _records(task.name, scores, seed, steps)
+    return records
+
+
+def _records(task: str, scores: TaskScores, seed: int, steps: int) -> list[Record]:
+    found = []
+    for metric in METRICS:
+        value, n = scores.value(metric), len(scores.texts.get(metric, [])) or sum(scores.tokens)
+        if value is not None:
+            found.append(Record(_run(steps), "in the prompt", task, "test", metric, value, n, seed))
+    return found
+
+
+def _tasks(seed: int) -> list[Task]:
+    return [prompted(task, NAMED_TEMPLATES[PROMPT]) for task in date_tasks(seed=seed)]
+
+
+def _prompt_trial(tasks: Sequence[Task], seed: int) -> Trial:
+    most = max(len(task.splits["test"]) for task in tasks)
+    return Trial(
+        method="in-context",
+        group="demo",
+        tasks=tuple(task.name for task in tasks),
+        regime="implicit",
+        examples=len(tasks[0].splits["train"]),
+        seed=seed,
+        base=DEFAULT_BASE,
+        steps=1,
+        lr=LR,
+        test=most,
+        generate=most,
+        prompt=PROMPT,
+        max_length=MAX_LENGTH,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
 
 
 def measure_alone(
@@ -119,6 +176,7 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates
     return RunConfig(
         base=DEFAULT_BASE,
         chat_template=False,  # its default system message would double the tokens
+        prompt=PROMPT,
         output=str(output),
         seed=seed,
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
@@ -126,13 +184,13 @@ def _config(output: Path, folders: dict[str, Path], seed: int, steps: int, rates
         training=TrainingSpec(
             steps=steps,
             rows=ROWS * len(folders) // len(DEMO_LOCALES),
-            max_length=64,
+            max_length=MAX_LENGTH,
             save_every=30,
             keep=1,
             log_every=15,
             **rates,
         ),
-        evaluation=EvaluationSpec(max_new_tokens=32),
+        evaluation=EvaluationSpec(max_new_tokens=MAX_NEW_TOKENS),
     )
 
 
@@ -146,7 +204,7 @@ def _measure(
     index: dict[str, int] | None = None,
 ) -> list[Record]:
     settings = EvaluationSettings(
-        max_length=64, max_new_tokens=32, batch_rows=48, run=_run(steps), method=method, seed=seed
+        max_length=MAX_LENGTH, max_new_tokens=MAX_NEW_TOKENS, batch_rows=48, run=_run(steps), method=method, seed=seed
     )
     return evaluate(model, tokenizer, tasks, settings, index).records
 
@@ -178,7 +236,7 @@ def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
     overview = bank_overview(output / f"together-{steps}-steps-seed-{seed}")
     own, shared = overview.per_task, overview.shared
     # A LoRA of the same rank has an A and a B of the size of the shared ones.
-    sizes = {"before": None, "alone": shared, "together": own}
+    sizes = {"before": None, "in the prompt": None, "alone": shared, "together": own}
     table = Table(
         title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
         caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
