@@ -14,6 +14,7 @@ from benchmarks.compare.summary import (
     groups_markdown,
     main_markdown,
     multiplier_markdown,
+    regret_markdown,
     rounding_markdown,
     tuning_markdown,
 )
@@ -59,6 +60,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     [
         (README, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
+        (DECISIONS, "regret", lambda: regret_markdown("similarity")),
         (FEDERATED, "federation", federation_markdown),
         (DECISIONS, "federation choices", choices_table),
         (TASKS, "import", import_table),

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from colora.evaluation.metrics import METRICS
+from colora.experiments.report.answer.standings import Standings, standings
+from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
@@ -20,14 +22,33 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 
 def main() -> None:
-    for table in (main_markdown(), groups_markdown(), multiplier_markdown(), rounding_markdown(), tuning_markdown()):
-        print(table, end="\n\n")
+    tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
+    for table in (*tables, rounding_markdown, tuning_markdown):
+        print(table(), end="\n\n")
 
 
 def main_markdown() -> str:
     """The similar tasks, implicit: a row a method."""
     records = read_trial_records(RECORDS / "similarity.jsonl")
     return main_table_markdown(records, "similar-8", "implicit", columns=COLUMNS).strip()
+
+
+def methods_markdown(*names: str, reference: str | None = None) -> str:
+    """Method by group, the best of each marked, of the experiments named; by default of the widest one."""
+    return table_markdown(method_table(answer(*names, reference=reference)), title=False, notes=False).strip()
+
+
+def regret_markdown(*names: str, reference: str | None = None) -> str:
+    """CoLoRA, or another reference, against the best rival of each group, and in the mean over groups."""
+    return table_markdown(regret_table(answer(*names, reference=reference)), title=False, notes=False).strip()
+
+
+def answer(*names: str, reference: str | None = None) -> Standings:
+    """The standings of the experiments named, as the first screen of the report has them."""
+    found = standings(read_experiments(RECORDS), names, reference)
+    if found is None:
+        raise ValueError(f"{', '.join(names) or RECORDS}: expected trials of a reference and a rival, found none")
+    return found
 
 
 def groups_markdown() -> str:

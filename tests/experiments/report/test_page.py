@@ -218,6 +218,20 @@ def test_every_figure_is_well_formed_and_has_a_text(rich):
     assert {"examples a task", "ROUGE-L", "local"} <= set(ElementTree.fromstring(colora).itertext())
 
 
+def test_columns_of_a_regime_have_a_header_over_them(rich):
+    assert '<th class="span" scope="colgroup" colspan="2">prompt does not name the task</th>' in rich
+    assert '<th scope="col" class="g">dates <small>ROUGE-L</small></th>' in rich
+
+
+def test_a_table_of_words_becomes_cards_on_a_phone_and_keeps_its_roles(rich):
+    methods = rich[rich.index("<h2>Methods</h2>") :]
+    assert methods.index('<table class="cards" role="table">') < methods.index("</section>")
+    assert '<tr role="row"><th scope="row" role="rowheader">base</th>' in methods
+    assert '<td class="t" role="cell" data-of="title">CoLoRA</td>' in methods
+    answer = rich[: rich.index("<h2>Methods</h2>")]
+    assert 'class="cards"' not in answer  # numbers are compared in columns
+
+
 def test_nothing_is_fetched(rich):
     plain = re.sub(r'xmlns(:\w+)?="[^"]*"', "", rich)
     assert "http" not in plain

@@ -1,11 +1,14 @@
 """Regret by values: who is a rival, which place counts, the lead, its interval, what choosing the best rival adds."""
 
+import math
+
 import numpy as np
 import pytest
 
 from colora.evaluation.metrics import METRICS
 from colora.experiments.report.gather import Experiment
 from colora.experiments.report.regret import chooses_settings, headline, is_variant, main_measure, mean_regret, regret
+from colora.experiments.trial import TaskScores
 from tests.helpers.trial_records import record, scores
 
 ROUGE, EXACT, NLL = (METRICS[name] for name in ("rougeL", "exact_match", "token_nll"))
@@ -144,3 +147,19 @@ def test_the_level_of_each_method_is_marked():
     assert levels["pooled"] == (pytest.approx(31), False, False)
     by_nats = {level.row.method: level.mean for level in found.levels(NLL)}
     assert by_nats["pooled"] == pytest.approx(1.69)
+
+
+def test_where_answers_are_chosen_accuracy_counts_and_the_nats_of_an_answer():
+    """Of two choices the right one has probability 0.8 in three of four examples of colora, in two of local's."""
+
+    def chosen(right):
+        likely, unlikely = -math.log(0.8), -math.log(0.2)
+        nats = [[likely, unlikely] if hit else [unlikely, likely] for hit in right]
+        choices = {"names": ["0", "1"], "right": [0] * len(right), "nats": nats}
+        return {"red": TaskScores(nll=[1.0] * len(right), tokens=[2] * len(right), choices=choices)}
+
+    hits = {"colora": [1, 1, 1, 0], "local": [1, 1, 0, 0]}
+    found = one(*[record(method, scores=chosen(right), tasks=("red",)) for method, right in hits.items()])
+    assert (found.measure.name, found.nats.name) == ("accuracy", "choice_nats")
+    assert regret(found, found.measure).difference.mean == pytest.approx(25)
+    assert regret(found, found.nats).difference.mean == pytest.approx(math.log(4) / 4)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from colora.evaluation.metrics import METRICS
 from colora.experiments.report.blocks import Block, Facts, Folded, Section, Warn
 from colora.experiments.report.choices import choices_table
 from colora.experiments.report.costs import storage_tables
 from colora.experiments.report.gather import Experiment
+from colora.experiments.report.measures import measures
 from colora.experiments.report.overview import experiments_table, facts, failed_table
 from colora.experiments.report.panels import (
     Styles,
@@ -86,7 +86,7 @@ def _about(one: Experiment) -> str:
 
 def _short(table: Table) -> Table:
     """The table without what the tables of storage have; of scores that rank the differences, of losses if alone."""
-    told = {f"{one.title} − ": one.ranks and one.higher_is_better for one in METRICS.values()}
+    told = {f"{one.title} − ": one.ranks and one.higher_is_better for one in measures()}
     differences = {
         header: ranks for header in table.headers for start, ranks in told.items() if header.startswith(start)
     }

@@ -1,7 +1,8 @@
 """What was tried to choose settings: a line for each method, with the measure of each try."""
 
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment, Row, setting
+from colora.experiments.report.measures import measures
 from colora.experiments.report.regret import signed_mean
 from colora.experiments.report.tables import NOTHING, Table, code_notes, table
 
@@ -40,5 +41,5 @@ def _tries(rows: list[Row], metric: Metric | None) -> list[str]:
 
 def _metric(rows: list[Row]) -> Metric | None:
     """Likelihood where it was measured: all tries were judged by it."""
-    known = [one for one in METRICS.values() if any(row.sample.seed_means(one.name) for row in rows)]
+    known = [one for one in measures() if any(row.sample.seed_means(one.name) for row in rows)]
     return next((one for one in known if not one.higher_is_better), known[0] if known else None)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from colora.evaluation.metrics import METRICS
 from colora.experiments.report.gather import Experiment, Place, Row
+from colora.experiments.report.measures import measures
 from colora.experiments.report.quality import bytes_entries, quality_entries
 from colora.experiments.report.tables import NOTHING, Entry, Table, bytes_text, code_notes, count_text, table
 from colora.experiments.trial import TrialRecord
@@ -55,7 +55,7 @@ def is_federated(experiment: Experiment, place: Place) -> bool:
 def federated_table(experiment: Experiment, place: Place) -> Table:
     """Rounds, bytes over all clients and rounds, and quality, of the methods that count bytes."""
     rows = [row for row in experiment.places[place] if _counts_bytes(row)]
-    metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
+    metrics = [metric for metric in measures() if any(row.sample.seed_means(metric.name) for row in rows)]
     rounds = [_span([one.rounds for one in row.records]) for row in rows]
     local = [_span([one.trial.local_steps for one in row.records]) for row in rows]
     totals = [[total for one in row.records if (total := bytes_moved(one)) is not None] for row in rows]

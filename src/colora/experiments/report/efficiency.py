@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment, Place, reference_row
+from colora.experiments.report.measures import measures
 from colora.experiments.report.multiplier import Multiplier, Needed, multiplier
 from colora.experiments.report.statistics import Sample
 from colora.experiments.report.tables import NOTHING, Table, code_notes, table
@@ -32,7 +33,7 @@ def multiplier_tables(experiment: Experiment) -> list[Table]:
     Only methods with one setting an n have a curve; with several, as in a tuning experiment, there is no table.
     """
     tables = []
-    metrics = [metric for metric in METRICS.values() if metric.ranks]
+    metrics = [metric for metric in measures() if metric.ranks]
     for places in by_examples(experiment).values():
         rows = [row for place in places for row in experiment.places[place]]
         reference = reference_row(rows)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from colora.common.text import shortened
 from colora.errors import ColoraError
-from colora.evaluation.metrics import METRICS
+from colora.experiments.report.measures import measures
 from colora.experiments.report.methods import REFERENCES, method_order
 from colora.experiments.report.statistics import Sample
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
@@ -136,7 +136,7 @@ def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
 
 
 def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
-    """The row that others are compared with: colora's, or federated colora's; of several the best by `METRICS`.
+    """The row that others are compared with: colora's, or federated colora's; of several the best by `measures`.
 
     With a name it is that method's.
     """
@@ -149,7 +149,7 @@ def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
 
 def _rank(row: Row) -> list[float]:
     """Higher is better, by the first metric that ranks; the next ones decide between equals."""
-    ranking = [metric for metric in METRICS.values() if metric.ranks]
+    ranking = [metric for metric in measures() if metric.ranks]
     return [(1 if metric.higher_is_better else -1) * (row.sample.mean(metric.name) or 0.0) for metric in ranking]
 
 

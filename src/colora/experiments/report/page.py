@@ -87,18 +87,32 @@ def _table(table: Table, section: Section) -> str:
     """The table in a container of its own that scrolls, so that a wide one does not widen the page."""
     title = escape(table.title)
     words = [index > 0 and _is_words(row[index].text for row in table.rows) for index in range(len(table.headers))]
+    cards = 2 * sum(words) > len(words) - 1  # mostly words: on a phone each row is a card, with its headers inside
+    role = _roles if cards else _no_role
     rows = []
     for row in table.rows:
         name = f"<strong>{escape(row[0].text)}</strong>" if row[0].bold or row[0].strong else escape(row[0].text)
-        head = f'<th scope="row"{WORDS if len(row[0].text) > LONG_NAME else ""}>{name}</th>'
-        rows.append(f"<tr>{head}{''.join(map(_cell, row[1:], words[1:]))}</tr>\n")
+        css = WORDS if len(row[0].text) > LONG_NAME else ""
+        cells = "".join(_cell(*one, cards) for one in zip(row[1:], words[1:], table.headers[1:], strict=True))
+        rows.append(f'<tr{role("row")}><th scope="row"{role("rowheader")}{css}>{name}</th>{cells}</tr>\n')
     level = min(section.level + 1, 6)
     above = "" if table.title == section.title else f"<h{level}>{title}</h{level}>\n"
     notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
+    kind = ' class="cards" role="table"' if cards else ""
+    inside = f"<thead>{_head(table, words)}</thead>\n<tbody>\n{''.join(rows)}</tbody>"
     return (
         f'{above}<div class="wide" role="region" aria-label="{title}" tabindex="0">\n'
-        f"<table>\n<thead>{_head(table, words)}</thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n</div>\n{notes}"
+        f"<table{kind}>\n{inside}\n</table>\n</div>\n{notes}"
     )
+
+
+def _roles(name: str) -> str:
+    """The role of a part of a table, which a browser forgets where the part is shown as a block."""
+    return f' role="{name}"'
+
+
+def _no_role(name: str) -> str:
+    return ""
 
 
 def _is_words(texts: Iterable[str]) -> bool:
@@ -126,8 +140,9 @@ def _head(table: Table, words: Sequence[bool]) -> str:
     return f"{above}<tr>{''.join(headers)}</tr>"
 
 
-def _cell(entry: Entry, left: bool) -> str:
+def _cell(entry: Entry, left: bool, header: str, card: bool) -> str:
     text = f"<strong>{escape(entry.text)}</strong>" if entry.bold else escape(entry.text)
     text += f"<i>{LEVEL}</i>" if entry.level else ""
     css = ' class="best"' if entry.bold else WORDS if len(entry.text) > LONG else ' class="t"' if left else ""
-    return f"<td{css}>{text}</td>"
+    of = f' role="cell" data-of="{escape(header)}"' if card else ""
+    return f"<td{css}{of}>{text}</td>"

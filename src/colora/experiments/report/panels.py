@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from colora.errors import ColoraError
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.costs import bytes_moved, is_federated
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
+from colora.experiments.report.measures import measures
 from colora.experiments.report.methods import REFERENCES, method_order
 from colora.experiments.report.plots import HeatMap, Lines, Panel, Scale
 from colora.experiments.report.regret import main_measure
@@ -145,7 +146,7 @@ def _panels(title: str, x_label: str, lines: Points, looks: Styles, scale: Scale
 
 
 def _metrics(rows: Sequence[Row], which: Which) -> list[Metric]:
-    known = [one for one in METRICS.values() if any(row.sample.seed_means(one.name) for row in rows)]
+    known = [one for one in measures() if any(row.sample.seed_means(one.name) for row in rows)]
     if which == "all" or not known:
         return known
     main = main_measure(known, reference_row(rows) or rows[0])

@@ -1,10 +1,11 @@
 """The main tables: quality, difference to colora, and cost of every method at one place."""
 
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
+from colora.experiments.report.measures import RANK_CORRELATION, measures
 from colora.experiments.report.statistics import Difference, paired_difference
 from colora.experiments.report.tables import (
     NOTHING,
@@ -36,9 +37,11 @@ def main_table(experiment: Experiment, place: Place) -> Table:
     """All rows at one place: every metric that was measured, differences to the reference, and what they cost."""
     rows = experiment.places[place]
     reference = reference_row(rows)
-    metrics = [metric for metric in METRICS.values() if any(row.sample.seed_means(metric.name) for row in rows)]
+    metrics = [metric for metric in measures() if any(row.sample.seed_means(metric.name) for row in rows)]
     federated = any(_total(row) is not None for row in rows)
-    headers = ["method", "seeds", *(metric.title for metric in metrics)]
+    correlations = _correlations(rows)
+    ranks = [RANK_CORRELATION.title] if any(one != NOTHING for one in correlations) else []
+    headers = ["method", "seeds", *(metric.title for metric in metrics), *ranks]
     if reference is not None and len(rows) > 1:
         headers += [f"{metric.title} − {reference.method}" for metric in metrics]
     headers += ["trained parameters", "parameters per task"]
@@ -47,12 +50,23 @@ def main_table(experiment: Experiment, place: Place) -> Table:
 
     columns: list[list[str | Entry]] = [[row.label for row in rows], [str(_seeds(row)) for row in rows]]
     columns += [quality_entries(rows, metric) for metric in metrics]
+    columns += [correlations] if ranks else []
     if reference is not None and len(rows) > 1:
         columns += [[_difference(row, reference, metric) for row in rows] for metric in metrics]
     columns += [[_counts(row, "trainable") for row in rows], [_counts(row, "task_numbers") for row in rows]]
     columns += [bytes_entries(rows, "bytes_up"), bytes_entries(rows, "bytes_down")] if federated else []
     columns += [[_seconds(row) for row in rows]]
     return table(place.title, headers, list(zip(*columns, strict=True)), _notes(experiment, rows, reference))
+
+
+def _correlations(rows: Sequence[Row]) -> list[str | Entry]:
+    """The column of the rank correlation: mean ± spread over seeds."""
+    found: list[str | Entry] = []
+    for row in rows:
+        known = [value for one in row.records if (value := one.mean(RANK_CORRELATION.name)) is not None]
+        spread = stdev(known) if len(known) > 1 else None
+        found.append(mean_text(fmean(known) if known else None, spread, RANK_CORRELATION.digits))
+    return found
 
 
 def quality_entries(rows: Sequence[Row], metric: Metric) -> list[str | Entry]:

@@ -14,8 +14,9 @@ from statistics import fmean, median
 
 import numpy as np
 
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
+from colora.experiments.report.measures import measures
 from colora.experiments.report.statistics import (
     Difference,
     Floats,
@@ -220,7 +221,7 @@ def _comparisons(experiment: Experiment, reference: str | None) -> list[Comparis
         rivals = [row for row in rows if not is_variant(row.method, chosen.method)]
         common = [
             metric
-            for metric in METRICS.values()
+            for metric in measures()
             if any(common_seeds(chosen.sample, row.sample, metric.name) for row in rivals)
         ]
         if common:

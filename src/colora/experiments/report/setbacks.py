@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from colora.evaluation.metrics import METRICS, Metric
+from colora.evaluation.metrics import Metric
 from colora.experiments.report.gather import Experiment, Place, Row, reference_row
+from colora.experiments.report.measures import measures
 from colora.experiments.report.methods import is_rival
 from colora.experiments.report.regret import main_measure
 from colora.experiments.report.statistics import paired_difference
@@ -45,7 +46,7 @@ def _common_metric(reference: Row, rivals: Sequence[Row]) -> Metric | None:
     """The main measure of those that the reference and one of the rivals have; None if there is none."""
     common = [
         metric
-        for metric in METRICS.values()
+        for metric in measures()
         if reference.sample.seed_means(metric.name) and any(row.sample.seed_means(metric.name) for row in rivals)
     ]
     return main_measure(common, reference) if common else None

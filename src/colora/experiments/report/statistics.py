@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colora.evaluation.metrics import METRICS
+from colora.experiments.report.measures import BY_EXAMPLE
 from colora.experiments.trial import TaskScores, TrialRecord
 
 __all__ = [
@@ -163,12 +164,18 @@ def _example_counts(task: str, examples: int, draws: int) -> Floats:
 
 
 def _resampled_task(scores: TaskScores, metric: str, task: str, draws: int) -> Floats:
+    if metric in BY_EXAMPLE:
+        return _resampled_mean(scores.choices.examples(metric) if scores.choices else [], task, draws)
     if METRICS[metric].score is None:
         counts = _example_counts(task, len(scores.nll), draws)
         tokens = counts @ np.asarray(scores.tokens, dtype=np.float64)
         # A draw without a single token, of answers that are nearly all empty, counts as the whole task.
         whole = sum(scores.nll) / sum(scores.tokens)
         return np.where(tokens > 0, counts @ np.asarray(scores.nll) / np.maximum(tokens, 1), whole)
-    values = np.asarray(scores.texts[metric], dtype=np.float64)
+    return _resampled_mean(scores.texts[metric], task, draws)
+
+
+def _resampled_mean(of_examples: Sequence[float], task: str, draws: int) -> Floats:
+    values = np.asarray(of_examples, dtype=np.float64)
     means: Floats = _example_counts(task, len(values), draws) @ values / len(values)
     return means

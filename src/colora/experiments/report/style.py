@@ -49,8 +49,8 @@ summary small {{ color: var(--faint); font-size: 0.85rem; }}
 summary h3 {{ display: inline; margin: 0; font-size: 1rem; }}
 details[open] {{ padding-bottom: 1.5rem; }}
 .wide {{ overflow-x: auto; max-width: 100%; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }}
+table {{ border-collapse: separate; border-spacing: 0; font-size: 0.9rem; line-height: 1.35; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.22rem 0.85rem 0.22rem 0.5rem; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top; }}
 tr > :first-child {{ text-align: left; position: sticky; left: 0; z-index: 1; background: var(--ground);
@@ -106,18 +106,22 @@ svg .d3 {{ stroke-dasharray: 1.5 2; }}
   .lead {{ font-size: 1.15rem; }}
   td, th {{ padding-right: 0.75rem; }}
   table {{ font-size: 0.85rem; }}
+  .cards thead {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }}
+  .cards tr {{ display: block; padding: 0.5rem 0; border-bottom: 1px solid var(--line); }}
+  .cards tbody :is(th, td) {{ display: block; position: static; text-align: left; white-space: normal; border: 0;
+    padding: 0; min-width: 0; max-width: none; }}
+  .cards tbody th {{ font-weight: 700; }}
+  .cards td::before {{ content: attr(data-of) ": "; color: var(--faint); }}
 }}
 @media print {{
   :root {{ color-scheme: light; --ground: #fff; --ink: #000; --faint: #333; --line: #999; --best: #eee; --alarm: #000;
     --ours: #d55e00; --weak: #888; --on-heat: #fff; {_colours(COLOURS)} }}
-  body {{ max-width: none; padding: 0; font-size: 9.5pt; }}
+  html {{ font-size: 12.5px; }}
+  body {{ max-width: none; padding: 0; }}
   nav {{ display: none; }}
-  .lead {{ font-size: 13pt; }}
   .wide {{ overflow: visible; }}
   table {{ font-size: 7.5pt; }}
-  .note {{ font-size: 8pt; }}
   summary {{ padding: 0; }}
-  summary h3 {{ font-size: 9.5pt; }}
   th, td {{ padding: 1pt 6pt 1pt 2pt; }}
   td, tbody th {{ white-space: normal; }}
   td.words, tbody th.words {{ min-width: 0; }}
