@@ -67,11 +67,15 @@ class Trial(_Frozen):
     max_length: int = Field(64, ge=8, description="Longest row in tokens.")
     max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records from before there was a choice of prompts keep their form, and their keys.
+        return {name: value for name, value in serialized(self).items() if name != "prompt" or value is not None}
+
     @property
     def key(self) -> str:
         """Name of the trial's file: readable, and unique by a digest of all settings."""
-        later = {"prompt"} if self.prompt is None else set()  # as the keys of records from before there was a choice
-        settings = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True)
+        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         size = f"k{len(self.tasks)}-n{self.examples}-r{self.rank}"
         return f"{self.method}-{self.group}-{self.regime}-{size}-seed{self.seed}-{digest}"
@@ -165,7 +169,10 @@ class TrialRecord(_Frozen):
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"cell" if name == "trial" else name: value for name, value in serialized(self).items()}
+        written = serialized(self)
+        if self.prompt is None:
+            del written["prompt"]
+        return {"cell" if name == "trial" else name: value for name, value in written.items()}
 
     @property
     def key(self) -> str:
