@@ -91,7 +91,7 @@ def test_other_examples_are_other_trials_and_the_old_ones_stay(tmp_path, base, f
 def test_more_time_later_reuses_what_was_run(tmp_path, file):
     _, first, _ = compare_quickly(file, tmp_path / "c", minutes=30)
     _, second, _ = compare_quickly(file, tmp_path / "c", minutes=60)
-    probes = 1 + len(METHODS_HERE)
+    probes = 1 + len(METHODS_HERE)  # the first one twice
     assert len(second.ran) == probes  # the timing alone
     assert len(first.ran) > 3 * probes
 
