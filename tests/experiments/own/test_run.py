@@ -50,9 +50,8 @@ def trials_of(runner):
 
 
 def test_a_comparison_ends_in_a_verdict(tmp_path, file):
-    verdict, runner, said = compare_quickly(file, tmp_path / "c")
-    assert verdict.recommended == "base"
-    assert [one.method for one in verdict.outcomes][0] == "base"
+    verdict, _, said = compare_quickly(file, tmp_path / "c")
+    assert verdict.recommended == verdict.outcomes[0].method == "base"
     assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)
     assert verdict.adapters is None
     assert Verdict.model_validate_json((tmp_path / "c" / "verdict.json").read_bytes()) == verdict
@@ -91,7 +90,7 @@ def test_other_examples_are_other_trials_and_the_old_ones_stay(tmp_path, base, f
 def test_more_time_later_reuses_what_was_run(tmp_path, file):
     _, first, _ = compare_quickly(file, tmp_path / "c", minutes=30)
     _, second, _ = compare_quickly(file, tmp_path / "c", minutes=60)
-    probes = 1 + len(METHODS_HERE)  # the first one twice
+    probes = 1 + len(METHODS_HERE)
     assert len(second.ran) == probes  # the timing alone
     assert len(first.ran) > 3 * probes
 
@@ -120,6 +119,28 @@ def test_tasks_of_different_sizes(tmp_path, base):
     assert verdict.test_answers == 2 + 8
 
 
+# ---- prompts ------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_the_run_files_or_the_likeliest_without_a_chat_template(tmp_path, base):
+    verdict, _, said = compare_quickly(run_file(tmp_path, base, prompt="qa"), tmp_path / "a")
+    assert verdict.prompt == "{instruction}\nQ: {input}\nA: {output}"
+    _, _, said = compare_quickly(run_file(tmp_path, base), tmp_path / "b")
+    assert any(line.startswith("prompt: auto takes") for line in said)
+    chat = save_base(tmp_path / "chat")
+    verdict, _, said = compare_quickly(run_file(tmp_path, chat), tmp_path / "c")
+    assert verdict.prompt == "chat"
+    assert not any(line.startswith("prompt: auto takes") for line in said)
+
+
+def test_the_bank_that_is_handed_over_has_the_prompt(tmp_path, base):
+    quality = dict.fromkeys(METHODS_HERE, 10.0) | {"colora": 95.0}
+    make = type("Made", (Favoured,), {"FAVOURITE": "colora", "QUALITY": quality})
+    compare_quickly(run_file(tmp_path, base, prompt="Say {input}: {output}"), tmp_path / "c", make)
+    _, _, info = load_bank(tmp_path / "c" / "adapters" / "bank")
+    assert info.template("red").text == "Say {input}: {output}"
+
+
 # ---- the budget ---------------------------------------------------------------------------------------------------
 
 
@@ -129,9 +150,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_kept(tmp_path,
             record = super().run(trial, tasks, progress)
             return record.model_copy(update={"seconds": {"train": 300.0, "evaluate": 10.0}})
 
-    with pytest.raises(
-        ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes about .* minutes"
-    ):
+    with pytest.raises(ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes .* minutes"):
         compare_quickly(file, tmp_path / "c", Slow, minutes=5)
     assert not (tmp_path / "c" / "cells").exists()
     assert not (tmp_path / "c" / "plan.json").exists()
@@ -353,9 +372,7 @@ def test_options_of_the_other_kind_of_file_are_refused(tmp_path, file):
 def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, file, monkeypatch):
     compare_quickly(file, tmp_path / "c")
     monkeypatch.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
-    with pytest.raises(
-        ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed keeps them"
-    ):
+    with pytest.raises(ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed"):
         compare_quickly(file, tmp_path / "c")
     assert compare_quickly(file, tmp_path / "c", mixed=True)[1].ran == []
     _, runner, _ = compare_quickly(file, tmp_path / "c", rerun_old=True)

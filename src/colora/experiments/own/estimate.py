@@ -58,7 +58,9 @@ def measure_timings(run: Run, trials: Trials) -> Timings:
         run: runs a trial on tasks.
         trials: what will be run.
     """
-    step, answer, fixed = {}, {}, []
+    step: dict[str, float] = {}
+    answer: dict[str, float] = {}
+    fixed = []
     tasks, first = trials.data.of(trials.template), trials.contenders[0]
     number = min(PROBE_ANSWERS, trials.template.test)
     for one in (first, *trials.contenders):  # the first one twice: what runs first takes longer

@@ -37,7 +37,7 @@ from colora.experiments.own.estimate import fit_plan, measure_timings, readable_
 from colora.experiments.own.handover.weights import keep_weights
 from colora.experiments.own.plan import Plan, Trials, full_plan
 from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan
-from colora.experiments.own.prompt import decide_prompt
+from colora.experiments.own.prompt import prompt_in_words, settled
 from colora.experiments.own.request import OwnOptions, default_steps, ignored_fields, template_trial
 from colora.experiments.own.stages import StageRunner, at_work
 from colora.experiments.own.verdict.judge import Verdict
@@ -93,7 +93,8 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
         training_device(config.training.device),
         chat_template=config.chat_template,
     )
-    tasks, prompt = decide_prompt(runner.model, runner.tokenizer, run.tasks, config.training.max_length, log)
+    run = settled(run, runner.model, runner.tokenizer, log)
+    tasks, prompt = run.tasks, prompt_in_words(run, runner.tokenizer)
     data = OwnTasks(tasks, style=prompt)
     for split in ("test", "train", "val"):  # faults of single examples must not wait
         some = [task for task in tasks if task.splits[split]]
