@@ -9,6 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from benchmarks.compare.own_tasks import write_own_tasks
 from colora import load_bank
 from colora.errors import ConfigError, InterruptedRunError, TaskFileError
 from colora.experiments.methods.registry import METHODS
@@ -37,7 +38,7 @@ def file(tmp_path, base):
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
     """The page takes seconds to draw, so one test has it and the others do without."""
-    if request.node.name != "test_from_the_command_line":
+    if request.node.name != "test_a_folder_of_files_from_the_command_line":
         monkeypatch.setattr("colora.experiments.own.conclude.write_report", lambda *args, **options: None)
 
 
@@ -325,13 +326,21 @@ def test_the_adapters_of_whatever_won_are_there(tmp_path, base, favourite):
         assert content(folder).keys() == before.keys()
 
 
-def test_from_the_command_line(tmp_path, base):
-    file = run_file(tmp_path, base, evaluation={"max_new_tokens": 2})
-    result = cli("compare", file, "--minutes", "30", "--examples", "4")
+def test_a_folder_of_files_from_the_command_line(tmp_path, base):
+    """Dates as JSONL, everything in earnest, on a tiny base."""
+    few = {"training": {"steps": 2, "max_length": 128}, "evaluation": {"max_new_tokens": 3}, "base": base}
+    file = write_own_tasks(tmp_path, train=4, test=3, **few)
+    result = cli("compare", file, "--minutes", "60", "--examples", "2", "--threads", "1")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Use ")
-    assert "<svg" in (tmp_path / "out-compare" / "report.html").read_text("utf-8")
-    assert json.loads((tmp_path / "out-compare" / "verdict.json").read_text("utf-8"))["plan"]["curve"] == [4]
+    folder = tmp_path / "run-compare"
+    assert "<svg" in (folder / "report.html").read_text("utf-8")
+    verdict = Verdict.model_validate_json((folder / "verdict.json").read_bytes())
+    assert verdict.plan.curve == (2,)
+    assert verdict.tasks == ["date-es", "date-pt", "date-it", "date-ca"]
+    assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)
+    assert verdict.test_answers == 12
+    assert (verdict.adapters is None) == (verdict.recommended == "base")
 
 
 # ---- what is wrong is told ----------------------------------------------------------------------------------------
