@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME, CoLoRAConfig
 from colora.adapter.model import bank_layers
@@ -42,7 +43,7 @@ def _is_for_all(weights: TrainedWeights) -> bool:
     )
 
 
-def write_loras(weights: TrainedWeights, model: Any, folder: Path, use: HowToPrompt) -> list[Path]:
+def write_loras(weights: TrainedWeights, model: PreTrainedModel, folder: Path, use: HowToPrompt) -> list[Path]:
     """Write what was trained as plain LoRAs, one a task, or one if it is the same for all; exact.
 
     Several terms become one LoRA whose rank is the sum of theirs.
@@ -81,7 +82,7 @@ def write_loras(weights: TrainedWeights, model: Any, folder: Path, use: HowToPro
     return [folder / name for name in named]
 
 
-def write_bank_of(weights: TrainedWeights, model: Any, folder: Path, info: BankInfo) -> None:
+def write_bank_of(weights: TrainedWeights, model: PreTrainedModel, folder: Path, info: BankInfo) -> None:
     """Write what was trained as a bank; see `is_bank`. Without cores all tasks have the identity.
 
     Args:
