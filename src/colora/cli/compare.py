@@ -15,76 +15,87 @@ if TYPE_CHECKING:
 EXPERIMENT_OUTPUT = Path("runs/compare")
 
 
-@app.command()
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE.yaml",
+        help="A run file with `tasks:`, as `colora train` takes it; or an experiment, see `colora schema "
+        "--experiment`.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
+]
+Minutes = Annotated[
+    float | None, typer.Option(help="Your tasks: the time that the comparison may take; 30 by default.")
+]
+Examples = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N", help="Your tasks: also with so many training examples each, such as 8,16: would more help?"
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Folder of trials; the run's own with '-compare' after it, runs/compare of an experiment."),
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Experiments: only the I-th of N equal parts, for N machines.")
+]
+Only = Annotated[
+    str | None,
+    typer.Option(metavar="PATTERN", help="Experiments: only trials whose name fits, such as 'colora-similar-8-*'."),
+]
+Data = Annotated[Path | None, typer.Option(help="Experiments: folder of task files, for groups that need some.")]
+ListTrials = Annotated[bool, typer.Option("--list", help="Experiments: print each trial and its state; run nothing.")]
+Collect = Annotated[bool, typer.Option("--collect", help="Experiments: collect the finished trials; run nothing.")]
+Mixed = Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")]
+RerunOld = Annotated[bool, typer.Option("--rerun-old", help="Run these again.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")]
+
+HELP = """Does it pay for my tasks? Compare methods on your own tasks, or on the groups of an experiment.
+
+**Your own tasks** (FILE.yaml has `tasks:`). It runs the base model as it is, examples in the prompt, one LoRA for
+all tasks, CoLoRA, a LoRA for each task, and one for all with one more for each. Each that is trained has equally
+many settings to choose from, and chooses on your validation examples: the val split, or by cross-validation where
+that is small. Then each is trained on all that is not tested on, and measured on the test split. It ends in plain
+words: what to use, what that gains over the next best and whether the difference is more than noise, which tasks
+are better off alone, and what a task costs in bytes.
+
+It first times a few steps and says how long the whole will take. What does not fit into `--minutes` is given up,
+in this order: seeds, settings, folds, points of the curve, steps; what was cut is said.
+
+OUTPUT/verdict.json holds the verdict, OUTPUT/report.html the page, and OUTPUT/adapters those of the method to use,
+ready to serve.
+
+**An experiment** (FILE.yaml has `methods:` and `groups:`). A trial is one method on one group with one seed;
+OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a trial failed.
+
+A finished trial is never run again: the same command goes on after a crash, kill or Ctrl-C, and retries trials that
+failed. Start it several times to share the work: each process takes trials that no other has; an experiment on
+several machines without a common folder takes a `--shard` each.
+
+KEY=VALUE changes a field of the file: `training.steps=100`, `seeds=[0]`, `methods.colora.lr=1e-3`.
+"""
+
+
+@app.command(help=HELP)
 def compare(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE.yaml",
-            help="A run file with `tasks:`, as `colora train` takes it; or an experiment, see `colora schema "
-            "--experiment`.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Your tasks: the time that the comparison may take; 30 by default.")
-    ] = None,
-    examples: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N", help="Your tasks: also with so many training examples each, such as 8,16: would more help?"
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of trials; the run's own with '-compare' after it, runs/compare of an experiment."),
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Experiments: only the I-th of N equal parts, for N machines.")
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Experiments: only trials whose name fits, such as 'colora-similar-8-*'."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Experiments: folder of task files, for groups that need some.")
-    ] = None,
-    list_trials: Annotated[
-        bool, typer.Option("--list", help="Experiments: print each trial and its state; run nothing.")
-    ] = False,
-    collect: Annotated[
-        bool, typer.Option("--collect", help="Experiments: collect the finished trials; run nothing.")
-    ] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")] = False,
-    rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")] = None,
+    file: File,
+    overrides: Overrides = None,
+    minutes: Minutes = None,
+    examples: Examples = None,
+    output: Output = None,
+    shard: Shard = None,
+    only: Only = None,
+    data: Data = None,
+    list_trials: ListTrials = False,
+    collect: Collect = False,
+    mixed: Mixed = False,
+    rerun_old: RerunOld = False,
+    threads: Threads = None,
 ) -> None:
-    """Does it pay for my tasks? Compare methods on your own tasks, or on the groups of an experiment.
-
-    **Your own tasks** (FILE.yaml has `tasks:`). It runs the base model as it is, examples in the prompt, one LoRA for
-    all tasks, CoLoRA, a LoRA for each task, and one for all with one more for each. Each that is trained has equally
-    many settings to choose from, and chooses on your validation examples: the val split, or by cross-validation where
-    that is small. Then each is trained on all that is not tested on, and measured on the test split. It ends in plain
-    words: what to use, what that gains over the next best and whether the difference is more than noise, which tasks
-    are better off alone, and what a task costs in bytes.
-
-    It first times a few steps and says how long the whole will take. What does not fit into `--minutes` is given up,
-    in this order: seeds, settings, folds, points of the curve, steps; what was cut is said.
-
-    OUTPUT/verdict.json holds the verdict, OUTPUT/report.html the page, and OUTPUT/adapters those of the method to use,
-    ready to serve.
-
-    **An experiment** (FILE.yaml has `methods:` and `groups:`). A trial is one method on one group with one seed;
-    OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a trial failed.
-
-    A finished trial is never run again: the same command goes on after a crash, kill or Ctrl-C, and retries trials that
-    failed. Start it several times to share the work: each process takes trials that no other has; an experiment on
-    several machines without a common folder takes a `--shard` each.
-
-    KEY=VALUE changes a field of the file: `training.steps=100`, `seeds=[0]`, `methods.colora.lr=1e-3`.
-    """
+    """Compare methods on one's own tasks, or on the groups of an experiment; see `HELP`."""
     with errors():
         from colora.errors import ConfigError
 

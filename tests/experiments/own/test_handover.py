@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 
 from colora import load_bank
+from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.layout import BankInfo
 from colora.errors import BankFileError, ConfigError
 from colora.experiments.methods.data import encode_rows
@@ -58,7 +59,9 @@ def test_loras_give_the_trials_own_likelihoods(base, tmp_path, method):
     runner, record, path = trained(base, method, tmp_path)
     untouched = Runner(base, "fp64").run(runner_trial(base, "base", dtype="fp64", first_layer=0), toy_tasks())
     weights = read_weights(path)
-    folders = write_loras(weights, runner.model, tmp_path / "lora")
+    use = HowToPrompt(BankInfo(base=base, chat_template=False, prompt="qa"), runner.tokenizer)
+    folders = write_loras(weights, runner.model, tmp_path / "lora", use)
+    assert "Q: {input}" in (folders[0] / "README.md").read_text("utf-8")
     shared = method == "pooled"
     assert [folder.name for folder in folders] == (["all"] if shared else ["red", "blue", "green"])
     for index, task in enumerate(weights.tasks):

@@ -5,7 +5,7 @@ import pytest
 from colora.errors import ConfigError
 from colora.experiments.own.contenders import CONTENDERS, MOST_SETTINGS
 from colora.experiments.own.data import OwnTasks
-from colora.experiments.own.estimate import OVERHEAD, Timings, fit_plan, readable_time
+from colora.experiments.own.estimate import OVERHEAD, Timings, fit_plan, measure_timings, readable_time
 from colora.experiments.own.plan import Plan, Trials, full_plan, smaller_plans
 from tests.helpers.own_tasks import example_task, final_record, final_trial
 
@@ -124,6 +124,22 @@ def test_estimates_are_corrected_by_what_trials_took():
     record = final_record("local", {"a": [1.0]}, steps=100)  # took 2 seconds, expected 1
     assert times.corrected([record]).factor == pytest.approx(2.0)
     assert times.corrected([]).factor == 1.0
+
+
+def test_steps_are_timed_where_something_is_trained_and_answers_where_nothing_is():
+    probes = []
+
+    def run(trial, tasks):
+        probes.append(trial)
+        seconds = {"train": 0.3 * trial.steps, "evaluate": 0.5 * trial.test}
+        return final_record(trial.method, {"a": [1.0]}).model_copy(update={"seconds": seconds})
+
+    times = measure_timings(run, trials())
+    assert [trial.method for trial in probes] == ["base", *METHODS]
+    assert {trial.generate for trial in probes if trial.steps > 1} == {0}
+    assert times.step == {one.method: pytest.approx(0.3 if one.trained else 0.0) for one in CONTENDERS}
+    assert times.answer["base"] == pytest.approx((0.3 + 3 * 0.5) / 3)
+    assert times.answer["colora"] == pytest.approx(1.3 * times.answer["base"])
 
 
 def test_readable_time():

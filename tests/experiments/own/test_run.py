@@ -9,6 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from benchmarks.compare.own_tasks import write_own_tasks
 from colora import load_bank
 from colora.errors import ConfigError, InterruptedRunError, TaskFileError
 from colora.experiments.methods.registry import METHODS
@@ -37,7 +38,7 @@ def file(tmp_path, base):
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
     """The page takes seconds to draw, so one test has it and the others do without."""
-    if request.node.name != "test_from_the_command_line":
+    if request.node.name != "test_a_folder_of_files_from_the_command_line":
         monkeypatch.setattr("colora.experiments.own.conclude.write_report", lambda *args, **options: None)
 
 
@@ -50,9 +51,8 @@ def trials_of(runner):
 
 
 def test_a_comparison_ends_in_a_verdict(tmp_path, file):
-    verdict, runner, said = compare_quickly(file, tmp_path / "c")
-    assert verdict.recommended == "base"
-    assert [one.method for one in verdict.outcomes][0] == "base"
+    verdict, _, said = compare_quickly(file, tmp_path / "c")
+    assert verdict.recommended == verdict.outcomes[0].method == "base"
     assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)
     assert verdict.adapters is None
     assert Verdict.model_validate_json((tmp_path / "c" / "verdict.json").read_bytes()) == verdict
@@ -120,6 +120,28 @@ def test_tasks_of_different_sizes(tmp_path, base):
     assert verdict.test_answers == 2 + 8
 
 
+# ---- prompts ------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_the_run_files_or_the_likeliest_without_a_chat_template(tmp_path, base):
+    verdict, _, said = compare_quickly(run_file(tmp_path, base, prompt="qa"), tmp_path / "a")
+    assert verdict.prompt == "{instruction}\nQ: {input}\nA: {output}"
+    _, _, said = compare_quickly(run_file(tmp_path, base), tmp_path / "b")
+    assert any(line.startswith("prompt: auto takes") for line in said)
+    chat = save_base(tmp_path / "chat")
+    verdict, _, said = compare_quickly(run_file(tmp_path, chat), tmp_path / "c")
+    assert verdict.prompt == "chat"
+    assert not any(line.startswith("prompt: auto takes") for line in said)
+
+
+def test_the_bank_that_is_handed_over_has_the_prompt(tmp_path, base):
+    quality = dict.fromkeys(METHODS_HERE, 10.0) | {"colora": 95.0}
+    make = type("Made", (Favoured,), {"FAVOURITE": "colora", "QUALITY": quality})
+    compare_quickly(run_file(tmp_path, base, prompt="Say {input}: {output}"), tmp_path / "c", make)
+    _, _, info = load_bank(tmp_path / "c" / "adapters" / "bank")
+    assert info.template("red").text == "Say {input}: {output}"
+
+
 # ---- the budget ---------------------------------------------------------------------------------------------------
 
 
@@ -129,9 +151,7 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_kept(tmp_path,
             record = super().run(trial, tasks, progress)
             return record.model_copy(update={"seconds": {"train": 300.0, "evaluate": 10.0}})
 
-    with pytest.raises(
-        ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes about .* minutes"
-    ):
+    with pytest.raises(ConfigError, match=r"--minutes 5: the smallest comparison of these tasks takes .* minutes"):
         compare_quickly(file, tmp_path / "c", Slow, minutes=5)
     assert not (tmp_path / "c" / "cells").exists()
     assert not (tmp_path / "c" / "plan.json").exists()
@@ -306,13 +326,21 @@ def test_the_adapters_of_whatever_won_are_there(tmp_path, base, favourite):
         assert content(folder).keys() == before.keys()
 
 
-def test_from_the_command_line(tmp_path, base):
-    file = run_file(tmp_path, base, evaluation={"max_new_tokens": 2})
-    result = cli("compare", file, "--minutes", "30", "--examples", "4")
+def test_a_folder_of_files_from_the_command_line(tmp_path, base):
+    """Dates as JSONL, everything in earnest, on a tiny base."""
+    few = {"training": {"steps": 2, "max_length": 128}, "evaluation": {"max_new_tokens": 3}, "base": base}
+    file = write_own_tasks(tmp_path, train=4, test=3, **few)
+    result = cli("compare", file, "--minutes", "60", "--examples", "2", "--threads", "1")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Use ")
-    assert "<svg" in (tmp_path / "out-compare" / "report.html").read_text("utf-8")
-    assert json.loads((tmp_path / "out-compare" / "verdict.json").read_text("utf-8"))["plan"]["curve"] == [4]
+    folder = tmp_path / "run-compare"
+    assert "<svg" in (folder / "report.html").read_text("utf-8")
+    verdict = Verdict.model_validate_json((folder / "verdict.json").read_bytes())
+    assert verdict.plan.curve == (2,)
+    assert verdict.tasks == ["date-es", "date-pt", "date-it", "date-ca"]
+    assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)
+    assert verdict.test_answers == 12
+    assert (verdict.adapters is None) == (verdict.recommended == "base")
 
 
 # ---- what is wrong is told ----------------------------------------------------------------------------------------
@@ -353,9 +381,7 @@ def test_options_of_the_other_kind_of_file_are_refused(tmp_path, file):
 def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, file, monkeypatch):
     compare_quickly(file, tmp_path / "c")
     monkeypatch.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
-    with pytest.raises(
-        ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed keeps them"
-    ):
+    with pytest.raises(ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed"):
         compare_quickly(file, tmp_path / "c")
     assert compare_quickly(file, tmp_path / "c", mixed=True)[1].ran == []
     _, runner, _ = compare_quickly(file, tmp_path / "c", rerun_old=True)

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from colora.bank.layout import BankInfo
+from colora.bank.how_to_prompt import HowToPrompt
 from colora.common.files import staged_folder, write_json, write_text
 from colora.common.json_text import parse_json
 from colora.errors import ColoraError
@@ -13,6 +13,7 @@ from colora.experiments.own.handover.adapters import is_bank, write_bank_of, wri
 from colora.experiments.own.handover.contexts import PROMPTS, contexts, write_contexts
 from colora.experiments.own.handover.weights import read_weights
 from colora.experiments.own.planned import PlanFile
+from colora.experiments.own.prompt import bank_info
 from colora.experiments.own.stages import failures
 from colora.experiments.own.verdict.judge import Judged, Verdict, judge
 from colora.experiments.own.verdict.sentences import verdict_sentences
@@ -110,22 +111,11 @@ def _write(known: Comparison, trial: Trial, folder: Path) -> None:
         known.log(f"training {trial.method} once more for its adapters")
         known.runner.run(trial, known.data.of(trial))
     weights = read_weights(path)
+    info = bank_info(known.config, known.data, trial.max_length, trial.steps * trial.rows)
     if is_bank(weights):
-        write_bank_of(weights, model, folder / "bank", _info(known, trial))
+        write_bank_of(weights, model, folder / "bank", info)
     if trial.method != "colora":
-        write_loras(weights, model, folder / "lora")
-
-
-def _info(known: Comparison, trial: Trial) -> BankInfo:
-    tasks = known.data.of(trial)
-    return BankInfo(
-        base=known.config.base,
-        chat_template=known.config.chat_template,
-        max_length=trial.max_length,
-        examples={task.name: len(task.splits["train"]) for task in tasks},
-        seen={task.name: trial.steps * trial.rows for task in tasks},
-        sources={task.name: {"split_seed": task.split_seed} for task in tasks},
-    )
+        write_loras(weights, model, folder / "lora", HowToPrompt(info, known.runner.tokenizer))
 
 
 def _ways(known: Comparison, adapters: str | None, method: str) -> list[str]:

@@ -5,6 +5,7 @@ Every contender that is trained has the same number of settings: who is tuned mo
 
 from dataclasses import dataclass
 
+from colora.adapter.config import CoLoRAConfig
 from colora.experiments.methods.registry import METHODS
 from colora.training.rates import CORE_LR, LR
 
@@ -31,13 +32,14 @@ class Contender:
     Attributes:
         method: its name in the registry.
         title: what it is, in a user's words.
-        trained: whether it has settings to choose among.
         settings: the most important first: a smaller grid has the first so many.
+        options: of the method, where its defaults are not those of the recipe.
     """
 
     method: str
     title: str
     settings: tuple[Setting, ...] = ()
+    options: tuple[tuple[str, float], ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -52,11 +54,14 @@ _FACTORS = tuple(Setting(rate) for rate in _RATES)
 # The cores' rate keeps its ratio to that of A and B up to the default, beyond which cores diverge.
 _CORES = tuple(Setting(rate, min(rate * CORE_LR / LR, CORE_LR)) for rate in _RATES)
 
+ROTATED = CoLoRAConfig.init_rotation
+"""As the cores of new banks start."""
+
 CONTENDERS = (
     Contender("base", "the base model as it is"),
     Contender(IN_CONTEXT, "examples in the prompt"),
     Contender("pooled", "one LoRA for all tasks", _FACTORS),
-    Contender("colora", "CoLoRA", _CORES),
+    Contender("colora", "CoLoRA", _CORES, (("rotated", ROTATED),)),
     Contender("local", "a LoRA for each task", _FACTORS),
     Contender("oppu", "one LoRA for all, then one more for each task", _FACTORS),
 )

@@ -110,6 +110,7 @@ class Trials:
             seed: counted from the run file's.
         """
         changes: dict[str, object] = {"method": one.method, "seed": self.template.seed + seed}
+        changes["options"] = dict(one.options)
         if setting is not None:
             changes |= {"steps": steps, "warmup_steps": steps // WARMUP_SHARE}
             changes |= {"lr": setting.lr, "core_lr": setting.core_lr}

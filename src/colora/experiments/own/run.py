@@ -37,7 +37,7 @@ from colora.experiments.own.estimate import fit_plan, measure_timings, readable_
 from colora.experiments.own.handover.weights import keep_weights
 from colora.experiments.own.plan import Plan, Trials, full_plan
 from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan
-from colora.experiments.own.prompt import decide_prompt
+from colora.experiments.own.prompt import prompt_in_words, settled
 from colora.experiments.own.request import OwnOptions, default_steps, ignored_fields, template_trial
 from colora.experiments.own.stages import StageRunner, at_work
 from colora.experiments.own.verdict.judge import Verdict
@@ -45,7 +45,7 @@ from colora.experiments.own.verdict.measure import measure_of
 from colora.experiments.trial import Trial
 from colora.experiments.worker import Log
 from colora.training.config import RunConfig
-from colora.training.resolve import resolve_run
+from colora.training.resolve import ResolvedRun, resolve_run
 
 __all__ = ["compare_own"]
 
@@ -93,12 +93,12 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
         training_device(config.training.device),
         chat_template=config.chat_template,
     )
-    tasks, prompt = decide_prompt(runner.model, runner.tokenizer, run.tasks, config.training.max_length, log)
+    if run.prompt is None:
+        _check_examples(run, runner)  # as `colora check` does, before prompts are compared on them
+    run = settled(run, runner.model, runner.tokenizer, log)
+    tasks, prompt = run.tasks, prompt_in_words(run, runner.tokenizer)
     data = OwnTasks(tasks, style=prompt)
-    for split in ("test", "train", "val"):  # faults of single examples must not wait
-        some = [task for task in tasks if task.splits[split]]
-        if some:
-            encode_rows(some, runner.tokenizer, split, config.training.max_length)
+    _check_examples(run, runner)
     contenders, missing = known_contenders()
     for line in missing:
         log(f"left out: {line}")
@@ -117,6 +117,13 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
         code=trial_code(),
         log=log,
     )
+
+
+def _check_examples(run: ResolvedRun, runner: Runner) -> None:
+    """Raises TaskFileError for the first split with an example that cannot be used: such faults must not wait."""
+    for split in ("test", "train", "val"):
+        if some := [task for task in run.tasks if task.splits[split]]:
+            encode_rows(some, runner.tokenizer, split, run.config.training.max_length)
 
 
 def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Outcome]:

@@ -11,10 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME, CoLoRAConfig
 from colora.adapter.model import bank_layers
 from colora.bank.export import needed_fields
+from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.importing.fit import target_names
 from colora.bank.layout import BankInfo
 from colora.bank.load import save_bank
@@ -41,7 +43,7 @@ def _is_for_all(weights: TrainedWeights) -> bool:
     )
 
 
-def write_loras(weights: TrainedWeights, model: Any, folder: Path) -> list[Path]:
+def write_loras(weights: TrainedWeights, model: PreTrainedModel, folder: Path, use: HowToPrompt) -> list[Path]:
     """Write what was trained as plain LoRAs, one a task, or one if it is the same for all; exact.
 
     Several terms become one LoRA whose rank is the sum of theirs.
@@ -50,6 +52,7 @@ def write_loras(weights: TrainedWeights, model: Any, folder: Path) -> list[Path]
         weights: what was trained.
         model: the base, without adapters.
         folder: gets a folder for each LoRA.
+        use: how prompts are made, which the README of each folder tells.
 
     Raises:
         CheckpointError: if it cannot be written.
@@ -75,10 +78,11 @@ def write_loras(weights: TrainedWeights, model: Any, folder: Path) -> list[Path]
         with staged_folder(folder / name) as staging:
             save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
             write_json(staging / "adapter_config.json", needed_fields(lora))
+            (staging / "README.md").write_text(use.readme(name), encoding="utf-8")
     return [folder / name for name in named]
 
 
-def write_bank_of(weights: TrainedWeights, model: Any, folder: Path, info: BankInfo) -> None:
+def write_bank_of(weights: TrainedWeights, model: PreTrainedModel, folder: Path, info: BankInfo) -> None:
     """Write what was trained as a bank; see `is_bank`. Without cores all tasks have the identity.
 
     Args:

@@ -7,7 +7,8 @@ tokens and examples the text has, and the text at which an answer ends.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from colora.common.files import write_json
 from colora.experiments.methods.in_context import questions
@@ -33,7 +34,7 @@ class Context:
     answer_ends_at: str
 
 
-def contexts(tasks: Sequence[Task], tokenizer: Tokenizer, model: Any, trial: Trial) -> dict[str, Context]:
+def contexts(tasks: Sequence[Task], tokenizer: Tokenizer, model: PreTrainedModel, trial: Trial) -> dict[str, Context]:
     """The context of each task, as the trial had it."""
     method = METHODS[trial.method]
     room = int(method.with_defaults(trial.options)["context"])

@@ -7,10 +7,12 @@ from colora.experiments.own.contenders import IN_CONTEXT
 from colora.experiments.own.verdict.judge import Gain, Outcome, Verdict
 from colora.experiments.own.verdict.measure import NATS, Measure
 from colora.experiments.report.tables import bytes_text
+from colora.tasks.prompting.templates import CHAT
 
 __all__ = ["verdict_sentences"]
 
 MOST_NAMED = 8
+PLAIN_EXAMPLES = "Examples in the prompt were given as plain text: a chat template has no place for them."
 
 
 def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
@@ -24,6 +26,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         _alone(verdict, outcomes, measure),
         _cost(used),
         *_curve(verdict, measure),
+        *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
         *([f"To keep the time, less was run: {'; '.join(verdict.given_up)}."] if verdict.given_up else []),
         *(f"Not compared: {line}." for line in verdict.missing),
         *(f"Failed, and so not compared: {name}: {reason}" for name, reason in verdict.failed.items()),
