@@ -53,7 +53,7 @@ def test_chat_has_the_log_probabilities_of_the_model(server, likelihoods, temper
     choice = asked(server, CHAT, logprobs=True, top_logprobs=4, temperature=temperature, seed=3).json()["choices"][0]
     content = choice["logprobs"]["content"]
     tokens = tokens_of(server, [bytes(one["bytes"]) for one in content])
-    expected = likelihoods("billing", server.service.chat_prompt(None, ["two words"]), tokens)
+    expected = likelihoods("billing", server.service.chat_prompt("billing", None, ["two words"]), tokens)
     for place, token, of_place in zip(content, tokens, expected, strict=True):
         assert place["logprob"] == pytest.approx(float(of_place[token]), abs=1e-4)
         values, best = of_place.topk(4)

@@ -146,7 +146,7 @@ def test_several_turns_follow_the_chat_template(server):
     turns = [("user", "one"), ("assistant", "two"), ("user", "three")]
     messages = [{"role": role, "content": text} for role, text in turns]
     expected = server.service.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert server.service.chat_prompt(None, [text for _, text in turns]) == expected
+    assert server.service.chat_prompt("legal", None, [text for _, text in turns]) == expected
     found = chat(server, "legal", "", messages=messages)
     assert found["usage"]["prompt_tokens"] == len(expected)
     parts = [{"type": "text", "text": "thr"}, {"type": "text", "text": "ee"}]
