@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import yaml
 
 import colora.bank.tensors
 import colora.evaluation.nll
@@ -11,8 +12,10 @@ import colora.training.resolve
 import colora.training.run_folder
 from colora.errors import ConfigError
 from colora.training.check import check_run
+from colora.training.config import RunConfig
 from colora.training.resolve import resolve_run
 from colora.training.run import train_and_evaluate
+from colora.training.run_folder import as_begun
 from colora.transfer.grouping import train_groups
 from tests.helpers.run_files import config_of, save_base
 
@@ -96,3 +99,23 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(base, tm
     config = config_of(tmp_path, base, grouping=[["red"]])
     with pytest.raises(ConfigError, match="blue: in no group"):
         check_run(config)
+
+
+def test_a_run_goes_on_with_the_defaults_that_it_began_with(tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+
+    def config(**sections):
+        fields = {"output": str(output), "tasks": [{"path": "mine.jsonl"}]} | sections
+        return RunConfig.model_validate(fields)
+
+    earlier = config().model_dump(mode="json")
+    del earlier["adapter"]["init_rotation"], earlier["training"]["beta2"]
+    earlier["training"] |= {"lr": 2e-3, "core_lr": 6e-2, "warmup_steps": 0}
+    (output / "run.yaml").write_text(yaml.safe_dump(earlier), encoding="utf-8")
+    found = as_begun(config(training={"lr": 5e-4}))
+    assert (found.adapter.init_rotation, found.training.beta2, found.training.warmup) == (0.0, 0.999, 0)
+    assert (found.training.lr, found.training.core_lr) == (5e-4, 6e-2)  # what the run file names is as it says
+    now = as_begun(config(output=str(tmp_path / "new")))
+    assert (now.adapter.init_rotation, now.training.beta2, now.training.warmup) == (0.5, 0.95, 5)
+    assert config(training={"steps": 20}).training.warmup == 2

@@ -46,8 +46,8 @@ RATES: dict[str, dict[str, float]] = {"alone": {"lr": LR}, "together": {"lr": LR
 def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
     """Write the tasks, train and measure each method that has no records yet, and make the table.
 
-    "in the prompt" is the untrained model with the task's examples before each question. "alone" is a plain LoRA of the
-    same rank for each task, with the same number of optimiser steps and of rows of this task in each step as "together".
+    "in the prompt" is the untrained model with the examples before each question. "alone" is a plain LoRA of the
+    same rank for each task, with the same number of optimiser steps, and of rows of this task in each, as "together".
 
     Args:
         output: folder for everything; what is there is reused.

@@ -24,11 +24,12 @@ from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import FederationConfig
 from colora.training.prompts import check_chat, unplaced_text
+from colora.training.run_folder import EARLIER
 
 __all__ = ["Client", "agreed_prompt", "local_data", "local_model"]
 
 
-UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "gradient_checkpointing")
+UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "beta2", "gradient_checkpointing")
 """Fields of `training` that would change what is trained and that clients do not implement: refused, not ignored."""
 
 
@@ -44,8 +45,9 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
             base does not have.
     """
     spec = config.training
-    fields = type(spec).model_fields
-    if changed := [f"training.{name}" for name in UNUSED if getattr(spec, name) != fields[name].default]:
+    fields, earlier = type(spec).model_fields, EARLIER["training"]
+    unchanged = {name: (fields[name].default, earlier.get(name)) for name in UNUSED}
+    if changed := [f"training.{name}" for name, values in unchanged.items() if getattr(spec, name) not in values]:
         raise ConfigError(f"in a federation {', '.join(changed)} cannot be used: leave the default")
     device = training_device(spec.device)
     model, tokenizer = load_base(

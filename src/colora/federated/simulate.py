@@ -64,7 +64,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
         if not locked:
             raise ConfigError(f"{output}: another process runs this federation")
         run = resolve_run(config)
-        check_free(output, config, run.manifest, federated=True)
+        check_free(output, run.config, run.manifest, federated=True)
         if (output / "bank" / "adapter_config.json").is_file():
             log(f"{output} has ended before; nothing to train")
             return evaluate_bank(output)

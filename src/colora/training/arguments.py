@@ -32,7 +32,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     spec, output = config.training, Path(config.output)
     if spec.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
-    warms_up = spec.scheduler == "constant" and spec.warmup_steps
+    warms_up = spec.scheduler == "constant" and spec.warmup
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         max_steps=spec.steps,
@@ -42,7 +42,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         learning_rate=spec.lr,
         weight_decay=spec.weight_decay,
         lr_scheduler_type="constant_with_warmup" if warms_up else spec.scheduler,
-        warmup_steps=spec.warmup_steps,
+        warmup_steps=spec.warmup,
+        adam_beta2=spec.beta2,
         max_grad_norm=spec.max_grad_norm,
         bf16=spec.precision == "bf16",
         fp16=spec.precision == "fp16",

@@ -31,6 +31,8 @@ __all__ = [
     "TrainingSpec",
 ]
 
+MOST_WARMUP = 5  # steps, where a run file names none
+
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -178,7 +180,12 @@ class TrainingSpec(_Spec):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of A and B.")
     core_weight_decay: float = Field(0.0, ge=0, description="The same for cores of tasks that are in the batch.")
     scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How both rates fall.")
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise from zero.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps in which the rates rise from zero; 5 by default, and fewer where steps are few."
+    )
+    beta2: float = Field(
+        0.95, ge=0, lt=1, description="Of Adam: how long its second moment remembers; 0.999 is too long for short runs."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient to this norm; 0 does not clip.")
     schedule: Literal["joint", "alternating"] = Field(
         "joint", description="Cores and shared factors together, or in turns (the paper's alternating minimisation)."
@@ -207,6 +214,11 @@ class TrainingSpec(_Spec):
     tensorboard: bool = Field(False, description="Write TensorBoard events to OUTPUT/logs.")
     device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
     threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
+
+    @property
+    def warmup(self) -> int:
+        """The steps of warm-up, decided."""
+        return min(MOST_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSpec":

@@ -27,7 +27,7 @@ from colora.training.prompts import (
     read_choice,
     source_of,
 )
-from colora.training.run_folder import differing_tasks, task_manifest
+from colora.training.run_folder import as_begun, differing_tasks, task_manifest
 from colora.training.starts.from_bank import resolve_adapter
 
 __all__ = ["ResolvedRun", "read_run_tasks", "resolve_run", "settle_prompt"]
@@ -98,7 +98,7 @@ def resolve_run(
             f"adapter.init_weights: {config.adapter.init_weights} begins a new bank, but start_from names one to go "
             "on from; remove one of the two"
         )
-    config, start = resolve_adapter(config)
+    config, start = resolve_adapter(as_begun(config))
     read = tuple(read_run_tasks(config, Path(config.output)) if tasks is None else tasks)
     names = [task.name for task in read]
     check_grouping(config, names)

@@ -17,7 +17,16 @@ from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 
-__all__ = ["check_free", "check_same_tasks", "claim", "differing_tasks", "run_config", "task_manifest"]
+__all__ = [
+    "EARLIER",
+    "as_begun",
+    "check_free",
+    "check_same_tasks",
+    "claim",
+    "differing_tasks",
+    "run_config",
+    "task_manifest",
+]
 
 FREE = (
     "output",
@@ -32,6 +41,13 @@ FREE = (
 )
 """Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
 paths of task files: `tasks.json` has digests of what is in them."""
+
+
+EARLIER = {
+    "adapter": {"init_rotation": 0.0},
+    "training": {"beta2": 0.999, "warmup_steps": 0, "lr": 2e-3, "core_lr": 6e-2},
+}
+"""Defaults of earlier versions. A run's own file has every field that there was when the run began."""
 
 
 def task_manifest(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -57,7 +73,30 @@ def run_config(run: Path) -> RunConfig:
         value = read_yaml(file, (), needs="'output' and 'tasks'")
     except ConfigError as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
+    for section, fields in EARLIER.items():
+        if isinstance(given := value.setdefault(section, {}), dict):
+            value[section] = fields | given
     return parse_config(value, str(file))
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """The config with the defaults that held when the run in its output folder began, if it began with earlier ones.
+
+    A field that the run file names is as it says.
+    """
+    try:
+        before = run_config(Path(config.output))
+    except ConfigError:  # nothing has begun there, or `check_free` tells what is wrong
+        return config
+    for section, fields in EARLIER.items():
+        now, then = getattr(config, section), getattr(before, section)
+        kept = {
+            name: earlier
+            for name, earlier in fields.items()
+            if name not in now.model_fields_set and getattr(then, name) == earlier
+        }
+        config = config.model_copy(update={section: now.model_copy(update=kept)})
+    return config
 
 
 def claim(output: Path, config: RunConfig, manifest: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from colora.training.prompts import FILE as PROMPT_FILE
 from colora.training.prompts import PromptChoice, choose_prompt, prompted_tasks, read_choice
 from colora.training.resolve import read_run_tasks, resolve_run
 from colora.training.run import measure_result, train_resolved
-from colora.training.run_folder import check_free, claim, task_manifest
+from colora.training.run_folder import as_begun, check_free, claim, task_manifest
 from colora.transfer.before_training import run_gradients
 from colora.transfer.clusters import cluster_tree
 from colora.transfer.similarity import gradient_similarity
@@ -70,7 +70,7 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
             "grouping: expected one process; let one decide the groups, then give each OUTPUT/groups/NAME/run.yaml to "
             "torchrun"
         )
-    output = Path(config.output)
+    config, output = as_begun(config), Path(config.output)
     tasks = read_run_tasks(config, output)
     manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])

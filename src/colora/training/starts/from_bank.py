@@ -48,7 +48,7 @@ def resolve_adapter(config: RunConfig) -> tuple[RunConfig, SavedBank | None]:
     if spec is None or not (Path(config.output) / "bank" / "adapter_config.json").is_file():
         start = SavedBank(config.start_from)
         spec = spec or _spec(start.config)
-    own, given = config.adapter, config.adapter.model_fields_set - {"init_weights"}
+    own, given = config.adapter, config.adapter.model_fields_set - {"init_weights", "init_rotation"}
     faults = [
         f"adapter.{name}: the bank has {getattr(spec, name)!r}, the run file {getattr(own, name)!r}"
         for name in sorted(given - LAYERS)
