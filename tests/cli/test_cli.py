@@ -81,7 +81,7 @@ def table(text):
         ),
         (
             ["compare"],
-            ["EXPERIMENT.yaml", "KEY=VALUE", "--output", "--shard", "--list", "--collect", "--mixed", "--rerun-old"],
+            ["FILE.yaml", "KEY=VALUE", "--minutes", "--examples", "--output", "--shard", "--list", "verdict"],
         ),
         (["report"], ["RECORDS", "OUT.html", "--markdown", "--mixed", "colora[report]"]),
         (

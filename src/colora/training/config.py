@@ -311,9 +311,7 @@ class RunConfig(_Spec):
     )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
     examples_a_task: list[Count] | None = Field(
-        None,
-        description="For `colora compare`: numbers of training examples, such as [8, 16, 32], at which all is measured "
-        "as well, which tells whether more examples would do more.",
+        None, description="For `colora compare`: fewer training examples to measure with as well, such as [8, 16]."
     )
     adapter: AdapterSpec = Field(default_factory=AdapterSpec, description="The bank.")
     training: TrainingSpec = Field(default_factory=TrainingSpec, description="The training.")
