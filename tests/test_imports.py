@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "common", "tasks", "models"},
     "training": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation"},
     "transfer": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
-    "federated": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
+    "federated": {"errors", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
     "serving": {"errors", "common", "tasks", "adapter", "models", "bank"},
     "theory": {"errors", "algebra", "common"},
     "experiments": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
