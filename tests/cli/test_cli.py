@@ -81,9 +81,19 @@ def table(text):
         ),
         (
             ["compare"],
-            ["FILE.yaml", "KEY=VALUE", "--minutes", "--examples", "--output", "--shard", "--list", "--mixed", "verdict"],
+            [
+                "FILE.yaml",
+                "KEY=VALUE",
+                "--minutes",
+                "--examples",
+                "--output",
+                "--shard",
+                "--list",
+                "--mixed",
+                "verdict",
+            ],
         ),
-        (["report"], ["RECORDS", "OUT.html", "--markdown", "--mixed", "colora[report]"]),
+        (["report"], ["RECORDS", "OUT.html", "--markdown", "--mixed", "--main", "--reference"]),
         (
             ["recover"],
             [

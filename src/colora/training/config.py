@@ -1,12 +1,8 @@
 """What a run file may say: its fields, their types, defaults and meaning."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -15,7 +11,20 @@ from pydantic import (
 
 from colora.adapter.config import InitWord
 from colora.evaluation.metrics import metric_options
-from colora.tasks.prompting.templates import CHAT, NAMED_TEMPLATES, parse_template
+from colora.tasks.prompting.templates import NAMED_TEMPLATES
+from colora.training.fields import (
+    AUTO,
+    FEDERATED_AUTO,
+    Count,
+    Groups,
+    MetricOption,
+    Names,
+    Prompt,
+    Rate,
+    Share,
+    Spec,
+    allowed_prompt,
+)
 from colora.training.rates import CORE_LR, LR
 
 __all__ = [
@@ -33,75 +42,11 @@ __all__ = [
 
 MOST_WARMUP = 5  # steps, where a run file names none
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-if TYPE_CHECKING:
-    MetricOption = str
-else:  # a type checker cannot read a Literal off a table
-    MetricOption = Literal[tuple(metric_options())]
 SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
 """Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.training.starts`."""
 
 
-def _names(value: Any) -> Any:
-    # Of a union pydantic reports the faults of both sides; here there is one.
-    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-        return value
-    raise ValueError(f"expected a name, an expression or a list of names, found {value!r}")
-
-
-Names = Annotated[str | list[str], BeforeValidator(_names)]
-
-
-def _groups(value: Any) -> Any:
-    named = isinstance(value, list) and all(isinstance(one, list) and one for one in value)
-    if value in ("none", "auto") or (value and named and all(isinstance(name, str) for one in value for name in one)):
-        return value
-    raise ValueError(f"expected 'none', 'auto' or a list of lists of task names, found {value!r}")
-
-
-Groups = Annotated[str | list[list[str]], BeforeValidator(_groups)]
-
-
-AUTO = "auto"
-"""The `prompt` that takes the one under which the base finds the training answers likeliest."""
-
-
-def _prompt(value: str) -> str:
-    words = (*NAMED_TEMPLATES, CHAT, AUTO)
-    if value not in words and "{" not in value:
-        raise ValueError(
-            f"expected a text with {{input}} and {{output}}, or one of {', '.join(words)}; found {value!r}"
-        )
-    if "\\n" in value:  # of a text in single quotes, or in none
-        raise ValueError("found a backslash and an n, which YAML takes for a line break in double quotes alone")
-    if value not in (CHAT, AUTO):
-        parse_template(value)
-    return value
-
-
-Prompt = Annotated[str, AfterValidator(_prompt)]
-
-
-FEDERATED_AUTO = (
-    "auto compares prompts on training examples, and a federation's clients keep theirs; run `colora check` where some "
-    "are, and name the prompt that it takes"
-)
-
-
-def _allowed(prompt: str | None, info: ValidationInfo, place: str = "") -> str | None:
-    if prompt == CHAT and info.data.get("chat_template") is False:
-        raise ValueError(f"{place}chat asks for what chat_template: false switches off; remove one of the two")
-    return prompt
-
-
-class _Spec(BaseModel):
-    # A misspelt key is a fault, not a default.
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class TaskSpec(_Spec):
+class TaskSpec(Spec):
     """One task: where its examples are and how many to use."""
 
     name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
@@ -141,7 +86,7 @@ class TaskSpec(_Spec):
         return self
 
 
-class AdapterSpec(_Spec):
+class AdapterSpec(Spec):
     """The bank; see `CoLoRAConfig`."""
 
     r: Count = Field(8, description="Rank of the shared factors; each task has r × r numbers per layer.")
@@ -169,7 +114,7 @@ class AdapterSpec(_Spec):
     )
 
 
-class TrainingSpec(_Spec):
+class TrainingSpec(Spec):
     """How long, how fast, in which order."""
 
     steps: Count = Field(200, description="Optimiser steps.")
@@ -232,7 +177,7 @@ class TrainingSpec(_Spec):
         return self
 
 
-class EvaluationSpec(_Spec):
+class EvaluationSpec(Spec):
     """What is measured after training, and by `colora evaluate`."""
 
     metrics: list[MetricOption] = Field(
@@ -244,7 +189,7 @@ class EvaluationSpec(_Spec):
     rows: Count = Field(16, description="Rows of a batch.")
 
 
-class FederationSpec(_Spec):
+class FederationSpec(Spec):
     """How clients train together without their text or cores leaving home. Learning rates are those of `training`."""
 
     rounds: Count = Field(30, description="Rounds.")
@@ -295,7 +240,7 @@ class FederationSpec(_Spec):
         return self
 
 
-class RunConfig(_Spec):
+class RunConfig(Spec):
     """A run: a base model, tasks, and how to train them together."""
 
     base: str = Field("smollm2", description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
@@ -333,17 +278,17 @@ class RunConfig(_Spec):
     @field_validator("prompt")
     @classmethod
     def _no_contradiction(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return _allowed(value, info)
+        return allowed_prompt(value, info)
 
     @field_validator("tasks")
     @classmethod
     def _no_contradictions(cls, value: list[TaskSpec], info: ValidationInfo) -> list[TaskSpec]:
         for number, task in enumerate(value):
-            _allowed(task.prompt, info, f"{number}.prompt: ")
+            allowed_prompt(task.prompt, info, f"{number}.prompt: ")
         return value
 
 
-class FederationConfig(_Spec):
+class FederationConfig(Spec):
     """What the server and all clients of a federation agree on: a run file without tasks, output and evaluation."""
 
     base: str = "smollm2"
@@ -359,4 +304,4 @@ class FederationConfig(_Spec):
     def _agreed(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value == AUTO:
             raise ValueError(FEDERATED_AUTO)
-        return _allowed(value, info)
+        return allowed_prompt(value, info)
