@@ -43,7 +43,7 @@ def test_the_best_is_recommended_if_it_is_better_beyond_noise():
     assert said[4] == "A task costs 1\xa0kB, and all tasks together 4\xa0kB."
     (one, *_) = verdict.outcomes
     assert (one.method, one.task_bytes, one.shared_bytes, one.setting) == (
-        "colora", 1000, 4000, "lr 0.0015, core lr 0.045",
+        "colora", 1000, 4000, "lr 0.001, core lr 0.02",
     )  # fmt: skip
 
 

@@ -47,12 +47,11 @@ class Contender:
         return bool(self.settings)
 
 
-# Around the default, and half a decade apart: dates want the highest of these, facts and words the lowest.
-_RATES = (1.5e-3, 4e-3, 5e-4)
+# The default first, then a factor of two apart: dates want the highest of these, facts and words the lowest.
+_RATES = (LR, 2 * LR, LR / 2)
 MOST_SETTINGS = len(_RATES)
 _FACTORS = tuple(Setting(rate) for rate in _RATES)
-# The cores' rate keeps its ratio to that of A and B up to the default, beyond which cores diverge.
-_CORES = tuple(Setting(rate, min(rate * CORE_LR / LR, CORE_LR)) for rate in _RATES)
+_CORES = tuple(Setting(rate, CORE_LR) for rate in _RATES)
 
 ROTATED = CoLoRAConfig.init_rotation
 """As the cores of new banks start."""
