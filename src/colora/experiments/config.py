@@ -94,6 +94,7 @@ class MethodSettings(_Settings):
     steps: Count | None = Field(None, description="Optimiser steps; another number needs allow_unequal_steps.")
     rows: Count | None = Field(None, description="Rows of each task in a step; likewise.")
     local_steps: Count | None = Field(None, description="Steps of each client in a round, if federated.")
+    prompt: str | None = Field(None, description="Prompt of this variant alone, to compare prompts.")
     options: dict[str, float] = Field({}, description="What only this method knows, by name.")
     regimes: list[Regime] | None = Field(None, description="Only in these of the experiment's regimes.")
     groups: list[str] | None = Field(None, description="Only on these of the experiment's groups.")

@@ -40,11 +40,7 @@ def _sizes(experiment: Experiment) -> Iterator[str]:
         own, place = of_group(experiment, group), f"by_group.{group}." if group else ""
         if own.generate > own.test:
             yield f"{place}generate: expected at most test ({own.test}), found {own.generate}"
-    if experiment.prompt is not None and experiment.prompt != "auto":
-        try:
-            parse_template(experiment.prompt)
-        except ConfigError as error:
-            yield f"prompt: {error}"
+    yield from _prompt_faults("prompt", experiment.prompt)
     for group, tasks in experiment.groups.items():
         for fault in misnamed_tasks(tasks):
             yield f"groups.{group}: {fault}"
@@ -92,10 +88,19 @@ def _settings(experiment: Experiment) -> Iterator[str]:
             yield f"{place}.local_steps: a method that is not federated has no rounds"
         if settings.core_lr is not None and not method.core_rate:
             yield f"{place}.core_lr: this method has no cores with a rate of their own"
+        yield from _prompt_faults(f"{place}.prompt", settings.prompt)
         try:
             method.with_defaults(settings.options)
         except ConfigError as error:
             yield f"{place}.options: {error}"
+
+
+def _prompt_faults(place: str, prompt: str | None) -> Iterator[str]:
+    if prompt is not None and prompt != "auto":
+        try:
+            parse_template(prompt)
+        except ConfigError as error:
+            yield f"{place}: {error}"
 
 
 def _placed(experiment: Experiment) -> Iterator[tuple[str, str, MethodSettings]]:

@@ -12,7 +12,7 @@ from colora.experiments.trial import Trial
 __all__ = ["of_group", "planned_trials", "variants"]
 
 # What a trial takes over from its experiment as it is.
-_MODEL = ("base", "dtype", "first_layer", "prompt", "max_length", "max_new_tokens")
+_MODEL = ("base", "dtype", "first_layer", "max_length", "max_new_tokens")
 COMMON = (*_MODEL, "warmup_steps", "split", "test", "generate")
 
 UNUSED_STEPS = 10  # of a round, where there are no rounds
@@ -33,6 +33,7 @@ def planned_trials(experiment: Experiment) -> list[Trial]:
             examples=examples,
             seed=seed,
             **{name: getattr(own, name) for name in COMMON},
+            prompt=settings.prompt or own.prompt,
             **_decided(own, METHODS[method], settings, rank),
         )
         for seed, regime, (group, tasks), examples, index in product(
