@@ -1,4 +1,4 @@
-"""The settings that the tuning on real tasks chose, and what each setting gave.
+"""What was chosen for the comparison on real tasks, and from what: settings, starts of cores, prompts.
 
     python -m benchmarks.compare.chosen
 
@@ -7,10 +7,11 @@ it, the one with the least nats per token.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from colora.experiments.trial import TrialRecord, read_trial_records
+from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
 FILES = ("real_tuning", "real_tuning_lists")
@@ -21,7 +22,8 @@ Setting = tuple[float, float | None]
 
 
 def main() -> None:
-    print(choices_markdown())
+    for table in (choices_markdown(), rotation_markdown(), prompts_markdown()):
+        print(table, end="\n\n")
 
 
 def tuning_records() -> dict[str, dict[Setting, list[TrialRecord]]]:
@@ -57,7 +59,8 @@ def chosen(settings: dict[Setting, list[TrialRecord]]) -> Setting:
 def choices_markdown() -> str:
     """A row a setting: the main measure of each group, the means, and a mark at the chosen one."""
     tuned = tuning_records()
-    groups = sorted({one.trial.group for settings in tuned.values() for records in settings.values() for one in records})
+    everything = [one for settings in tuned.values() for records in settings.values() for one in records]
+    groups = sorted({one.trial.group for one in everything})
     lines = [
         f"| method | rate | {' | '.join(groups)} | mean | nats per token | chosen |",
         f"|---|---:|{'---:|' * len(groups)}---:|---:|---|",
@@ -70,6 +73,30 @@ def choices_markdown() -> str:
             mean, token = fmean(map(points, records.values())), fmean(map(nats, records.values()))
             mark = "yes" if setting == best else ""
             lines.append(f"| {method} | {setting[0]:g} | {' | '.join(cells)} | {mean:.1f} | {token:.3f} | {mark} |")
+    return "\n".join(lines)
+
+
+def rotation_markdown() -> str:
+    """A row for each share of the directions in which cores start turned."""
+    return _sweep_markdown("rotation", "turned", lambda trial: f"{trial.options.get('rotated', 0.0):g}")
+
+
+def prompts_markdown() -> str:
+    """A row for each prompt, with a LoRA for each task."""
+    return _sweep_markdown("prompts", "prompt", lambda trial: str(trial.prompt))
+
+
+def _sweep_markdown(name: str, title: str, label: Callable[[Trial], str]) -> str:
+    """Means over tasks and seeds of the main measure, and of nats per token in brackets, of each group."""
+    records = read_trial_records(RECORDS / f"{name}.jsonl")
+    groups = sorted({record.trial.group for record in records})
+    lines = [f"| {title} | {' | '.join(groups)} |", f"|---|{'---:|' * len(groups)}"]
+    for value in dict.fromkeys(label(record.trial) for record in records):
+        cells = []
+        for group in groups:
+            found = [one for one in records if label(one.trial) == value and one.trial.group == group]
+            cells.append(f"{fmean(map(points, found)):.1f} ({fmean(map(nats, found)):.3f})")
+        lines.append(f"| {value} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -310,5 +310,13 @@ def test_the_settings_of_a_group_are_checked_as_the_experiments_own(file):
     ]
 
 
+def test_variants_may_differ_in_their_prompt(file):
+    experiment = load(file, prompt="qa", methods={"local": [{}, {"prompt": "arrow"}, {"prompt": "auto"}]})
+    assert [one.prompt for one in planned_trials(experiment)] == ["qa", "arrow", "auto"]
+    assert refused(file, methods={"local": {"prompt": "{input}"}})[0].startswith(
+        "methods.local.prompt: expected {output}"
+    )
+
+
 def test_a_prompt_that_is_no_template_is_told(file):
     assert refused(file, prompt="Q: {input}") == ["prompt: expected {output} once, found it 0 times in 'Q: {input}'"]

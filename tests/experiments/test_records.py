@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare.chosen import chosen, tuning_records
 from benchmarks.compare.summary import tries, tuned_rate
 from colora.experiments.load import load_experiment
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.plan import planned_trials
 from colora.experiments.report.gather import read_experiments
 
@@ -14,6 +16,8 @@ RECORDS = ROOT / "benchmarks" / "compare" / "records"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
+SWEEPS |= {"real_tuning", "real_tuning_lists", "rotation", "prompts"}
+REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
 
@@ -36,13 +40,27 @@ def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(nam
         assert 0 < nats.index(min(nats)) < len(nats) - 1, f"{method}: the best rate is not bracketed"
 
 
-@pytest.mark.parametrize("path", [one for one in EXPERIMENTS if one.stem not in SWEEPS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [one for one in EXPERIMENTS if one.stem not in SWEEPS | REAL], ids=lambda path: path.stem
+)
 def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
     for trial in planned_trials(load_experiment(path)):
         if trial.method == "base":
             continue
         tuned = best[TUNED_AS.get(trial.method, trial.method), trial.regime]
         assert tuned_rate(trial) == tuned, trial.key
+
+
+def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups():
+    settings = {method: chosen(tried) for method, tried in tuning_records().items()}
+    options = {"colora": {"rotated": 0.5}}
+    trials = planned_trials(load_experiment(ROOT / "benchmarks" / "compare" / "real.yaml"))
+    tuned_on = {record.trial.group for tried in tuning_records().values() for one in tried.values() for record in one}
+    assert not tuned_on & {trial.group for trial in trials}
+    for trial in trials:
+        if METHODS[trial.method].terms:
+            assert (trial.lr, trial.core_lr) == settings[trial.method], trial.key
+            assert trial.options == options.get(trial.method, {})
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
