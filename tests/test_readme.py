@@ -10,9 +10,11 @@ import pytest
 from benchmarks.adapter.step import summary_markdown as step_markdown
 from benchmarks.architectures.table import table as architectures_table
 from benchmarks.cli.startup import table as startup_table
+from benchmarks.compare.chosen import choices_markdown, prompts_markdown, rotation_markdown
 from benchmarks.compare.summary import (
     groups_markdown,
     main_markdown,
+    methods_markdown,
     multiplier_markdown,
     regret_markdown,
     rounding_markdown,
@@ -58,6 +60,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "name", "table"),
     [
+        (README, "real", lambda: methods_markdown("real")),
         (README, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),
@@ -75,6 +78,9 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "grouping", grouping_table),
         (DECISIONS, "rounding", rounding_markdown),
         (DECISIONS, "tuning", tuning_markdown),
+        (DECISIONS, "choices", choices_markdown),
+        (DECISIONS, "rotation", rotation_markdown),
+        (DECISIONS, "prompts", prompts_markdown),
         (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
     ],
