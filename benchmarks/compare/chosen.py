@@ -77,8 +77,10 @@ def choices_markdown() -> str:
 
 
 def rotation_markdown() -> str:
-    """A row for each share of the directions in which cores start turned."""
-    return _sweep_markdown("rotation", "turned", lambda trial: f"{trial.options.get('rotated', 0.0):g}")
+    """A row for each rank, and share of the directions in which cores start turned."""
+    return _sweep_markdown(
+        "rotation", "rank, turned", lambda trial: f"{trial.rank}, {trial.options.get('rotated', 0.0):g}"
+    )
 
 
 def prompts_markdown() -> str:
