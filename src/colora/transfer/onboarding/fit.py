@@ -19,11 +19,11 @@ from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
-from colora.training.rates import CORE_LR
 
 __all__ = ["Settings", "fit_core"]
 
 LARGE = 16  # rank of a core
+LR, LARGE_LR = 0.12, 0.06  # the factors rest, so a core goes further in few steps than where all are trained
 BETAS = (0.9, 0.95)  # within few steps a second moment at 0.999 would remember one large gradient throughout
 
 
@@ -75,7 +75,7 @@ class Settings:
 
     def rates(self, rank: int) -> tuple[float, float]:
         """Peak learning rate and proximal strength for cores of `rank` × `rank` parameters, `extend` included."""
-        lr, proximal = (CORE_LR, 0.1) if rank >= LARGE else (2 * CORE_LR, 0.0)
+        lr, proximal = (LARGE_LR, 0.1) if rank >= LARGE else (LR, 0.0)
         return lr if self.lr is None else self.lr, proximal if self.proximal is None else self.proximal
 
 
