@@ -51,7 +51,7 @@ VALUES = json.loads((FOLDER / "expected" / "values.json").read_text(encoding="ut
 BANKS = [name for name in VALUES["logits"] if name != "base"]
 NETWORK = (
     "federation.compression=int8", "federation.server=adam", "federation.server_lr=0.01",
-    "federation.factor_moments=fresh",
+    "federation.factor_moments=fresh", "training.core_lr=0.06",
 )  # fmt: skip
 # Of logits and losses; of tensors after further steps of Adam, which differ on other processors; of updates in 8 bits,
 # where such a difference may fall on either side of a rounding.

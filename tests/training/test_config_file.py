@@ -238,7 +238,7 @@ def test_every_field_has_a_description_and_a_row():
     assert [key for key, kind, default, _ in rows if not kind or not default] == []
     by_key = {key: (kind, default) for key, kind, default, _ in rows}
     assert by_key["output"] == ("str", "required")
-    assert by_key["training.lr"] == ("float", "0.002")
+    assert by_key["training.lr"] == ("float", "0.001")
     assert by_key["training.scheduler"] == ("cosine | linear | constant", "cosine")
     assert by_key["adapter.exclude_modules"] == ("str | list of str | null", "none")
     assert by_key["chat_template"] == ("bool", "true")

@@ -110,12 +110,12 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with(tmp_path):
         return RunConfig.model_validate(fields)
 
     earlier = config().model_dump(mode="json")
-    del earlier["adapter"]["init_rotation"], earlier["training"]["beta2"]
+    del earlier["training"]["beta2"]
     earlier["training"] |= {"lr": 2e-3, "core_lr": 6e-2, "warmup_steps": 0}
     (output / "run.yaml").write_text(yaml.safe_dump(earlier), encoding="utf-8")
     found = as_begun(config(training={"lr": 5e-4}))
-    assert (found.adapter.init_rotation, found.training.beta2, found.training.warmup) == (0.0, 0.999, 0)
+    assert (found.training.beta2, found.training.warmup) == (0.999, 0)
     assert (found.training.lr, found.training.core_lr) == (5e-4, 6e-2)  # what the run file names is as it says
     now = as_begun(config(output=str(tmp_path / "new")))
-    assert (now.adapter.init_rotation, now.training.beta2, now.training.warmup) == (0.5, 0.95, 5)
+    assert (now.training.beta2, now.training.warmup) == (0.95, 5)
     assert config(training={"steps": 20}).training.warmup == 2

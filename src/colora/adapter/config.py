@@ -99,10 +99,10 @@ class CoLoRAConfig(PeftConfig):
         },
     )
     init_rotation: float = field(
-        default=0.5,
+        default=0.0,
         metadata={
             "help": "Share of the r directions in which each core starts as a rotation of its own, so that what tasks "
-            "want differently does not cancel while B is small; 0: every core starts at the identity."
+            "want differently does not cancel while B is small; 0.5 for tasks that contradict each other."
         },
     )
     bias: str = field(default="none", metadata={"help": "Only 'none': biases stay those of the base model."})

@@ -9,7 +9,6 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import unknown
 from colora.experiments.trial import Regime
 from colora.tasks.families.named import GROUPS
-from colora.training.rates import LR
 
 __all__ = ["Experiment", "GroupSettings", "MethodSettings"]
 
@@ -144,7 +143,7 @@ class Experiment(_Settings):
     )
     rank: Annotated[list[Count], *OneOrMore] = Field([8], description="Rank of every method; one or a list.")
     alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
-    lr: Rate = Field(LR, description="Peak learning rate of the factors where a method says none.")
+    lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
     steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")

@@ -102,10 +102,11 @@ class AdapterSpec(Spec):
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
     init_rotation: float = Field(
-        0.5,
+        0.0,
         ge=0,
         le=1,
-        description="Share of the r directions in which each core starts as a rotation of its own; 0: at the identity.",
+        description="Share of the r directions in which each core starts as a rotation of its own; 0.5 for "
+        "tasks that contradict each other.",
     )
     init_weights: Literal["kaiming", InitWord, "spectral", "spectral_neutral", "spectral_factors"] = Field(
         "kaiming",

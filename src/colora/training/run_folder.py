@@ -43,10 +43,7 @@ FREE = (
 paths of task files: `tasks.json` has digests of what is in them."""
 
 
-EARLIER = {
-    "adapter": {"init_rotation": 0.0},
-    "training": {"beta2": 0.999, "warmup_steps": 0, "lr": 2e-3, "core_lr": 6e-2},
-}
+EARLIER = {"training": {"beta2": 0.999, "warmup_steps": 0, "lr": 2e-3, "core_lr": 6e-2}}
 """Defaults of earlier versions. A run's own file has every field that there was when the run began."""
 
 

@@ -64,7 +64,7 @@ def test_a_comparison_ends_in_a_verdict(tmp_path, file):
     final = read_trial_records(tmp_path / "c" / "comparison.jsonl")
     assert len(final) == len(METHODS_HERE) + 2 * len(TRAINED)
     # the highest rate was made the best of each
-    assert {record.trial.lr for record in final if record.trial.method in TRAINED} == {4e-3}
+    assert {record.trial.lr for record in final if record.trial.method in TRAINED} == {2e-3}
     choosing = read_trial_records(tmp_path / "c" / "choosing.jsonl")
     assert len(choosing) == 9 * len(TRAINED)
     assert {record.trial.split for record in choosing} == {"val"}

@@ -103,3 +103,6 @@ def _start(layers: Mapping[str, ConstrainedLinear], method: Method, rotated: flo
                 term.rotate(rotated, generator)
             for part, tensor in term.parts():
                 tensor.requires_grad_(term.term.parts()[part].trained)
+        if method.pull_to == "first":
+            first, second = layer.term_layers()
+            second.A.data.copy_(first.A)

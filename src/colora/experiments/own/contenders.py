@@ -5,7 +5,6 @@ Every contender that is trained has the same number of settings: who is tuned mo
 
 from dataclasses import dataclass
 
-from colora.adapter.config import CoLoRAConfig
 from colora.experiments.methods.registry import METHODS
 from colora.training.rates import CORE_LR, LR
 
@@ -53,8 +52,8 @@ MOST_SETTINGS = len(_RATES)
 _FACTORS = tuple(Setting(rate) for rate in _RATES)
 _CORES = tuple(Setting(rate, CORE_LR) for rate in _RATES)
 
-ROTATED = CoLoRAConfig.init_rotation
-"""As the cores of new banks start."""
+ROTATED = 0.5
+"""Share of the directions in which cores start turned, as in benchmarks/compare/real.yaml."""
 
 CONTENDERS = (
     Contender("base", "the base model as it is"),
