@@ -95,7 +95,10 @@ class Experiment:
     @cached_property
     def places(self) -> dict[Place, list[Row]]:
         """The rows at each place, both in the order in which they are shown."""
-        varied = [name for name in _PLACE if len({getattr(record.trial, name) for record in self.records}) > 1]
+        # What each group has alike all through says nothing that the group's name does not.
+        values = {(name, one.trial.group, getattr(one.trial, name)) for one in self.records for name in _PLACE}
+        times = Counter((name, group) for name, group, _ in values)
+        varied = [name for name in _PLACE if any(times[name, group] > 1 for _, group in times)]
         at: dict[Place, list[TrialRecord]] = {}
         for record in self.records:
             trial = record.trial

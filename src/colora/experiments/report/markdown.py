@@ -65,7 +65,9 @@ def quality_markdown(experiment: Experiment) -> str:
 
 def table_markdown(table: Table, title: bool = True, notes: bool = True) -> str:
     """A table with its title above and its notes below."""
-    over = [span.text for span in table.spans for _ in range(span.columns)] or [""] * len(table.headers)
+    over = [span.text for span in table.spans for _ in range(span.columns)]
+    if len({text for text in over if text}) < 2:  # what stands over all columns tells none from another
+        over = [""] * len(table.headers)
     headers = [_plain(f"{one} ({text})" if text else one) for one, text in zip(table.headers, over, strict=True)]
     lines = [headers, ["---"] * len(table.headers)]
     lines += [[_entry(one) for one in row] for row in table.rows]
