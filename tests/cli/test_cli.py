@@ -42,7 +42,16 @@ def run(tmp_path_factory):
     """The folder of a run that the command line trained, hard enough that its tasks say different things."""
     folder = tmp_path_factory.mktemp("run")
     base = save_base(folder / "base")
-    training = {"steps": 30, "rows": 8, "lr": 0.02, "save_every": 30, "log_every": 15}
+    training = {
+        "steps": 30,
+        "rows": 8,
+        "lr": 0.02,
+        "core_lr": 0.06,
+        "warmup_steps": 0,
+        "beta2": 0.999,
+        "save_every": 30,
+        "log_every": 15,
+    }
     evaluation = {"metrics": ["rougeL", "exact_match", "nll"]}
     result = cli("train", run_file(folder, base, training=training, evaluation=evaluation))
     assert result.exit_code == 0, result.stderr
