@@ -61,7 +61,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     ("text", "name", "table"),
     [
         (README, "real", lambda: methods_markdown("real")),
-        (README, "main", main_markdown),
+        (DECISIONS, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),
         (FEDERATED, "federation", federation_markdown),
@@ -91,7 +91,7 @@ def test_the_tables_are_those_of_the_records(text, name, table):
 
 
 def test_the_multipliers_are_those_of_the_records():
-    told = re.search(r"To equal CoLoRA in as many steps.*?\n\n", README, flags=re.DOTALL)[0].replace("\n", " ")
+    told = re.search(r"To equal CoLoRA in as many steps.*?\n\n", DECISIONS, flags=re.DOTALL)[0].replace("\n", " ")
     rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in multiplier_markdown().splitlines()[2:]]
     (few, by_rouge_4, by_nll_4), (more, by_rouge_16, by_nll_16) = (
         (n, rouge.split(" [")[0], nll.split(" [")[0]) for n, rouge, nll in rows
@@ -104,7 +104,7 @@ def test_the_multipliers_are_those_of_the_records():
 
 def test_the_gain_that_is_none_is_that_of_the_records():
     (row,) = [line.split("|") for line in groups_markdown().splitlines() if line.startswith("| similar | explicit")]
-    assert f"one LoRA\nfor all does as well ({row[4].strip()} and {row[5].strip()})" in README
+    assert f"one LoRA\nfor all does as well ({row[4].strip()} and {row[5].strip()})" in DECISIONS
 
 
 def test_what_a_newcomer_gets_is_that_of_the_records():
@@ -123,7 +123,7 @@ def test_the_cost_of_a_step_is_that_of_the_record():
 
 
 def test_the_command_for_one_row_is_that_row():
-    file, only = re.search(r"colora compare (\S+) --only '(.*?)' --threads 1", README).groups()
+    file, only = re.search(r"colora compare (\S+) --only '(.*?)' --threads 1", DECISIONS).groups()
     trials = chosen_trials(load_experiment(ROOT / file), only)
     assert {(trial.method, trial.group, trial.regime) for trial in trials} == {("colora", "similar-8", "implicit")}
     assert [trial.seed for trial in trials] == [0, 1, 2]

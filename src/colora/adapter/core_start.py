@@ -7,7 +7,7 @@ whole, and those of the others turned at random. Cores still have r × r numbers
 
     Λ_k = diag(I, Q_k)        Q_k random orthogonal, m × m with m = rotated · r; the first r − m directions are common
 
-(docs/decisions/training.md, "rotated starts")
+(docs/decisions/training.md, "cores may start turned")
 """
 
 import torch

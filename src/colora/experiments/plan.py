@@ -12,8 +12,7 @@ from colora.experiments.trial import Trial
 __all__ = ["of_group", "planned_trials", "variants"]
 
 # What a trial takes over from its experiment as it is.
-_MODEL = ("base", "dtype", "first_layer", "max_length", "max_new_tokens")
-COMMON = (*_MODEL, "warmup_steps", "split", "test", "generate")
+COMMON = ("base", "dtype", "first_layer", "warmup_steps", "split", "test", "generate", "max_length", "max_new_tokens")
 
 UNUSED_STEPS = 10  # of a round, where there are no rounds
 

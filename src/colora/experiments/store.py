@@ -75,9 +75,9 @@ class Store:
             how many there were.
         """
         path = self.output / f"{name}.jsonl"
-        missing = (
-            [one for one in read_trial_records(path) if not self.path(one.trial).exists()] if path.exists() else []
-        )
+        if not path.exists():
+            return 0
+        missing = [record for record in read_trial_records(path) if not self.path(record.trial).exists()]
         for record in missing:
             self.write(record)
         return len(missing)

@@ -20,7 +20,7 @@ EXAMPLES = 8
 ROWS = 16
 
 # An arrow makes an untouched model say single words of the right kind, and is a bad beginning for training: on lists a
-# LoRA each reached 54 % after it and 71 % after "Q: ... A:" (docs/decisions/tasks-and-prompts.md).
+# LoRA each reached 55 % after it and 73 % after "Q: ... A:" (docs/decisions/tasks-and-prompts.md).
 LEFT_OUT = ("arrow",)
 
 

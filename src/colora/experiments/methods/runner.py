@@ -32,7 +32,7 @@ from colora.experiments.methods.train import Training, task_losses, train
 from colora.experiments.trial import Trial, TrialRecord
 from colora.models.base import load_base
 from colora.models.prompt_choice import likeliest_template
-from colora.tasks.prompting.templates import NAMED_TEMPLATES, parse_template
+from colora.tasks.prompting.templates import template_of
 from colora.tasks.schema import Task, prompted
 
 __all__ = ["Runner", "compress", "find_method"]
@@ -166,11 +166,11 @@ class Runner:
         """The tasks with the trial's prompt, and its name if it was chosen here."""
         if trial.prompt is None:
             return None, tasks
-        if trial.prompt != "auto":
-            template = parse_template(trial.prompt)
-            return None, [prompted(task, template) for task in tasks]
-        name, _ = likeliest_template(self.model, self.tokenizer, tasks, trial.max_length)
-        return name, [prompted(task, NAMED_TEMPLATES[name]) for task in tasks]
+        chosen = None
+        if trial.prompt == "auto":
+            chosen, _ = likeliest_template(self.model, self.tokenizer, tasks, trial.max_length)
+        template = template_of(chosen or trial.prompt)  # "chat" may have been chosen, where the runner has it
+        return chosen, [prompted(task, template) for task in tasks]
 
     def _measured(
         self, method: Method, forward: SplitForward, tasks: list[Task], rows: list[list[Row]], trial: Trial
