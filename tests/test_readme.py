@@ -134,7 +134,7 @@ def test_what_rounding_did_is_told():
     again = [record for record in records if record.trial.method == "colora"]
     assert {record.environment["threads"] for record in again} == {2}
     means = [record.mean("rougeL") for record in again]
-    assert f"{fmean(means):.1f} ± {stdev(means):.1f}" in README
+    assert f"{fmean(means):.1f} ± {stdev(means):.1f}" in DECISIONS
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
