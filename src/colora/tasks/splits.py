@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from colora.tasks.faults import Faults
 from colora.tasks.schema import SPLITS, Example, TaskSource
 
-__all__ = ["make_splits"]
+__all__ = ["input_key", "make_splits"]
 
 Split = dict[str, tuple[Example, ...]]
 
@@ -197,7 +197,7 @@ class _Draw:
             )
 
     def _key(self, example: Example, case: bool = False) -> Hashable:
-        return _key(example, case) if self.together else example
+        return input_key(example, case) if self.together else example
 
     def _check_given(self, groups: Mapping[str, Sequence[Hashable]]) -> None:
         splits: dict[Hashable, list[str]] = defaultdict(list)
@@ -233,7 +233,7 @@ class _Roots:
         self._above[self(one)] = self(other)
 
 
-def _key(example: Example, case: bool = False) -> Hashable:
+def input_key(example: Example, case: bool = False) -> Hashable:
     """What makes two inputs the same, in capitals or not unless `case`; without an input the instructions count."""
     if example.history:  # a last turn such as "Go on." says little
         return tuple(_plain(text, case) for text in (*example.history, example.input))

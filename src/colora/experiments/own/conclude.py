@@ -64,7 +64,7 @@ def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[st
 def _page(known: Comparison, records: Path) -> Path | None:
     try:
         write_report(records, known.outputs.page, mixed=known.options.mixed)
-    except ColoraError as error:  # without matplotlib, say
+    except ColoraError as error:  # the verdict stands without its page
         known.log(f"no report: {error}")
         return None
     return known.outputs.page

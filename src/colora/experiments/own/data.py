@@ -15,13 +15,14 @@ import hashlib
 import json
 import random
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from colora.errors import TaskFileError
 from colora.experiments.trial import Trial
 from colora.tasks.schema import Example, Task
+from colora.tasks.splits import input_key
 from colora.training.run_folder import task_manifest
 
 __all__ = ["ENOUGH_VALIDATION", "OwnTasks"]
@@ -67,7 +68,7 @@ class OwnTasks:
     @property
     def most_folds(self) -> int:
         """Into how many parts every task's pool can be divided."""
-        return min(len({_key(example) for example in _pool(task)}) for task in self.tasks)
+        return min(len({input_key(example) for example in _pool(task)}) for task in self.tasks)
 
     @property
     def pool_sizes(self) -> list[int]:
@@ -107,8 +108,8 @@ def _part(task: Task, group: str) -> Task:
         return replace(task, splits=task.splits | {"train": pool, "val": ()})
     number, folds = int(found[1]), int(found[2])
     fold_of = _folds(pool, folds, task.name)
-    held = tuple(example for example in pool if fold_of[_key(example)] == number - 1)
-    kept = tuple(example for example in pool if fold_of[_key(example)] != number - 1)
+    held = tuple(example for example in pool if fold_of[input_key(example)] == number - 1)
+    kept = tuple(example for example in pool if fold_of[input_key(example)] != number - 1)
     return replace(task, splits=task.splits | {"train": kept, "val": held})
 
 
@@ -116,22 +117,15 @@ def _pool(task: Task) -> tuple[Example, ...]:
     return (*task.splits["train"], *task.splits["val"])
 
 
-def _folds(pool: Sequence[Example], folds: int, name: str) -> dict[str, int]:
+def _folds(pool: Sequence[Example], folds: int, name: str) -> dict[Hashable, int]:
     """The fold of every input; equal inputs are in one. Sizes differ by the size of such a set at most."""
-    counts: dict[str, int] = {}
-    for example in pool:
-        counts[_key(example)] = counts.get(_key(example), 0) + 1
+    counts = Counter(map(input_key, pool))  # in the order in which each is met first
     sizes = [0] * folds
     found = {}
     for key in random.Random(f"folds:{name}").sample(list(counts), len(counts)):
         found[key] = sizes.index(min(sizes))
         sizes[found[key]] += counts[key]
     return found
-
-
-def _key(example: Example) -> str:
-    text = "\n".join((*example.history, example.input)) or example.instruction or ""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _cut(task: Task, examples: int, seed: int) -> Task:

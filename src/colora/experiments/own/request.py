@@ -103,11 +103,7 @@ def ignored_fields(config: RunConfig) -> list[str]:
     """What a run file says of its bank that a comparison does not heed, for every contender is trained alike."""
     plain = AdapterSpec().model_dump()
     asked: dict[str, Any] = config.adapter.model_dump()
-    names = [
-        f"adapter.{name}"
-        for name, value in asked.items()
-        if value != plain[name] and name not in {*_READ, "use_rslora"}
-    ]
+    names = [f"adapter.{name}" for name, value in asked.items() if value != plain[name] and name not in _READ]
     names += ["start_from"] if config.start_from is not None else []
     return [*names, *(["grouping"] if config.grouping != "none" else [])]
 

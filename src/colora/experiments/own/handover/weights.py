@@ -54,21 +54,20 @@ class TrainedWeights:
 
 
 def keep_weights(path: Path, layers: Mapping[str, ConstrainedLinear], tasks: tuple[str, ...]) -> None:
-    """Write the trained terms of a trial, atomically.
+    """Write the trained terms of a trial with at least one layer, atomically.
 
     Raises:
         ConfigError: something was folded into the weights or held diagonal, which has no form of a few LoRAs.
         CheckpointError: the file cannot be written.
     """
-    tensors, scales = {}, {1.0}
+    tensors = {}
     for name, layer in layers.items():
-        scales = {layer.scale}
         if layer.folded is not None or any(term.term.diagonal for term in layer.term_layers()):
             raise ConfigError(f"layer {name}: expected plain terms, found a folded update or a diagonal core")
         for number, term in enumerate(layer.term_layers()):
             for part, tensor in term.parts():
                 tensors[f"{name} {number}.{part}"] = tensor.detach().cpu().contiguous()
-    (scale,) = scales
+    scale = next(iter(layers.values())).scale  # that of every layer
     write_bytes(path, save(tensors, metadata={"scale": repr(scale), "tasks": json.dumps(tasks)}))
 
 
