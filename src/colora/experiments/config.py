@@ -16,6 +16,7 @@ T = TypeVar("T")
 Filled = TypeVar("Filled", list[object], dict[str, object])
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -88,6 +89,7 @@ class MethodSettings(_Settings):
 
     lr: Rate | None = Field(None, description="Peak learning rate of the factors A and B.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores.")
+    weight_decay: Decay | None = Field(None, description="Decoupled weight decay of A and B.")
     rank: Count | None = Field(None, description="Rank of this method alone.")
     alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
     steps: Count | None = Field(None, description="Optimiser steps; another number needs allow_unequal_steps.")
@@ -145,6 +147,7 @@ class Experiment(_Settings):
     alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
     lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
+    weight_decay: Decay = Field(0.0, description="Decoupled weight decay of A and B where a method says none.")
     steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
     warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")
     rows: Count = Field(2, description="Rows of each task in each step.")

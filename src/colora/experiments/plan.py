@@ -66,6 +66,7 @@ class _Decided(TypedDict):
     local_steps: int
     lr: float
     core_lr: float | None
+    weight_decay: float
     options: dict[str, float]
 
 
@@ -73,6 +74,7 @@ def _decided(experiment: Experiment, method: Method, settings: MethodSettings, r
     """What a method's own settings decide; the experiment's where they say nothing."""
     local_steps = settings.local_steps or experiment.local_steps
     core_lr = settings.core_lr or experiment.core_lr
+    decay = experiment.weight_decay if settings.weight_decay is None else settings.weight_decay
     return {
         "rank": rank,
         "alpha": settings.alpha or experiment.alpha or rank,
@@ -81,6 +83,7 @@ def _decided(experiment: Experiment, method: Method, settings: MethodSettings, r
         "local_steps": local_steps if method.federated else UNUSED_STEPS,
         "lr": settings.lr or experiment.lr,
         "core_lr": core_lr if method.core_rate else None,
+        "weight_decay": decay if method.terms else 0.0,
         "options": settings.options,
     }
 

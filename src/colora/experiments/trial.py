@@ -32,6 +32,9 @@ __all__ = ["Regime", "TaskScores", "Trial", "TrialRecord", "read_trial_records",
 
 Regime = Literal["implicit", "explicit"]
 
+LATER: dict[str, object] = {"prompt": None, "weight_decay": 0.0}
+"""Settings that trials did not always have, with the value that those before had."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +60,7 @@ class Trial(_Frozen):
     local_steps: int = Field(10, ge=1, description="Steps of each client in a round, if the method is federated.")
     lr: float = Field(gt=0, description="Peak learning rate of the factors A and B.")
     core_lr: float | None = Field(None, gt=0, description="Peak learning rate of the cores; None: as the factors.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the factors A and B.")
     options: dict[str, float] = Field({}, description="What only this method knows, such as a penalty.")
     split: Literal["val", "test"] = Field("test", description="What is measured on.")
     test: int = Field(24, ge=1, description="Examples of each task whose likelihood is measured.")
@@ -69,8 +73,8 @@ class Trial(_Frozen):
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records from before there was a choice of prompts keep their form, and their keys.
-        return {name: value for name, value in serialized(self).items() if name != "prompt" or value is not None}
+        # Records from before there was a choice of prompts, or of a decay, keep their form, and their keys.
+        return {name: value for name, value in serialized(self).items() if value != LATER.get(name, ...)}
 
     @property
     def key(self) -> str:

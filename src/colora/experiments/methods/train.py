@@ -62,7 +62,7 @@ def train(
     """Train a method that is attached to the model of `forward`.
 
     The loss is Σ_k of task k's mean nats per answer token: so each task's gradient is the one it would have alone.
-    AdamW without weight decay (Loshchilov and Hutter, arXiv:1711.05101). The rates rise to their peak in equal stairs,
+    AdamW (Loshchilov and Hutter, arXiv:1711.05101), cores without decay. The rates rise to their peak in equal stairs,
     `trial.warmup_steps` of them, and fall to zero as a cosine. No clipping: a norm over all tasks couples tasks that
     share nothing. In a federated method the moments of what is averaged start anew in each round, for clients keep no
     state of it; those of what stays at home remain.
@@ -155,9 +155,11 @@ def _optimizer(method: Method, layers: dict[str, ConstrainedLinear], trial: Tria
             (cores if part == "core" else factors).append(tensor)
     core_lr = trial.core_lr if method.core_rate and trial.core_lr is not None else trial.lr
     groups: list[dict[str, Any]] = [
-        {"params": params, "lr": lr, "peak": lr} for params, lr in ((factors, trial.lr), (cores, core_lr)) if params
+        {"params": params, "lr": lr, "peak": lr, "weight_decay": decay}
+        for params, lr, decay in ((factors, trial.lr, trial.weight_decay), (cores, core_lr, 0.0))
+        if params
     ]
-    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, moment: Moment, trial: Trial) -> None:

@@ -18,6 +18,7 @@ from colora.experiments.report.tables import (
     mean_text,
     table,
 )
+from colora.experiments.trial import Trial
 
 __all__ = ["EQUAL", "EXPLANATION", "bytes_entries", "main_table", "quality_entries", "settings_table"]
 
@@ -96,24 +97,23 @@ def bytes_entries(rows: Sequence[Row], which: str) -> list[str | Entry]:
 
 def settings_table(experiment: Experiment) -> Table:
     """What each method was run with: every value that occurs in the experiment."""
-    names = ["rank", "alpha", "lr", "core_lr", "steps", "warmup_steps", "rows", "local_steps", "first_layer"]
-    names += ["base", "dtype", "split"]
-    methods: dict[str, list[dict[str, object]]] = {}
+    names = ["rank", "alpha", "lr", "core_lr", "weight_decay", "steps", "warmup_steps", "rows", "local_steps"]
+    names += ["first_layer", "base", "dtype", "split"]
+    methods: dict[str, list[Trial]] = {}
     for rows in experiment.places.values():
         for row in rows:
-            trials = [record.trial.model_dump() for record in row.records]
-            methods.setdefault(row.method, []).extend(trials)
+            methods.setdefault(row.method, []).extend(record.trial for record in row.records)
     lines = []
     for method, trials in methods.items():
         line = [method]
         for name in names:
             values = sorted(
-                {trial[name] for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
+                {getattr(trial, name) for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
             )
             line.append(
                 ", ".join("as lr" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values)
             )
-        options = sorted({f"{k}={v:g}" for trial in trials for k, v in trial["options"].items()})  # type: ignore[attr-defined]
+        options = sorted({f"{k}={v:g}" for trial in trials for k, v in trial.options.items()})
         lines.append([*line, ", ".join(options) or NOTHING])
     title = f"{experiment.name}: settings, over all regimes and numbers of examples"
     return table(title, ["method", *names, "options"], lines, code_notes(experiment))
