@@ -36,7 +36,8 @@ def make_trial(method, **changes):
     given = {
         "method": method, "group": "toy", "tasks": tuple("abc"), "regime": "implicit", "examples": 4, "seed": 5,
         "base": "tiny", "dtype": "fp64", "rank": RANK, "alpha": ALPHA, "steps": 8, "warmup_steps": 2,
-        "rows": 2, "local_steps": 3, "lr": 0.01, "core_lr": 0.04, "options": OPTIONS.get(method, {}),
+        "rows": 2, "local_steps": 3, "lr": 0.01, "core_lr": 0.04, "weight_decay": 2.0,
+        "options": OPTIONS.get(method, {}),
     }  # fmt: skip
     return Trial(**(given | changes))
 

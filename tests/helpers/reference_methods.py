@@ -125,15 +125,18 @@ class Trained:
 
 
 class Adam:
-    """AdamW without decay, written out; a tensor that does not move keeps its moments and its count."""
+    """AdamW, written out; a tensor that does not move keeps its moments and its count. Cores do not decay."""
 
-    def __init__(self) -> None:
+    def __init__(self, trial: Trial) -> None:
+        self.decay = trial.weight_decay
         self.state: dict[tuple, tuple[Tensor, Tensor, int]] = {}
 
     def move(self, name: tuple, value: Tensor, gradient: Tensor, rate: float) -> Tensor:
         m, v, t = self.state.get(name, (torch.zeros_like(value), torch.zeros_like(value), 0))
         m, v, t = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2, t + 1
         self.state[name] = m, v, t
+        if not name[0].startswith("core"):
+            value = value - rate * self.decay * value
         return value - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
 
 
@@ -166,7 +169,7 @@ def centralised(
     after: Callable[[Values, int], None] | None = None,
 ) -> tuple[Values, list[float]]:
     """Σ_k L_k descended in `values`; `weight` gives W_k of a layer from them, `moves` says what moves in a step."""
-    adam, losses = Adam(), []
+    adam, losses = Adam(toy.trial), []
     for step in range(toy.trial.steps):
         leaves = leaves_of(values)
         each = [toy.loss(k, step, {layer: weight(leaves, layer, k) for layer in toy.layers}) for k in toy.clients]
@@ -191,11 +194,11 @@ def federated(
 ) -> tuple[Values, list[Values], list[float]]:
     """Rounds: each client in turn starts from the server's values and its own, trains alone; the server averages."""
     steps, local = toy.trial.steps, toy.trial.local_steps
-    at_home, losses = [Adam() for _ in toy.clients], [0.0] * steps
+    at_home, losses = [Adam(toy.trial) for _ in toy.clients], [0.0] * steps
     for number, start in enumerate(range(0, steps, local)):
         returned = []
         for k in toy.clients:
-            fresh, values = Adam(), server | home[k]
+            fresh, values = Adam(toy.trial), server | home[k]
             for step in range(start, min(start + local, steps)):
                 leaves = leaves_of(values)
                 loss = toy.loss(k, step, {layer: weight(leaves, layer, k) for layer in toy.layers})
@@ -255,7 +258,7 @@ def local(toy: Toy, start: Values) -> Trained:
     """K runs that know nothing of each other: W_k = W0 + s B_k A_k."""
     held, losses = [], [0.0] * toy.trial.steps
     for k in toy.clients:
-        values, adam = each(toy, start, "A", "B")[k], Adam()
+        values, adam = each(toy, start, "A", "B")[k], Adam(toy.trial)
         for step in range(toy.trial.steps):
             leaves = leaves_of(values)
             W = {layer: toy.W0[layer] + toy.s * leaves["B", layer] @ leaves["A", layer] for layer in toy.layers}
