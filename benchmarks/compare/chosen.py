@@ -10,15 +10,22 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
-FILES = ("real_tuning", "real_tuning_lists")
+FILES = ("real_tuning", "real_tuning_lists", "real_tuning_decay")
 LEVEL = 1.0
 """Points of the mean that count as level."""
 
-Setting = tuple[float, float | None]
+
+class Setting(NamedTuple):
+    """Peak rates of the factors and of the cores, and the decay of the factors."""
+
+    lr: float
+    core_lr: float | None
+    weight_decay: float
 
 
 def main() -> None:
@@ -27,11 +34,12 @@ def main() -> None:
 
 
 def tuning_records() -> dict[str, dict[Setting, list[TrialRecord]]]:
-    """The records of each method and setting (rates of A and B, and of the cores), one a group."""
+    """The records of each method and setting, one a group."""
     found: dict[str, dict[Setting, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
     for name in FILES:
         for record in read_trial_records(RECORDS / f"{name}.jsonl"):
-            found[record.trial.method][record.trial.lr, record.trial.core_lr].append(record)
+            trial = record.trial
+            found[trial.method][Setting(trial.lr, trial.core_lr, trial.weight_decay)].append(record)
     return found
 
 
@@ -62,17 +70,18 @@ def choices_markdown() -> str:
     everything = [one for settings in tuned.values() for records in settings.values() for one in records]
     groups = sorted({one.trial.group for one in everything})
     lines = [
-        f"| method | rate | {' | '.join(groups)} | mean | nats per token | chosen |",
-        f"|---|---:|{'---:|' * len(groups)}---:|---:|---|",
+        f"| method | rate | decay | {' | '.join(groups)} | mean | nats per token | chosen |",
+        f"|---|---:|---:|{'---:|' * len(groups)}---:|---:|---|",
     ]
     for method, settings in tuned.items():
         best = chosen(settings)
-        for setting in sorted(settings, key=lambda one: one[0]):
+        for setting in sorted(settings, key=lambda one: (one.weight_decay, one.lr)):
             records = {one.trial.group: one for one in settings[setting]}
             cells = [f"{points(records[group]):.1f}" if group in records else "–" for group in groups]
             mean, token = fmean(map(points, records.values())), fmean(map(nats, records.values()))
             mark = "yes" if setting == best else ""
-            lines.append(f"| {method} | {setting[0]:g} | {' | '.join(cells)} | {mean:.1f} | {token:.3f} | {mark} |")
+            tried = f"{setting.lr:g} | {setting.weight_decay:g}"
+            lines.append(f"| {method} | {tried} | {' | '.join(cells)} | {mean:.1f} | {token:.3f} | {mark} |")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ RECORDS = ROOT / "benchmarks" / "compare" / "records"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
-SWEEPS |= {"real_tuning", "real_tuning_lists", "rotation", "prompts"}
+SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "rotation", "prompts"}
 UNFINISHED = {"real"}  # README and docs say how far it has come
 REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
@@ -60,7 +60,7 @@ def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups():
     assert not tuned_on & {trial.group for trial in trials}
     for trial in trials:
         if METHODS[trial.method].terms:
-            assert (trial.lr, trial.core_lr) == settings[trial.method], trial.key
+            assert (trial.lr, trial.core_lr, trial.weight_decay) == settings[trial.method], trial.key
             assert trial.options == options.get(trial.method, {})
 
 
