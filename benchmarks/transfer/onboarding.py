@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -114,6 +114,9 @@ def main() -> None:
 class Seed:
     """All runs of one seed."""
 
+    adapter = AdapterSpec(r=RANK, lora_alpha=RANK)
+    training: Mapping[str, float] = {}
+
     def __init__(self, output: Path, seed: int, threads: int | None, record: Path = RECORD) -> None:
         self.output, self.seed, self.threads, self.record = output, seed, threads, record
         self.old = date_tasks(DEMO_LOCALES, seed=seed)
@@ -175,9 +178,9 @@ class Seed:
             base=DEFAULT_BASE, chat_template=False, output=str(self.output / name), seed=self.seed,
             tasks=[TaskSpec(name=task.name, path=str((self.output / "tasks" / task.name).resolve()), val=0)
                    for task in tasks],
-            adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+            adapter=self.adapter,
             training=TrainingSpec(steps=steps, rows=rows, max_length=MAX_LENGTH, save_every=90, keep=1,
-                                  threads=self.threads, **(rates or RATES["together"])),
+                                  threads=self.threads, **(rates or RATES["together"]), **self.training),
             evaluation=EvaluationSpec(max_new_tokens=32),
         )  # fmt: skip
 

@@ -11,6 +11,8 @@ from colora.federated.protocol import federate, init
 from tests.helpers.federation_clients import ADAPTER, CORE_LR, DATA, FEDERATION, LR, SEED, SIZES, spec_of
 from tests.helpers.reference_methods import Adam, exact_llama
 
+DECAY = 2.0
+
 
 class ReferenceFederation:
     """A federation in float64, with dense weights of each client and one row at a time."""
@@ -21,7 +23,7 @@ class ReferenceFederation:
         self.shared = {name: tensor.double() for name, tensor in local.start.items()}
         self.cores = {k: {layer: torch.eye(2, dtype=torch.float64) for layer in self.layers} for k in SIZES}
         self.core_adam = {k: Adam() for k in SIZES}
-        self.factor_adam = {k: Adam() for k in SIZES}
+        self.factor_adam = {k: Adam(DECAY) for k in SIZES}
         self.drawn = dict.fromkeys(SIZES, 0)
 
     def loss(self, rows, values):
@@ -57,7 +59,7 @@ class ReferenceFederation:
         total = dict.fromkeys(trained, 0.0)
         for k, size in SIZES.items():
             values = self.shared | self.cores[k]
-            adam = self.factor_adam[k] if self.spec.factor_moments == "kept" else Adam()
+            adam = self.factor_adam[k] if self.spec.factor_moments == "kept" else Adam(DECAY)
             if self.spec.order == "core_first":
                 for _ in range(self.spec.core_steps):
                     self.step(k, values, self.layers, adam, share)
@@ -84,7 +86,7 @@ class ReferenceFederation:
 @pytest.mark.parametrize("schedule", ["alternating", "simultaneous"])
 @pytest.mark.parametrize("moments", ["fresh", "kept"])
 def test_federate_equals_the_reference(moments, schedule, order, max_grad_norm):
-    local = LocalModel(exact_llama(), ADAPTER, 0, SEED, LR, CORE_LR, max_grad_norm)
+    local = LocalModel(exact_llama(), ADAPTER, 0, SEED, LR, CORE_LR, max_grad_norm, DECAY)
     rounds = 2 if moments == "fresh" else 4  # alternating, a factor is trained in every other round
     spec = spec_of(schedule=schedule, order=order, factor_moments=moments, rounds=rounds)
     clients = {name: local.initial_state() for name in SIZES}

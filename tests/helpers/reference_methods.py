@@ -127,8 +127,8 @@ class Trained:
 class Adam:
     """AdamW, written out; a tensor that does not move keeps its moments and its count. Cores do not decay."""
 
-    def __init__(self, trial: Trial) -> None:
-        self.decay = trial.weight_decay
+    def __init__(self, decay: float = 0.0) -> None:
+        self.decay = decay
         self.state: dict[tuple, tuple[Tensor, Tensor, int]] = {}
 
     def move(self, name: tuple, value: Tensor, gradient: Tensor, rate: float) -> Tensor:
@@ -169,7 +169,7 @@ def centralised(
     after: Callable[[Values, int], None] | None = None,
 ) -> tuple[Values, list[float]]:
     """Σ_k L_k descended in `values`; `weight` gives W_k of a layer from them, `moves` says what moves in a step."""
-    adam, losses = Adam(toy.trial), []
+    adam, losses = Adam(toy.trial.weight_decay), []
     for step in range(toy.trial.steps):
         leaves = leaves_of(values)
         each = [toy.loss(k, step, {layer: weight(leaves, layer, k) for layer in toy.layers}) for k in toy.clients]
@@ -194,11 +194,11 @@ def federated(
 ) -> tuple[Values, list[Values], list[float]]:
     """Rounds: each client in turn starts from the server's values and its own, trains alone; the server averages."""
     steps, local = toy.trial.steps, toy.trial.local_steps
-    at_home, losses = [Adam(toy.trial) for _ in toy.clients], [0.0] * steps
+    at_home, losses = [Adam(toy.trial.weight_decay) for _ in toy.clients], [0.0] * steps
     for number, start in enumerate(range(0, steps, local)):
         returned = []
         for k in toy.clients:
-            fresh, values = Adam(toy.trial), server | home[k]
+            fresh, values = Adam(toy.trial.weight_decay), server | home[k]
             for step in range(start, min(start + local, steps)):
                 leaves = leaves_of(values)
                 loss = toy.loss(k, step, {layer: weight(leaves, layer, k) for layer in toy.layers})
@@ -258,7 +258,7 @@ def local(toy: Toy, start: Values) -> Trained:
     """K runs that know nothing of each other: W_k = W0 + s B_k A_k."""
     held, losses = [], [0.0] * toy.trial.steps
     for k in toy.clients:
-        values, adam = each(toy, start, "A", "B")[k], Adam(toy.trial)
+        values, adam = each(toy, start, "A", "B")[k], Adam(toy.trial.weight_decay)
         for step in range(toy.trial.steps):
             leaves = leaves_of(values)
             W = {layer: toy.W0[layer] + toy.s * leaves["B", layer] @ leaves["A", layer] for layer in toy.layers}

@@ -174,7 +174,7 @@ def feddpa(toy: Toy, start: Values) -> Trained:
     server, home, at_home = (
         one(toy, start, "A", "B"),
         each(toy, start, "A'", "B'"),
-        [Adam(toy.trial) for _ in toy.clients],
+        [Adam(toy.trial.weight_decay) for _ in toy.clients],
     )
     steps, losses = toy.trial.steps, [0.0] * toy.trial.steps
     for number, begin in enumerate(range(0, steps, toy.trial.local_steps)):
@@ -187,7 +187,7 @@ def feddpa(toy: Toy, start: Values) -> Trained:
                 descend(
                     toy, k, step, home[k], lambda v, n, k, r=received: both_terms(toy)(r | v, n, k), at_home[k], losses
                 )
-            copy, fresh = dict(server), Adam(toy.trial)
+            copy, fresh = dict(server), Adam(toy.trial.weight_decay)
             for step in range(turn, end):
                 descend(toy, k, step, copy, first_term(toy), fresh, losses)
             returned.append(copy)
@@ -204,7 +204,7 @@ def feddpa_f(toy: Toy, start: Values) -> Trained:
     rest, home = toy.stage(first, steps - first), each(toy, start, "A'", "B'")
     more = [0.0] * (steps - first)
     for k in toy.clients:
-        adam = Adam(toy.trial)
+        adam = Adam(toy.trial.weight_decay)
         for step in range(steps - first):
             descend(rest, k, step, home[k], lambda v, n, k: both_terms(toy)(server | v, n, k), adam, more)
     return finish(toy, [server | home[k] for k in toy.clients], both_terms(toy), losses + more)
@@ -215,7 +215,7 @@ def ditto(toy: Toy, start: Values) -> Trained:
     server, home, at_home = (
         one(toy, start, "A", "B"),
         each(toy, start, "A'", "B'"),
-        [Adam(toy.trial) for _ in toy.clients],
+        [Adam(toy.trial.weight_decay) for _ in toy.clients],
     )
     steps, losses, given = toy.trial.steps, [0.0] * toy.trial.steps, toy.trial.options
     for begin in range(0, steps, toy.trial.local_steps):
@@ -230,7 +230,7 @@ def ditto(toy: Toy, start: Values) -> Trained:
                 near = min(1.0, rate_at(toy.trial.lr, step, toy.trial) * given["pull"] * left)
                 for part, n in home[k]:
                     home[k][part, n] = (1 - near) * home[k][part, n] + near * server[part[0], n]
-            copy, fresh = dict(server), Adam(toy.trial)
+            copy, fresh = dict(server), Adam(toy.trial.weight_decay)
             for step in range(turn, end):
                 descend(toy, k, step, copy, first_term(toy), fresh, losses)
             returned.append(copy)

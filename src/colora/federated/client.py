@@ -29,7 +29,7 @@ from colora.training.run_folder import EARLIER
 __all__ = ["Client", "agreed_prompt", "local_data", "local_model"]
 
 
-UNUSED = ("precision", "weight_decay", "core_weight_decay", "warmup_steps", "beta2", "gradient_checkpointing")
+UNUSED = ("precision", "core_weight_decay", "warmup_steps", "beta2", "gradient_checkpointing")
 """Fields of `training` that would change what is trained and that clients do not implement: refused, not ignored."""
 
 
@@ -58,7 +58,9 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     adapter = config.adapter
     if not config.federation.core_steps:  # cores that never move are the identity: one LoRA for all
         adapter = adapter.model_copy(update={"init_rotation": 0.0})
-    local = LocalModel(model, adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm)
+    local = LocalModel(
+        model, adapter, tokenizer.pad_token_id, config.seed, spec.lr, spec.core_lr, spec.max_grad_norm, spec.weight_decay
+    )
     return local, tokenizer
 
 

@@ -80,6 +80,7 @@ class LocalModel:
         lr: peak of the learning rate of the factors.
         core_lr: peak of the learning rate of the core.
         max_grad_norm: of all parameters that are trained in a step; 0 does not clip.
+        weight_decay: of the factors, decoupled.
 
     Raises:
         ConfigError: the adapter has dropout, or modules that would not be shared.
@@ -94,8 +95,9 @@ class LocalModel:
         lr: float,
         core_lr: float,
         max_grad_norm: float = 0.0,
+        weight_decay: float = 0.0,
     ) -> None:
-        self.lr, self.core_lr, self.max_grad_norm = lr, core_lr, max_grad_norm
+        self.lr, self.core_lr, self.max_grad_norm, self.weight_decay = lr, core_lr, max_grad_norm, weight_decay
         self.seed, self.rotation = seed, adapter.init_rotation
         if adapter.lora_dropout or adapter.modules_to_save:
             raise ConfigError("in a federation adapter.lora_dropout and adapter.modules_to_save cannot be used")
@@ -177,7 +179,7 @@ class LocalModel:
         count = sum(len(phase.rates) for phase in phases)
         batches = iter(data.batches(state.position, count, rows, seed))
         cores = _adam(self._cores, self.core_lr, state.moments)
-        factors = _adam(self._factors, self.lr, state.moments)
+        factors = _adam(self._factors, self.lr, state.moments, self.weight_decay)
         losses: list[float] = []
         steps = state.steps
         self.peft.train()
@@ -225,9 +227,9 @@ class LocalModel:
         return value
 
 
-def _adam(parameters: Tensors, lr: float, moments: Tensors) -> torch.optim.Adam:
+def _adam(parameters: Tensors, lr: float, moments: Tensors, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """Adam with these moments; a parameter without moments starts anew."""
-    adam = torch.optim.Adam(parameters.values(), lr=lr, betas=BETAS)
+    adam = torch.optim.AdamW(parameters.values(), lr=lr, betas=BETAS, weight_decay=weight_decay)
     for name, parameter in parameters.items():
         if f"m/{name}" in moments:
             mean, square = (moments[f"{kind}/{name}"].to(parameter).view_as(parameter).clone() for kind in "mv")
@@ -235,7 +237,7 @@ def _adam(parameters: Tensors, lr: float, moments: Tensors) -> torch.optim.Adam:
     return adam
 
 
-def _moments(parameters: Tensors, adam: torch.optim.Adam) -> Tensors:
+def _moments(parameters: Tensors, adam: torch.optim.AdamW) -> Tensors:
     state_keys = {"t": "step", "m": "exp_avg", "v": "exp_avg_sq"}
     return {
         f"{kind}/{name}": _copy(adam.state[parameter][key])
