@@ -32,6 +32,7 @@ from benchmarks.training.steadiness import table_markdown as steadiness_markdown
 from benchmarks.transfer.grouping import table as grouping_table
 from benchmarks.transfer.onboarding import H200_RECORD
 from benchmarks.transfer.onboarding import table as onboarding_table
+from benchmarks.transfer.recipes import table as recipes_table
 from benchmarks.transfer.transfer import table as transfer_table
 from colora.experiments.load import load_experiment
 from colora.experiments.run import chosen_trials
@@ -81,6 +82,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "choices", choices_markdown),
         (DECISIONS, "rotation", rotation_markdown),
         (DECISIONS, "prompts", prompts_markdown),
+        (DECISIONS, "recipes", recipes_table),
         (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
     ],

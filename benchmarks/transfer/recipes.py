@@ -10,6 +10,8 @@ For each seed and recipe a bank of the demo's six languages is trained as in the
     onboarded  three further languages, `colora onboard` with its defaults: a core alone, A and B frozen
     extended   the same with `--extend 16`
 
+and a core alone once more with what is the default of cores below rank 16.
+
 A finished run is never run again; two processes may share the work by --only. The records go to
 benchmarks/transfer/records/recipes.jsonl.
 """
@@ -35,7 +37,7 @@ class Recipe:
     """What differs: rank and start of the cores, and the settings of the training."""
 
     adapter: AdapterSpec
-    training: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, float] = field(default_factory=lambda: {"weight_decay": 0.0})
 
 
 def _adapter(r: int, rotation: float) -> AdapterSpec:
@@ -49,7 +51,12 @@ RECIPES = {
     "rank 16, half turned": Recipe(_adapter(16, 0.5)),
     "rank 16, half turned, decay 10": Recipe(_adapter(16, 0.5), {"weight_decay": 10}),
 }
-STAGES = {"bank": None, "onboarded": Settings(), "extended": Settings(extend=16)}
+STAGES = {
+    "bank": None,
+    "onboarded": Settings(),
+    "extended": Settings(extend=16),
+    "onboarded as a small core": Settings(lr=0.12, proximal=0),
+}
 
 
 def main() -> None:

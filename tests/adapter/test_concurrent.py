@@ -24,7 +24,9 @@ STEPS = 20
 
 def banked(base: nn.Module, task_type: str | None = "CAUSAL_LM", **options: Any) -> Any:
     torch.manual_seed(0)
-    return get_peft_model(base, CoLoRAConfig(r=4, tasks=TASKS, init_weights=False, task_type=task_type, **options))
+    return get_peft_model(
+        base, CoLoRAConfig(r=4, lora_alpha=8, tasks=TASKS, init_weights=False, task_type=task_type, **options)
+    )
 
 
 def in_threads(*work: Callable[[], object]) -> list[Any]:

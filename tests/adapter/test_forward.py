@@ -249,7 +249,12 @@ def test_training_starts_at_the_base_model(init):
     inputs = make_inputs()
     assert torch.equal(model(**inputs, task_ids=IDS).logits, double("llama")(**inputs).logits)
     for tensors in factors(model).values():
-        assert torch.equal(tensors["core"], torch.eye(4).double().expand(3, 4, 4))
+        common, turned = tensors["core"][:, :2, :2], tensors["core"][:, 2:, 2:]
+        assert torch.equal(common, torch.eye(2).double().expand(3, 2, 2))
+        assert not tensors["core"][:, :2, 2:].any()
+        assert not tensors["core"][:, 2:, :2].any()
+        assert distance(turned @ turned.mT, torch.eye(2).double().expand(3, 2, 2)) < 1e-6
+        assert not torch.equal(turned[0], turned[1])
         assert tensors["A"].abs().min() > 0
 
 

@@ -28,7 +28,9 @@ def logits(model, task_ids=None, family="llama", **extra):
 def two():
     model = make_bank(tiny_llama())
     torch.manual_seed(200)
-    model.add_adapter("second", CoLoRAConfig(r=2, tasks=["x", "y"], init_weights=False, target_modules=["q_proj"]))
+    model.add_adapter(
+        "second", CoLoRAConfig(r=2, lora_alpha=8, tasks=["x", "y"], init_weights=False, target_modules=["q_proj"])
+    )
     return model
 
 
@@ -154,7 +156,7 @@ def test_bfloat16_base_with_a_float32_bank(family):
 def test_bfloat16_bank_when_autocast_is_declined():
     base = tiny_llama(dtype=torch.bfloat16)
     torch.manual_seed(100)
-    config = CoLoRAConfig(r=4, tasks=TASKS, init_weights=False)
+    config = CoLoRAConfig(r=4, lora_alpha=8, tasks=TASKS, init_weights=False)
     model = get_peft_model(base, config, autocast_adapter_dtype=False).eval()
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
     exact = logits(make_bank(tiny_llama()), IDS)

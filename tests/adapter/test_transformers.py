@@ -296,7 +296,7 @@ def test_chats_in_a_pipeline(folders):
     alone = [pipe(chat, task_ids=[task], **MORE)[0]["generated_text"] for chat, task in zip(chats, IDS, strict=True)]
     together = [one[0]["generated_text"] for one in pipe(chats, task_ids=IDS, **MORE)]
     assert together == alone
-    assert pipe(chats[0], task_ids=["ada"], **MORE)[0]["generated_text"] != alone[0]
+    assert [pipe(chat, task_ids=["ada"], **MORE)[0]["generated_text"] for chat in chats] != alone
 
 
 def test_a_pipeline_with_a_set_task(folders):

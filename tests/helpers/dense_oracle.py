@@ -28,7 +28,7 @@ def make_bank(base, tasks=TASKS, r=4, seed=100, **config):
     """A bank with random cores and B ≠ 0, so that every task differs from the base and from every other task."""
     torch.manual_seed(seed)
     settings = {"init_weights": False, **config}
-    return get_peft_model(base, CoLoRAConfig(r=r, tasks=list(tasks), **settings)).eval()
+    return get_peft_model(base, CoLoRAConfig(**{"r": r, "lora_alpha": 8, "tasks": list(tasks)} | settings)).eval()
 
 
 def make_inputs(family="llama", rows=4, length=6, seed=5):

@@ -72,12 +72,14 @@ def test_measuring_a_saved_bank_gives_the_numbers_of_the_run(base, tmp_path):
     config = config_of(tmp_path, base, two_tasks(tmp_path, prompt="chat"), prompt=QA)
     _, measured = train_and_evaluate(config)
     again = evaluate_bank(tmp_path / "out", progress=False)
-    assert [(one.task, one.value) for one in again.records] == [(one.task, one.value) for one in measured.records]
+    assert [one.task for one in again.records] == [one.task for one in measured.records]
+    values = [one.value for one in measured.records]
+    assert [one.value for one in again.records] == pytest.approx(values, rel=1e-5)
     info = json.loads((tmp_path / "out" / "bank" / "bank.json").read_text())
     (tmp_path / "out" / "bank" / "bank.json").write_text(json.dumps(info | {"prompt": None, "prompts": {}}))
     other = evaluate_bank(tmp_path / "out", progress=False)
-    assert other.records[0].value == measured.records[0].value  # red's is the chat template either way
-    assert other.records[1].value != measured.records[1].value
+    assert other.records[0].value == pytest.approx(values[0], rel=1e-5)  # red's is the chat template either way
+    assert other.records[1].value != pytest.approx(values[1], rel=1e-3)
 
 
 def test_templates_of_the_examples_are_kept_too(base, tmp_path):

@@ -10,9 +10,12 @@ import colora.evaluation.nll
 import colora.training.encode
 import colora.training.resolve
 import colora.training.run_folder
+from colora.adapter.config import CoLoRAConfig
 from colora.errors import ConfigError
+from colora.training.adapter_config import bank_config
+from colora.training.arguments import weight_decay
 from colora.training.check import check_run
-from colora.training.config import RunConfig
+from colora.training.config import AdapterSpec, RunConfig
 from colora.training.resolve import resolve_run
 from colora.training.run import train_and_evaluate
 from colora.training.run_folder import as_begun
@@ -111,11 +114,35 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with(tmp_path):
 
     earlier = config().model_dump(mode="json")
     del earlier["training"]["beta2"]
-    earlier["training"] |= {"lr": 2e-3, "core_lr": 6e-2, "warmup_steps": 0}
+    earlier["training"] |= {"lr": 2e-3, "core_lr": 6e-2, "warmup_steps": 0, "weight_decay": 0.0}
+    earlier["adapter"] |= {"r": 8, "lora_alpha": 8.0}
+    del earlier["adapter"]["init_rotation"]
     (output / "run.yaml").write_text(yaml.safe_dump(earlier), encoding="utf-8")
     found = as_begun(config(training={"lr": 5e-4}))
     assert (found.training.beta2, found.training.warmup) == (0.999, 0)
     assert (found.training.lr, found.training.core_lr) == (5e-4, 6e-2)  # what the run file names is as it says
+    assert weight_decay(found) == 0
+    assert (found.adapter.r, found.adapter.lora_alpha, found.adapter.init_rotation) == (8, 8, 0)
+    assert as_begun(config(adapter={"r": 4})).adapter.lora_alpha == 8  # the scale was no matter of the rank then
     now = as_begun(config(output=str(tmp_path / "new")))
+    assert (now.adapter.r, now.adapter.lora_alpha, now.adapter.init_rotation) == (16, 16, 0.5)
     assert (now.training.beta2, now.training.warmup) == (0.95, 5)
     assert config(training={"steps": 20}).training.warmup == 2
+
+
+def test_decay_takes_as_much_of_a_long_run_as_of_a_short_one():
+    def decay(start_from=None, **training):
+        fields = {"output": "run", "tasks": [{"path": "mine.jsonl"}], "training": training, "start_from": start_from}
+        return weight_decay(RunConfig.model_validate(fields))
+
+    assert decay(lr=1e-3, steps=60) == pytest.approx(10)
+    assert decay(lr=2e-3, steps=600) == pytest.approx(0.5)
+    assert decay("runs/first/bank", lr=1e-3, steps=60) == 0  # what was learnt before stays
+    assert decay("runs/first/bank", weight_decay=0.1) == decay(weight_decay=0.1) == 0.1
+
+
+def test_the_scale_is_one_where_nothing_is_said():
+    assert AdapterSpec(r=4).lora_alpha == 4
+    assert AdapterSpec(r=4, lora_alpha=8).lora_alpha == 8
+    assert CoLoRAConfig(r=4).scaling == CoLoRAConfig().scaling == 1
+    assert bank_config(AdapterSpec(), ["red"]).to_dict() == CoLoRAConfig(tasks=["red"]).to_dict()

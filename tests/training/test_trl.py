@@ -104,7 +104,7 @@ def test_sft_trains_the_tasks_of_its_rows(tmp_path, form):
     found = sft(model, tmp_path, rows(), max_grad_norm=0.0, **arguments)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     cores, shared = moved(before, model)
-    assert min(cores[:2]) > 1e-4
+    assert min(cores[:2]) > 5e-5
     assert cores[2] == 0.0
     assert shared > 1e-4
     after, other = factors(plain), factors(model)

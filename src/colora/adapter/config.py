@@ -55,9 +55,9 @@ class CoLoRAConfig(PeftConfig):
         BankFileError: if `format_version` is newer than this library can read.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
-    lora_alpha: float = field(
-        default=8, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r)."}
+    r: int = field(default=16, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r); r by default."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead of lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
@@ -99,10 +99,10 @@ class CoLoRAConfig(PeftConfig):
         },
     )
     init_rotation: float = field(
-        default=0.0,
+        default=0.5,
         metadata={
             "help": "Share of the r directions in which each core starts as a rotation of its own, so that what tasks "
-            "want differently does not cancel while B is small; 0.5 for tasks that contradict each other."
+            "want differently does not cancel while B is small; 0: all cores start at the identity."
         },
     )
     bias: str = field(default="none", metadata={"help": "Only 'none': biases stay those of the base model."})
@@ -124,6 +124,8 @@ class CoLoRAConfig(PeftConfig):
         self.peft_type = COLORA
         # No field: what the tensors to be loaded must match, once. `weights_sha256` then follows what is saved.
         self.unchecked_sha256 = self.weights_sha256
+        if self.lora_alpha is None:
+            self.lora_alpha = self.r
         if isinstance(self.tasks, tuple):
             self.tasks = list(self.tasks)
         if isinstance(self.target_modules, set | tuple):
@@ -134,7 +136,7 @@ class CoLoRAConfig(PeftConfig):
     @property
     def scaling(self) -> float:
         """The factor s of the update."""
-        return float(self.lora_alpha) / (self.r**0.5 if self.use_rslora else self.r)
+        return float(self.lora_alpha or self.r) / (self.r**0.5 if self.use_rslora else self.r)
 
     def _faults(self) -> list[str]:
         faults = []

@@ -38,7 +38,7 @@ __all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", 
 METHODS = ("before", "in the prompt", "alone", "together")
 PROMPT = "qa"
 MAX_LENGTH, MAX_NEW_TOKENS, CONTEXT = 64, 32, 1024
-RANK = 8
+RANK = 16
 ROWS = 12
 # A LoRA each wants a higher rate on dates than elsewhere, and gets it.
 RATES: dict[str, dict[str, float]] = {"alone": {"lr": 2e-3}, "together": {"lr": LR, "core_lr": CORE_LR}}

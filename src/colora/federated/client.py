@@ -58,7 +58,7 @@ def local_model(config: FederationConfig, base: str | None = None) -> tuple[Loca
     adapter = config.adapter
     if not config.federation.core_steps:  # cores that never move are the identity: one LoRA for all
         adapter = adapter.model_copy(update={"init_rotation": 0.0})
-    settings = (spec.lr, spec.core_lr, spec.max_grad_norm, spec.weight_decay)
+    settings = (spec.lr, spec.core_lr, spec.max_grad_norm, spec.weight_decay or 0.0)
     local = LocalModel(model, adapter, tokenizer.pad_token_id, config.seed, *settings)
     return local, tokenizer
 

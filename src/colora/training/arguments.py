@@ -8,8 +8,9 @@ from transformers import TrainingArguments
 
 from colora.errors import ConfigError
 from colora.training.config import RunConfig
+from colora.training.rates import default_weight_decay
 
-__all__ = ["device_rows", "training_arguments"]
+__all__ = ["device_rows", "training_arguments", "weight_decay"]
 
 
 def device_rows(config: RunConfig) -> int:
@@ -21,6 +22,14 @@ def device_rows(config: RunConfig) -> int:
             f"({spec.accumulation} × {world})"
         )
     return spec.rows // (spec.accumulation * world)
+
+
+def weight_decay(config: RunConfig) -> float:
+    """Of A and B. What a bank has learnt that the run starts from does not decay unless the run file says so."""
+    spec = config.training
+    if spec.weight_decay is not None:
+        return spec.weight_decay
+    return 0.0 if config.start_from is not None else default_weight_decay(spec.lr, spec.steps)
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
@@ -40,7 +49,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         per_device_eval_batch_size=config.evaluation.rows,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.lr,
-        weight_decay=spec.weight_decay,
+        weight_decay=weight_decay(config),
         lr_scheduler_type="constant_with_warmup" if warms_up else spec.scheduler,
         warmup_steps=spec.warmup,
         adam_beta2=spec.beta2,

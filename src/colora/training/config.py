@@ -89,8 +89,11 @@ class TaskSpec(Spec):
 class AdapterSpec(Spec):
     """The bank; see `CoLoRAConfig`."""
 
-    r: Count = Field(8, description="Rank of the shared factors; each task has r × r numbers per layer.")
-    lora_alpha: Rate = Field(8.0, description="Scale: updates are multiplied by lora_alpha / r.")
+    r: Count = Field(16, description="Rank of the shared factors; each task has r × r numbers per layer.")
+    lora_alpha: Rate = Field(
+        default_factory=lambda others: float(others["r"]),
+        description="Scale: updates are multiplied by lora_alpha / r; r by default.",
+    )
     use_rslora: bool = Field(False, description="Scale by lora_alpha / √r instead.")
     lora_dropout: Share = Field(0.0, description="Dropout on the adapters' input while training.")
     target_modules: Names = Field("all-linear", description="Layers to adapt, by name or expression.")
@@ -102,11 +105,11 @@ class AdapterSpec(Spec):
     layers_to_transform: list[int] | None = Field(None, description="Adapt only the layers of these numbers.")
     modules_to_save: list[str] | None = Field(None, description="Further modules to train in full, for all tasks.")
     init_rotation: float = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
-        description="Share of the r directions in which each core starts as a rotation of its own; 0.5 for "
-        "tasks that contradict each other.",
+        description="Share of the r directions in which each core starts as a rotation of its own, so that tasks that "
+        "contradict each other do not cancel; 0: all start at the identity.",
     )
     init_weights: Literal["kaiming", InitWord, "spectral", "spectral_neutral", "spectral_factors"] = Field(
         "kaiming",
@@ -123,7 +126,12 @@ class TrainingSpec(Spec):
     accumulation: Count = Field(1, description="Micro-batches per step; more need less memory.")
     lr: Rate = Field(LR, description="Learning rate of the shared factors A and B.")
     core_lr: Rate = Field(CORE_LR, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of A and B.")
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Decoupled weight decay of A and B: a step takes lr times it; by default a quarter of both in the "
+        "whole run, and nothing in a federation or with start_from.",
+    )
     core_weight_decay: float = Field(0.0, ge=0, description="The same for cores of tasks that are in the batch.")
     scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How both rates fall.")
     warmup_steps: int | None = Field(

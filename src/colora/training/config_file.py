@@ -74,7 +74,7 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
     try:
         config = FederationConfig.model_validate(value)
     except ValidationError as error:
-        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
+        faults = _told(error)
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
     check_federated_start(config.adapter, f"{path}: ")
     return config
@@ -117,12 +117,18 @@ def check_federated_prompts(config: RunConfig) -> None:
         raise ConfigError("prompts that a federation cannot have:", faults)
 
 
+def _told(error: ValidationError) -> list[str]:
+    """Its faults; that a default could not be derived from what is wrong itself is none."""
+    faults = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
+    return [tell_fault(dict(one), _FIELDS, "the run") for one in faults]
+
+
 def parse_config(value: dict[str, Any], place: str) -> RunConfig:
     """A checked config from what YAML gave; `place` names the file in errors. Raises ConfigError with all faults."""
     try:
         return RunConfig.model_validate(value)
     except ValidationError as error:
-        faults = [tell_fault(dict(one), _FIELDS, "the run") for one in error.errors()]
+        faults = _told(error)
         raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
 
 

@@ -43,7 +43,10 @@ FREE = (
 paths of task files: `tasks.json` has digests of what is in them."""
 
 
-EARLIER = {"training": {"beta2": 0.999, "warmup_steps": 0, "lr": 2e-3, "core_lr": 6e-2}}
+EARLIER = {
+    "adapter": {"r": 8, "lora_alpha": 8.0, "init_rotation": 0.0},
+    "training": {"beta2": 0.999, "warmup_steps": 0, "lr": 2e-3, "core_lr": 6e-2, "weight_decay": 0.0},
+}
 """Defaults of earlier versions. A run's own file has every field that there was when the run began."""
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from colora.experiments.methods.registry import METHODS
 from colora.training.rates import CORE_LR, LR
 
-__all__ = ["CONTENDERS", "IN_CONTEXT", "MOST_SETTINGS", "Contender", "Setting", "known_contenders"]
+__all__ = ["COLORA", "CONTENDERS", "IN_CONTEXT", "MOST_SETTINGS", "Contender", "Setting", "known_contenders"]
 
-IN_CONTEXT = "in-context"
+COLORA, IN_CONTEXT = "colora", "in-context"
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class Contender:
         method: its name in the registry.
         title: what it is, in a user's words.
         settings: the most important first: a smaller grid has the first so many.
-        options: of the method, where its defaults are not those of the recipe.
     """
 
     method: str
     title: str
     settings: tuple[Setting, ...] = ()
-    options: tuple[tuple[str, float], ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -52,14 +50,11 @@ MOST_SETTINGS = len(_RATES)
 _FACTORS = tuple(Setting(rate) for rate in _RATES)
 _CORES = tuple(Setting(rate, CORE_LR) for rate in _RATES)
 
-ROTATED = 0.5
-"""Share of the directions in which cores start turned, as in benchmarks/compare/real.yaml."""
-
 CONTENDERS = (
     Contender("base", "the base model as it is"),
     Contender(IN_CONTEXT, "examples in the prompt"),
     Contender("pooled", "one LoRA for all tasks", _FACTORS),
-    Contender("colora", "CoLoRA", _CORES, (("rotated", ROTATED),)),
+    Contender(COLORA, "CoLoRA", _CORES),
     Contender("local", "a LoRA for each task", _FACTORS),
     Contender("oppu", "one LoRA for all, then one more for each task", _FACTORS),
 )

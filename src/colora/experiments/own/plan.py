@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.own.contenders import MOST_SETTINGS, Contender, Setting
 from colora.experiments.own.data import OwnTasks
 from colora.experiments.trial import Trial
@@ -110,8 +111,11 @@ class Trials:
             seed: counted from the run file's.
         """
         changes: dict[str, object] = {"method": one.method, "seed": self.template.seed + seed}
-        changes["options"] = dict(one.options)
-        if setting is not None:
+        known = METHODS[one.method].options or {}
+        changes["options"] = {name: value for name, value in self.template.options.items() if name in known}
+        if setting is None:
+            changes["weight_decay"] = 0.0
+        else:
             changes |= {"steps": steps, "warmup_steps": steps // WARMUP_SHARE}
             changes |= {"lr": setting.lr, "core_lr": setting.core_lr}
         return self.template.model_copy(update=changes)

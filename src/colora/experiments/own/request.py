@@ -12,6 +12,7 @@ from colora.experiments.trial import Trial
 from colora.tasks.schema import SPLITS, Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, RunConfig
+from colora.training.rates import LR, default_weight_decay
 
 __all__ = ["DEFAULT_MINUTES", "OwnOptions", "default_steps", "ignored_fields", "template_trial"]
 
@@ -19,7 +20,7 @@ DEFAULT_MINUTES = 30.0
 MOST_TEST, MOST_GENERATED = 100, 100  # examples of a task
 ROWS = 2  # of each task in each step
 PASSES, LEAST_DEFAULT_STEPS, MOST_DEFAULT_STEPS = 7.5, 60, 400
-_READ = {"r", "lora_alpha", "use_rslora"}  # of the adapter's settings
+_READ = {"r", "lora_alpha", "use_rslora", "init_rotation"}  # of the adapter's settings
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def template_trial(config: RunConfig, data: OwnTasks, tokenizer: Tokenizer) -> T
     ).scaling
     limit = min(MOST_TEST, config.evaluation.limit or MOST_TEST)
     test = min(limit, max(len(task.splits["test"]) for task in data.tasks))
+    decay = config.training.weight_decay
     chosen_rows = "rows" in config.training.model_fields_set
     longest = max(_answer_lengths(data.tasks, tokenizer))
     return Trial(
@@ -83,6 +85,8 @@ def template_trial(config: RunConfig, data: OwnTasks, tokenizer: Tokenizer) -> T
         steps=1,
         rows=max(1, config.training.rows // len(data.tasks)) if chosen_rows else ROWS,
         lr=config.training.lr,
+        weight_decay=default_weight_decay(LR, default_steps(config, data)) if decay is None else decay,
+        options={"rotated": config.adapter.init_rotation},
         split="test",
         test=test,
         generate=min(test, MOST_GENERATED),
