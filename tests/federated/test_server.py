@@ -210,7 +210,7 @@ def test_names_of_nodes_or_of_all_clients_are_not_taken(tmp_path: Path, config: 
     assert sorted(names) == sorted(2 * [node, "blue", "green", "grey"])
 
 
-@pytest.mark.parametrize(("field", "value"), [("precision", "bf16"), ("weight_decay", 0.1), ("warmup_steps", 5)])
+@pytest.mark.parametrize(("field", "value"), [("precision", "bf16"), ("core_weight_decay", 0.1), ("warmup_steps", 5)])
 def test_serve_refuses_fields_that_clients_do_not_implement(
     tmp_path: Path, config: FederationConfig, field: str, value: Any
 ):

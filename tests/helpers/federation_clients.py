@@ -9,7 +9,7 @@ from colora.training.config import AdapterSpec, FederationSpec
 LR, CORE_LR, SEED = 0.01, 0.05, 3
 FEDERATION = "0123456789abcdef" * 2
 SIZES = {"ann": 5, "bob": 3, "cy": 4}
-ADAPTER = AdapterSpec(r=2, lora_alpha=3.0)
+ADAPTER = AdapterSpec(r=2, lora_alpha=3.0, init_rotation=0.0)
 
 
 def client_data(name, size):

@@ -151,18 +151,18 @@ def test_a_failure_half_way_leaves_the_bank_as_it_was(monkeypatch, place, error)
 
 
 def test_large_cores_have_a_lower_rate_and_proximal_regularisation():
-    assert [Settings().rates(rank) for rank in (15, 16)] == [(0.12, 0), (0.06, 0.1)]
-    assert Settings(lr=0.3).rates(16) == (0.3, 0.1)
-    assert Settings(proximal=0).rates(16) == (0.06, 0)
+    assert [Settings().rates(rank) for rank in (23, 24)] == [(0.12, 0), (0.06, 0.1)]
+    assert Settings(lr=0.3).rates(24) == (0.3, 0.1)
+    assert Settings(proximal=0).rates(24) == (0.06, 0)
 
     def core(r, **settings):
         model = bank(r=r)
         add_new_task(model, TOKENIZER, new_task(), 96, Settings(2, 4, **settings))
         return torch.stack([one[0, 0] for one in bank_tuner(model).core("new").values()])
 
-    assert torch.equal(core(15), core(15, lr=0.12, proximal=0))
-    assert torch.equal(core(16), core(16, lr=0.06, proximal=0.1))
-    assert not torch.equal(core(16), core(16, lr=0.06, proximal=0))
+    assert torch.equal(core(23), core(23, lr=0.12, proximal=0))
+    assert torch.equal(core(24), core(24, lr=0.06, proximal=0.1))
+    assert not torch.equal(core(24), core(24, lr=0.06, proximal=0))
 
 
 def test_proximal_regularisation_goes_part_of_the_way_back():
