@@ -18,6 +18,8 @@ EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
 SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "rotation", "prompts"}
 UNFINISHED = {"real"}  # README and docs say how far it has come
+NOT_RUN = {"real_tuning_rivals", "real_federated_tuning"}  # and that these have not begun
+SWEEPS |= NOT_RUN
 REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
@@ -67,6 +69,10 @@ def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups():
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_records_are_those_of_the_experiment(path):
     file = RECORDS / f"{path.stem}.jsonl"
+    if path.stem in NOT_RUN:
+        assert planned_trials(load_experiment(path))
+        assert not file.exists(), f"take {path.stem} out of NOT_RUN"
+        return
     (experiment,) = read_experiments(file)
     known = {trial.key for trial in planned_trials(load_experiment(path))}
     assert experiment.records, "expected at least one record"
