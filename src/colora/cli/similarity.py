@@ -81,7 +81,7 @@ def onboard(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
     rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 16 on 0.06.")
+        float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 24 on 0.06.")
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
     proximal: Annotated[
@@ -90,7 +90,7 @@ def onboard(
             "--proximal",
             "--pull",
             help="Proximal regularisation (L2-SP): share of the way back to the start after a step; by default 0, "
-            "from rank 16 on 0.1.",
+            "from rank 24 on 0.1.",
         ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
