@@ -175,3 +175,11 @@ def test_bytes_of_tokens_make_up_the_text():
     offsets = form.of([token_logprobs(torch.zeros(268), token, 0) for token in tokens[:4]])["text_offset"]
     assert offsets == [0, 2, 2, 2]
     assert form.of([token_logprobs(torch.zeros(268), tokens[4], 0)])["text_offset"] == [3]
+
+
+def test_a_character_that_is_never_ended_has_a_place_of_its_own():
+    tokenizer = byte_fallback_tokenizer()
+    tokens = [tokenizer.convert_tokens_to_ids(one) for one in ("<0xE0>", "<0xA4>", "b", "<0xE0>", "<0xE0>", "b")]
+    places = [token_logprobs(torch.zeros(268), token, 0) for token in tokens]
+    assert CompletionLogprobs(TokenBytes(tokenizer)).of(places)["text_offset"] == [0, 0, 1, 2, 3, 4]
+    assert b"\xe0\xa4b\xe0\xe0b".decode(errors="replace") == "\ufffdb\ufffd\ufffdb"

@@ -77,7 +77,7 @@ class CompletionLogprobs(ChatLogprobs):
     def of(self, places: Sequence[Logprobs]) -> dict[str, Any]:
         offsets = []
         for one in places:
-            offsets.append(self.offset)
+            offsets.append(self.offset + self._broken(self.names[one.token]))
             self.offset += len(self.decoder.decode(self.names[one.token]))
         return {
             "tokens": [self.names.text(one.token) for one in places],
@@ -85,3 +85,12 @@ class CompletionLogprobs(ChatLogprobs):
             "top_logprobs": [{self.names.text(token): value for token, value in reversed(one.top)} for one in places],
             "text_offset": offsets,
         }
+
+    def _broken(self, token: bytes) -> bool:
+        """Whether this token breaks off a character that tokens before began, which then is one sign of its own."""
+        begun = self.decoder.getstate()[0]
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(begun + token[:1])
+        except UnicodeDecodeError:
+            return bool(begun)
+        return False

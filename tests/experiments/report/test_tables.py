@@ -139,6 +139,8 @@ def test_settings_list_every_value():
     assert found.column("method") == ["local", "colora"]
     assert found.column("rank") == ["4", "8"]
     assert found.column("core_lr") == ["as lr", "as lr, 0.06"]
+    assert "steps" not in found.headers
+    assert "steps 50, " in found.notes[0]
 
 
 def test_the_facts_count():

@@ -95,28 +95,36 @@ def bytes_entries(rows: Sequence[Row], which: str) -> list[str | Entry]:
     return [bytes_text(fmean(values)) if values else NOTHING for values in found]
 
 
+SETTINGS = (
+    *("rank", "alpha", "lr", "core_lr", "weight_decay", "steps", "warmup_steps", "rows", "local_steps"),
+    *("first_layer", "base", "dtype", "split"),
+)
+
+
 def settings_table(experiment: Experiment) -> Table:
-    """What each method was run with: every value that occurs in the experiment."""
-    names = ["rank", "alpha", "lr", "core_lr", "weight_decay", "steps", "warmup_steps", "rows", "local_steps"]
-    names += ["first_layer", "base", "dtype", "split"]
+    """What each method was run with: every value that occurs; what all methods have in common is a note."""
     methods: dict[str, list[Trial]] = {}
     for rows in experiment.places.values():
         for row in rows:
             methods.setdefault(row.method, []).extend(record.trial for record in row.records)
+    values = {name: [_setting(name, trials) for trials in methods.values()] for name in SETTINGS}
+    common = {name: found[0] for name, found in values.items() if len(methods) > 1 and len(set(found)) == 1}
+    names = [name for name in SETTINGS if name not in common]
     lines = []
-    for method, trials in methods.items():
-        line = [method]
-        for name in names:
-            values = sorted(
-                {getattr(trial, name) for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
-            )
-            line.append(
-                ", ".join("as lr" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-            )
+    for number, (method, trials) in enumerate(methods.items()):
         options = sorted({f"{k}={v:g}" for trial in trials for k, v in trial.options.items()})
-        lines.append([*line, ", ".join(options) or NOTHING])
+        lines.append([method, *(values[name][number] for name in names), ", ".join(options) or NOTHING])
     title = f"{experiment.name}: settings, over all regimes and numbers of examples"
-    return table(title, ["method", *names, "options"], lines, code_notes(experiment))
+    told = [f"All methods: {', '.join(f'{name} {value}' for name, value in common.items())}."] if common else []
+    return table(title, ["method", *names, "options"], lines, [*told, *code_notes(experiment)])
+
+
+def _setting(name: str, trials: Sequence[Trial]) -> str:
+    """The values of one setting that occur in these trials."""
+    values = sorted(
+        {getattr(trial, name) for trial in trials}, key=lambda v: (isinstance(v, str), v is not None, v or 0)
+    )
+    return ", ".join("as lr" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _difference(row: Row, reference: Row, metric: Metric) -> str:
