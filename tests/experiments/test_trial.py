@@ -23,7 +23,8 @@ def test_the_key_is_readable_and_changes_with_every_setting():
         "method": "local", "group": "other", "tasks": ("b", "a"), "regime": "explicit", "examples": 5, "seed": 4,
         "base": "big", "dtype": "bf16", "first_layer": 1, "rank": 4, "alpha": 4.0, "steps": 6, "rows": 1,
         "warmup_steps": 1, "local_steps": 5, "lr": 2e-3, "core_lr": 2e-3, "weight_decay": 10.0,
-        "options": {"pull": 1.0}, "split": "val", "test": 3, "generate": 0, "max_length": 32, "max_new_tokens": 8, "prompt": "qa",
+        "options": {"pull": 1.0}, "split": "val", "test": 3, "generate": 0, "max_length": 32,
+        "max_new_tokens": 8, "prompt": "qa",
     }  # fmt: skip
     assert set(changed) == set(Trial.model_fields)
     keys = {Trial(**SETTINGS | {name: value}).key for name, value in changed.items()}

@@ -140,7 +140,7 @@ def test_settings_list_every_value():
     assert found.column("rank") == ["4", "8"]
     assert found.column("core_lr") == ["as lr", "as lr, 0.06"]
     assert "steps" not in found.headers
-    assert "steps 50, " in found.notes[0]
+    assert "steps 60, " in found.notes[0]
 
 
 def test_the_facts_count():
