@@ -83,6 +83,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "rotation", rotation_markdown),
         (DECISIONS, "prompts", prompts_markdown),
         (DECISIONS, "recipes", recipes_table),
+        (DECISIONS, "regret real", lambda: regret_markdown("real")),
         (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
     ],
