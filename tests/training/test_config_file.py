@@ -234,6 +234,8 @@ def test_every_field_has_a_description_and_a_row():
     assert len(expected) > 50
     assert {key for key, text in expected.items() if not text.strip()} == set()
     rows = list(field_rows())
+    assert {default for _, _, default, _ in rows} >= {"derived", "required", "none"}
+    assert not [key for key, _, default, _ in rows if "Undefined" in default]
     assert {key: text for key, _, _, text in rows} == expected
     assert [key for key, kind, default, _ in rows if not kind or not default] == []
     by_key = {key: (kind, default) for key, kind, default, _ in rows}

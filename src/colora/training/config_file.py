@@ -147,7 +147,8 @@ def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[
             yield from field_rows(inner[name], f"{key}.N." if name == "tasks" else f"{key}.")
         else:
             schema = spec.model_json_schema()["properties"][name]
-            default = "required" if info.is_required() else _show(info.default)
+            derived = info.default_factory_takes_validated_data  # the description says from what
+            default = "required" if info.is_required() else "derived" if derived else _show(info.default)
             yield key, _type(schema), default, info.description or ""
 
 
