@@ -10,7 +10,7 @@ import pytest
 from benchmarks.adapter.step import summary_markdown as step_markdown
 from benchmarks.architectures.table import table as architectures_table
 from benchmarks.cli.startup import table as startup_table
-from benchmarks.compare.chosen import choices_markdown, prompts_markdown, rotation_markdown
+from benchmarks.compare.chosen import choices_markdown, federated_markdown, prompts_markdown, rotation_markdown
 from benchmarks.compare.summary import (
     groups_markdown,
     main_markdown,
@@ -83,6 +83,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "rotation", rotation_markdown),
         (DECISIONS, "prompts", prompts_markdown),
         (DECISIONS, "recipes", recipes_table),
+        (DECISIONS, "federated turned", federated_markdown),
         (DECISIONS, "regret real", lambda: regret_markdown("real")),
         (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),

@@ -29,8 +29,8 @@ class Setting(NamedTuple):
 
 
 def main() -> None:
-    for table in (choices_markdown(), rotation_markdown(), prompts_markdown()):
-        print(table, end="\n\n")
+    for table in (choices_markdown, rotation_markdown, federated_markdown, prompts_markdown):
+        print(table(), end="\n\n")
 
 
 def tuning_records() -> dict[str, dict[Setting, list[TrialRecord]]]:
@@ -89,6 +89,13 @@ def rotation_markdown() -> str:
     """A row for each rank, and share of the directions in which cores start turned."""
     return _sweep_markdown(
         "rotation", "rank, turned", lambda trial: f"{trial.rank}, {trial.options.get('rotated', 0.0):g}"
+    )
+
+
+def federated_markdown() -> str:
+    """A row for each rate, and share of the directions in which the cores of a federation's clients start turned."""
+    return _sweep_markdown(
+        "real_federated_tuning", "rate, turned", lambda trial: f"{trial.lr:g}, {trial.options.get('rotated', 0.0):g}"
     )
 
 

@@ -17,9 +17,9 @@ EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
 SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "rotation", "prompts"}
-UNFINISHED = {"real"}  # README and docs say how far it has come
-NOT_RUN = {"real_tuning_rivals", "real_federated_tuning"}  # and that these have not begun
-SWEEPS |= NOT_RUN
+UNFINISHED = {"real", "real_federated_tuning"}  # README and docs say how far it has come
+NOT_RUN = {"real_tuning_rivals"}  # and that these have not begun
+SWEEPS |= NOT_RUN | {"real_federated_tuning"}
 REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
