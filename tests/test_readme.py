@@ -61,7 +61,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "name", "table"),
     [
-        (README, "real", lambda: methods_markdown("real")),
+        (README, "real", lambda: methods_markdown("real", regime="implicit")),
         (DECISIONS, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),

@@ -3,6 +3,7 @@
 python -m benchmarks.compare.summary
 """
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -33,9 +34,12 @@ def main_markdown() -> str:
     return main_table_markdown(records, "similar-8", "implicit", columns=COLUMNS).strip()
 
 
-def methods_markdown(*names: str, reference: str | None = None) -> str:
+def methods_markdown(*names: str, reference: str | None = None, regime: str | None = None) -> str:
     """Method by group, the best of each marked, of the experiments named; by default of the widest one."""
-    return table_markdown(method_table(answer(*names, reference=reference)), title=False, notes=False).strip()
+    found = answer(*names, reference=reference)
+    if regime is not None:
+        found = replace(found, pairs=tuple(pair for pair in found.pairs if pair[0].place.regime == regime))
+    return table_markdown(method_table(found), title=False, notes=False).strip()
 
 
 def regret_markdown(*names: str, reference: str | None = None) -> str:
