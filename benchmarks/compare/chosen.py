@@ -95,7 +95,10 @@ def rotation_markdown() -> str:
 def federated_markdown() -> str:
     """A row for each rate, and share of the directions in which the cores of a federation's clients start turned."""
     return _sweep_markdown(
-        "real_federated_tuning", "rate, turned", lambda trial: f"{trial.lr:g}, {trial.options.get('rotated', 0.0):g}"
+        "real_federated_tuning",
+        "rate, turned",
+        lambda trial: f"{trial.lr:g}, {trial.options.get('rotated', 0.0):g}",
+        "fed-colora",
     )
 
 
@@ -104,9 +107,13 @@ def prompts_markdown() -> str:
     return _sweep_markdown("prompts", "prompt", lambda trial: str(trial.prompt))
 
 
-def _sweep_markdown(name: str, title: str, label: Callable[[Trial], str]) -> str:
-    """Means over tasks and seeds of the main measure, and of nats per token in brackets, of each group."""
-    records = read_trial_records(RECORDS / f"{name}.jsonl")
+def _sweep_markdown(name: str, title: str, label: Callable[[Trial], str], method: str | None = None) -> str:
+    """Means over tasks and seeds of the main measure, and of nats per token in brackets, of each group.
+
+    Args:
+        method: the only one to show.
+    """
+    records = [one for one in read_trial_records(RECORDS / f"{name}.jsonl") if method in (None, one.trial.method)]
     groups = sorted({record.trial.group for record in records})
     lines = [f"| {title} | {' | '.join(groups)} |", f"|---|{'---:|' * len(groups)}"]
     for value in dict.fromkeys(label(record.trial) for record in records):
