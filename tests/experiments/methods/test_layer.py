@@ -122,7 +122,9 @@ def test_peft_and_torch_train_the_same(method):
         train(METHODS[method], layers, forward, toy.rows, toy.trial)
         for place, model in enumerate(alone):
             optimizer = torch.optim.AdamW(
-                (p for p in model.parameters() if p.requires_grad), weight_decay=0.0, betas=(0.9, 0.95)
+                (p for p in model.parameters() if p.requires_grad),
+                weight_decay=toy.trial.weight_decay,
+                betas=(0.9, 0.95),
             )
             for step in range(toy.trial.steps):
                 batch = step_rows(toy.rows, 2, step, toy.trial.seed)
