@@ -6,11 +6,10 @@
 For each seed and recipe a bank of the demo's six languages is trained as in the demo, by the parts of
 `benchmarks.transfer.onboarding`, and then
 
-    bank       the six tasks
-    onboarded  three further languages, `colora onboard` with its defaults: a core alone, A and B frozen
-    extended   the same with `--extend 16`
-
-and a core alone once more with what is the default of cores below rank 16.
+    bank        the six tasks
+    small core  three further languages, a core alone with A and B frozen, with the settings of small cores
+    large core  the same with those of large cores, to tell from which rank on they serve
+    extended    the same with `--extend 16`, whose cores are large
 
 A finished run is never run again; two processes may share the work by --only. The records go to
 benchmarks/transfer/records/recipes.jsonl.
@@ -53,9 +52,9 @@ RECIPES = {
 }
 STAGES = {
     "bank": None,
-    "onboarded": Settings(),
+    "small core": Settings(lr=0.12, proximal=0),
+    "large core": Settings(lr=0.06, proximal=0.1),
     "extended": Settings(extend=16),
-    "onboarded as a small core": Settings(lr=0.12, proximal=0),
 }
 
 
