@@ -225,7 +225,7 @@ def killed_run(file, output, at):
 @pytest.mark.parametrize("at", [0, 5, 9 * len(TRAINED) + 2])
 def test_killed_at_any_moment_it_goes_on(tmp_path, file, at):
     output = tmp_path / "c"
-    process = multiprocessing.get_context("fork").Process(target=killed_run, args=(file, output, at))
+    process = multiprocessing.get_context("spawn").Process(target=killed_run, args=(file, output, at))
     process.start()
     for _ in range(1200):
         if (output / "started").exists():
@@ -253,8 +253,8 @@ def shared_run(file, output, ran):
 
 def test_processes_on_one_folder_share_the_work(tmp_path, file):
     (tmp_path / "ran").mkdir()
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=shared_run, args=(file, tmp_path / "c", tmp_path / "ran")) for _ in range(2)]
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=shared_run, args=(file, tmp_path / "c", tmp_path / "ran")) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
