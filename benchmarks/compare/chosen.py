@@ -7,7 +7,7 @@ it, the one with the least nats per token.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -15,37 +15,53 @@ from typing import NamedTuple
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
-FILES = ("real_tuning", "real_tuning_lists", "real_tuning_decay")
+CENTRAL = ("real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options")
+FEDERATED = ("real_federated_tuning_short",)
 LEVEL = 1.0
 """Points of the mean that count as level."""
 
 
 class Setting(NamedTuple):
-    """Peak rates of the factors and of the cores, and the decay of the factors."""
+    """Peak rates of the factors and of the cores, the decay of the factors, and the method's own options."""
 
     lr: float
     core_lr: float | None
     weight_decay: float
+    options: tuple[tuple[str, float], ...]
+
+    @staticmethod
+    def of(trial: Trial) -> "Setting":
+        return Setting(trial.lr, trial.core_lr, trial.weight_decay, tuple(sorted(trial.options.items())))
 
 
 def main() -> None:
-    for table in (choices_markdown, rotation_markdown, federated_markdown, prompts_markdown):
+    for table in (
+        choices_markdown,
+        federated_choices_markdown,
+        rotation_markdown,
+        federated_markdown,
+        prompts_markdown,
+    ):
         print(table(), end="\n\n")
 
 
-def tuning_records() -> dict[str, dict[Setting, list[TrialRecord]]]:
-    """The records of each method and setting, one a group."""
+def tuning_records(names: Sequence[str] = CENTRAL) -> dict[str, dict[Setting, list[TrialRecord]]]:
+    """The records of each method and setting of these experiments, one a group."""
     found: dict[str, dict[Setting, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
-    for name in FILES:
+    for name in names:
         for record in read_trial_records(RECORDS / f"{name}.jsonl"):
-            trial = record.trial
-            found[trial.method][Setting(trial.lr, trial.core_lr, trial.weight_decay)].append(record)
+            found[record.trial.method][Setting.of(record.trial)].append(record)
     return found
 
 
-def points(record: TrialRecord) -> float:
+def main_measure(trial: Trial) -> str:
     """ROUGE-L of dates, whose answers are long; exact match elsewhere."""
-    value = record.mean("rougeL" if record.trial.group.startswith("dates") else "exact_match")
+    return "rougeL" if trial.group.startswith("dates") else "exact_match"
+
+
+def points(record: TrialRecord) -> float:
+    """The main measure of the group, mean over tasks."""
+    value = record.mean(main_measure(record.trial))
     assert value is not None
     return value
 
@@ -64,25 +80,33 @@ def chosen(settings: dict[Setting, list[TrialRecord]]) -> Setting:
     return min(level, key=lambda setting: fmean(map(nats, settings[setting])))
 
 
-def choices_markdown() -> str:
+def choices_markdown(names: Sequence[str] = CENTRAL) -> str:
     """A row a setting: the main measure of each group, the means, and a mark at the chosen one."""
-    tuned = tuning_records()
+    tuned = tuning_records(names)
     everything = [one for settings in tuned.values() for records in settings.values() for one in records]
     groups = sorted({one.trial.group for one in everything})
     lines = [
-        f"| method | rate | decay | {' | '.join(groups)} | mean | nats per token | chosen |",
-        f"|---|---:|---:|{'---:|' * len(groups)}---:|---:|---|",
+        f"| method | rate | decay | options | {' | '.join(groups)} | mean | nats per token | chosen |",
+        f"|---|---:|---:|---|{'---:|' * len(groups)}---:|---:|---|",
     ]
     for method, settings in tuned.items():
         best = chosen(settings)
-        for setting in sorted(settings, key=lambda one: (one.weight_decay, one.lr)):
+        several_core_rates = len({setting.core_lr for setting in settings}) > 1
+        for setting in sorted(settings, key=lambda one: (one.weight_decay, one.options, one.core_lr or 0, one.lr)):
             records = {one.trial.group: one for one in settings[setting]}
             cells = [f"{points(records[group]):.1f}" if group in records else "–" for group in groups]
             mean, token = fmean(map(points, records.values())), fmean(map(nats, records.values()))
             mark = "yes" if setting == best else ""
-            tried = f"{setting.lr:g} | {setting.weight_decay:g}"
+            core = [("cores at", setting.core_lr)] if setting.core_lr is not None and several_core_rates else []
+            options = ", ".join(f"{name} {value:g}" for name, value in [*core, *setting.options])
+            tried = f"{setting.lr:g} | {setting.weight_decay:g} | {options}"
             lines.append(f"| {method} | {tried} | {' | '.join(cells)} | {mean:.1f} | {token:.3f} | {mark} |")
     return "\n".join(lines)
+
+
+def federated_choices_markdown() -> str:
+    """The same of the methods of `real_federated`."""
+    return choices_markdown(FEDERATED)
 
 
 def rotation_markdown() -> str:
@@ -90,6 +114,20 @@ def rotation_markdown() -> str:
     return _sweep_markdown(
         "rotation", "rank, turned", lambda trial: f"{trial.rank}, {trial.options.get('rotated', 0.0):g}"
     )
+
+
+def recipe_markdown() -> str:
+    """A row for each departure from the recipe that was tried."""
+    return _sweep_markdown("recipe", "departure", _departure)
+
+
+def _departure(trial: Trial) -> str:
+    options = {name: value for name, value in trial.options.items() if (name, value) != ("rotated", 0.5)}
+    told = [f"{name} {value:g}" for name, value in options.items()]
+    told += [f"cores at {trial.core_lr:g}"] * (trial.core_lr != 2e-2)
+    told += [f"factors at {trial.lr:g}"] * (trial.lr != 1e-3)
+    told += [trial.method] * (trial.method != "colora")
+    return ", ".join(told) or "none"
 
 
 def federated_markdown() -> str:

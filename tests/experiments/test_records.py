@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare.chosen import chosen, tuning_records
+from benchmarks.compare.chosen import Setting, chosen, tuning_records
 from benchmarks.compare.summary import tries, tuned_rate
 from colora.experiments.load import load_experiment
 from colora.experiments.methods.registry import METHODS
@@ -16,7 +16,7 @@ RECORDS = ROOT / "benchmarks" / "compare" / "records"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
-SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "rotation", "prompts"}
+SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options", "rotation", "prompts"}
 UNFINISHED = {"real", "real_federated_tuning"}  # README and docs say how far it has come
 NOT_RUN = {"real_tuning_rivals"}  # and that these have not begun
 SWEEPS |= NOT_RUN | {"real_federated_tuning"}
@@ -56,14 +56,12 @@ def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
 
 def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups():
     settings = {method: chosen(tried) for method, tried in tuning_records().items()}
-    options = {"colora": {"rotated": 0.5}}
     trials = planned_trials(load_experiment(ROOT / "benchmarks" / "compare" / "real.yaml"))
     tuned_on = {record.trial.group for tried in tuning_records().values() for one in tried.values() for record in one}
     assert not tuned_on & {trial.group for trial in trials}
     for trial in trials:
         if METHODS[trial.method].terms:
-            assert (trial.lr, trial.core_lr, trial.weight_decay) == settings[trial.method], trial.key
-            assert trial.options == options.get(trial.method, {})
+            assert Setting.of(trial) == settings[trial.method], trial.key
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
