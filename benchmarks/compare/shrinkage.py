@@ -3,10 +3,10 @@
     python -m benchmarks.compare.shrinkage [--threads 1] [--data FOLDER]
     python -m benchmarks.compare.shrinkage --table
 
-CoLoRA with its recipe on the groups on which the recipe is chosen, seed 100, validation examples, as in `recipe.yaml`. Each
-trained core Λ_k is replaced by mean + share · (Λ_k − mean): 1 is what was trained. "Best of each task" takes for each task the
-share that is best on the very examples that are measured: more than any rule that chooses a share could give. What has been
-measured is reused. The records go to benchmarks/compare/records/shrinkage.json.
+CoLoRA with its recipe on the groups on which the recipe is chosen, seed 100, validation examples, as in `recipe.yaml`.
+Each trained core Λ_k is replaced by mean + share · (Λ_k − mean): 1 is what was trained. "Best of each task" takes for
+each task the share that is best on the very examples that are measured: more than any rule that chooses a share could
+give. What has been measured is reused. The records go to benchmarks/compare/records/shrinkage.json.
 """
 
 import argparse
@@ -71,7 +71,8 @@ def task_means(runner: Runner, trial: Trial, tasks: TaskCache, share: float) -> 
     found: TaskMeans = {}
     for name, scores in record.scores.items():
         points, nats = scores.value(main_measure(trial)), scores.value("token_nll")
-        assert points is not None and nats is not None
+        assert points is not None
+        assert nats is not None
         found[name] = (points, nats)
     return found
 
