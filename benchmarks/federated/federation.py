@@ -4,10 +4,11 @@
     python -m benchmarks.federated.federation --choices [--only NAME]  # the settings from which defaults were chosen
     python -m benchmarks.federated.federation --table
 
-Every client makes as many local steps as the demo's bank, each with as many rows of its task. A finished run is never
-run again, and one that was stopped goes on; several processes may share the work by --only. The records go to
-federation.jsonl and federation_choices.jsonl in benchmarks/federated/records; the rows "in one place" and "alone" are
-those of `python -m benchmarks.demo.demo` and, for the choices, of `python -m benchmarks.demo.demo_rates`.
+Every client makes as many local steps as the demo's bank, each with as many rows of its task. Rows without the word
+"recipe" have rank 8, cores that start at the identity, and the rates 2e-3 and 6e-2. A finished run is never run again,
+and one that was stopped goes on; several processes may share the work by --only. The records go to federation.jsonl and
+federation_choices.jsonl in benchmarks/federated/records; the rows "in one place" and "alone" are those of
+`python -m benchmarks.demo.demo` and, for the choices, of `python -m benchmarks.demo.demo_rates`.
 """
 
 import argparse
@@ -22,10 +23,11 @@ from colora.common.locks import waiting_lock
 from colora.common.provenance import environment
 from colora.evaluation.metrics import METRICS
 from colora.evaluation.records import Record, append_records, read_records
-from colora.experiments.demo import RANK, RATES, write_tasks
+from colora.experiments.demo import write_tasks
 from colora.federated.simulate import simulate
 from colora.models.base import DEFAULT_BASE
 from colora.training.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.training.rates import CORE_LR, LR
 from colora.training.run import train_and_evaluate
 
 HERE = Path(__file__).parent
@@ -38,6 +40,7 @@ KEPT: dict[str, object] = {"factor_moments": "kept"}
 TURNS: dict[str, object] = {"schedule": "alternating"}
 MOMENTUM = {"server": "momentum", "server_lr": 0.3, "server_momentum": 0.8}
 BRIEF = {"rounds": 45, "core_steps": 1, "local_steps": 1}  # two local steps a round
+EARLIER = {"lr": 2e-3, "core_lr": 6e-2}  # the rates of rank 8 and cores at the identity, which most rows have
 TWICE = {"lr": 4e-3, "core_lr": 6e-2}
 BANK = "in one place, four rows"  # no federation: what more rows a step are worth there
 METHODS: dict[str, dict[str, object]] = {
@@ -59,8 +62,16 @@ CHOICES: dict[str, dict[str, object]] = {
     "45 × 2, in turns, momentum": COMMON | BRIEF | TURNS | MOMENTUM,
     "45 × 2, in turns, twice the rate": COMMON | BRIEF | TURNS,
     "45 × 2, in turns, core first": COMMON | BRIEF | TURNS | {"order": "core_first"},
+    "30 × 3, both, recipe": COMMON,
+    "30 × 3, both, recipe, rates 0.002 and 0.02": COMMON,
+    "30 × 3, both, recipe, rates 0.001 and 0.06": COMMON,
+    "30 × 3, both, recipe, rates 0.002 and 0.06": COMMON,
 }
 RATES_OF = {
+    "30 × 3, both, recipe": {"lr": LR, "core_lr": CORE_LR},
+    "30 × 3, both, recipe, rates 0.002 and 0.02": {"lr": 2e-3, "core_lr": 2e-2},
+    "30 × 3, both, recipe, rates 0.001 and 0.06": {"lr": 1e-3, "core_lr": 6e-2},
+    "30 × 3, both, recipe, rates 0.002 and 0.06": EARLIER,
     "alternating": TWICE,  # each factor moves half as often
     "45 × 2, in turns, twice the rate": TWICE,
     "30 × 3, both, core rate 0.12": {"lr": 2e-3, "core_lr": 0.12},
@@ -99,7 +110,8 @@ def measure(
         print(f"{method}, seed {seed}: measured before, reused")
         return
     output = args.output / f"{re.sub(r'[^A-Za-z0-9.]+', '-', method)}-seed-{seed}"
-    rates = RATES_OF.get(method, RATES["together"])
+    rates = RATES_OF.get(method, EARLIER)
+    recipe = AdapterSpec() if "recipe" in method else AdapterSpec(r=8, init_rotation=0)
     federation = FederationSpec.model_validate(spec)
     config = RunConfig(
         base=DEFAULT_BASE,
@@ -107,9 +119,14 @@ def measure(
         output=str(output),
         seed=seed,
         tasks=[TaskSpec(name=name, path=str(folder.resolve()), val=0) for name, folder in folders.items()],
-        adapter=AdapterSpec(r=RANK, lora_alpha=RANK),
+        adapter=recipe,
         training=TrainingSpec(
-            steps=STEPS, rows=federation.rows * len(folders), max_length=64, threads=args.threads, **rates
+            steps=STEPS,
+            rows=federation.rows * len(folders),
+            max_length=64,
+            threads=args.threads,
+            weight_decay=0,
+            **rates,
         ),
         evaluation=EvaluationSpec(max_new_tokens=32, rows=48),
         federation=federation,
