@@ -1,17 +1,24 @@
-"""The README's figure, from the committed records of the comparison.
+"""The figures of the README and of docs/decisions, from the committed records of the comparison.
 
     python -m benchmarks.compare.figures
 
-Left: quality against examples, alone and together. Middle and right: alone, pooled and together, from similar to
-different tasks, with prompts that do not and that do say whose task it is. It goes to docs/figures/compare.svg.
+docs/figures/real.svg: by how much CoLoRA leads the best rival of each group of real tasks, and a LoRA for each task; in
+points and by likelihood, with 95 % intervals over seeds, tasks and examples.
+
+docs/figures/compare.svg: left, quality against examples, alone and together. Middle and right, alone, pooled and
+together, from similar to different tasks, with prompts that do not and that do say whose task it is.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 from typing import Any
 
+from benchmarks.compare.summary import answer
 from colora.evaluation.metrics import METRICS
+from colora.experiments.report.regret import Regret, regret
 from colora.experiments.trial import TrialRecord, read_trial_records
 
 HERE = Path(__file__).parent
@@ -28,6 +35,47 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "colora"  # the same figure from the same records, byte for byte
     from matplotlib import pyplot as plt
 
+    for name, draw in (("real", draw_real), ("compare", draw_compare)):
+        file = HERE.parents[1] / "docs" / "figures" / f"{name}.svg"
+        draw(plt).savefig(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        print(f"written: {file.relative_to(HERE.parents[1])}")
+
+
+def draw_real(plt: ModuleType) -> Any:
+    """A row for each group; left in points, right in nats; right of zero CoLoRA is ahead in both."""
+    comparisons = [one for one, _ in answer("real").pairs if one.place.regime == "implicit"]
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
+    for number, comparison in enumerate(comparisons):
+        alone = replace(comparison, rows=tuple(row for row in comparison.rows if row.method in ("colora", "local")))
+        for axis, metric in zip(axes, (comparison.measure, comparison.nats), strict=True):
+            if metric is not None:
+                interval(axis, "local", number - 0.15, regret(alone, metric))
+                interval(axis, "colora", number + 0.15, regret(comparison, metric))
+    axes[0].set_yticks(range(len(comparisons)), [comparison.place.group for comparison in comparisons])
+    axes[0].invert_yaxis()
+    for axis, label in zip(axes, ("points", "nats, of an answer of a closed set or of a token"), strict=True):
+        axis.axvline(0, color="0.4", linewidth=0.8)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    handles, _ = axes[0].get_legend_handles_labels()
+    figure.suptitle("the lead of CoLoRA", fontsize=9, x=0.2)
+    labels = ("over a LoRA each", "over the best rival")
+    figure.legend(handles[:2], labels, fontsize=8, frameon=False, ncol=2, loc="upper right")
+    figure.tight_layout()
+    return figure
+
+
+def interval(axis: Any, method: str, height: float, lead: Regret | None) -> None:
+    """A lead with its 95 % interval."""
+    if lead is not None:
+        colour, marker, _ = LOOKS[method]
+        apart = lead.difference
+        reach = [[apart.mean - apart.low], [apart.high - apart.mean]]
+        axis.errorbar([apart.mean], [height], xerr=reach, fmt=marker, color=colour, label=method, markersize=5)
+
+
+def draw_compare(plt: ModuleType) -> Any:
+    """Quality against examples, and from similar to different tasks."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3), sharey=False)
     samples = finished("samples")
     sizes = sorted({one.trial.examples for one in samples})
@@ -51,9 +99,7 @@ def main() -> None:
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    file = HERE.parents[1] / "docs" / "figures" / "compare.svg"
-    figure.savefig(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    print(f"written: {file.relative_to(HERE.parents[1])}")
+    return figure
 
 
 def finished(name: str) -> list[TrialRecord]:
