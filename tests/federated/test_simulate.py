@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import colora.federated.simulate
 from colora.evaluation.records import read_records
 from colora.federated.aggregate import RoundReport
 from colora.federated.history import RoundCost, round_records, write_round
 from colora.federated.simulate import simulate
-from colora.training.config_file import load_config
+from colora.training.config import FederationConfig
+from colora.training.config_file import load_config, load_federation
+from colora.training.run_folder import run_config
 from tests.helpers.run_files import bank_tensors, cli, refusal, run_file, save_base, write_task
 
 FIELDS = ("federation.rounds=3", "federation.rows=2", "federation.finish_steps=1")
@@ -30,6 +33,22 @@ def test_simulate_writes_a_bank_and_does_not_run_again(tmp_path: Path, path: Pat
     assert {one.task for one in records if one.metric == "train_nll"} == {"red", "blue"}
     again = cli("federate", "simulate", path, *FIELDS)
     assert "has ended before" in again.stderr
+
+
+def test_a_federation_has_its_own_rates_unless_the_run_file_names_some(tmp_path: Path, path: Path):
+    bare = tmp_path / "bare.yaml"
+    text = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text["training"] = {name: value for name, value in text["training"].items() if name not in ("lr", "core_lr")}
+    bare.write_text(yaml.safe_dump(text), encoding="utf-8")
+    for given, rates in (([], (2e-3, 6e-2)), (["training.core_lr=0.02"], (2e-3, 2e-2))):
+        agreed = load_federation(bare, given).training
+        assert (agreed.lr, agreed.core_lr) == rates
+        output = tmp_path / f"run-{len(given)}"
+        simulate(load_config(bare, [*FIELDS, f"output={output}", *given]))
+        ran = run_config(output).training
+        assert (ran.lr, ran.core_lr, ran.max_length) == (*rates, agreed.max_length)
+    assert load_config(bare).training.lr == 1e-3
+    assert FederationConfig.model_validate_json(load_federation(bare).model_dump_json()) == load_federation(bare)
 
 
 def test_simulate_resumes_to_the_same_bits(tmp_path: Path, path: Path, monkeypatch):

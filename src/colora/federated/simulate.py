@@ -38,7 +38,6 @@ from colora.training.run_folder import check_free, claim
 __all__ = ["simulate"]
 
 SAVE_SECONDS = 60.0
-SHARED_FIELDS = ("base", "chat_template", "prompt", "seed", "adapter", "training", "federation")
 
 
 def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Evaluation:
@@ -63,7 +62,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
     with file_lock(output.with_name(f".{output.name}.lock")) as locked:
         if not locked:
             raise ConfigError(f"{output}: another process runs this federation")
-        run = resolve_run(config)
+        run = resolve_run(config.model_copy(update={"training": FederationConfig.of(config).training}))
         check_free(output, run.config, run.manifest, federated=True)
         if (output / "bank" / "adapter_config.json").is_file():
             log(f"{output} has ended before; nothing to train")
@@ -76,7 +75,7 @@ def simulate(config: RunConfig, log: Callable[[str], None] = lambda line: None) 
 
 def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
     config, output = run.config, run.output
-    agreed = FederationConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
+    agreed = FederationConfig.of(config)
     local, tokenizer = local_model(agreed)
     spec, max_length = config.federation, config.training.max_length
     data = {task.name: local_data(task, tokenizer, local, max_length) for task in run.tasks}

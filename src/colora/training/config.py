@@ -25,7 +25,7 @@ from colora.training.fields import (
     Spec,
     allowed_prompt,
 )
-from colora.training.rates import CORE_LR, LR
+from colora.training.rates import CORE_LR, FEDERATED_CORE_LR, FEDERATED_LR, LR
 
 __all__ = [
     "AUTO",
@@ -33,6 +33,7 @@ __all__ = [
     "SPECTRAL",
     "AdapterSpec",
     "EvaluationSpec",
+    "FederatedTrainingSpec",
     "FederationConfig",
     "FederationSpec",
     "RunConfig",
@@ -124,8 +125,14 @@ class TrainingSpec(Spec):
     steps: Count = Field(200, description="Optimiser steps.")
     rows: Count = Field(12, description="Rows of an optimiser step, over all tasks, devices and accumulation.")
     accumulation: Count = Field(1, description="Micro-batches per step; more need less memory.")
-    lr: Rate = Field(LR, description="Learning rate of the shared factors A and B.")
-    core_lr: Rate = Field(CORE_LR, description="Learning rate of the cores; about 10 to 30 times lr suits Adam.")
+    lr: Rate = Field(
+        LR, description=f"Learning rate of the shared factors A and B; {FEDERATED_LR} by default in a federation."
+    )
+    core_lr: Rate = Field(
+        CORE_LR,
+        description="Learning rate of the cores; about 10 to 30 times lr suits Adam. "
+        f"{FEDERATED_CORE_LR} by default in a federation.",
+    )
     weight_decay: float | None = Field(
         None,
         ge=0,
@@ -297,6 +304,13 @@ class RunConfig(Spec):
         return value
 
 
+class FederatedTrainingSpec(TrainingSpec):
+    """The same in a federation, where other rates are the default."""
+
+    lr: Rate = FEDERATED_LR
+    core_lr: Rate = FEDERATED_CORE_LR
+
+
 class FederationConfig(Spec):
     """What the server and all clients of a federation agree on: a run file without tasks, output and evaluation."""
 
@@ -305,8 +319,13 @@ class FederationConfig(Spec):
     prompt: Prompt | None = None
     seed: int = Field(0, ge=0)
     adapter: AdapterSpec = Field(default_factory=AdapterSpec)
-    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    training: FederatedTrainingSpec = Field(default_factory=FederatedTrainingSpec)
     federation: FederationSpec = Field(default_factory=FederationSpec)
+
+    @classmethod
+    def of(cls, config: "RunConfig") -> "FederationConfig":
+        """What the federation of a run file agrees on."""
+        return cls.model_validate(config.model_dump(include=set(cls.model_fields), exclude_unset=True))
 
     @field_validator("prompt")
     @classmethod
