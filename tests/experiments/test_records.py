@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare.chosen import Setting, chosen, tuning_records
+from benchmarks.compare.chosen import CENTRAL, FEDERATED, Setting, chosen, tuning_records
 from benchmarks.compare.summary import tries, tuned_rate
 from colora.experiments.load import load_experiment
 from colora.experiments.methods.registry import METHODS
@@ -17,10 +17,11 @@ EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))
 # These try rates on purpose.
 SWEEPS = {"tuning", "tuning_explicit", "rates", "harm", "samples_rate", "pooled_rate", "explicit"}
 SWEEPS |= {"real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options", "rotation", "prompts"}
-UNFINISHED = {"real", "real_federated_tuning"}  # README and docs say how far it has come
+SWEEPS |= {"recipe", "real_federated_tuning", "real_federated_tuning_short"}
+UNFINISHED = {"real"}  # README and docs say how far it has come
 NOT_RUN = {"real_tuning_rivals"}  # and that these have not begun
-SWEEPS |= NOT_RUN | {"real_federated_tuning"}
-REAL = {"real"}  # tuned on other groups, see benchmarks.compare.chosen
+SWEEPS |= NOT_RUN
+REAL = {"real": CENTRAL, "real_federated": FEDERATED}  # tuned on other groups by these, see benchmarks.compare.chosen
 TUNED_AS = {"colora-residual": "colora", "colora-mean": "colora"}
 
 
@@ -44,7 +45,7 @@ def test_every_method_had_four_tries_and_one_more_where_the_highest_was_best(nam
 
 
 @pytest.mark.parametrize(
-    "path", [one for one in EXPERIMENTS if one.stem not in SWEEPS | REAL], ids=lambda path: path.stem
+    "path", [one for one in EXPERIMENTS if one.stem not in SWEEPS | set(REAL)], ids=lambda path: path.stem
 )
 def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
     for trial in planned_trials(load_experiment(path)):
@@ -54,10 +55,12 @@ def test_every_method_runs_at_the_rate_that_tuning_found_best(path, best):
         assert tuned_rate(trial) == tuned, trial.key
 
 
-def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups():
-    settings = {method: chosen(tried) for method, tried in tuning_records().items()}
-    trials = planned_trials(load_experiment(ROOT / "benchmarks" / "compare" / "real.yaml"))
-    tuned_on = {record.trial.group for tried in tuning_records().values() for one in tried.values() for record in one}
+@pytest.mark.parametrize("name", REAL)
+def test_the_methods_of_real_tasks_run_as_they_were_tuned_on_other_groups(name):
+    tuned = tuning_records(REAL[name])
+    settings = {method: chosen(tried) for method, tried in tuned.items()}
+    trials = planned_trials(load_experiment(ROOT / "benchmarks" / "compare" / f"{name}.yaml"))
+    tuned_on = {record.trial.group for tried in tuned.values() for one in tried.values() for record in one}
     assert not tuned_on & {trial.group for trial in trials}
     for trial in trials:
         if METHODS[trial.method].terms:
