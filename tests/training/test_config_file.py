@@ -197,6 +197,7 @@ def test_an_override_replaces_what_the_file_says_and_the_last_one_wins(file):
         ("=3", "expected key=value"),
         ("training.lr=[1", "'[1' is not a YAML value"),
         ("seed=2024-13-45", "is not a YAML value"),
+        ("prompt=Q: {input}\\nA: {output}", "write a text like this in double quotes, as in 'prompt=\"...\"'"),
         ("tasks.7.train=1", "expected a number from 0 to 1, found '7'"),
         ("tasks.first.train=1", "expected a number from 0 to 1, found 'first'"),
         ("tasks.-1.train=1", "expected a number from 0 to 1, found '-1'"),

@@ -162,7 +162,7 @@ def _compare_own(
 
     config = load_config(file, overrides)
     configure_threads(config.training.threads if threads is None else threads)
-    folder = Path(f"{config.output}-compare") if output is None else output
+    folder = Path(f"{Path(config.output)}-compare") if output is None else output  # without a slash at its end
     verdict = compare_own(config, replace(options, output=folder), log=say, progress=True)
     print((folder / "verdict.txt").read_text(encoding="utf-8"), end="")
     if verdict.failed:

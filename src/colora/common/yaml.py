@@ -121,7 +121,7 @@ def _apply(value: dict[str, Any], override: str) -> None:
     except _RepeatedKeyError as error:
         raise ConfigError(f"override {override!r}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value{_quotes(key, text)}") from error
     here: Any = value
     *parents, last = key.strip().split(".")
     for part in parents:
@@ -134,6 +134,11 @@ def _apply(value: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict | list):
             raise ConfigError(f"override {override!r}: {part!r} holds {_kind(here)}, which has no fields")
     here[_place(here, last, override) if isinstance(here, list) else last] = new
+
+
+def _quotes(key: str, text: str) -> str:
+    # A shell takes the outer quotes of 'prompt=Q: {input}' away, and YAML reads a mapping.
+    return f"; write a text like this in double quotes, as in '{key}=\"...\"'" if set(text) & set(":{") else ""
 
 
 def _place(items: list[Any], part: str, override: str) -> int:

@@ -54,7 +54,10 @@ def test_a_validation_split_that_is_large_enough_is_used():
     data = OwnTasks([example_task("a", 5, val=8), example_task("b", 5, val=9)])
     assert data.has_validation
     assert data.parts(3) == [f"{data.group}-val"]
-    assert [task.splits for task in of(data, f"{data.group}-val")] == [task.splits for task in data.tasks]
+    for task, whole in zip(of(data, f"{data.group}-val"), data.tasks, strict=True):
+        assert {split: set(task.splits[split]) for split in task.splits} == {
+            split: set(whole.splits[split]) for split in whole.splits
+        }
     assert data.validation_examples(1) == 9
 
 
@@ -74,6 +77,20 @@ def test_fewer_examples_are_among_more_and_differ_by_seed():
     assert len(of(data, data.group, 4)[1].splits["train"]) == 3
 
 
+def test_files_that_are_sorted_are_not_taken_from_their_beginning():
+    data = OwnTasks([example_task("a", 20, test=50)])
+    (task,) = of(data, data.group)
+    assert task.splits["train"] != data.tasks[0].splits["train"]  # which is the order of examples in a prompt
+    assert set(task.splits["train"]) == set(data.tasks[0].splits["train"])
+    few = [
+        data.of(final_trial(method, group=data.group, seed=seed, test=10))[0].splits["test"]
+        for method, seed in (("base", 0), ("local", 2))
+    ]
+    assert few[0] == few[1]  # the same for all, or differences would not be paired
+    assert len(few[0]) == 10
+    assert not set(few[0]) <= set(task.splits["test"][:25])
+
+
 def test_other_examples_or_another_prompt_are_another_group():
     groups = {
         OwnTasks(tasks, style).group
@@ -89,5 +106,7 @@ def test_other_examples_or_another_prompt_are_another_group():
 
 
 def test_tasks_without_test_examples_are_refused():
-    with pytest.raises(TaskFileError, match=r'a.jsonl: expected test examples for task "a", found none'):
+    with pytest.raises(
+        TaskFileError, match=r'a.jsonl: expected test examples for task "a", found none.* five examples'
+    ):
         OwnTasks([example_task("a", test=0), example_task("b")])

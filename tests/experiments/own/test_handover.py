@@ -1,6 +1,7 @@
 """What is handed over gives the likelihoods that the trial measured, whatever method won."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from colora.models.base import load_base
 from colora.models.batching import pad
 from colora.models.likelihood import row_nll
 from colora.tasks.encode import IGNORED
+from colora.tasks.prompting.templates import template_of
+from colora.tasks.schema import prompted
 from tests.helpers.method_trials import runner_trial, toy_tasks
 from tests.helpers.run_files import save_base
 
@@ -114,3 +117,22 @@ def test_examples_in_the_prompt_are_written_as_they_were_measured(base, tmp_path
     assert red["before"].endswith("r3\n\n")
     assert (red["examples"], red["answer_ends_at"]) == (4, "\n")
     assert red["template"] == "{instruction}\n\n{input}\n{output}"
+
+
+def test_an_instruction_that_stands_before_the_examples_is_not_asked_for_again(base):
+    runner = Runner(base, "fp64")
+    trial = runner_trial(base, "in-context", dtype="fp64", options={"context": 300})
+    for prompt, template in (
+        ("newline", "{input}\n{output}"),
+        ("{instruction}\nQ: {input}\nA: {output}", "Q: {input}\nA: {output}"),
+        ("Q: {input}\n{instruction}\nA: {output}", None),  # there it stands in every example
+    ):
+        tasks = [told(prompted(task, template_of(prompt)), "Say it.") for task in toy_tasks()]
+        red = contexts(tasks, runner.tokenizer, runner.model, trial)["red"]
+        assert red.before.count("Say it.") == (1 if template else red.examples)
+        assert red.template == (template or prompt)
+
+
+def told(task, instruction):
+    splits = {name: tuple(replace(one, instruction=instruction) for one in some) for name, some in task.splits.items()}
+    return replace(task, splits=splits)

@@ -110,6 +110,37 @@ def test_the_largest_plan_that_fits_is_taken():
     assert given_up == ["seeds: 1", "settings of each contender: 2", "folds: 1"]
 
 
+def test_time_that_is_over_is_not_planned():
+    some, plan = trials(), Plan(seeds=3, settings=3, folds=3, curve=(), steps=60)
+    assert fit_plan(plan, some, timings(), minutes=46)[1] == ["seeds: 1"]
+    assert fit_plan(plan, some, timings(), 46, spent=26 * 60) == fit_plan(plan, some, timings(), minutes=20)
+    with pytest.raises(ConfigError, match=r"takes about 86 seconds .* --minutes 4 or more"):
+        fit_plan(plan, some, timings(), minutes=3, spent=150.0)
+
+
+def test_settings_are_chosen_by_a_hundred_examples_of_a_task_at_most():
+    data = OwnTasks([example_task("a", 5, val=300)])
+    some = Trials(final_trial("base", group=data.group), CONTENDERS, data)
+    (stage,) = some.choosing(full_plan(data, 60, ()))
+    assert {trial.test for trial in stage.trials} == {100}
+    assert len(data.of(stage.trials[0])[0].splits["val"]) == 100
+
+
+def test_a_contender_that_fails_while_it_is_timed_stops_nothing():
+    def run(trial, tasks):
+        if trial.method in broken:
+            raise ConfigError("no room")
+        return final_record(trial.method, {"a": [1.0]})
+
+    broken = {"in-context", "oppu"}
+    times = measure_timings(run, trials())
+    assert {one for one in METHODS if times.answer[one] == 0} == broken
+    assert times.seconds(trials().of(CONTENDERS[1], None, 60, 0)) == times.fixed
+    broken = {"base"}
+    with pytest.raises(ConfigError, match="no room"):
+        measure_timings(run, trials())
+
+
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_will_do():
     some, plan = trials(), Plan(seeds=3, settings=3, folds=3, curve=(), steps=60)
     with pytest.raises(

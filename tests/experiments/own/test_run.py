@@ -17,6 +17,7 @@ from colora.experiments.own.clock import Clock
 from colora.experiments.own.contenders import CONTENDERS
 from colora.experiments.own.planned import PlanFile
 from colora.experiments.own.verdict.judge import Verdict
+from colora.experiments.store import Store
 from colora.experiments.trial import read_trial_records
 from tests.helpers.own_tasks import QuickRunner, compare_quickly
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base
@@ -55,6 +56,7 @@ def test_a_comparison_ends_in_a_verdict(tmp_path, file):
     assert verdict.recommended == verdict.outcomes[0].method == "base"
     assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)
     assert verdict.adapters is None
+    assert not (tmp_path / "c" / "trained").exists()
     assert Verdict.model_validate_json((tmp_path / "c" / "verdict.json").read_bytes()) == verdict
     words = (tmp_path / "c" / "verdict.txt").read_text("utf-8")
     assert words.startswith("Use the base model as it is: accuracy 90.0 %")
@@ -97,12 +99,14 @@ def test_more_time_later_reuses_what_was_run(tmp_path, file):
 
 
 def test_the_curve_of_examples(tmp_path, file):
-    verdict, runner, _ = compare_quickly(file, tmp_path / "c", examples=[2, 4, 99])
+    verdict, runner, said = compare_quickly(file, tmp_path / "c", examples=[2, 4, 99])
+    assert "not measured apart: 99 examples; no task has more than 8 to train on" in said
     assert verdict.plan.curve == (2, 4)
     assert {trial.examples for trial in runner.ran} == {2, 4, 8}
     assert {(one.method, one.examples) for one in verdict.curve} >= {("local", 2), ("local", 4), ("local", 8)}
-    verdict, _, _ = compare_quickly(run_file(file.parent, verdict_base(file), examples_a_task=[3]), tmp_path / "d")
+    verdict, _, said = compare_quickly(run_file(file.parent, verdict_base(file), examples_a_task=[3]), tmp_path / "d")
     assert verdict.plan.curve == (3,)
+    assert not [line for line in said if line.startswith("not measured apart")]
 
 
 def verdict_base(file):
@@ -118,6 +122,38 @@ def test_tasks_of_different_sizes(tmp_path, base):
     verdict, _, _ = compare_quickly(run_file(tmp_path, base, tasks), tmp_path / "c")
     assert verdict.examples == [8, 32]
     assert verdict.test_answers == 2 + 8
+
+
+def test_the_run_file_says_how_many_test_examples(tmp_path, base):
+    (tmp_path / "many").mkdir()
+    for split, count in (("train", 4), ("test", 130)):
+        rows = [{"input": f"{split} {number}", "output": "yes"} for number in range(count)]
+        (tmp_path / "many" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for limit, number in ((None, 100), (120, 120), (500, 130), (7, 7)):
+        changes = {} if limit is None else {"evaluation": {"limit": limit}}
+        file = run_file(tmp_path, base, [{"path": "many", "val": 0}], **changes)
+        assert compare_quickly(file, tmp_path / f"c{limit}")[0].test_answers == number
+
+
+def test_conversations_are_compared_without_examples_in_the_prompt(tmp_path):
+    (tmp_path / "talk").mkdir()
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    for split in ("train", "test"):
+        rows = [{"messages": [{"role": "user", "content": f"{split} {number}"}, *turns[1:]]} for number in range(6)]
+        (tmp_path / "talk" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    file = run_file(tmp_path, save_base(tmp_path / "chat"), [{"path": "talk", "val": 0}])
+    verdict, _, said = compare_quickly(file, tmp_path / "c")
+    assert {one.method for one in verdict.outcomes} == {*METHODS_HERE} - {"in-context"}
+    told = "examples in the prompt (in-context): a conversation of several turns has no place in a plain text"
+    assert f"left out: {told}" in said
+    assert f"Not compared: {told}." in verdict.sentences
+
+
+def test_what_is_not_heeded_is_named(tmp_path, base):
+    given = {"adapter": {"lora_dropout": 0.1}, "training": {"lr": 5e-4, "scheduler": "linear", "save_every": 3}}
+    _, _, said = compare_quickly(run_file(tmp_path, base, **given), tmp_path / "c")
+    (line,) = (line for line in said if line.startswith("not heeded"))
+    assert line.endswith(": adapter.lora_dropout, training.lr, training.scheduler")
 
 
 # ---- prompts ------------------------------------------------------------------------------------------------------
@@ -178,20 +214,65 @@ def test_stages_for_which_no_time_is_left_are_dropped_and_said(tmp_path, file, m
 
 def test_the_clock_counts_what_is_left_over_all_starts(tmp_path):
     path, now = tmp_path / "clock.json", [100.0]
-    first = Clock.start(path, 10, False, 100.0, lambda: now[0])
+    first = Clock.start(path, "this", 10, False, 100.0, lambda: now[0])
     now[0] = 400.0
-    first.tick(10)
+    first.tick()
     assert first.left() == 300.0
     now[0] = 10_000.0
-    resumed = Clock.start(path, 10, False, 10_000.0, lambda: now[0])
+    resumed = Clock.start(path, "this", 10, False, 10_000.0, lambda: now[0])
     assert resumed.left() == 300.0
     now[0] = 10_100.0
-    joined = Clock.start(path, 10, True, 10_050.0, lambda: now[0])
+    joined = Clock.start(path, "this", 10, True, 10_050.0, lambda: now[0])
     assert joined.left() == 200.0
-    other_budget = Clock.start(path, 20, False, 10_100.0, lambda: now[0])
-    assert other_budget.left() == 1200.0
+    another = Clock.start(path, "that", 20, False, 10_100.0, lambda: now[0])
+    assert another.left() == 1200.0
     path.write_text("{")
-    assert Clock.start(path, 20, False, 10_100.0, lambda: now[0]).left() == 1200.0
+    assert Clock.start(path, "that", 20, False, 10_100.0, lambda: now[0]).left() == 1200.0
+
+
+def test_an_edited_task_file_has_a_budget_of_its_own(tmp_path, file):
+    """What the comparison before it has used up says nothing of it."""
+    compare_quickly(file, tmp_path / "c", minutes=30)
+    used_up(tmp_path / "c" / "clock.json")
+    (tmp_path / "red.jsonl").write_text((tmp_path / "red.jsonl").read_text("utf-8").replace("rot", "purpur"), "utf-8")
+    verdict, _, _ = compare_quickly(file, tmp_path / "c", minutes=30)
+    assert verdict.given_up == []
+    assert {one.seeds for one in verdict.outcomes if one.method in TRAINED} == {3}
+
+
+def test_trials_that_are_run_again_have_a_budget_of_their_own(tmp_path, file, monkeypatch):
+    compare_quickly(file, tmp_path / "c")
+    used_up(tmp_path / "c" / "clock.json")
+    monkeypatch.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
+    assert compare_quickly(file, tmp_path / "c", rerun_old=True)[0].given_up == []
+
+
+def used_up(clock):
+    value = json.loads(clock.read_text("utf-8"))
+    clock.write_text(json.dumps(value | {"deadline": 0.0, "left": 1.0}), "utf-8")
+
+
+def test_a_stage_that_another_process_has_begun_is_not_dropped(tmp_path, file, monkeypatch):
+    """Else the two would choose their settings by other folds."""
+    left, busy = [3000.0], []
+    monkeypatch.setattr(Clock, "left", lambda self: left[0])
+
+    class Late(QuickRunner):
+        def act(self, trial):
+            if "fold1of3" in trial.group and not busy:
+                left[0] = 10.0
+                second = trial.model_copy(update={"group": trial.group.replace("fold1of3", "fold2of3")})
+                busy.append(Store(tmp_path / "c").lock(second))
+                busy[0].write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0}))  # is believed to live
+
+    def over(seconds):
+        for path in busy:
+            path.unlink(missing_ok=True)
+
+    monkeypatch.setattr("colora.experiments.own.stages.time.sleep", over)
+    _, _, said = compare_quickly(file, tmp_path / "c", Late)
+    assert "no time is left for: choosing settings, fold 2 of 3" not in said
+    assert "no time is left for: choosing settings, fold 3 of 3" in said
 
 
 # ---- going on -----------------------------------------------------------------------------------------------------
@@ -301,7 +382,7 @@ class Favoured(QuickRunner):
 
 
 @pytest.mark.parametrize("favourite", [one for one in METHODS_HERE if one != "base"])
-def test_the_adapters_of_whatever_won_are_there(tmp_path, base, favourite):
+def test_the_adapters_of_whatever_won_are_there(tmp_path, base, favourite, monkeypatch):
     file = run_file(tmp_path, base)
     quality = dict.fromkeys(METHODS_HERE, 10.0) | {favourite: 95.0}
     make = type("Made", (Favoured,), {"FAVOURITE": favourite, "QUALITY": quality})
@@ -319,6 +400,10 @@ def test_the_adapters_of_whatever_won_are_there(tmp_path, base, favourite):
         assert set(load_file(folder / "bank" / "adapter_model.safetensors"))
     before = content(folder)
     assert compare_quickly(file, tmp_path / "c", make)[1].ran == []
+    assert content(folder) == before
+    with monkeypatch.context() as changed:  # what was measured is kept with the trials that --mixed keeps
+        changed.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
+        assert compare_quickly(file, tmp_path / "c", make, mixed=True)[1].ran == []
     assert content(folder) == before
     if favourite in TRAINED:  # what was trained is gone with the adapters: it is trained once more
         (folder / "made_of.json").unlink()
@@ -376,6 +461,16 @@ def test_options_of_the_other_kind_of_file_are_refused(tmp_path, file):
     assert "is an experiment, and takes no --minutes and no --examples" in told
     assert "--examples: expected numbers with commas between" in refusal("compare", file, "--examples", "8;16")
     assert "--minutes: expected a number above 0, found 0" in refusal("compare", file, "--minutes", "0")
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_folder_stands_beside_that_of_the_run(tmp_path, base, slash, monkeypatch):
+    def compared(config, options, **given):
+        raise ConfigError(f"folder {options.output.name}")
+
+    monkeypatch.setattr("colora.experiments.own.run.compare_own", compared)
+    file = run_file(tmp_path, base, output=f"{tmp_path}/mine{slash}")
+    assert "folder mine-compare" in refusal("compare", file)
 
 
 def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, file, monkeypatch):

@@ -108,6 +108,61 @@ def test_the_curve_says_whether_more_examples_would_help(fewer, end):
     assert said[-1].rstrip(".").endswith(end)
 
 
+def test_few_test_answers_have_no_interval():
+    few = {"a": [10.0], "b": [20.0]}
+    verdict, said = verdict_of(final_record("base", few), final_record("colora", {"a": [70.0], "b": [90.0]}))
+    assert (verdict.gain.answers, verdict.gain.is_certain, verdict.gain.is_better) == (2, False, False)
+    told = "the difference is 65.0 (of 2 test answers: too few for an interval). With 6 test answers or more,"
+    assert told in said[1]
+
+
+def test_a_task_needs_enough_answers_of_its_own_to_be_called_better_off_alone():
+    """Three coins fall on the same side every fourth time."""
+
+    def scored(method, mean, count):
+        return final_record(method, {"a": spread(60.0), "b": spread(mean, 1.0, count)})
+
+    for count, found in ((3, []), (6, ["b"])):
+        verdict, _ = verdict_of(scored("colora", 50.0, count), scored("local", 80.0, count))
+        assert [one.task for one in verdict.alone] == found
+
+
+def test_tasks_with_a_single_answer_have_the_spread_over_tasks():
+    """A bootstrap within tasks would draw the same answer every time, and call any difference certain."""
+    scores = {f"t{number}": [50.0 + (40.0 if number % 2 else -40.0)] for number in range(8)}
+    names = {"tasks": list(scores)}
+    verdict, said = verdict_of(
+        final_record("base", {key: [49.0] for key in scores}), final_record("colora", scores), **names
+    )
+    assert verdict.gain.low < 0 < verdict.gain.high
+    assert (verdict.recommended, verdict.best) == ("base", "colora")
+    assert any("within noise" in line for line in said)
+
+
+def test_a_single_task_is_not_told_whether_it_is_better_off_alone():
+    records = [final_record(method, {"a": spread(mean)}) for method, mean in (("pooled", 50.0), ("local", 60.0))]
+    _, said = verdict_of(*records, tasks=["a"])
+    assert not [line for line in said if "of its own alone" in line or "of their own" in line]
+
+
+def test_a_lora_each_is_not_recommended_and_denied_at_once():
+    values = [(70.0 if number < 4 else 58.0) for number in range(5)]
+    shared, own = (dict.fromkeys("ab", scores) for scores in ([60.0] * 5, values))
+    verdict, said = verdict_of(final_record("colora", shared), final_record("local", own))
+    assert (verdict.recommended, verdict.gain.is_certain, verdict.alone) == ("local", True, [])
+    assert (
+        "That a LoRA of its own serves a task better, this test can tell of all together, and of none by itself."
+        in said
+    )
+
+
+def test_seeds_at_which_a_training_failed_are_not_made_up():
+    seeds = [record("colora", 70.0 + 10 * seed, seed=seed) for seed in range(3)]
+    verdict, _ = verdict_of(record("base", 10.0), *seeds, record("local", 60.0))
+    assert verdict.runner_up == "local"
+    assert verdict.gain.mean == pytest.approx(10.0)  # at the one seed that both have
+
+
 def test_what_was_given_up_left_out_or_failed_is_said():
     _, said = verdict_of(
         record("base", 10.0), given_up=["seeds: 1", "folds: 2"], missing=["oppu: none"], failed={"local": "boom"}

@@ -1,8 +1,9 @@
 """The budget of time of a comparison, over all its starts and all processes that work on it.
 
-OUTPUT/clock.json: when the time is over, in seconds since 1970, and how many seconds were left when that was written.
-A process that joins others has their deadline. One that goes on after all others died has what was left: at most the
-time since the last trial ended is lost.
+OUTPUT/clock.json: what is compared, when the time is over, in seconds since 1970, and how many seconds were left when
+that was written. A process that joins others has their deadline. One that goes on after all others died has what was
+left: at most the time since the last trial ended is lost. What was left of another comparison in the same folder, such
+as one of the task files before they were edited, says nothing.
 """
 
 import time
@@ -23,53 +24,56 @@ class Clock:
 
     Attributes:
         path: of the file.
+        asked: digest of what is compared, the budget included.
         deadline: seconds since 1970.
         now: tells the time.
     """
 
     path: Path
+    asked: str
     deadline: float
     now: Callable[[], float] = time.time
 
     @classmethod
     def start(
-        cls, path: Path, minutes: float, joins: bool, begun: float, now: Callable[[], float] = time.time
+        cls, path: Path, asked: str, minutes: float, joins: bool, begun: float, now: Callable[[], float] = time.time
     ) -> "Clock":
         """The clock of a start.
 
         Args:
-            path: of the file; of another budget or damaged, it counts as none.
+            path: of the file; of another comparison or damaged, it counts as none.
+            asked: digest of what is compared, the budget included.
             minutes: the budget.
             joins: whether other processes are at work.
             begun: when this process began, in seconds since 1970.
             now: tells the time.
         """
-        known = _read(path, minutes)
+        known = _read(path, asked)
         if known is None:
-            return cls._written(path, minutes, begun + 60 * minutes, now)
+            return cls._written(path, asked, begun + 60 * minutes, now)
         deadline, left = known
-        return cls._written(path, minutes, deadline if joins else begun + left, now)
+        return cls._written(path, asked, deadline if joins else begun + left, now)
 
     def left(self) -> float:
         """Seconds; below zero when the time is over."""
         return self.deadline - self.now()
 
-    def tick(self, minutes: float) -> None:
+    def tick(self) -> None:
         """Keep how much is left now."""
         with waiting_lock(self.path.with_name(f"{self.path.name}.lock")):
-            write_json(self.path, {"minutes": minutes, "deadline": self.deadline, "left": self.left()})
+            write_json(self.path, {"asked": self.asked, "deadline": self.deadline, "left": self.left()})
 
     @classmethod
-    def _written(cls, path: Path, minutes: float, deadline: float, now: Callable[[], float]) -> "Clock":
-        clock = cls(path, deadline, now)
-        clock.tick(minutes)
+    def _written(cls, path: Path, asked: str, deadline: float, now: Callable[[], float]) -> "Clock":
+        clock = cls(path, asked, deadline, now)
+        clock.tick()
         return clock
 
 
-def _read(path: Path, minutes: float) -> tuple[float, float] | None:
+def _read(path: Path, asked: str) -> tuple[float, float] | None:
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
-        if float(value["minutes"]) != minutes:
+        if value["asked"] != asked:
             return None
         return float(value["deadline"]), float(value["left"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -18,7 +18,7 @@ from colora.experiments.own.stages import failures
 from colora.experiments.own.verdict.judge import Judged, Verdict, judge
 from colora.experiments.own.verdict.sentences import verdict_sentences
 from colora.experiments.report.build import write_report
-from colora.experiments.trial import Trial, write_trial_records
+from colora.experiments.trial import Trial, TrialRecord, write_trial_records
 
 __all__ = ["conclude"]
 
@@ -72,24 +72,23 @@ def _page(known: Comparison, records: Path) -> Path | None:
 
 def _hand_over(known: Comparison, outcome: Outcome, method: str) -> str | None:
     """Write the adapters of the method to use; the folder's name, None if there is nothing to write."""
-    folder, (trial,) = known.outputs.adapters, _trials_of(known, outcome, method)
+    folder, (record,) = known.outputs.adapters, _records_of(known, outcome, method)
+    # By the sources that measured it: what is kept of others with --mixed stays as it was measured.
+    made_of = {"trial": record.trial.key, "code": record.code, "prompt": known.prompt}
     if method == "base":
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier verdict
-        return None
-    made_of = {"trial": trial.key, "code": known.code, "prompt": known.prompt}
-    if _is_made_of(folder, made_of):
-        return folder.name
-    with staged_folder(folder.resolve()) as staging:
-        _write(known, trial, staging)
-        write_json(staging / MADE_OF, made_of)
+    elif not _is_made_of(folder, made_of):
+        with staged_folder(folder.resolve()) as staging:
+            _write(known, record.trial, staging)
+            write_json(staging / MADE_OF, made_of)
     shutil.rmtree(known.outputs.trained, ignore_errors=True)
-    return folder.name
+    return None if method == "base" else folder.name
 
 
-def _trials_of(known: Comparison, outcome: Outcome, method: str) -> list[Trial]:
+def _records_of(known: Comparison, outcome: Outcome, method: str) -> list[TrialRecord]:
     template = known.trials.template
     return [
-        record.trial
+        record
         for record in outcome.records
         if (record.trial.method, record.trial.examples, record.trial.seed) == (method, template.examples, template.seed)
     ]

@@ -3,9 +3,11 @@
 Every contender that is trained has the same number of settings: who is tuned more, wins more.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colora.experiments.methods.registry import METHODS
+from colora.tasks.schema import Task
 from colora.training.rates import CORE_LR, LR
 
 __all__ = ["COLORA", "CONTENDERS", "IN_CONTEXT", "MOST_SETTINGS", "Contender", "Setting", "known_contenders"]
@@ -61,8 +63,10 @@ CONTENDERS = (
 """The simplest first: of what does as well, the first is recommended."""
 
 
-def known_contenders() -> tuple[list[Contender], list[str]]:
-    """Those whose method is there, and a line for each that is not."""
-    there = [one for one in CONTENDERS if one.method in METHODS]
-    missing = [f"{one.title} ({one.method}): this version has no such method" for one in CONTENDERS if one not in there]
-    return there, missing
+def known_contenders(tasks: Iterable[Task]) -> tuple[list[Contender], list[str]]:
+    """Those whose method is there and can be had for these tasks, and a line for each that is left out."""
+    why = {one.method: "this version has no such method" for one in CONTENDERS if one.method not in METHODS}
+    if any(example.history for task in tasks for examples in task.splits.values() for example in examples):
+        why.setdefault(IN_CONTEXT, "a conversation of several turns has no place in a plain text")
+    there = [one for one in CONTENDERS if one.method not in why]
+    return there, [f"{one.title} ({one.method}): {why[one.method]}" for one in CONTENDERS if one.method in why]

@@ -4,6 +4,9 @@ Whatever is not tested on is one pool: training and validation examples. Setting
 validation split where every task has enough of it, else by cross-validation of the pool. In the end the chosen setting
 is trained on the whole pool, as one would who goes on to use it, and measured on the test split.
 
+Files may be sorted, by label or by date. So training examples are shuffled, for examples in the prompt stand in their
+order; and where fewer are measured than there are, they are drawn.
+
 Groups of trials say which part is meant, and hold a digest of all examples: other examples are other trials.
 
     tasks-DIGEST               trained on the pool, measured on test
@@ -51,14 +54,15 @@ class OwnTasks:
             raise TaskFileError(
                 [
                     f'{task.source}: expected test examples for task "{task.name}", found none: nothing could be '
-                    "compared on it; give some, or do not set test: 0"
+                    "compared on it; give a file of them, or five examples or more, of which a fifth is drawn, and do "
+                    "not set test: 0"
                     for task in untested
                 ]
             )
         parts = {name: entry["splits"] for name, entry in task_manifest(tasks).items()}
         digest = hashlib.sha256(json.dumps([parts, style], sort_keys=True).encode()).hexdigest()
         self.group = f"tasks-{digest[:8]}"
-        self._made: dict[tuple[str, int, int], list[Task]] = {}
+        self._made: dict[tuple[str, int, int, str, int], list[Task]] = {}
 
     @property
     def has_validation(self) -> bool:
@@ -91,10 +95,10 @@ class OwnTasks:
         return max(-(-size // max(folds, 2)) for size in self.pool_sizes)
 
     def of(self, trial: Trial) -> list[Task]:
-        """The tasks of a trial, with at most `trial.examples` training examples of each."""
-        key = (trial.group, trial.examples, trial.seed)
+        """The tasks of a trial, with at most `trial.examples` of each to train on, and `trial.test` to measure on."""
+        key = (trial.group, trial.examples, trial.seed, trial.split, trial.test)
         if key not in self._made:
-            parts = [_part(task, trial.group) for task in self.tasks]
+            parts = [_measured(_part(task, trial.group), trial.split, trial.test) for task in self.tasks]
             self._made = {key: [_cut(task, trial.examples, trial.seed) for task in parts]}
         return self._made[key]
 
@@ -131,7 +135,14 @@ def _folds(pool: Sequence[Example], folds: int, name: str) -> dict[Hashable, int
 def _cut(task: Task, examples: int, seed: int) -> Task:
     """The first so many training examples after a shuffle: fewer ones are always among more."""
     train = task.splits["train"]
-    if len(train) <= examples:
-        return task
     chosen = random.Random(f"{seed}:{task.name}").sample(train, len(train))[:examples]
     return replace(task, splits=task.splits | {"train": tuple(chosen)})
+
+
+def _measured(task: Task, split: str, most: int) -> Task:
+    """At most so many examples of the split that is measured, the same ones for every trial."""
+    examples = task.splits[split]
+    if len(examples) <= most:
+        return task
+    drawn = random.Random(f"{split}:{task.name}").sample(range(len(examples)), most)
+    return replace(task, splits=task.splits | {split: tuple(examples[index] for index in sorted(drawn))})

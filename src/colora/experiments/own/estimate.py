@@ -54,6 +54,8 @@ class Timings(BaseModel):
 def measure_timings(run: Run, trials: Trials) -> Timings:
     """Time a few steps of every contender that is trained, and a few answers of the others.
 
+    One that fails counts as taking no time: its trials will fail at once too, and say why.
+
     Args:
         run: runs a trial on tasks.
         trials: what will be run.
@@ -69,7 +71,13 @@ def measure_timings(run: Run, trials: Trials) -> Timings:
         size = {"test": 1, "generate": 0} if one.trained else {"test": number, "generate": number}
         probe = trials.of(one, setting, PROBE_STEPS, seed=0).model_copy(update=size)
         begun = time.perf_counter()
-        record = run(probe, tasks)
+        try:
+            record = run(probe, tasks)
+        except Exception:
+            if one is first:  # without the base there is nothing to compare with
+                raise
+            step[one.method] = answer[one.method] = 0.0
+            continue
         took = time.perf_counter() - begun
         train, evaluate = record.seconds.get("train", 0.0), record.seconds.get("evaluate", 0.0)
         step[one.method] = train / PROBE_STEPS if one.trained else 0.0
@@ -83,8 +91,17 @@ def total_seconds(stages: Sequence[Stage], timings: Timings) -> float:
     return sum(timings.seconds(trial) for stage in stages for trial in stage.trials)
 
 
-def fit_plan(plan: Plan, trials: Trials, timings: Timings, minutes: float) -> tuple[Plan, list[str], float]:
+def fit_plan(
+    plan: Plan, trials: Trials, timings: Timings, minutes: float, spent: float = 0.0
+) -> tuple[Plan, list[str], float]:
     """The largest plan that fits into the time, what was given up for it, and how many seconds it will take.
+
+    Args:
+        plan: what is run if there is time for it.
+        trials: of the plans.
+        timings: what was measured.
+        minutes: the budget.
+        spent: seconds of it that are over: for loading the base, and for the timing itself.
 
     Raises:
         ConfigError: not even the smallest plan fits; it says how many minutes that takes.
@@ -94,14 +111,14 @@ def fit_plan(plan: Plan, trials: Trials, timings: Timings, minutes: float) -> tu
         return MARGIN * total_seconds(trials.expected(one), timings) + OVERHEAD
 
     seconds, given_up = needed(plan), []
-    if seconds <= 60 * minutes:
+    if seconds <= 60 * minutes - spent:
         return plan, [], seconds
     for smaller, what in smaller_plans(plan):
         seconds = needed(smaller)
         given_up.append(what)
-        if seconds <= 60 * minutes:
+        if seconds <= 60 * minutes - spent:
             return smaller, _last_of_each(given_up), seconds
-    least = math.ceil(seconds / 60)
+    least = math.ceil((seconds + spent) / 60)
     raise ConfigError(
         f"--minutes {minutes:g}: the smallest comparison of these tasks takes about {readable_time(seconds)} on this "
         f"machine; give it --minutes {least} or more, fewer test examples (tasks.N.test, evaluation.limit), or fewer "

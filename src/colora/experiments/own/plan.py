@@ -13,6 +13,7 @@ from colora.experiments.trial import Trial
 __all__ = ["LEAST_STEPS", "MOST_FOLDS", "MOST_SEEDS", "Plan", "Stage", "Trials", "full_plan", "smaller_plans"]
 
 MOST_SEEDS, MOST_FOLDS = 3, 3
+MOST_HELD = 100  # examples of a task that a setting is chosen by
 WARMUP_SHARE = 10
 STEP_SHARES, LEAST_STEPS = (0.75, 0.5, 0.35, 0.25), 10
 
@@ -125,7 +126,7 @@ class Trials:
         stages = []
         parts = self.data.parts(plan.folds)
         for number, part in enumerate(parts):
-            held = self.data.validation_examples(plan.folds)
+            held = min(MOST_HELD, self.data.validation_examples(plan.folds))
             changes = {"group": part, "split": "val", "test": held, "generate": min(held, self.template.generate)}
             trials = tuple(
                 self.of(one, setting, plan.steps, seed=0).model_copy(update=changes)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from colora.adapter.config import CoLoRAConfig
 from colora.errors import ConfigError
@@ -11,16 +12,19 @@ from colora.experiments.own.data import OwnTasks
 from colora.experiments.trial import Trial
 from colora.tasks.schema import SPLITS, Task
 from colora.tasks.tokenizer import Tokenizer
-from colora.training.config import AdapterSpec, RunConfig
+from colora.training.config import AdapterSpec, RunConfig, TrainingSpec
 from colora.training.rates import LR, default_weight_decay
 
 __all__ = ["DEFAULT_MINUTES", "OwnOptions", "default_steps", "ignored_fields", "template_trial"]
 
 DEFAULT_MINUTES = 30.0
-MOST_TEST, MOST_GENERATED = 100, 100  # examples of a task
+MOST_TEST = 100  # examples of a task, unless the run file says how many
 ROWS = 2  # of each task in each step
 PASSES, LEAST_DEFAULT_STEPS, MOST_DEFAULT_STEPS = 7.5, 60, 400
-_READ = {"r", "lora_alpha", "use_rslora", "init_rotation"}  # of the adapter's settings
+# Of the adapter's settings and those of the training: what is read, and what changes no result.
+_READ = {"r", "lora_alpha", "use_rslora", "init_rotation"}
+_READ_OF_TRAINING = {"steps", "rows", "weight_decay", "max_length", "base_dtype", "device", "threads"}
+_READ_OF_TRAINING |= {"save_every", "keep", "log_every", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ def template_trial(config: RunConfig, data: OwnTasks, tokenizer: Tokenizer) -> T
     scale = CoLoRAConfig(
         r=config.adapter.r, lora_alpha=config.adapter.lora_alpha, use_rslora=config.adapter.use_rslora
     ).scaling
-    limit = min(MOST_TEST, config.evaluation.limit or MOST_TEST)
-    test = min(limit, max(len(task.splits["test"]) for task in data.tasks))
+    test = min(config.evaluation.limit or MOST_TEST, max(len(task.splits["test"]) for task in data.tasks))
     decay = config.training.weight_decay
     chosen_rows = "rows" in config.training.model_fields_set
     longest = max(_answer_lengths(data.tasks, tokenizer))
@@ -89,7 +92,7 @@ def template_trial(config: RunConfig, data: OwnTasks, tokenizer: Tokenizer) -> T
         options={"rotated": config.adapter.init_rotation},
         split="test",
         test=test,
-        generate=min(test, MOST_GENERATED),
+        generate=test,
         max_length=config.training.max_length,
         max_new_tokens=min(config.evaluation.max_new_tokens, longest + longest // 2 + 1),
     )
@@ -104,12 +107,16 @@ def default_steps(config: RunConfig, data: OwnTasks) -> int:
 
 
 def ignored_fields(config: RunConfig) -> list[str]:
-    """What a run file says of its bank that a comparison does not heed, for every contender is trained alike."""
-    plain = AdapterSpec().model_dump()
-    asked: dict[str, Any] = config.adapter.model_dump()
-    names = [f"adapter.{name}" for name, value in asked.items() if value != plain[name] and name not in _READ]
+    """What a run file says of bank and training that a comparison does not heed: all contenders are trained alike."""
+    names = [f"adapter.{name}" for name in _differing(config.adapter, AdapterSpec()) if name not in _READ]
+    of_training = _differing(config.training, TrainingSpec())
+    names += [f"training.{name}" for name in of_training if name not in _READ_OF_TRAINING]
     names += ["start_from"] if config.start_from is not None else []
     return [*names, *(["grouping"] if config.grouping != "none" else [])]
+
+
+def _differing(spec: BaseModel, plain: BaseModel) -> list[str]:
+    return [name for name, value in spec.model_dump().items() if value != getattr(plain, name)]
 
 
 def _answer_lengths(tasks: Sequence[Task], tokenizer: Tokenizer) -> list[int]:

@@ -99,11 +99,11 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
     tasks, prompt = run.tasks, prompt_in_words(run, runner.tokenizer)
     data = OwnTasks(tasks, style=prompt)
     _check_examples(run, runner)
-    contenders, missing = known_contenders()
+    contenders, missing = known_contenders(tasks)
     for line in missing:
         log(f"left out: {line}")
     if ignored := ignored_fields(config):
-        log(f"not heeded, for all contenders adapt the same layers in the same way: {', '.join(ignored)}")
+        log(f"not heeded, for all contenders train the same layers in the same way: {', '.join(ignored)}")
     trials = Trials(template_trial(config, data, runner.tokenizer), contenders, data)
     return Comparison(
         config=config,
@@ -131,8 +131,15 @@ def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Out
     options, outputs, config = known.options, known.outputs, known.config
     curve = options.examples if options.examples is not None else config.examples_a_task or ()
     wanted = full_plan(known.data, default_steps(config, known.data), curve)
-    clock = Clock.start(outputs.clock, options.minutes, at_work(outputs.store.folder), begun)
-    plan, was_there = kept_plan(outputs.plan, _digest(known, wanted), lambda: _fitting(known, wanted))
+    if too_many := sorted(set(curve) - set(wanted.curve)):
+        most = max(known.data.pool_sizes)
+        known.log(
+            f"not measured apart: {', '.join(map(str, too_many))} examples; no task has more than {most} to train on"
+        )
+    asked = _digest(known, wanted)
+    # Trials of other sources that are run again have a budget of their own.
+    clock = Clock.start(outputs.clock, f"{asked} {known.code}", options.minutes, at_work(outputs.store.folder), begun)
+    plan, was_there = kept_plan(outputs.plan, asked, lambda: _fitting(known, wanted, begun))
     known.log(_about(plan, was_there, clock))
     expected = [trial for stage in known.trials.expected(plan.plan) for trial in stage.trials]
     if not (options.mixed or options.rerun_old):
@@ -146,7 +153,6 @@ def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Out
             plan=plan,
             plan_path=outputs.plan,
             clock=clock,
-            minutes=options.minutes,
             code=known.code,
             rerun=options.rerun_old,
             bar=bar,
@@ -175,11 +181,11 @@ def _stages(known: Comparison, plan: Plan, stages: StageRunner) -> Outcome:
     )
 
 
-def _fitting(known: Comparison, wanted: Plan) -> PlanFile:
-    """The plan that fits into the budget, by a few steps that are timed now."""
+def _fitting(known: Comparison, wanted: Plan, begun: float) -> PlanFile:
+    """The plan that fits into the budget, by a few steps that are timed now; `begun`: when this process began."""
     known.log("timing a few steps of every contender ...")
     timings = measure_timings(known.runner.run, known.trials)
-    plan, given_up, seconds = fit_plan(wanted, known.trials, timings, known.options.minutes)
+    plan, given_up, seconds = fit_plan(wanted, known.trials, timings, known.options.minutes, spent=time.time() - begun)
     return PlanFile(
         asked=_digest(known, wanted), plan=plan, timings=timings, given_up=tuple(given_up), seconds=round(seconds, 1)
     )

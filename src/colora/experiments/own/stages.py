@@ -43,7 +43,7 @@ class StageRunner:
         data: the tasks.
         runner: trains and measures.
         plan: on disk at `plan_path`.
-        clock: the budget of `minutes`.
+        clock: the budget.
         code: digest of the sources.
         rerun: whether trials of other sources count as not run.
         bar: shows how many trials of all have ended.
@@ -57,7 +57,6 @@ class StageRunner:
     plan: PlanFile
     plan_path: Path
     clock: Clock
-    minutes: float
     code: str
     rerun: bool
     bar: Bar
@@ -87,8 +86,8 @@ class StageRunner:
         if stage.name in self.plan.dropped:
             return False
         pending = [trial for trial in stage.trials if self._is_due(trial)]
-        if not pending:
-            return True
+        if not pending or any(is_locked(self.store.lock(trial)) for trial in pending):
+            return True  # nothing to do, or begun by another process: both go on with what it gives
         timings = self.plan.timings.corrected(self._seen)
         seconds = total_seconds([Stage(stage.name, tuple(pending)), *needed_later], timings)
         if seconds + OVERHEAD <= self.clock.left():
@@ -113,7 +112,7 @@ class StageRunner:
         return records
 
     def _ended(self, line: str) -> None:
-        self.clock.tick(self.minutes)
+        self.clock.tick()
         self.log(line)
 
     def _is_due(self, trial: Trial) -> bool:

@@ -1,7 +1,8 @@
 """Examples in the prompt as a file: what stands before the input of each task, in the words that were measured.
 
 ADAPTERS/prompts.json: for each task the text before every input, the template that the input is put into, how many
-tokens and examples the text has, and the text at which an answer ends.
+tokens and examples the text has, and the text at which an answer ends. An instruction that stands in that text alone
+has no place in the template any more.
 """
 
 from collections.abc import Sequence
@@ -43,9 +44,17 @@ def contexts(tasks: Sequence[Task], tokenizer: Tokenizer, model: PreTrainedModel
         asked = questions(task, tokenizer, model, trial, room, nearest=False)
         first = asked.items[0]
         template = task.splits["train"][0].template or NAMED_TEMPLATES["newline"]
-        text = tokenizer.decode(list(first.context), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        found[task.name] = Context(str(text), template.text, first.examples, len(first.context), asked.end)
+        text, prompt = (_decoded(ids, tokenizer) for ids in (first.context, first.prompt))
+        instruction = task.splits[trial.split][0].instruction
+        shape = template.text
+        if instruction and instruction in text and instruction not in prompt:
+            shape = template.prompt(None, "{input}") + template.lead + "{output}"
+        found[task.name] = Context(text, shape, first.examples, len(first.context), asked.end)
     return found
+
+
+def _decoded(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def write_contexts(found: dict[str, Context], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The verdict on a user's tasks: what to use and what speaks for it. `verdict.json` holds it for programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,9 @@ from colora.experiments.trial import TrialRecord
 __all__ = ["CurvePoint", "Gain", "Judged", "Outcome", "TaskGain", "Verdict", "judge"]
 
 ALONE, SHARED = "local", ("pooled", "colora")
+LEAST_ANSWERS = 6
+"""Of five answers all are better on one side by chance alone in one case of sixteen: no interval of so few can leave
+zero out at 95 %, whatever a bootstrap of them gives."""
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a number of an adapter, by the base's dtype
 
 
@@ -27,11 +30,22 @@ class Gain(_Model):
     mean: float
     low: float
     high: float
+    answers: int = Field(description="Test answers that it is a difference of; an interval of few says nothing.")
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough answers for the interval to say something."""
+        return self.answers >= LEAST_ANSWERS
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the first is better beyond noise."""
+        return self.has_interval and self.low > 0
 
     @property
     def is_certain(self) -> bool:
         """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        return self.has_interval and (self.low > 0 or self.high < 0)
 
 
 class TaskGain(_Model):
@@ -119,11 +133,15 @@ class Judged:
         """The mean difference, above zero if the left side is better."""
         # What is not trained has one seed, which stands for all.
         seeds = {one.trial.seed for one in left} | {one.trial.seed for one in right}
-        found = paired_difference(Sample(_for_seeds(left, seeds)), Sample(_for_seeds(right, seeds)), measure.metric)
+        untrained = {one.method for one in self.contenders if not one.trained}
+        ours, theirs = (Sample(_for_seeds(side, seeds, untrained)) for side in (left, right))
+        counts = _answer_counts(left[0]) if left else [0]
+        # A single answer has no spread within its task: the spread over tasks stands for it.
+        found = paired_difference(ours, theirs, measure.metric, over_tasks=min(counts) == 1)
         if found is None:
             return None
         low, high = sorted((measure.sign * found.low, measure.sign * found.high))
-        return Gain(mean=measure.sign * found.mean, low=low, high=high)
+        return Gain(mean=measure.sign * found.mean, low=low, high=high, answers=sum(counts))
 
 
 def judge(judged: Judged, facts: Mapping[str, object]) -> Verdict:
@@ -159,7 +177,7 @@ def judge(judged: Judged, facts: Mapping[str, object]) -> Verdict:
         "curve": curve,
         "more_examples": more,
         "examples": list(judged.examples),
-        "test_answers": sum(len(scores.texts[measure.metric]) for scores in records[0].scores.values()),
+        "test_answers": sum(_answer_counts(records[0])),
     }
     return Verdict.model_validate(found | dict(facts))
 
@@ -204,7 +222,7 @@ def _better_alone(judged: Judged, outcomes: Sequence[Outcome]) -> list[TaskGain]
     for task in outcomes[0].tasks:
         left, right = (_only(judged.of(method), task) for method in (ALONE, shared))
         gain = judged.gain(left, right, judged.measure)
-        if gain is not None and gain.low > 0:
+        if gain is not None and gain.is_better:
             found.append(TaskGain(task=task, gain=gain))
     return found
 
@@ -229,8 +247,13 @@ def _only(records: Sequence[TrialRecord], task: str) -> list[TrialRecord]:
     return [record.model_copy(update={"scores": {task: record.scores[task]}}) for record in records]
 
 
-def _for_seeds(records: Sequence[TrialRecord], seeds: set[int]) -> list[TrialRecord]:
-    if len(records) != 1:
+def _answer_counts(record: TrialRecord) -> list[int]:
+    """Of each task."""
+    return [len(scores.nll) for scores in record.scores.values()]
+
+
+def _for_seeds(records: Sequence[TrialRecord], seeds: set[int], untrained: Collection[str]) -> list[TrialRecord]:
+    if len(records) != 1 or records[0].trial.method not in untrained:
         return list(records)
     (only,) = records
     return [only.model_copy(update={"trial": only.trial.model_copy(update={"seed": seed})}) for seed in sorted(seeds)]

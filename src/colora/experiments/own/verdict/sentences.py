@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from colora.common.text import shortened
 from colora.experiments.own.contenders import IN_CONTEXT
-from colora.experiments.own.verdict.judge import Gain, Outcome, Verdict
+from colora.experiments.own.verdict.judge import LEAST_ANSWERS, Gain, Outcome, Verdict
 from colora.experiments.own.verdict.measure import NATS, Measure
 from colora.experiments.report.tables import bytes_text
 from colora.tasks.prompting.templates import CHAT
@@ -23,7 +23,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         f"Use {used.title}: {measure.title} {measure.show(used.score)}, {NATS.title} {NATS.show(used.nats)}, on "
         f"{_count(verdict.test_answers, 'test answer')} of {_count(len(verdict.tasks), 'task')}.",
         *_gains(verdict, outcomes, measure),
-        _alone(verdict, outcomes, measure),
+        *([_alone(verdict, outcomes, measure)] if len(verdict.tasks) > 1 else []),
         _cost(used),
         *_curve(verdict, measure),
         *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
@@ -47,14 +47,14 @@ def _gains(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> 
         if gain.is_certain:
             found.append(f"It gains {_shown(gain, measure)} over the next best, {next_best.title}.")
         else:
-            found.append(
-                f"Against {next_best.title} the difference is {_shown(gain, measure)}: within noise"
-                + (
-                    ", though it finds the right answers likelier."
-                    if verdict.best == verdict.recommended and verdict.runner_up not in verdict.as_good
-                    else "."
-                )
-            )
+            told = f"Against {next_best.title} the difference is {_shown(gain, measure)}"
+            likelier = verdict.best == verdict.recommended and verdict.runner_up not in verdict.as_good
+            if not gain.has_interval:
+                found.append(f"{told}. With {LEAST_ANSWERS} test answers or more, noise could be told from gain.")
+            elif likelier:
+                found.append(f"{told}: within noise, though it finds the right answers likelier.")
+            else:
+                found.append(f"{told}: within noise.")
     if verdict.gain_over_base is not None and verdict.runner_up != "base":
         found.append(f"Over the base model as it is it gains {_shown(verdict.gain_over_base, measure)}.")
     return found
@@ -63,6 +63,8 @@ def _gains(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> 
 def _alone(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> str:
     if "local" not in outcomes or not {"pooled", "colora"} & outcomes.keys():
         return "Which tasks would be better off alone was not measured."
+    if not verdict.alone and verdict.recommended == "local":
+        return "That a LoRA of its own serves a task better, this test can tell of all together, and of none by itself."
     if not verdict.alone:
         return "No task is better off with a LoRA of its own alone, as far as this test can tell."
     names = [f"{one.task} (by {_shown(one.gain, measure)})" for one in verdict.alone]
@@ -84,15 +86,18 @@ def _curve(verdict: Verdict, measure: Measure) -> list[str]:
         return []
     gain, fewer, more = verdict.more_examples, numbers[-2], numbers[-1]
     told = f"From {fewer} to {more} examples a task it gains {_shown(gain, measure)}"
-    if gain.low > 0:
+    if gain.is_better:
         return [f"{told}: more examples would probably do more."]
+    if not gain.has_interval:
+        return [f"{told}."]
     return [f"{told}: within noise, so more examples of this kind may not do more."]
 
 
 def _shown(gain: Gain, measure: Measure) -> str:
-    digits = measure.digits
     numbers: Sequence[float] = (gain.mean, gain.low, gain.high)
-    mean, low, high = (f"{value:.{digits}f}".replace("-", "−") for value in numbers)
+    mean, low, high = (f"{value:.{measure.digits}f}".replace("-", "−") for value in numbers)
+    if not gain.has_interval:
+        return f"{mean} (of {_count(gain.answers, 'test answer')}: too few for an interval)"
     return f"{mean} (95 % interval {low} to {high})"
 
 
