@@ -10,7 +10,15 @@ import pytest
 from benchmarks.adapter.step import summary_markdown as step_markdown
 from benchmarks.architectures.table import table as architectures_table
 from benchmarks.cli.startup import table as startup_table
-from benchmarks.compare.chosen import choices_markdown, federated_markdown, prompts_markdown, rotation_markdown
+from benchmarks.compare.chosen import (
+    choices_markdown,
+    federated_choices_markdown,
+    federated_markdown,
+    prompts_markdown,
+    recipe_markdown,
+    rotation_markdown,
+)
+from benchmarks.compare.shrinkage import table as shrinkage_table
 from benchmarks.compare.summary import (
     groups_markdown,
     main_markdown,
@@ -84,6 +92,10 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "prompts", prompts_markdown),
         (DECISIONS, "recipes", recipes_table),
         (DECISIONS, "federated turned", federated_markdown),
+        (DECISIONS, "federated choices", federated_choices_markdown),
+        (DECISIONS, "real federated", lambda: methods_markdown("real_federated", reference="fed-colora")),
+        (DECISIONS, "recipe", recipe_markdown),
+        (DECISIONS, "shrinkage", shrinkage_table),
         (DECISIONS, "regret real", lambda: regret_markdown("real")),
         (DECISIONS, "startup", startup_table),
         (DECISIONS, "steadiness", lambda: steadiness_markdown(read_steadiness(STEADINESS))),
