@@ -20,6 +20,7 @@ from benchmarks.compare.chosen import (
 )
 from benchmarks.compare.shrinkage import table as shrinkage_table
 from benchmarks.compare.summary import (
+    costs_markdown,
     groups_markdown,
     main_markdown,
     methods_markdown,
@@ -95,6 +96,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "federated choices", federated_choices_markdown),
         (DECISIONS, "real federated", lambda: methods_markdown("real_federated", reference="fed-colora")),
         (DECISIONS, "recipe", recipe_markdown),
+        (DECISIONS, "costs", costs_markdown),
         (DECISIONS, "shrinkage", shrinkage_table),
         (DECISIONS, "regret real", lambda: regret_markdown("real")),
         (DECISIONS, "startup", startup_table),

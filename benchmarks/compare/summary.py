@@ -5,9 +5,10 @@ python -m benchmarks.compare.summary
 
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 from colora.evaluation.metrics import METRICS
+from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.answer.standings import Standings, standings
 from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
@@ -24,7 +25,7 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 def main() -> None:
     tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
-    for table in (*tables, rounding_markdown, tuning_markdown):
+    for table in (*tables, costs_markdown, rounding_markdown, tuning_markdown):
         print(table(), end="\n\n")
 
 
@@ -85,6 +86,22 @@ def multiplier_markdown() -> str:
     """How many times its examples local LoRA needs to equal CoLoRA."""
     (table,) = multiplier_tables(read("samples"))
     return table_markdown(table, title=False, notes=False).strip()
+
+
+def costs_markdown() -> str:
+    """What a trial of the real tasks takes, a row a group: seconds of training and of measuring."""
+    methods = ("colora", "local")
+    named = " | ".join(f"{METHODS[name].title}, training | measuring" for name in methods)
+    lines = [f"| group | steps | rows of a step | {named} |", "|---|---:|---:|---:|---:|---:|---:|"]
+    records = [one for one in read_trial_records(RECORDS / "real.jsonl") if one.trial.regime == "implicit"]
+    for group in dict.fromkeys(one.trial.group for one in records):
+        trial = next(one.trial for one in records if one.trial.group == group)
+        cells = [group, str(trial.steps), str(trial.rows * len(trial.tasks))]
+        for name in methods:
+            taken = [one.seconds for one in records if (one.trial.group, one.trial.method) == (group, name)]
+            cells += [f"{median(seconds[part] for seconds in taken):.0f} s" for part in ("train", "evaluate")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def rounding_markdown() -> str:
