@@ -87,6 +87,12 @@ def test_several_settings_are_no_one_recipe():
     assert "Several settings of local were run here" in caveat(standing(*records))
 
 
+def test_the_highest_rank_of_one_lora_for_all_is_told():
+    ranks = [record("pooled", 40, 0, group="a", rank=rank) for rank in (8, 32)]
+    assert "(pooled) was run at rank 32, and at none higher" in caveat(standing(*group("a", 60, 50), *ranks))
+    assert "at none higher" not in caveat(standing(*group("a", 60, 50)))
+
+
 def test_validation_examples_are_told():
     assert "Measured on validation examples" in caveat(standing(*group("a", 60, 50, split="val")))
 

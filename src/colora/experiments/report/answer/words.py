@@ -7,10 +7,12 @@ from colora.experiments.report.methods import method_order
 from colora.experiments.report.regret import Comparison, mean_regret
 from colora.experiments.report.statistics import Difference
 from colora.experiments.report.tables import listed, plural, signed_text
+from colora.experiments.trial import TrialRecord
 
 __all__ = ["caveat", "sentence", "sentences", "winners"]
 
 MOST_NAMED = 4  # methods or groups in a sentence
+POOLED = "pooled"
 
 
 def sentence(found: Standings) -> str:
@@ -85,9 +87,16 @@ def caveat(found: Standings) -> str:
     if tried:
         names = listed(sorted(tried, key=method_order))
         parts.append(f"Several settings of {names} were run here; the best one of a group is shown, which favours it.")
+    if ranks := [record.trial.rank for one in found.comparisons for record in _pooled(one)]:
+        parts.append(f"One LoRA for all tasks ({POOLED}) was run at rank {max(ranks)}, and at none higher.")
     if any(record.trial.split == "val" for one in found.comparisons for record in one.reference.records):
         parts.append("Measured on validation examples, on which settings may have been chosen.")
     return " ".join(parts)
+
+
+def _pooled(comparison: Comparison) -> list[TrialRecord]:
+    """Those of the one method that could have any rank, since nothing of it grows with the tasks."""
+    return [record for row in comparison.rows if row.method == POOLED for record in row.records]
 
 
 def _groups(found: Standings) -> str:
