@@ -22,6 +22,7 @@ from benchmarks.compare.shrinkage import table as shrinkage_table
 from benchmarks.compare.summary import (
     costs_markdown,
     groups_markdown,
+    leads_markdown,
     main_markdown,
     methods_markdown,
     multiplier_markdown,
@@ -71,6 +72,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     ("text", "name", "table"),
     [
         (README, "real", lambda: methods_markdown("real", regime="implicit")),
+        (README, "leads", leads_markdown),
         (DECISIONS, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),

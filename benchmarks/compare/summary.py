@@ -14,10 +14,13 @@ from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
 from colora.experiments.report.gather import Experiment, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
+from colora.experiments.report.regret import mean_regret, regret
 from colora.experiments.report.statistics import paired_difference
+from colora.experiments.report.tables import count_text, interval_text
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
+RIVALS = ("in-context", "local", "oppu", "pooled-and-own", "alora")
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
 TITLES = [metric.title for metric in METRICS.values()]
 COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "parameters per task")
@@ -25,7 +28,7 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 def main() -> None:
     tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
-    for table in (*tables, costs_markdown, rounding_markdown, tuning_markdown):
+    for table in (*tables, leads_markdown, costs_markdown, rounding_markdown, tuning_markdown):
         print(table(), end="\n\n")
 
 
@@ -46,6 +49,25 @@ def methods_markdown(*names: str, reference: str | None = None, regime: str | No
 def regret_markdown(*names: str, reference: str | None = None) -> str:
     """CoLoRA, or another reference, against the best rival of each group, and in the mean over groups."""
     return table_markdown(regret_table(answer(*names, reference=reference)), title=False, notes=False).strip()
+
+
+def leads_markdown() -> str:
+    """CoLoRA against one rival at a time on the real tasks, implicit: the mean over groups, and what a task costs."""
+    comparisons = [one for one, _ in answer("real").pairs if one.place.regime == "implicit"]
+    groups = f"groups of {len(comparisons)} ahead in"
+    lines = [
+        f"| rival of CoLoRA | lead in points, mean of groups | {groups} points | in nats | numbers a further task |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for rival in RIVALS:
+        rows = [next(row for row in one.rows if row.method == rival) for one in comparisons]
+        alone = [replace(one, rows=(one.reference, row)) for one, row in zip(comparisons, rows, strict=True)]
+        points = [lead for one in alone if (lead := regret(one, one.measure))]
+        nats = [lead for one in alone if one.nats and (lead := regret(one, one.nats))]
+        ahead = " | ".join(str(sum(lead.difference.mean > 0 for lead in leads)) for leads in (points, nats))
+        numbers = count_text(rows[0].records[0].task_numbers)
+        lines.append(f"| {rival} | {interval_text(mean_regret(points), 1)} | {ahead} | {numbers} |")
+    return "\n".join(lines)
 
 
 def answer(*names: str, reference: str | None = None) -> Standings:
