@@ -24,7 +24,7 @@ demo: $(STAMP)  ## run the demonstration from training to report
 	$(BIN)/colora demo
 
 report: $(STAMP)  ## write docs/report.html and the figures from the committed records
-	$(BIN)/colora report benchmarks/compare/records docs/report.html
+	$(BIN)/colora report benchmarks/compare/records docs/report.html --main real
 	$(BIN)/python -m benchmarks.compare.figures
 	$(BIN)/python -m benchmarks.recover.theory --figures
 

@@ -21,6 +21,7 @@ from benchmarks.compare.chosen import (
 from benchmarks.compare.shrinkage import table as shrinkage_table
 from benchmarks.compare.summary import (
     costs_markdown,
+    federated_real_markdown,
     groups_markdown,
     leads_markdown,
     main_markdown,
@@ -96,7 +97,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "recipes", recipes_table),
         (DECISIONS, "federated turned", federated_markdown),
         (DECISIONS, "federated choices", federated_choices_markdown),
-        (DECISIONS, "real federated", lambda: methods_markdown("real_federated", reference="fed-colora")),
+        (FEDERATED, "real federated", federated_real_markdown),
         (DECISIONS, "recipe", recipe_markdown),
         (DECISIONS, "costs", costs_markdown),
         (DECISIONS, "shrinkage", shrinkage_table),

@@ -28,7 +28,7 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 def main() -> None:
     tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
-    for table in (*tables, leads_markdown, costs_markdown, rounding_markdown, tuning_markdown):
+    for table in (*tables, leads_markdown, federated_real_markdown, costs_markdown, rounding_markdown, tuning_markdown):
         print(table(), end="\n\n")
 
 
@@ -76,6 +76,13 @@ def answer(*names: str, reference: str | None = None) -> Standings:
     if found is None:
         raise ValueError(f"{', '.join(names) or RECORDS}: expected trials of a reference and a rival, found none")
     return found
+
+
+def federated_real_markdown() -> str:
+    """Flan's clients, federated: a row a method."""
+    columns = ("method", *TITLES, "parameters per task", "bytes up")
+    records = read_trial_records(RECORDS / "real_federated.jsonl")
+    return main_table_markdown(records, "flan-8", "implicit", columns=columns).strip()
 
 
 def groups_markdown() -> str:
