@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
+from colora.training.rates import CORE_LR, LR
 
 RECORDS = Path(__file__).parent / "records"
 CENTRAL = ("real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options")
@@ -122,11 +123,11 @@ def recipe_markdown() -> str:
 
 
 def _departure(trial: Trial) -> str:
-    options = {name: value for name, value in trial.options.items() if (name, value) != ("rotated", 0.5)}
-    told = [f"{name} {value:g}" for name, value in options.items()]
-    told += [f"cores at {trial.core_lr:g}"] * (trial.core_lr != 2e-2)
-    told += [f"factors at {trial.lr:g}"] * (trial.lr != 1e-3)
-    told += [trial.method] * (trial.method != "colora")
+    told = [trial.method] * (trial.method != "colora")
+    told += [f"{name} {value:g}" for name, value in trial.options.items() if name != "rotated"]
+    told += ["not turned"] * (not trial.options.get("rotated"))
+    told += [f"cores at {trial.core_lr:g}"] * (trial.core_lr != CORE_LR)
+    told += [f"factors at {trial.lr:g}"] * (trial.lr != LR)
     return ", ".join(told) or "none"
 
 
