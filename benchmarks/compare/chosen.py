@@ -39,6 +39,7 @@ def main() -> None:
     for table in (
         choices_markdown,
         federated_choices_markdown,
+        recipe_markdown,
         rotation_markdown,
         federated_markdown,
         prompts_markdown,

@@ -10,13 +10,12 @@ together, from similar to different tasks, with prompts that do not and that do 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any
 
-from benchmarks.compare.summary import answer
+from benchmarks.compare.summary import against, answer
 from colora.evaluation.metrics import METRICS
 from colora.experiments.report.regret import Regret, regret
 from colora.experiments.trial import TrialRecord, read_trial_records
@@ -46,7 +45,7 @@ def draw_real(plt: ModuleType) -> Any:
     comparisons = [one for one, _ in answer("real").pairs if one.place.regime == "implicit"]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
     for number, comparison in enumerate(comparisons):
-        alone = replace(comparison, rows=tuple(row for row in comparison.rows if row.method in ("colora", "local")))
+        alone = against(comparison, next(row for row in comparison.rows if row.method == "local"))
         for axis, metric in zip(axes, (comparison.measure, comparison.nats), strict=True):
             if metric is not None:
                 interval(axis, "local", number - 0.15, regret(alone, metric))

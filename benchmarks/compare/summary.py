@@ -12,9 +12,9 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.answer.standings import Standings, standings
 from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
-from colora.experiments.report.gather import Experiment, read_experiments
+from colora.experiments.report.gather import Experiment, Row, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
-from colora.experiments.report.regret import mean_regret, regret
+from colora.experiments.report.regret import Comparison, mean_regret, regret
 from colora.experiments.report.statistics import paired_difference
 from colora.experiments.report.tables import count_text, interval_text
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
@@ -61,13 +61,18 @@ def leads_markdown() -> str:
     ]
     for rival in RIVALS:
         rows = [next(row for row in one.rows if row.method == rival) for one in comparisons]
-        alone = [replace(one, rows=(one.reference, row)) for one, row in zip(comparisons, rows, strict=True)]
+        alone = [against(one, row) for one, row in zip(comparisons, rows, strict=True)]
         points = [lead for one in alone if (lead := regret(one, one.measure))]
         nats = [lead for one in alone if one.nats and (lead := regret(one, one.nats))]
         ahead = " | ".join(str(sum(lead.difference.mean > 0 for lead in leads)) for leads in (points, nats))
         numbers = count_text(rows[0].records[0].task_numbers)
         lines.append(f"| {rival} | {interval_text(mean_regret(points), 1)} | {ahead} | {numbers} |")
     return "\n".join(lines)
+
+
+def against(comparison: Comparison, row: Row) -> Comparison:
+    """The comparison with one rival alone."""
+    return replace(comparison, rows=(comparison.reference, row))
 
 
 def answer(*names: str, reference: str | None = None) -> Standings:

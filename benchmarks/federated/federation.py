@@ -63,13 +63,11 @@ CHOICES: dict[str, dict[str, object]] = {
     "45 × 2, in turns, twice the rate": COMMON | BRIEF | TURNS,
     "45 × 2, in turns, core first": COMMON | BRIEF | TURNS | {"order": "core_first"},
     "30 × 3, both, recipe": COMMON,
-    "30 × 3, both, recipe, rates 0.002 and 0.02": COMMON,
     "30 × 3, both, recipe, rates 0.001 and 0.06": COMMON,
     "30 × 3, both, recipe, rates 0.002 and 0.06": COMMON,
 }
 RATES_OF = {
     "30 × 3, both, recipe": {"lr": LR, "core_lr": CORE_LR},
-    "30 × 3, both, recipe, rates 0.002 and 0.02": {"lr": 2e-3, "core_lr": 2e-2},
     "30 × 3, both, recipe, rates 0.001 and 0.06": {"lr": 1e-3, "core_lr": 6e-2},
     "30 × 3, both, recipe, rates 0.002 and 0.06": EARLIER,
     "alternating": TWICE,  # each factor moves half as often

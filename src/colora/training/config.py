@@ -323,7 +323,7 @@ class FederationConfig(Spec):
     federation: FederationSpec = Field(default_factory=FederationSpec)
 
     @classmethod
-    def of(cls, config: "RunConfig") -> "FederationConfig":
+    def of(cls, config: RunConfig) -> "FederationConfig":
         """What the federation of a run file agrees on."""
         return cls.model_validate(config.model_dump(include=set(cls.model_fields), exclude_unset=True))
 
