@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from colora.tasks.faults import Faults
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import SPLITS, Example, TaskSource
-from colora.tasks.splits import make_splits
+from colora.tasks.splits.draw import make_splits
 from tests.helpers.real_data import real_data
 from tests.helpers.task_files import everything, faults_of, read, rows, write
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from colora.tasks.faults import Faults
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import SPLITS, Example, TaskSource
-from colora.tasks.splits import make_splits
+from colora.tasks.splits.draw import Grouping, make_splits
 from colora.training import resolve
 from colora.training.config_file import load_config
 from colora.training.resolve import read_run_tasks
@@ -187,7 +187,7 @@ def test_whatever_the_groups_nothing_is_torn_and_counts_hold(pairs, test, val, s
     faults = Faults()
     source = TaskSource(path="p", test=test, val=val, group_by="person")
     groups = {"train": [person for _, person in pairs]}
-    splits, _ = make_splits({"train": examples}, source, "t", seed, faults, groups)
+    splits, _ = make_splits({"train": examples}, source, "t", seed, faults, Grouping(groups))
     assert_apart(splits, lambda example: example.input)
     assert_apart(splits, group.get)
     found = [example for split in SPLITS for example in splits[split]]

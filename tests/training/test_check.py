@@ -10,7 +10,7 @@ from colora.bank.load import load_bank
 from colora.bank.overview import bank_overview, task_sizes
 from colora.training.check import check_run
 from colora.training.config_file import load_config
-from colora.training.run import train
+from colora.training.run import evaluate_bank, train, train_and_evaluate
 from tests.helpers import odd_models
 from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5
@@ -157,3 +157,23 @@ def test_a_name_that_matches_nothing(bases, tmp_path, adapter, message):
     for command in ("check", "train"):
         assert message in refusal(command, file)
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_another_task_trains_on_are_told_in_check_and_log(tmp_path):
+    base = save_base(tmp_path / "base")
+    write_task(tmp_path, "red")
+    (tmp_path / "rot.jsonl").write_text((tmp_path / "red.jsonl").read_text("utf-8"), "utf-8")
+    tasks = [{"path": "red.jsonl"}, {"path": "rot.jsonl"}]
+    note = "of 4 test inputs are training or validation inputs of other tasks"
+    config = config_of(tmp_path, base, tasks, training={"steps": 1})
+    assert any(note in line for line in check_run(config).notes)
+    lines = []
+    train(config, log=lines.append)
+    assert any(note in line for line in lines)
+    apart = config_of(tmp_path, base, tasks, training={"steps": 1}, shared_splits=True, output=str(tmp_path / "apart"))
+    assert not any("test inputs" in line for line in check_run(apart).notes)
+    lines.clear()
+    train_and_evaluate(apart, log=lines.append)
+    assert not any("test inputs" in line for line in lines)
+    assert "shared_splits: true" in (tmp_path / "apart" / "run.yaml").read_text("utf-8")
+    evaluate_bank(tmp_path / "apart" / "bank")  # whose tasks are read again, and are the same

@@ -8,7 +8,7 @@ import yaml
 from colora.bank.layout import BankInfo, read_bank_info
 from colora.errors import ConfigError
 from colora.models.base import load_base
-from colora.models.prompt_choice import LEFT_OUT, template_nats
+from colora.models.prompt_choice import LEFT_OUT, likeliest_template
 from colora.tasks.encode import prompt_and_answer
 from colora.tasks.prompting.templates import NAMED_TEMPLATES, parse_template
 from colora.tasks.schema import Example, Task, task_template
@@ -108,7 +108,10 @@ def test_a_prompt_that_all_tasks_have_is_that_of_tasks_to_come(base, tmp_path):
 
 def best(base, tasks, names):
     model, tokenizer = load_base(base)
-    nats = {name: template_nats(model, tokenizer, tasks, 96, NAMED_TEMPLATES.get(name)) for name in names}
+    nats = {
+        name: likeliest_template(model, tokenizer, tasks, 96, {name: NAMED_TEMPLATES.get(name)})[1][name]
+        for name in names
+    }
     return min(nats, key=nats.__getitem__), nats
 
 

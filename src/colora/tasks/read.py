@@ -2,7 +2,8 @@
 
 import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from colora.common.files import NAME_RULE, fits_name_rule
@@ -11,14 +12,28 @@ from colora.tasks.examples import table_examples, table_groups, used_columns
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.formats.files import SUFFIXES, read_table, stem_and_suffix
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
-from colora.tasks.schema import SPLITS, Task, TaskSource
-from colora.tasks.splits import make_splits
+from colora.tasks.schema import SPLITS, Example, Task, TaskSource
+from colora.tasks.splits.draw import Grouping, make_splits
+from colora.tasks.splits.joined import JoinedSets
+from colora.tasks.splits.shared import shared_groupings, without_shared
 from colora.tasks.tables import Table
 
 __all__ = ["read_tasks", "task_name"]
 
 
-def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = True) -> list[Task]:
+@dataclass(frozen=True)
+class _Read:
+    """A source without faults: its examples by split, and of each its value of `group_by`."""
+
+    name: str
+    source: TaskSource
+    given: Mapping[str, Sequence[Example]]
+    groups: Mapping[str, Sequence[Hashable]]
+
+
+def read_tasks(
+    sources: Sequence[TaskSource], seed: int = 0, together: bool = True, shared_splits: bool = False
+) -> list[Task]:
     """Reads every source, in order, into a task with train, val and test examples.
 
     Example files hold an "input", an "output" (one text, or a list of texts that all count as right; "outputs"
@@ -30,6 +45,8 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = Tr
         sources: what to read; at least one.
         seed: decides every draw, together with the task's name.
         together: False draws splits as the first version did, see `make_splits`.
+        shared_splits: whether an input, or a value of `group_by`, that several tasks have is in the same split of each;
+            what cannot be is left out of training, and noted.
 
     Raises:
         TaskFileError: if anything is wrong with any source; it lists all faults as "file:line: expected X,
@@ -38,7 +55,7 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = Tr
     if not sources:
         raise TaskFileError(["expected at least one task source, found none"])
     faults = Faults()
-    tasks: list[Task] = []
+    read: list[_Read] = []
     names: dict[str, TaskSource] = {}
     for source in sources:
         if not _usable(source, faults):
@@ -52,9 +69,9 @@ def read_tasks(sources: Sequence[TaskSource], seed: int = 0, together: bool = Tr
             found = f'"{name}" for both {names[key].origin} and {source.origin}'
             faults.add(source.origin, f"expected task names that differ (not only in case), found {found}")
         names.setdefault(key, source)
-        task = _read_task(source, name, seed, faults, together)
-        if task is not None:
-            tasks.append(task)
+        if (one := _read(source, name, faults)) is not None:
+            read.append(one)
+    tasks = _shared_tasks(read, seed, faults) if shared_splits else _tasks(read, seed, faults, together)
     faults.raise_any()
     return tasks
 
@@ -86,20 +103,59 @@ def task_name(source: TaskSource) -> str:
     return stem if suffix else path.resolve().name
 
 
-def _read_task(source: TaskSource, name: str, seed: int, faults: Faults, together: bool) -> Task | None:
+def _read(source: TaskSource, name: str, faults: Faults) -> _Read | None:
     before = len(faults)
     tables = _tables(source, faults)
     given = {split: table_examples(table, source, faults) for split, table in tables.items()}
     if len(faults) > before:
         return None  # counting what is left of a broken file would only add misleading faults
-    groups = None
+    groups: dict[str, Sequence[Hashable]] = {}
     if source.group_by is not None:
-        groups = {split: table_groups(table, source.group_by, faults) for split, table in tables.items()}
-        if len(faults) > before:
-            return None
+        groups.update({split: table_groups(table, source.group_by, faults) for split, table in tables.items()})
+    return _Read(name, source, given, groups) if len(faults) == before else None
+
+
+def _tasks(read: Sequence[_Read], seed: int, faults: Faults, together: bool) -> list[Task]:
+    """Each with splits of its own."""
+    tasks = []
+    for one in read:
+        sets = JoinedSets()
+        sets.join(one.given, one.groups)
+        groups = sets.groups(one.given) if one.groups else {}
+        tasks.append(_task(one, Grouping(one.groups), groups, seed, faults, together))
+    return tasks
+
+
+def _shared_tasks(read: Sequence[_Read], seed: int, faults: Faults) -> list[Task]:
+    """With splits that keep apart what several tasks have."""
+    sets = JoinedSets()
+    for one in read:
+        sets.join(one.given, one.groups)
+    groupings = shared_groupings(sets, [one.given for one in read], seed)
+    tasks = without_shared(
+        [
+            _task(one, grouping, sets.groups(one.given), seed, faults)
+            for one, grouping in zip(read, groupings, strict=True)
+        ]
+    )
+    for task in tasks if not len(faults) else ():
+        if not task.splits["train"]:
+            found = f"none: {task.notes[-1]}"
+            faults.add(task.source, f'expected a training example of task "{task.name}", found {found}')
+    return tasks
+
+
+def _task(
+    one: _Read,
+    grouping: Grouping,
+    groups: Mapping[Hashable, Hashable],
+    seed: int,
+    faults: Faults,
+    together: bool = True,
+) -> Task:
     notes: list[str] = []
-    splits, drawn = make_splits(given, source, name, seed, faults, groups, notes, together)
-    return Task(name, splits, source.origin, seed if drawn else None, tuple(notes))
+    splits, drawn = make_splits(one.given, one.source, one.name, seed, faults, grouping, notes, together)
+    return Task(one.name, splits, one.source.origin, seed if drawn else None, tuple(notes), groups=groups)
 
 
 def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:

@@ -1,6 +1,6 @@
 """What a task is: examples in three splits, and where a user says they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
 from colora.errors import ConfigError
@@ -42,6 +42,8 @@ class Task:
         notes: what a user would not expect of the sizes of the splits.
         choices: every answer there can be, where the task's definition closes the set and it is small; no one of them
             is the beginning of another. Empty where answers are free.
+        groups: the group of each input that stays together with others, by `colora.tasks.splits.joined.input_key`;
+            empty where no column and no other task says so.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Task:
     split_seed: int | None
     notes: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    groups: Mapping[Hashable, Hashable] = field(default_factory=dict)
 
 
 def first_examples(task: Task, split: str, limit: int | None) -> Task:

@@ -16,6 +16,7 @@ from colora.common.device import DTYPES
 from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport, prompt_and_answer
 from colora.tasks.prompting.marked import MarkedRow, mark_row
+from colora.tasks.splits.shared import seen_note
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import RunConfig
 from colora.training.encode import encode_run
@@ -99,6 +100,7 @@ def check_run(config: RunConfig) -> RunPlan:
             *map(str, bank_tuner(bank).left_out),
             *_notes(config, len(run.tasks)),
             *(f"task {task.name}: {note}" for task in run.tasks for note in task.notes),
+            *([seen] if (seen := seen_note(run.tasks)) else []),
         ),
     )
 

@@ -283,6 +283,11 @@ class RunConfig(Spec):
         "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
     )
     tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
+    shared_splits: bool = Field(
+        False,
+        description="Whether an input, or a value of a task's `group_by`, that several tasks have is in the same split "
+        "of each, so that no task is tested on what another is trained on.",
+    )
     examples_a_task: list[Count] | None = Field(
         None, description="For `colora compare`: fewer training examples to measure with as well, such as [8, 16]."
     )

@@ -35,6 +35,7 @@ from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport
 from colora.tasks.schema import Task, task_template
+from colora.tasks.splits.shared import seen_note
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
 from colora.training.config import RunConfig
@@ -141,6 +142,8 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
 
     own_log = log if is_first else _silent
     run = settle_prompt(run, model, tokenizer, own_log)
+    if seen := seen_note(run.tasks):
+        own_log(seen)
     encoded = encode_run(run, tokenizer, model)
     set_seed(config.seed)
     checkpoints = run.output / "checkpoints"

@@ -124,6 +124,22 @@ def test_tasks_of_different_sizes(tmp_path, base):
     assert verdict.test_answers == 2 + 8
 
 
+def test_texts_that_tasks_share_are_told_and_kept_apart_if_asked(tmp_path, base):
+    for judge in ("ann", "bo"):
+        rows = [{"input": f"text {number}", "output": f"{judge} {number % 3}"} for number in range(20)]
+        (tmp_path / f"{judge}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tasks = [{"path": "ann.jsonl"}, {"path": "bo.jsonl"}]
+    verdict, _, _ = compare_quickly(run_file(tmp_path, base, tasks), tmp_path / "each")
+    assert set(verdict.seen_elsewhere) == {"ann", "bo"}
+    number = sum(verdict.seen_elsewhere.values())
+    assert f"Beware: the inputs of {number} of 8 test answers are training" in "\n".join(verdict.sentences)
+    verdict, _, _ = compare_quickly(run_file(tmp_path, base, tasks, shared_splits=True), tmp_path / "shared")
+    assert not verdict.seen_elsewhere
+    assert "Beware" not in "\n".join(verdict.sentences)
+    assert verdict.examples == [16, 16]
+    assert (tmp_path / "shared" / "verdict.json").is_file()
+
+
 def test_the_run_file_says_how_many_test_examples(tmp_path, base):
     (tmp_path / "many").mkdir()
     for split, count in (("train", 4), ("test", 130)):

@@ -19,6 +19,7 @@ from colora.experiments.own.verdict.judge import Judged, Verdict, judge
 from colora.experiments.own.verdict.sentences import verdict_sentences
 from colora.experiments.report.build import write_report
 from colora.experiments.trial import Trial, TrialRecord, write_trial_records
+from colora.tasks.splits.shared import seen_elsewhere
 
 __all__ = ["conclude"]
 
@@ -55,6 +56,7 @@ def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[st
         "failed": failed,
         "missing": list(known.missing),
         "tasks": [task.name for task in known.data.tasks],
+        "seen_elsewhere": seen_elsewhere(known.data.of(known.trials.template)),
         "prompt": known.prompt,
         "plan": plan.plan,
         "given_up": [*plan.given_up, *dropped],

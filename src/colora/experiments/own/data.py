@@ -18,14 +18,13 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from colora.errors import TaskFileError
+from colora.experiments.own.folds import Folds, divide
 from colora.experiments.trial import Trial
 from colora.tasks.schema import Example, Task
-from colora.tasks.splits import input_key
 from colora.training.run_folder import task_manifest
 
 __all__ = ["ENOUGH_VALIDATION", "OwnTasks"]
@@ -62,6 +61,7 @@ class OwnTasks:
         parts = {name: entry["splits"] for name, entry in task_manifest(tasks).items()}
         digest = hashlib.sha256(json.dumps([parts, style], sort_keys=True).encode()).hexdigest()
         self.group = f"tasks-{digest[:8]}"
+        self._divided: dict[int, Folds] = {}
         self._made: dict[tuple[str, int, int, str, int], list[Task]] = {}
 
     @property
@@ -69,10 +69,10 @@ class OwnTasks:
         """Whether every task has a validation split that is large enough to choose on."""
         return all(len(task.splits["val"]) >= ENOUGH_VALIDATION for task in self.tasks)
 
-    @property
-    def most_folds(self) -> int:
-        """Into how many parts every task's pool can be divided."""
-        return min(len({input_key(example) for example in _pool(task)}) for task in self.tasks)
+    def most_folds(self, most: int) -> int:
+        """The largest number of folds up to `most` that all have some of every task's examples; 1 if there is none."""
+        divisible = (number for number in range(most, 1, -1) if all(map(all, self._folds(number).sizes)))
+        return next(divisible, 1)
 
     @property
     def pool_sizes(self) -> list[int]:
@@ -92,44 +92,43 @@ class OwnTasks:
         """The most validation examples that a task has in one of these parts."""
         if self.has_validation:
             return max(len(task.splits["val"]) for task in self.tasks)
-        return max(-(-size // max(folds, 2)) for size in self.pool_sizes)
+        return max(size for sizes in self._folds(max(folds, 2)).sizes for size in sizes)
 
     def of(self, trial: Trial) -> list[Task]:
         """The tasks of a trial, with at most `trial.examples` of each to train on, and `trial.test` to measure on."""
         key = (trial.group, trial.examples, trial.seed, trial.split, trial.test)
         if key not in self._made:
-            parts = [_measured(_part(task, trial.group), trial.split, trial.test) for task in self.tasks]
+            parts = [_measured(task, trial.split, trial.test) for task in self._parts(trial.group)]
             self._made = {key: [_cut(task, trial.examples, trial.seed) for task in parts]}
         return self._made[key]
 
+    def _parts(self, group: str) -> list[Task]:
+        if group.endswith("-val"):
+            return self.tasks
+        pools = [_pool(task) for task in self.tasks]
+        found = _PART.search(group)
+        if found is None:
+            return [
+                replace(task, splits=task.splits | {"train": pool, "val": ()})
+                for task, pool in zip(self.tasks, pools, strict=True)
+            ]
+        number, folds = int(found[1]), int(found[2])
+        tasks = []
+        for task, pool, fold_of in zip(self.tasks, pools, self._folds(folds).of, strict=True):
+            placed = list(zip(pool, fold_of, strict=True))
+            held = tuple(example for example, fold in placed if fold == number - 1)
+            kept = tuple(example for example, fold in placed if fold != number - 1)
+            tasks.append(replace(task, splits=task.splits | {"train": kept, "val": held}))
+        return tasks
 
-def _part(task: Task, group: str) -> Task:
-    if group.endswith("-val"):
-        return task
-    pool = _pool(task)
-    found = _PART.search(group)
-    if found is None:
-        return replace(task, splits=task.splits | {"train": pool, "val": ()})
-    number, folds = int(found[1]), int(found[2])
-    fold_of = _folds(pool, folds, task.name)
-    held = tuple(example for example in pool if fold_of[input_key(example)] == number - 1)
-    kept = tuple(example for example in pool if fold_of[input_key(example)] != number - 1)
-    return replace(task, splits=task.splits | {"train": kept, "val": held})
+    def _folds(self, number: int) -> Folds:
+        if number not in self._divided:
+            self._divided[number] = divide(self.tasks, [_pool(task) for task in self.tasks], number)
+        return self._divided[number]
 
 
 def _pool(task: Task) -> tuple[Example, ...]:
     return (*task.splits["train"], *task.splits["val"])
-
-
-def _folds(pool: Sequence[Example], folds: int, name: str) -> dict[Hashable, int]:
-    """The fold of every input; equal inputs are in one. Sizes differ by the size of such a set at most."""
-    counts = Counter(map(input_key, pool))  # in the order in which each is met first
-    sizes = [0] * folds
-    found = {}
-    for key in random.Random(f"folds:{name}").sample(list(counts), len(counts)):
-        found[key] = sizes.index(min(sizes))
-        sizes[found[key]] += counts[key]
-    return found
 
 
 def _cut(task: Task, examples: int, seed: int) -> Task:

@@ -37,7 +37,7 @@ class Plan(BaseModel):
 
 def full_plan(data: OwnTasks, steps: int, curve: Sequence[int]) -> Plan:
     """What is run if there is time for everything."""
-    folds = 1 if data.has_validation else min(MOST_FOLDS, data.most_folds)
+    folds = 1 if data.has_validation else data.most_folds(MOST_FOLDS)
     most = max(data.pool_sizes)
     points = tuple(sorted({number for number in curve if number < most}))
     can_choose = data.has_validation or folds > 1

@@ -99,6 +99,9 @@ class Verdict(_Model):
     tasks: list[str]
     examples: list[int] = Field(description="Training examples of each task.")
     test_answers: int = Field(description="Answers that were measured, over all tasks.")
+    seen_elsewhere: dict[str, int] = Field(
+        {}, description="Test answers of a task whose input is a training or validation example of another task."
+    )
     prompt: str = Field(description="The prompt of all contenders.")
     plan: Plan
     given_up: list[str] = Field(description="What was cut to keep the budget of time.")

@@ -26,6 +26,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         *([_alone(verdict, outcomes, measure)] if len(verdict.tasks) > 1 else []),
         _cost(used),
         *_curve(verdict, measure),
+        *_seen(verdict),
         *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
         *([f"To keep the time, less was run: {'; '.join(verdict.given_up)}."] if verdict.given_up else []),
         *(f"Not compared: {line}." for line in verdict.missing),
@@ -91,6 +92,16 @@ def _curve(verdict: Verdict, measure: Measure) -> list[str]:
     if not gain.has_interval:
         return [f"{told}."]
     return [f"{told}: within noise, so more examples of this kind may not do more."]
+
+
+def _seen(verdict: Verdict) -> list[str]:
+    if not (number := sum(verdict.seen_elsewhere.values())):
+        return []
+    return [
+        f"Beware: the inputs of {number} of {_count(verdict.test_answers, 'test answer')} are training or validation "
+        "inputs of other tasks, so what trains on all tasks has seen them; shared_splits: true in the run file keeps "
+        "them apart."
+    ]
 
 
 def _shown(gain: Gain, measure: Measure) -> str:

@@ -4,16 +4,30 @@ What belongs together is never torn apart: examples with the same input, and tho
 """
 
 import random
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from colora.tasks.faults import Faults
 from colora.tasks.schema import SPLITS, Example, TaskSource
+from colora.tasks.splits.joined import JoinedSets, input_key
 
-__all__ = ["input_key", "make_splits"]
+__all__ = ["Grouping", "make_splits"]
 
 Split = dict[str, tuple[Example, ...]]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which of the given examples stay together.
+
+    Attributes:
+        values: for each example of each given split the group that it is in.
+        order: in which groups are drawn; None for an order of the task's own.
+    """
+
+    values: Mapping[str, Sequence[Hashable]]
+    order: Mapping[Hashable, int] | None = None
 
 
 def make_splits(
@@ -22,7 +36,7 @@ def make_splits(
     name: str,
     seed: int,
     faults: Faults,
-    groups: Mapping[str, Sequence[Hashable]] | None = None,
+    grouping: Grouping | None = None,
     notes: list[str] | None = None,
     together: bool = True,
 ) -> tuple[Split, bool]:
@@ -47,12 +61,12 @@ def make_splits(
         name: of the task; decides the draw, together with `seed`.
         seed: of the draw.
         faults: where faults are noted: counts that cannot be had, groups in two of the given splits.
-        groups: for each example in `given` its group, if `source.group_by` names a field.
+        grouping: which examples stay together, besides those with equal inputs.
         notes: where it is noted what a user would not expect of the sizes.
         together: False draws as the first version did, with only equal examples as one.
     """
     draw = _Draw(given, source, name, seed, faults, together)
-    draw.gather(groups or {})
+    draw.gather(grouping or Grouping({}))
     draw.cut_given()
     draw.fill_missing()
     if notes is not None:
@@ -79,10 +93,16 @@ class _Draw:
         self.notes: list[str] = []
         self.kept: dict[str, list[Example]] = {}
         self.of: dict[Example, int] = {}
+        self.rank: dict[Example, int] = {}
 
-    def gather(self, groups: Mapping[str, Sequence[Hashable]]) -> None:
+    def gather(self, grouping: Grouping) -> None:
         """The examples of each given split without those that stand in another, and which of them belong together."""
-        self._check_given(groups)
+        if grouping.order is None:
+            self._check_given(grouping.values)
+        else:
+            for split, values in grouping.values.items():
+                ranks = (grouping.order[value] for value in values)
+                self.rank.update(zip(self.given[split], ranks, strict=True))
         seen: set[Hashable] = set()
         alike: set[Hashable] = set()
         for split in ("test", "val", "train"):
@@ -97,14 +117,11 @@ class _Draw:
                 seen.update(self._key(example, case=True) for example in kept)
                 alike.update(map(self._key, kept))
                 self.kept[split] = kept
-        # Numbered along chains: an input may be in several groups, and a group has several inputs.
-        root = _Roots()
-        for split, values in groups.items():
-            for example, value in zip(self.given[split], values, strict=True):
-                root.join(("input", self._key(example)), ("group", value))
+        sets = JoinedSets()
+        sets.join(self.given, grouping.values, self._key)
         numbers: dict[Hashable, int] = {}
         for example in self.kept["train"]:
-            self.of[example] = numbers.setdefault(root(("input", self._key(example))), len(numbers))
+            self.of[example] = numbers.setdefault(sets.of(self._key(example)), len(numbers))
 
     def cut_given(self) -> None:
         """The splits that are given besides training, in the sizes asked for."""
@@ -115,7 +132,7 @@ class _Draw:
                     self._fault(split, count, f"{len(pool)}")
                 elif count is not None:
                     self.drawn = self.drawn or count < len(pool)
-                    pool = _shuffled(pool, f"{self.seed}:{self.name}:{split}")[:count]
+                    pool = self._in_turn(pool, f":{split}")[:count]
                 self.splits[split] = tuple(pool)
 
     def fill_missing(self) -> None:
@@ -123,7 +140,7 @@ class _Draw:
         pool, size, wanted = self.kept["train"], len(self.kept["train"]), self.source.train
         missing = [split for split in ("test", "val") if split not in self.given and self.source.count(split) != 0]
         if missing or wanted is not None:
-            pool = _shuffled(pool, f"{self.seed}:{self.name}")
+            pool = self._in_turn(pool)
             self.drawn = self.drawn or bool(missing) or wanted != size
         if missing:
             self._note_together()
@@ -141,6 +158,13 @@ class _Draw:
         if not self.splits["train"]:
             found = "none" if wanted == 0 or not size else _left(0, size)
             self._fault("train", 1, "; ".join([found, *self.notes]))
+
+    def _in_turn(self, pool: Sequence[Example], suffix: str = "") -> list[Example]:
+        """The order in which examples are drawn."""
+        if self.rank:
+            return sorted(pool, key=self.rank.__getitem__)
+        # Seeded by text, so that tasks differ and no task's draw depends on which others are in the run.
+        return random.Random(f"{self.seed}:{self.name}{suffix}").sample(pool, len(pool))
 
     def _share(self, split: str, pool: list[Example], target: int) -> tuple[tuple[Example, ...], list[Example]]:
         """About `target` examples of the pool and the rest of it, no group in both."""
@@ -190,8 +214,10 @@ class _Draw:
         inputs = Counter(map(self._key, self.kept["train"]))
         if shared := sum(count for count in inputs.values() if count > 1):
             self.notes.append(f"{shared} examples share their input with others; equal inputs are drawn into one split")
-        if self.source.group_by is not None:
-            number = len(set(self.of.values()))
+        number = len(set(self.of.values()))
+        if self.rank:
+            self.notes.append(f"splits are drawn together with those of the other tasks: {number} groups")
+        elif self.source.group_by is not None:
             self.notes.append(
                 f"splits are drawn by {self.source.group_by}: {number} groups that have no input in common"
             )
@@ -215,40 +241,6 @@ class _Draw:
     def _fault(self, split: str, wanted: int, found: str) -> None:
         message = f'expected {wanted} examples for the {split} split of task "{self.name}", found {found}'
         self.faults.add(self.source.origin, message)
-
-
-class _Roots:
-    """Sets of things that were joined, by a representative of each."""
-
-    def __init__(self) -> None:
-        self._above: dict[Hashable, Hashable] = {}
-
-    def __call__(self, key: Hashable) -> Hashable:
-        while (above := self._above.setdefault(key, key)) != key:
-            self._above[key] = key = self._above[above]
-        return key
-
-    def join(self, one: Hashable, other: Hashable) -> None:
-        """Make them one set."""
-        self._above[self(one)] = self(other)
-
-
-def input_key(example: Example, case: bool = False) -> Hashable:
-    """What makes two inputs the same, in capitals or not unless `case`; without an input the instructions count."""
-    if example.history:  # a last turn such as "Go on." says little
-        return tuple(_plain(text, case) for text in (*example.history, example.input))
-    text = _plain(example.input, case)
-    return text if text else ("", _plain(example.instruction or "", case))
-
-
-def _plain(text: str, case: bool) -> str:
-    composed = unicodedata.normalize("NFC", text)
-    return " ".join((composed if case else composed.casefold()).split())
-
-
-def _shuffled(examples: Sequence[Example], seed: str) -> list[Example]:
-    # Seeded by text, so that tasks differ and no task's draw depends on which others are in the run.
-    return random.Random(seed).sample(examples, len(examples))
 
 
 def _left(left: int, size: int) -> str:

@@ -1,0 +1,1 @@
+"""Training, validation and test examples: given splits kept, missing ones drawn, within a task or over several."""
