@@ -13,9 +13,9 @@ from colora.tasks.faults import Faults, quoted
 from colora.tasks.formats.files import SUFFIXES, read_table, stem_and_suffix
 from colora.tasks.hub import VAL_NAMES, is_saved_dataset, read_dataset
 from colora.tasks.schema import SPLITS, Example, Task, TaskSource
-from colora.tasks.splits.draw import Grouping, make_splits
+from colora.tasks.splits.draw import Draw, Grouping, make_splits
 from colora.tasks.splits.joined import JoinedSets
-from colora.tasks.splits.shared import shared_groupings, without_shared
+from colora.tasks.splits.shared import draw_apart, shared_places
 from colora.tasks.tables import Table
 
 __all__ = ["read_tasks", "task_name"]
@@ -119,10 +119,13 @@ def _tasks(read: Sequence[_Read], seed: int, faults: Faults, together: bool) -> 
     """Each with splits of its own."""
     tasks = []
     for one in read:
+        notes: list[str] = []
+        grouping = Grouping(one.groups)
+        splits, drawn = make_splits(one.given, one.source, one.name, seed, faults, grouping, notes, together)
         sets = JoinedSets()
         sets.join(one.given, one.groups)
         groups = sets.groups(one.given) if one.groups else {}
-        tasks.append(_task(one, Grouping(one.groups), groups, seed, faults, together))
+        tasks.append(Task(one.name, splits, one.source.origin, seed if drawn else None, tuple(notes), groups=groups))
     return tasks
 
 
@@ -131,31 +134,22 @@ def _shared_tasks(read: Sequence[_Read], seed: int, faults: Faults) -> list[Task
     sets = JoinedSets()
     for one in read:
         sets.join(one.given, one.groups)
-    groupings = shared_groupings(sets, [one.given for one in read], seed)
-    tasks = without_shared(
-        [
-            _task(one, grouping, sets.groups(one.given), seed, faults)
-            for one, grouping in zip(read, groupings, strict=True)
-        ]
-    )
-    for task in tasks if not len(faults) else ():
-        if not task.splits["train"]:
-            found = f"none: {task.notes[-1]}"
-            faults.add(task.source, f'expected a training example of task "{task.name}", found {found}')
-    return tasks
-
-
-def _task(
-    one: _Read,
-    grouping: Grouping,
-    groups: Mapping[Hashable, Hashable],
-    seed: int,
-    faults: Faults,
-    together: bool = True,
-) -> Task:
-    notes: list[str] = []
-    splits, drawn = make_splits(one.given, one.source, one.name, seed, faults, grouping, notes, together)
-    return Task(one.name, splits, one.source.origin, seed if drawn else None, tuple(notes), groups=groups)
+    draws = []
+    for one, places in zip(read, shared_places(sets, [one.given for one in read], seed), strict=True):
+        draws.append(Draw(one.given, one.source, one.name, seed, faults, together=True))
+        draws[-1].gather(Grouping(one.groups, places))
+    draw_apart(draws)
+    return [
+        Task(
+            one.name,
+            draw.splits,
+            one.source.origin,
+            seed if draw.drawn else None,
+            (*draw.notes, *draw.apart),
+            groups=sets.groups(one.given),
+        )
+        for one, draw in zip(read, draws, strict=True)
+    ]
 
 
 def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:

@@ -5,14 +5,14 @@ What belongs together is never torn apart: examples with the same input, and tho
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from colora.tasks.faults import Faults
 from colora.tasks.schema import SPLITS, Example, TaskSource
 from colora.tasks.splits.joined import JoinedSets, input_key
 
-__all__ = ["Grouping", "make_splits"]
+__all__ = ["Draw", "Grouping", "make_splits"]
 
 Split = dict[str, tuple[Example, ...]]
 
@@ -22,12 +22,13 @@ class Grouping:
     """Which of the given examples stay together.
 
     Attributes:
-        values: for each example of each given split the group that it is in.
-        order: in which groups are drawn; None for an order of the task's own.
+        values: for each example of each given split its value of `group_by`; empty without one.
+        places: for each example of each given split the place at which its group is drawn, one to a group, where the
+            tasks of a run are drawn together; None for a draw of the task's own.
     """
 
     values: Mapping[str, Sequence[Hashable]]
-    order: Mapping[Hashable, int] | None = None
+    places: Mapping[str, Sequence[int]] | None = None
 
 
 def make_splits(
@@ -65,17 +66,25 @@ def make_splits(
         notes: where it is noted what a user would not expect of the sizes.
         together: False draws as the first version did, with only equal examples as one.
     """
-    draw = _Draw(given, source, name, seed, faults, together)
+    draw = Draw(given, source, name, seed, faults, together)
     draw.gather(grouping or Grouping({}))
-    draw.cut_given()
-    draw.fill_missing()
+    for split in ("test", "val"):
+        draw.measured(split)
+    draw.training()
     if notes is not None:
         notes += draw.notes
     return draw.splits, draw.drawn
 
 
-class _Draw:
-    """One task's splits in the making."""
+class Draw:
+    """One task's splits in the making: what there is, then test, val and train, in this order.
+
+    Attributes:
+        splits: as far as they are made.
+        drawn: whether any was drawn by chance.
+        notes: what a user would not expect of the sizes.
+        apart: the same of what is left out because tasks have it in a split that is measured.
+    """
 
     def __init__(
         self,
@@ -91,18 +100,17 @@ class _Draw:
         self.splits: Split = dict.fromkeys(SPLITS, ())
         self.drawn = False
         self.notes: list[str] = []
+        self.apart: list[str] = []
         self.kept: dict[str, list[Example]] = {}
+        self.pool: list[Example] = []
         self.of: dict[Example, int] = {}
-        self.rank: dict[Example, int] = {}
+        self.place: dict[Example, int] = {}
 
     def gather(self, grouping: Grouping) -> None:
         """The examples of each given split without those that stand in another, and which of them belong together."""
-        if grouping.order is None:
-            self._check_given(grouping.values)
-        else:
-            for split, values in grouping.values.items():
-                ranks = (grouping.order[value] for value in values)
-                self.rank.update(zip(self.given[split], ranks, strict=True))
+        self._check_given(grouping.values)
+        for split, places in (grouping.places or {}).items():
+            self.place.update(zip(self.given[split], places, strict=True))
         seen: set[Hashable] = set()
         alike: set[Hashable] = set()
         for split in ("test", "val", "train"):
@@ -112,59 +120,91 @@ class _Draw:
                 others = " or ".join(self.kept)
                 if dropped := len(once) - len(kept):
                     self.notes.append(f"{dropped} {split} examples are left out: their inputs are also in {others}")
-                if near := sum(self._key(example) in alike for example in kept):
+                near = 0 if self.place else sum(self._key(example) in alike for example in kept)
+                if near:
                     self.notes.append(f"{near} {split} inputs differ from some in {others} in case alone")
                 seen.update(self._key(example, case=True) for example in kept)
                 alike.update(map(self._key, kept))
                 self.kept[split] = kept
         sets = JoinedSets()
-        sets.join(self.given, grouping.values, self._key)
+        sets.join(self.given, grouping.places or grouping.values, self._key)
         numbers: dict[Hashable, int] = {}
         for example in self.kept["train"]:
             self.of[example] = numbers.setdefault(sets.of(self._key(example)), len(numbers))
-
-    def cut_given(self) -> None:
-        """The splits that are given besides training, in the sizes asked for."""
-        for split in ("test", "val"):
-            if split in self.kept:
-                count, pool = self.source.count(split), self.kept[split]
-                if count is not None and count > len(pool):
-                    self._fault(split, count, f"{len(pool)}")
-                elif count is not None:
-                    self.drawn = self.drawn or count < len(pool)
-                    pool = self._in_turn(pool, f":{split}")[:count]
-                self.splits[split] = tuple(pool)
-
-    def fill_missing(self) -> None:
-        """The splits that are not given, and training with what is left."""
-        pool, size, wanted = self.kept["train"], len(self.kept["train"]), self.source.train
-        missing = [split for split in ("test", "val") if split not in self.given and self.source.count(split) != 0]
-        if missing or wanted is not None:
-            pool = self._in_turn(pool)
-            self.drawn = self.drawn or bool(missing) or wanted != size
-        if missing:
+        if any(map(self._is_missing, ("test", "val"))):
             self._note_together()
-        for split in missing:
-            asked = self.source.count(split)
-            if asked is None:
-                self.splits[split], pool = self._share(split, pool, size // {"test": 5, "val": 10}[split])
-            else:
-                if asked > len(pool):
-                    self._fault(split, asked, _left(len(pool), size))
-                self.splits[split], pool = self._count(split, pool, asked)
-        if wanted is not None and wanted > len(pool):
-            self._fault("train", wanted, _left(len(pool), size))
-        self.splits["train"] = tuple(pool[:wanted])
-        if not self.splits["train"]:
-            found = "none" if wanted == 0 or not size else _left(0, size)
-            self._fault("train", 1, "; ".join([found, *self.notes]))
+        self.pool = self.kept["train"]
+        if self.source.train is not None or any(map(self._is_missing, ("test", "val"))):
+            self.pool = self._shuffled(self.pool)
 
-    def _in_turn(self, pool: Sequence[Example], suffix: str = "") -> list[Example]:
-        """The order in which examples are drawn."""
-        if self.rank:
-            return sorted(pool, key=self.rank.__getitem__)
+    def measured(self, split: str) -> None:
+        """Test or val: as given, in the size asked for, or drawn."""
+        count = self.source.count(split)
+        if split in self.kept:
+            examples = self.kept[split]
+            if count is not None and count > len(examples):
+                self._fault(split, count, "; ".join([f"{len(examples)}", *self.apart]))
+            elif count is not None:
+                self.drawn = self.drawn or count < len(examples)
+                examples = self._in_turn(self._shuffled(examples, f":{split}"))[:count]
+            self.splits[split] = tuple(examples)
+        elif self._is_missing(split):
+            self.drawn = True
+            pool = self._in_turn(self.pool)
+            if count is None:
+                share = len(self.kept["train"]) // {"test": 5, "val": 10}[split]
+                self.splits[split], self.pool = self._share(split, pool, share)
+            else:
+                if count > len(pool):
+                    self._fault(split, count, "; ".join([self._left(), *self.apart]))
+                self.splits[split], self.pool = self._count(split, pool, count)
+
+    def places_of(self, split: str) -> set[int]:
+        """The places of the groups that a split has some of."""
+        return {self.place[example] for example in self.splits[split]}
+
+    def leave_out(self, places: Set[int], split: str) -> None:
+        """Drop from what is left whatever is in one of these groups, which tasks have in this split."""
+        before = len(self.pool)
+        self.pool = [example for example in self.pool if self.place[example] not in places]
+        lost = before - len(self.pool)
+        if split == "test" and "val" in self.kept:
+            left = [example for example in self.kept["val"] if self.place[example] not in places]
+            lost += len(self.kept["val"]) - len(left)
+            self.kept["val"] = left
+        if lost:
+            self.apart.append(f"{lost} examples are left out: they belong together with what tasks have in {split}")
+
+    def training(self) -> None:
+        """Training with what is left."""
+        wanted = self.source.train
+        if wanted is not None:
+            if self.place:  # of all groups, not of those alone whose turn is next
+                self.pool = self._shuffled(self.pool)
+            self.drawn = self.drawn or wanted != len(self.kept["train"])
+            if wanted > len(self.pool):
+                self._fault("train", wanted, "; ".join([self._left(), *self.apart]))
+        self.splits["train"] = tuple(self.pool[:wanted])
+        if not self.splits["train"]:
+            found = "none" if wanted == 0 or not self.kept["train"] else self._left()
+            self._fault("train", 1, "; ".join([found, *self.notes, *self.apart]))
+
+    def _is_missing(self, split: str) -> bool:
+        return split not in self.given and self.source.count(split) != 0
+
+    def _shuffled(self, pool: Sequence[Example], suffix: str = "") -> list[Example]:
         # Seeded by text, so that tasks differ and no task's draw depends on which others are in the run.
         return random.Random(f"{self.seed}:{self.name}{suffix}").sample(pool, len(pool))
+
+    def _in_turn(self, pool: list[Example]) -> list[Example]:
+        """The order in which groups are drawn."""
+        return sorted(pool, key=self.place.__getitem__) if self.place else pool
+
+    def _left(self) -> str:
+        left, size = len(self.pool), len(self.kept["train"])
+        if left == size:
+            return f"{size}"
+        return f"{left} left of {size} after those for test and val (test: 0 and val: 0 keep all for training)"
 
     def _share(self, split: str, pool: list[Example], target: int) -> tuple[tuple[Example, ...], list[Example]]:
         """About `target` examples of the pool and the rest of it, no group in both."""
@@ -215,7 +255,7 @@ class _Draw:
         if shared := sum(count for count in inputs.values() if count > 1):
             self.notes.append(f"{shared} examples share their input with others; equal inputs are drawn into one split")
         number = len(set(self.of.values()))
-        if self.rank:
+        if self.place:
             self.notes.append(f"splits are drawn together with those of the other tasks: {number} groups")
         elif self.source.group_by is not None:
             self.notes.append(
@@ -241,9 +281,3 @@ class _Draw:
     def _fault(self, split: str, wanted: int, found: str) -> None:
         message = f'expected {wanted} examples for the {split} split of task "{self.name}", found {found}'
         self.faults.add(self.source.origin, message)
-
-
-def _left(left: int, size: int) -> str:
-    if left == size:
-        return f"{size}"
-    return f"{left} left of {size} after those for test and val (test: 0 and val: 0 keep all for training)"

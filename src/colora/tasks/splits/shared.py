@@ -4,50 +4,58 @@ A text that one task is tested on is then no training example of another: what t
 with another's answer, and what trains on one would not.
 """
 
-import random
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 
 from colora.tasks.schema import Example, Task
-from colora.tasks.splits.draw import Grouping
-from colora.tasks.splits.joined import JoinedSets, group_of, input_key
+from colora.tasks.splits.draw import Draw
+from colora.tasks.splits.joined import JoinedSets, input_key
 
-__all__ = ["seen_elsewhere", "seen_note", "shared_groupings", "without_shared"]
+__all__ = ["draw_apart", "seen_elsewhere", "seen_note", "shared_places"]
 
 Given = Mapping[str, Sequence[Example]]
 
 
-def shared_groupings(sets: JoinedSets, given: Sequence[Given], seed: int) -> list[Grouping]:
-    """One grouping for each task, by which the turn of a group to be drawn comes at the same place in every task.
+def shared_places(sets: JoinedSets, given: Sequence[Given], seed: int) -> list[dict[str, list[int]]]:
+    """For each example of each split of each task the place at which its group is drawn, the same in every task.
+
+    Which of two groups comes first depends on the two alone: tasks that are added to a run, or taken out of it, move
+    no text from one split to another if they join no groups.
 
     Args:
         sets: the groups of all tasks.
         given: examples of each task by split.
         seed: decides the order of the groups.
     """
-    of = [
-        {split: [sets.of(input_key(example)) for example in some] for split, some in examples.items()}
+    first: dict[Hashable, str] = {}  # by the least of its inputs a group is known whatever the order of tasks
+    for examples in given:
+        for key in {input_key(example) for some in examples.values() for example in some}:
+            group, text = sets.of(key), repr(key)
+            first[group] = min(text, first.get(group, text))
+    turn = {group: hashlib.sha256(f"{seed}:{text}".encode()).digest() for group, text in first.items()}
+    place = {group: number for number, group in enumerate(sorted(turn, key=turn.__getitem__))}
+    return [
+        {split: [place[sets.of(input_key(example))] for example in some] for split, some in examples.items()}
         for examples in given
     ]
-    known = list(dict.fromkeys(group for splits in of for some in splits.values() for group in some))
-    order = {group: place for place, group in enumerate(random.Random(seed).sample(known, len(known)))}
-    return [Grouping(values, order) for values in of]
 
 
-def without_shared(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks without what another is measured on: no group of a test split is in a validation or training split of
-    any task, none of a validation split in a training split. What a task lost is noted.
+def draw_apart(draws: Sequence[Draw]) -> None:
+    """Make the splits of tasks whose examples have places: no group of a test split is in a validation or training
+    split of any task, none of a validation split in a training split.
 
-    Something is lost where tasks have few texts in common, or splits of different sizes, or were given splits.
+    What is left out for it is left out before the next split is drawn, so that counts are kept to where there are
+    enough other examples.
     """
-    left = list(tasks)
-    held: set[Hashable] = set()
-    for measured, later in (("test", ("val", "train")), ("val", ("train",))):
-        held |= {group_of(task, example) for task in left for example in task.splits[measured]}
-        for split in later:
-            left = [_without(task, split, held, measured) for task in left]
-    return left
+    for split in ("test", "val"):
+        for draw in draws:
+            draw.measured(split)
+        places = {place for draw in draws for place in draw.places_of(split)}
+        for draw in draws:
+            draw.leave_out(places, split)
+    for draw in draws:
+        draw.training()
 
 
 def seen_elsewhere(tasks: Sequence[Task]) -> dict[str, int]:
@@ -72,12 +80,3 @@ def seen_note(tasks: Sequence[Task]) -> str | None:
         f"{number} of {of} test inputs are training or validation inputs of other tasks, so what trains on all tasks "
         "has seen them; shared_splits: true in the run file keeps them apart"
     )
-
-
-def _without(task: Task, split: str, held: set[Hashable], measured: str) -> Task:
-    kept = tuple(example for example in task.splits[split] if group_of(task, example) not in held)
-    lost = len(task.splits[split]) - len(kept)
-    if not lost:
-        return task
-    note = f"{lost} {split} examples are left out: other tasks have their inputs in {measured}"
-    return replace(task, splits=task.splits | {split: kept}, notes=(*task.notes, note))
