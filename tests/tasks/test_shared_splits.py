@@ -60,8 +60,8 @@ def test_what_cannot_be_kept_apart_is_left_out_of_training_and_told(tmp_path):
     tasks = read_tasks(sources, shared_splits=True)
     assert_apart(tasks)
     assert sizes(tasks)[1][2] == 10
-    (lost,) = [note for note in tasks[0].notes if "train examples are left out" in note]
-    assert lost.endswith("other tasks have their inputs in test")
+    (lost,) = [note for note in tasks[0].notes if "examples are left out" in note]
+    assert lost.endswith("they belong together with what tasks have in test")
     assert sum(sizes(tasks)[0]) + sum(int(note.split()[0]) for note in tasks[0].notes if "left out" in note) == 30
 
 
@@ -79,8 +79,45 @@ def test_a_task_of_which_nothing_is_left_is_a_fault(tmp_path):
     write(tmp_path / "given" / "train.jsonl", [{"input": "other", "output": "x"}])
     write(tmp_path / "given" / "test.jsonl", [{"input": f"text {text}", "output": "x"} for text in range(3)])
     sources = [*judgements(tmp_path, {"a": range(3)}), TaskSource(path=str(tmp_path / "given"))]
-    with pytest.raises(TaskFileError, match=r'a training example of task "a", found none: 3 train examples are left'):
+    with pytest.raises(TaskFileError, match=r"1 examples for the train split .* 3 examples are left out"):
         read_tasks(sources, shared_splits=True)
+
+
+def test_counts_are_kept_to_where_other_examples_are_left(tmp_path):
+    texts = {f"t{number}": range(10 * number, 10 * number + 40) for number in range(6)}
+    for val in (None, 5):
+        tasks = read_tasks(judgements(tmp_path, texts, train=12, val=val), shared_splits=True)
+        assert_apart(tasks)
+        assert sizes(tasks) == [[12, val or 4, 8]] * 6
+
+
+def test_what_a_count_cannot_have_is_told_with_what_was_left_out(tmp_path):
+    sources = judgements(tmp_path, {"a": range(20), "b": range(10, 30)}, test=10, val=0, train=10)
+    with pytest.raises(TaskFileError, match=r"10 examples for the train split .* left out: they belong together with"):
+        read_tasks(sources, shared_splits=True)
+
+
+def test_tasks_that_are_added_move_no_text(tmp_path):
+    sources = judgements(tmp_path, {name: range(40) for name in ("a", "b", "c")})
+    before = read_tasks(sources[:2], shared_splits=True)
+    assert read_tasks(sources, shared_splits=True)[:2] == before
+    assert read_tasks(sources[::-1], shared_splits=True)[:0:-1] == before
+
+
+def test_training_examples_are_of_all_groups_of_a_sorted_file(tmp_path):
+    texts = sorted(range(100), key=lambda text: text % 5)
+    (task,) = read_tasks(judgements(tmp_path, {"a": texts}, group_by="author", train=15), shared_splits=True)
+    assert len({int(example.input.split()[1]) % 5 for example in task.splits["train"]}) > 1
+
+
+def test_a_value_in_two_given_splits_is_a_fault_as_it_is_otherwise(tmp_path):
+    for split in ("train", "test"):
+        rows = [{"input": f"{split} {text}", "output": "x", "author": text} for text in range(3)]
+        write(tmp_path / f"{split}.jsonl", rows)
+    source = TaskSource(path=str(tmp_path), group_by="author")
+    for shared in (False, True):
+        with pytest.raises(TaskFileError, match='expected the author "0" in one split'):
+            read_tasks([source], shared_splits=shared)
 
 
 def test_the_note_counts_test_inputs_that_others_train_on(tmp_path):

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig, TaskSpec, TrainingSpec
-from colora.training.config_file import field_rows, load_config
+from colora.training.config_file import field_rows, load_config, load_federation
 from tests.helpers.run_files import cli
 
 MINIMAL = "output: out\ntasks:\n  - path: data/red.jsonl\n  - path: data/blue.csv\n"
@@ -272,3 +272,16 @@ def test_schema_json_is_a_json_schema_of_every_field():
     assert set(schema["required"]) == {"output", "tasks"}
     assert found["TrainingSpec", "scheduler"]["enum"] == ["cosine", "linear", "constant"]
     assert found["TrainingSpec", "steps"]["minimum"] == 1
+
+
+def test_whose_splits_are_shared_is_relative_to_the_file_and_needs_shared_splits(file):
+    fields = ["shared_splits=true", "shared_with=[{path: other.jsonl}]"]
+    assert load_config(file, fields).shared_with[0].path == str((file.parent / "other.jsonl").resolve())
+    assert "shared_with: says whose splits are shared, and needs shared_splits: true" in refused(
+        file, MINIMAL, fields[1]
+    )
+
+
+def test_what_is_of_tasks_alone_is_no_business_of_a_federation(file):
+    fields = ["shared_splits=true", "shared_with=[{path: other.jsonl}]", "examples_a_task=[4]"]
+    assert load_federation(file, fields).seed == 0

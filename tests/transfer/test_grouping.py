@@ -16,6 +16,7 @@ from colora.training.check import check_run
 from colora.training.config_file import load_config, load_federation
 from colora.training.resolve import read_run_tasks
 from colora.training.run import train, train_and_evaluate, train_resolved
+from colora.training.run_folder import run_config
 from colora.training.task_gradients import TaskGradients
 from colora.transfer.grouping import folder_names, part_of, train_groups
 from tests.helpers.run_files import bank_tensors, cli, config_of, content, refusal, run_file, save_base
@@ -93,6 +94,22 @@ def test_every_group_is_an_ordinary_run(ended, base, tmp_path):
     train(alone)
     same, grouped = bank_tensors(tmp_path / "out"), bank_tensors(out / "groups" / "red")
     assert all(torch.equal(same[name], grouped[name]) for name in same)
+
+
+def test_groups_keep_the_splits_of_the_whole_run(base, tmp_path):
+    names = ["red", "blue", "green"]
+    for number, name in enumerate(names):  # which have texts in common, not all
+        rows = [{"input": f"text {text}", "output": name} for text in range(5 * number, 5 * number + 20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tasks = [{"path": f"{name}.jsonl", "val": 2} for name in names]
+    groups = [["red"], ["blue", "green"]]
+    config = config_of(tmp_path, base, tasks, training={"steps": 1}, shared_splits=True, grouping=groups)
+    train_groups(config)
+    whole = {task.name: task.splits for task in read_run_tasks(config)}
+    for name, some in (("red", ["red"]), ("blue", ["blue", "green"])):
+        run = tmp_path / "out" / "groups" / name
+        assert {task.name: task.splits for task in read_run_tasks(run_config(run))} == {one: whole[one] for one in some}
+        assert cli("evaluate", run).exit_code == 0
 
 
 # ---- equal costs ----------------------------------------------------------------------------------------------------

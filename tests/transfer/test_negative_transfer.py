@@ -11,6 +11,7 @@ from colora.errors import ConfigError
 from colora.evaluation.nll import token_nll
 from colora.evaluation.settings import EvaluationSettings
 from colora.training.resolve import read_run_tasks
+from colora.training.run_folder import run_config
 from colora.transfer.negative_transfer import PairedDifference, TaskTransfer, measure_transfer, paired_difference
 from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
 
@@ -123,6 +124,22 @@ def test_every_task_is_trained_alone_at_equal_cost_and_once(base, tmp_path):
     before = content(out)
     assert measure_transfer(config, rouge=True) == found
     assert {name: one for name, one in content(out).items() if name != "transfer.json"} == before
+
+
+def test_a_task_alone_has_the_splits_that_it_has_in_the_run(base, tmp_path):
+    for number, name in enumerate(("red", "blue")):
+        rows = [{"input": f"text {text}", "output": name} for text in range(7 * number, 7 * number + 20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tasks = [{"path": f"{name}.jsonl", "val": 4} for name in ("red", "blue")]
+    note = "val inputs are training inputs of other tasks"
+    for shared in (False, True):
+        out = tmp_path / str(shared)
+        config = config_of(tmp_path, base, tasks, training={"steps": 1}, shared_splits=shared, output=str(out))
+        lines = []
+        measure_transfer(config, log=lines.append)
+        assert any(note in line for line in lines) != shared
+        for task in read_run_tasks(config):
+            assert read_run_tasks(run_config(out / "alone" / task.name))[0].splits == task.splits
 
 
 def test_the_command_takes_the_folder_of_a_run(base, tmp_path):

@@ -288,6 +288,11 @@ class RunConfig(Spec):
         description="Whether an input, or a value of a task's `group_by`, that several tasks have is in the same split "
         "of each, so that no task is tested on what another is trained on.",
     )
+    shared_with: list[TaskSpec] = Field(
+        [],
+        description="With shared_splits: tasks that are not trained here, such as those of the bank to start from, "
+        "whose splits count as those of `tasks` do.",
+    )
     examples_a_task: list[Count] | None = Field(
         None, description="For `colora compare`: fewer training examples to measure with as well, such as [8, 16]."
     )
@@ -307,6 +312,12 @@ class RunConfig(Spec):
         for number, task in enumerate(value):
             allowed_prompt(task.prompt, info, f"{number}.prompt: ")
         return value
+
+    @model_validator(mode="after")
+    def _shared(self) -> "RunConfig":
+        if self.shared_with and not self.shared_splits:
+            raise ValueError("shared_with: says whose splits are shared, and needs shared_splits: true")
+        return self
 
 
 class FederatedTrainingSpec(TrainingSpec):

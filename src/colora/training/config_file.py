@@ -35,6 +35,9 @@ __all__ = [
 
 FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
 
+NOT_AGREED = ("tasks", "shared_splits", "shared_with", "examples_a_task", "output", "evaluation")
+"""Fields that the clients of a federation do not agree on: each reads its own task."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a run file.
@@ -53,7 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     if config.start_from is not None:
         config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
-    for task in config.tasks:
+    for task in (*config.tasks, *config.shared_with):
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())
     return config
@@ -70,7 +73,7 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
         raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
     if value.pop("grouping", "none") != "none":
         raise ConfigError(f"{path}: {FEDERATED_GROUPING}")
-    value = {key: one for key, one in value.items() if key not in ("tasks", "output", "evaluation")}
+    value = {key: one for key, one in value.items() if key not in NOT_AGREED}
     try:
         config = FederationConfig.model_validate(value)
     except ValidationError as error:

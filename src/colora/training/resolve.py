@@ -142,9 +142,12 @@ def read_run_tasks(config: RunConfig, run: Path | None = None) -> list[Task]:
         UserWarning: if tasks have the splits of the first version.
     """
     sources = [source_of(spec) for spec in config.tasks]
-    tasks = read_tasks(sources, seed=config.seed, shared_splits=config.shared_splits)
+    if config.shared_splits:
+        others = [source_of(spec) for spec in config.shared_with]
+        return read_tasks([*sources, *others], seed=config.seed, shared_splits=True)[: len(sources)]
+    tasks = read_tasks(sources, seed=config.seed)
     changed = set() if run is None else differing_tasks(run, tasks)
-    if run is None or not changed or config.shared_splits:
+    if run is None or not changed:
         return tasks
     try:
         earlier = {task.name: task for task in read_tasks(sources, seed=config.seed, together=False)}

@@ -155,9 +155,9 @@ def _essence(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if f"{prefix}{key}" in FREE:
             continue
-        if key == "tasks":
+        if key in ("tasks", "shared_with"):
             for number, task in enumerate(value):
-                flat |= {f"tasks.{number}.{name}": one for name, one in task.items() if name != "path"}
+                flat |= {f"{key}.{number}.{name}": one for name, one in task.items() if name != "path"}
         elif isinstance(value, dict):
             flat |= _essence(value, f"{prefix}{key}.")
         else:

@@ -123,12 +123,14 @@ def part_of(
     rows = max(1, round(exact / training.accumulation)) * training.accumulation
     if abs(rows - exact) > 1e-6 * exact:
         log(f"{', '.join(names)}: {rows} rows a step in place of {exact:.3g}, a whole number being needed")
-    kept = [
-        spec.model_copy(update={"name": task.name})
-        for task, spec in zip(tasks, config.tasks, strict=True)
-        if task.name in names
-    ]
+    specs = {
+        task.name: spec.model_copy(update={"name": task.name}) for task, spec in zip(tasks, config.tasks, strict=True)
+    }
+    kept = [spec for name, spec in specs.items() if name in names]
     changes: dict[str, Any] = {"output": str(output), "grouping": "none", "tasks": kept}
+    if config.shared_splits:  # else a part's own file would divide its texts in another way
+        others = [spec for name, spec in specs.items() if name not in names]
+        changes["shared_with"] = [*others, *config.shared_with]
     return config.model_copy(update=changes | {"training": training.model_copy(update={"rows": rows})})
 
 

@@ -23,6 +23,7 @@ from colora.evaluation.metrics import rouge_l
 from colora.evaluation.nll import token_nll
 from colora.evaluation.settings import EvaluationSettings
 from colora.tasks.schema import Task
+from colora.tasks.splits.shared import seen_note
 from colora.training.config import RunConfig
 from colora.training.resolve import read_run_tasks
 from colora.training.run import TrainResult, train
@@ -119,6 +120,8 @@ def measure_transfer(
             f"expected validation examples (tasks.N.{SPLIT}) for every task, found none for {', '.join(without)}; test "
             "examples must not choose who trains alone"
         )
+    if seen := seen_note(tasks, SPLIT):
+        log(seen)
     result = train(config, log=log)
     tasks = result.tasks  # with their prompts
     config = config.model_copy(update={"prompt": result.run.prompt})

@@ -6,6 +6,7 @@ import pytest
 
 from colora.errors import TaskFileError
 from colora.experiments.own.data import OwnTasks
+from colora.tasks.splits.joined import input_key
 from tests.helpers.own_tasks import example_task, final_trial, texts
 
 
@@ -43,7 +44,9 @@ def test_equal_inputs_are_in_one_fold():
 
 def test_one_fold_is_half_of_the_pool():
     data = OwnTasks([example_task("a", 8)])
-    assert data.parts(1) == [f"{data.group}-fold1of2"]
+    (half,) = data.parts(1)
+    assert half.startswith(data.group)
+    assert half.endswith("-fold1of2")
     assert data.parts(0) == []
     (task,) = of(data, data.parts(1)[0])
     assert (len(task.splits["train"]), len(task.splits["val"])) == (4, 4)
@@ -110,3 +113,11 @@ def test_tasks_without_test_examples_are_refused():
         TaskFileError, match=r'a.jsonl: expected test examples for task "a", found none.* five examples'
     ):
         OwnTasks([example_task("a", test=0), example_task("b")])
+
+
+def test_trials_of_another_division_of_the_same_examples_have_another_name():
+    task = example_task("a")
+    groups = {input_key(example): number % 2 for number, example in enumerate(task.splits["train"])}
+    plain, grouped = OwnTasks([task]), OwnTasks([replace(task, groups=groups)])
+    assert plain.group == grouped.group
+    assert set(plain.parts(2)).isdisjoint(grouped.parts(2))

@@ -86,7 +86,10 @@ class OwnTasks:
         if self.has_validation:
             return [f"{self.group}-val"]
         # One fold alone is the first of two: half of the pool to train on, half to choose by.
-        return [f"{self.group}-fold{number}of{max(folds, 2)}" for number in range(1, folds + 1)]
+        of = max(folds, 2)
+        # A column may divide the same examples in another way, and trials of another division are not these.
+        digest = hashlib.sha256(json.dumps(self._folds(of).of).encode()).hexdigest()[:8]
+        return [f"{self.group}-{digest}-fold{number}of{of}" for number in range(1, folds + 1)]
 
     def validation_examples(self, folds: int) -> int:
         """The most validation examples that a task has in one of these parts."""

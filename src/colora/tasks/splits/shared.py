@@ -58,25 +58,27 @@ def draw_apart(draws: Sequence[Draw]) -> None:
         draw.training()
 
 
-def seen_elsewhere(tasks: Sequence[Task]) -> dict[str, int]:
+def seen_elsewhere(tasks: Sequence[Task], measured: str = "test") -> dict[str, int]:
     """For each task the number of its test examples whose input is a training or validation example of another task;
-    tasks without any are left out."""
-    trained = [{input_key(example) for split in ("train", "val") for example in task.splits[split]} for task in tasks]
+    tasks without any are left out. Of another split that is measured, "val", training examples alone count."""
+    before = ("train", "val") if measured == "test" else ("train",)
+    trained = [{input_key(example) for split in before for example in task.splits[split]} for task in tasks]
     having = Counter(key for keys in trained for key in keys)
     found = {}
     for task, own in zip(tasks, trained, strict=True):
-        keys = [input_key(example) for example in task.splits["test"]]
+        keys = [input_key(example) for example in task.splits[measured]]
         if number := sum(having[key] > (key in own) for key in keys):
             found[task.name] = number
     return found
 
 
-def seen_note(tasks: Sequence[Task]) -> str | None:
+def seen_note(tasks: Sequence[Task], measured: str = "test") -> str | None:
     """The same in a sentence for users; None if there is nothing to say."""
-    if not (seen := seen_elsewhere(tasks)):
+    if not (seen := seen_elsewhere(tasks, measured)):
         return None
-    number, of = sum(seen.values()), sum(len(task.splits["test"]) for task in tasks)
+    number, of = sum(seen.values()), sum(len(task.splits[measured]) for task in tasks)
+    others = "training or validation" if measured == "test" else "training"
     return (
-        f"{number} of {of} test inputs are training or validation inputs of other tasks, so what trains on all tasks "
-        "has seen them; shared_splits: true in the run file keeps them apart"
+        f"{number} of {of} {measured} inputs are {others} inputs of other tasks, so what trains on all tasks has seen "
+        "them; shared_splits: true in the run file keeps them apart"
     )
