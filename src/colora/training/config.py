@@ -290,8 +290,7 @@ class RunConfig(Spec):
     )
     shared_with: list[TaskSpec] = Field(
         [],
-        description="With shared_splits: tasks that are not trained here, such as those of the bank to start from, "
-        "whose splits count as those of `tasks` do.",
+        description="With shared_splits: tasks that are not trained here and whose splits count too: those of a bank.",
     )
     examples_a_task: list[Count] | None = Field(
         None, description="For `colora compare`: fewer training examples to measure with as well, such as [8, 16]."
