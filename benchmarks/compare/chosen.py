@@ -16,7 +16,7 @@ from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 from colora.training.rates import CORE_LR, LR
 
 RECORDS = Path(__file__).parent / "records"
-CENTRAL = ("real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options")
+CENTRAL = ("real_tuning", "real_tuning_lists", "real_tuning_decay", "real_tuning_options", "real_tuning_rivals")
 FEDERATED = ("real_federated_tuning_short",)
 LEVEL = 1.0
 """Points of the mean that count as level."""
