@@ -12,6 +12,7 @@ from colora.tasks.read import read_tasks
 from colora.tasks.schema import SPLITS, TaskSource
 from colora.tasks.splits.joined import input_key
 from colora.tasks.splits.shared import seen_elsewhere, seen_note
+from tests.helpers.real_data import real_data
 from tests.helpers.task_files import write
 
 
@@ -172,3 +173,21 @@ def test_folds_keep_a_column_together(tmp_path):
     folds = {(author[example], fold) for example, fold in zip(pool, found.of[0], strict=True)}
     assert len(folds) == 5
     assert sorted(found.sizes[0]) == [12, 18]
+
+
+def test_people_who_judge_the_same_tweets(tmp_path):
+    """All 20 annotators have judged all 200 tweets, as one file each: without shared splits everything leaks."""
+    sources = []
+    for number in range(1, 21):
+        folder = real_data("annotators", f"annotator_{number:02d}")
+        rows = [
+            line for split in ("train", "val", "test") for line in (folder / f"{split}.jsonl").read_text().splitlines()
+        ]
+        (tmp_path / f"a{number}.jsonl").write_text("\n".join(rows), "utf-8")
+        sources.append(TaskSource(path=str(tmp_path / f"a{number}.jsonl")))
+    each = read_tasks(sources)
+    assert sum(seen_elsewhere(each).values()) == sum(len(task.splits["test"]) for task in each) == 800
+    apart = read_tasks(sources, shared_splits=True)
+    assert not seen_elsewhere(apart)
+    assert sizes(apart) == sizes(each)
+    assert_apart(apart)
