@@ -132,7 +132,7 @@ def test_texts_that_tasks_share_are_told_and_kept_apart_if_asked(tmp_path, base)
     verdict, _, _ = compare_quickly(run_file(tmp_path, base, tasks), tmp_path / "each")
     assert set(verdict.seen_elsewhere) == {"ann", "bo"}
     number = sum(verdict.seen_elsewhere.values())
-    assert f"Beware: the inputs of {number} of 8 test answers are training" in "\n".join(verdict.sentences)
+    assert f"Beware: {number} of 8 test inputs are training" in "\n".join(verdict.sentences)
     verdict, _, _ = compare_quickly(run_file(tmp_path, base, tasks, shared_splits=True), tmp_path / "shared")
     assert not verdict.seen_elsewhere
     assert "Beware" not in "\n".join(verdict.sentences)

@@ -11,7 +11,7 @@ Groups of trials say which part is meant, and hold a digest of all examples: oth
 
     tasks-DIGEST               trained on the pool, measured on test
     tasks-DIGEST-val           trained on train, measured on val
-    tasks-DIGEST-fold2of3      trained on the pool without its second third, measured on that
+    tasks-DIGEST-FOLDS-fold2of3  trained on the pool without its second third, measured on that; FOLDS: of the division
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from colora.tasks.schema import Example, Task
 from colora.tasks.splits.draw import Draw
 from colora.tasks.splits.joined import JoinedSets, input_key
 
-__all__ = ["draw_apart", "seen_elsewhere", "seen_note", "shared_places"]
+__all__ = ["draw_apart", "seen_elsewhere", "seen_note", "seen_words", "shared_places"]
 
 Given = Mapping[str, Sequence[Example]]
 
@@ -76,7 +76,11 @@ def seen_note(tasks: Sequence[Task], measured: str = "test") -> str | None:
     """The same in a sentence for users; None if there is nothing to say."""
     if not (seen := seen_elsewhere(tasks, measured)):
         return None
-    number, of = sum(seen.values()), sum(len(task.splits[measured]) for task in tasks)
+    return seen_words(sum(seen.values()), sum(len(task.splits[measured]) for task in tasks), measured)
+
+
+def seen_words(number: int, of: int, measured: str = "test") -> str:
+    """The sentence about so many measured examples of so many."""
     others = "training or validation" if measured == "test" else "training"
     return (
         f"{number} of {of} {measured} inputs are {others} inputs of other tasks, so what trains on all tasks has seen "

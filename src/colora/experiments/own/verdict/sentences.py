@@ -8,6 +8,7 @@ from colora.experiments.own.verdict.judge import LEAST_ANSWERS, Gain, Outcome, V
 from colora.experiments.own.verdict.measure import NATS, Measure
 from colora.experiments.report.tables import bytes_text
 from colora.tasks.prompting.templates import CHAT
+from colora.tasks.splits.shared import seen_words
 
 __all__ = ["verdict_sentences"]
 
@@ -95,13 +96,8 @@ def _curve(verdict: Verdict, measure: Measure) -> list[str]:
 
 
 def _seen(verdict: Verdict) -> list[str]:
-    if not (number := sum(verdict.seen_elsewhere.values())):
-        return []
-    return [
-        f"Beware: the inputs of {number} of {_count(verdict.test_answers, 'test answer')} are training or validation "
-        "inputs of other tasks, so what trains on all tasks has seen them; shared_splits: true in the run file keeps "
-        "them apart."
-    ]
+    number = sum(verdict.seen_elsewhere.values())
+    return [f"Beware: {seen_words(number, verdict.test_answers)}."] if number else []
 
 
 def _shown(gain: Gain, measure: Measure) -> str:
