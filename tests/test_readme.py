@@ -73,7 +73,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     ("text", "name", "table"),
     [
         (README, "real", lambda: methods_markdown("real", regime="implicit")),
-        (README, "leads", leads_markdown),
+        (DECISIONS, "leads", leads_markdown),
         (DECISIONS, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),

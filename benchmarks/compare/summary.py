@@ -3,7 +3,8 @@
 python -m benchmarks.compare.summary
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -12,15 +13,14 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.answer.standings import Standings, standings
 from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
-from colora.experiments.report.gather import Experiment, Row, read_experiments
+from colora.experiments.report.gather import Experiment, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
 from colora.experiments.report.regret import Comparison, mean_regret, regret
-from colora.experiments.report.statistics import paired_difference
+from colora.experiments.report.statistics import Difference, paired_difference
 from colora.experiments.report.tables import count_text, interval_text
 from colora.experiments.trial import Trial, TrialRecord, read_trial_records
 
 RECORDS = Path(__file__).parent / "records"
-RIVALS = ("in-context", "local", "oppu", "pooled-and-own", "alora")
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
 TITLES = [metric.title for metric in METRICS.values()]
 COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "parameters per task")
@@ -59,20 +59,37 @@ def leads_markdown() -> str:
         f"| rival of CoLoRA | lead in points, mean of groups | {groups} points | in nats | numbers a further task |",
         "|---|---|---:|---:|---:|",
     ]
-    for rival in RIVALS:
-        rows = [next(row for row in one.rows if row.method == rival) for one in comparisons]
-        alone = [against(one, row) for one, row in zip(comparisons, rows, strict=True)]
-        points = [lead for one in alone if (lead := regret(one, one.measure))]
-        nats = [lead for one in alone if one.nats and (lead := regret(one, one.nats))]
-        ahead = " | ".join(str(sum(lead.difference.mean > 0 for lead in leads)) for leads in (points, nats))
-        numbers = count_text(rows[0].records[0].task_numbers)
-        lines.append(f"| {rival} | {interval_text(mean_regret(points), 1)} | {ahead} | {numbers} |")
+    leads = [leads_over(rival, comparisons) for rival in everywhere(comparisons)]
+    for lead in sorted(leads, key=lambda one: one.points.mean):
+        ahead = f"{lead.groups_in_points} | {lead.groups_in_nats}"
+        lines.append(f"| {lead.rival} | {interval_text(lead.points, 1)} | {ahead} | {count_text(lead.task_numbers)} |")
     return "\n".join(lines)
 
 
-def against(comparison: Comparison, row: Row) -> Comparison:
-    """The comparison with one rival alone."""
-    return replace(comparison, rows=(comparison.reference, row))
+@dataclass(frozen=True)
+class Leads:
+    """CoLoRA against one rival: the mean over groups, the number of groups in which it is ahead, a task's numbers."""
+
+    rival: str
+    points: Difference
+    groups_in_points: int
+    groups_in_nats: int
+    task_numbers: int
+
+
+def everywhere(comparisons: Sequence[Comparison]) -> list[str]:
+    """The rivals that were run on every group, the untouched base apart."""
+    run = [{row.method for row in one.rows} - {one.reference.method, "base"} for one in comparisons]
+    return sorted(set.intersection(*run))
+
+
+def leads_over(rival: str, comparisons: Sequence[Comparison]) -> Leads:
+    rows = [next(row for row in one.rows if row.method == rival) for one in comparisons]
+    alone = [replace(one, rows=(one.reference, row)) for one, row in zip(comparisons, rows, strict=True)]
+    points = [lead for one in alone if (lead := regret(one, one.measure))]
+    nats = [lead for one in alone if one.nats and (lead := regret(one, one.nats))]
+    ahead = [sum(lead.difference.mean > 0 for lead in leads) for leads in (points, nats)]
+    return Leads(rival, mean_regret(points), *ahead, rows[0].records[0].task_numbers)
 
 
 def answer(*names: str, reference: str | None = None) -> Standings:
