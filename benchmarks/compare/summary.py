@@ -79,7 +79,7 @@ class Leads:
 
 def everywhere(comparisons: Sequence[Comparison]) -> list[str]:
     """The rivals that were run on every group, the untouched base apart."""
-    run = [{row.method for row in one.rows} - {one.reference.method, "base"} for one in comparisons]
+    run = [{row.method for row in one.rivals(one.measure)} - {"base"} for one in comparisons]
     return sorted(set.intersection(*run))
 
 
