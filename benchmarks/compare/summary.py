@@ -13,7 +13,7 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.report.answer.standings import Standings, standings
 from colora.experiments.report.answer.tables import method_table, regret_table
 from colora.experiments.report.efficiency import multiplier_tables
-from colora.experiments.report.gather import Experiment, read_experiments
+from colora.experiments.report.gather import Experiment, Row, read_experiments
 from colora.experiments.report.markdown import main_table_markdown, table_markdown
 from colora.experiments.report.regret import Comparison, mean_regret, regret
 from colora.experiments.report.statistics import Difference, paired_difference
@@ -85,11 +85,16 @@ def everywhere(comparisons: Sequence[Comparison]) -> list[str]:
 
 def leads_over(rival: str, comparisons: Sequence[Comparison]) -> Leads:
     rows = [next(row for row in one.rows if row.method == rival) for one in comparisons]
-    alone = [replace(one, rows=(one.reference, row)) for one, row in zip(comparisons, rows, strict=True)]
+    alone = [against(one, row) for one, row in zip(comparisons, rows, strict=True)]
     points = [lead for one in alone if (lead := regret(one, one.measure))]
     nats = [lead for one in alone if one.nats and (lead := regret(one, one.nats))]
     ahead = [sum(lead.difference.mean > 0 for lead in leads) for leads in (points, nats)]
     return Leads(rival, mean_regret(points), *ahead, rows[0].records[0].task_numbers)
+
+
+def against(comparison: Comparison, row: Row) -> Comparison:
+    """The comparison with one rival alone."""
+    return replace(comparison, rows=(comparison.reference, row))
 
 
 def answer(*names: str, reference: str | None = None) -> Standings:
