@@ -17,7 +17,7 @@ from colora.training.rates import LR, default_weight_decay
 
 __all__ = ["DEFAULT_MINUTES", "OwnOptions", "default_steps", "ignored_fields", "template_trial"]
 
-DEFAULT_MINUTES = 30.0
+DEFAULT_MINUTES = 15.0
 MOST_TEST = 100  # examples of a task, unless the run file says how many
 ROWS = 2  # of each task in each step
 PASSES, LEAST_DEFAULT_STEPS, MOST_DEFAULT_STEPS = 7.5, 60, 400
