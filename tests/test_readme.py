@@ -25,6 +25,7 @@ from benchmarks.compare.summary import (
     groups_markdown,
     leads_markdown,
     main_markdown,
+    means_markdown,
     methods_markdown,
     multiplier_markdown,
     regret_markdown,
@@ -74,6 +75,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     [
         (README, "real", lambda: methods_markdown("real", regime="implicit")),
         (DECISIONS, "leads", leads_markdown),
+        (DECISIONS, "means", means_markdown),
         (DECISIONS, "main", main_markdown),
         (DECISIONS, "groups", groups_markdown),
         (DECISIONS, "regret", lambda: regret_markdown("similarity")),
@@ -126,6 +128,14 @@ def test_the_multipliers_are_those_of_the_records():
 def test_the_gain_that_is_none_is_that_of_the_records():
     (row,) = [line.split("|") for line in groups_markdown().splitlines() if line.startswith("| similar | explicit")]
     assert f"one LoRA\nfor all does as well ({row[4].strip()} and {row[5].strip()})" in DECISIONS
+
+
+def test_the_regret_that_is_told_is_that_of_the_records():
+    (row,) = [line for line in means_markdown().splitlines() if line.startswith("| implicit")]
+    told = re.search(
+        r"it is ([\d.]+) points in the mean.*?([\d.]+) behind to ([\d.]+) ahead.*?worth ([\d.]+)", README, re.DOTALL
+    )
+    assert list(told.groups()) == re.findall(r"\d+\.\d", row)
 
 
 def test_what_a_newcomer_gets_is_that_of_the_records():

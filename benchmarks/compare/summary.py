@@ -28,7 +28,15 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 def main() -> None:
     tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
-    for table in (*tables, leads_markdown, federated_real_markdown, costs_markdown, rounding_markdown, tuning_markdown):
+    for table in (
+        *tables,
+        means_markdown,
+        leads_markdown,
+        federated_real_markdown,
+        costs_markdown,
+        rounding_markdown,
+        tuning_markdown,
+    ):
         print(table(), end="\n\n")
 
 
@@ -49,6 +57,19 @@ def methods_markdown(*names: str, reference: str | None = None, regime: str | No
 def regret_markdown(*names: str, reference: str | None = None) -> str:
     """CoLoRA, or another reference, against the best rival of each group, and in the mean over groups."""
     return table_markdown(regret_table(answer(*names, reference=reference)), title=False, notes=False).strip()
+
+
+def means_markdown() -> str:
+    """The mean lead of CoLoRA over the groups of the real tasks, and what picking the best rival is worth."""
+    lines = ["| prompts | rival | mean lead in points | worth of the picking |", "|---|---|---|---:|"]
+    for regime in ("implicit", "explicit"):
+        pairs = [pair for pair in answer("real").pairs if pair[0].place.regime == regime]
+        leads = [lead for _, lead in pairs]
+        favour = f"{fmean(lead.favour for lead in leads):.1f}"
+        lines.append(f"| {regime} | the best of each group | {interval_text(mean_regret(leads), 1)} | {favour} |")
+    pooled = leads_over("pooled", [one for one, _ in pairs])
+    lines.append(f"| explicit | one LoRA for all | {interval_text(pooled.points, 1)} | |")
+    return "\n".join(lines)
 
 
 def leads_markdown() -> str:
