@@ -27,16 +27,9 @@ COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "paramete
 
 
 def main() -> None:
-    tables = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
-    for table in (
-        *tables,
-        means_markdown,
-        leads_markdown,
-        federated_real_markdown,
-        costs_markdown,
-        rounding_markdown,
-        tuning_markdown,
-    ):
+    comparison = (main_markdown, methods_markdown, regret_markdown, groups_markdown, multiplier_markdown)
+    real = (means_markdown, leads_markdown, federated_real_markdown, costs_markdown)
+    for table in (*comparison, *real, rounding_markdown, tuning_markdown):
         print(table(), end="\n\n")
 
 
