@@ -92,6 +92,16 @@ class CoreStore:
                 raise TaskIdError(f"unknown task {task!r}")
             return self._versions.get(task, 0)
 
+    def place(self, task: str) -> tuple[int, Path | None]:
+        """A task's version, and the core file that it is in; None where it is in the bank, or in memory alone.
+
+        Raises:
+            TaskIdError: there is no such task.
+        """
+        with self._lock:
+            version, added = self.version(task), self._added.get(task)
+            return version, added if isinstance(added, Path) else None
+
     def read(self, task: str) -> tuple[int, Core]:
         """A task's version and core. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
         with self._lock:

@@ -19,12 +19,12 @@ class CorePath:
 
     Attributes:
         task: its name.
-        version: a number that no other state of the task has.
+        version: what no other state of the task has had since the server began.
         file: where it is; None: in the bank.
     """
 
     task: str
-    version: int = 0
+    version: str = ""
     file: str | None = None
 
     def __str__(self) -> str:

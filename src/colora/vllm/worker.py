@@ -27,8 +27,7 @@ __all__ = ["BankWorkerManager"]
 class BankWorkerManager:
     """Takes the place of vLLM's `LRUCacheWorkerLoRAManager`; the methods are those that its model runner calls.
 
-    An adapter that is known has its cores in memory, kilobytes in the mapped file of the bank or a core file; one that
-    a step needs is in a slot of the device.
+    An adapter that is known has its cores in memory, kilobytes; one that a step needs is in a slot of the device.
     """
 
     is_enabled = True
@@ -47,7 +46,7 @@ class BankWorkerManager:
         self.partial = vllm_config.parallel_config.pipeline_parallel_size > 1
         self.bank = SavedBank(self.settings.bank)
         self._slots = Slots(self.most)
-        self._known: dict[int, LoRARequest] = {}  # the least recently used first
+        self._known: dict[int, tuple[str, Tensor | None]] = {}  # paths and cores, the least recently used first
         self._order: list[str] = []
         self._cores: Cores
 
@@ -74,11 +73,7 @@ class BankWorkerManager:
         for request in wanted.values():
             self.add_adapter(request)
         for adapter in self._slots.place(wanted):
-            try:
-                self._cores.fill(self._slots[adapter], self._core(wanted[adapter]))
-            except BaseException:
-                self._slots.remove(adapter)  # or its rows would be answered with what the slot had before
-                raise
+            self._cores.fill(self._slots[adapter], self._known[adapter][1])
         if mapping is not None:
             slot_of = {0: 0} | {adapter: self._slots[adapter] for adapter in wanted}
             self._cores.set_rows(torch.tensor([slot_of.get(adapter, 0) for adapter in mapping.index_mapping]))
@@ -86,15 +81,15 @@ class BankWorkerManager:
     def add_adapter(self, request: LoRARequest) -> bool:
         """Know an adapter; whether it was not known before. Its core is read, so that a fault is told now."""
         adapter = request.lora_int_id
-        if (known := self._known.pop(adapter, None)) is not None and known.lora_path == request.lora_path:
+        known = self._known.pop(adapter, None)
+        if known is not None and known[0] == request.lora_path and not request.load_inplace:
             self._known[adapter] = known
             return False
-        if adapter in self._slots:
-            self._slots.remove(adapter)
-        self._core(request)
-        self._known[adapter] = request
-        while len(self._known) > self.kept:
-            self.remove_adapter(next(iter(self._known)))
+        self._slots.remove(adapter)  # of another state of the task
+        self._known[adapter] = request.lora_path, self._core(request)
+        for other in list(self._known)[: max(0, len(self._known) - self.kept)]:
+            if other not in self._slots:  # those of the running step are
+                del self._known[other]
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
@@ -132,7 +127,7 @@ class BankWorkerManager:
 
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
         """Know an adapter whose cores are zero."""
-        self._known[request.lora_int_id] = request
+        self._known[request.lora_int_id] = request.lora_path, None
         return True
 
     # ---- cores ------------------------------------------------------------------------------------------------------

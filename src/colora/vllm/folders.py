@@ -1,0 +1,67 @@
+"""The other way: a plain LoRA for each task that is asked for, written when it is, by vLLM's public interface alone.
+
+FOLDER/DIGEST/adapter_config.json, adapter_model.safetensors
+"""
+
+import hashlib
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from colora.common.files import staged_folder, write_json
+from colora.serving.store import CoreStore
+
+__all__ = ["LoRAFolders"]
+
+
+class LoRAFolders:
+    """Folders of plain LoRAs.
+
+    Args:
+        store: the tasks.
+        folder: for the folders; kept from one start to the next it saves writing them again.
+    """
+
+    def __init__(self, store: CoreStore, folder: Path) -> None:
+        self.store, self.folder = store, folder
+
+    def path(self, task: str) -> Path:
+        """The folder of a task as it is now, written if it is not there.
+
+        Raises:
+            TaskIdError: there is no such task; BankFileError: it is damaged.
+            CheckpointError: the folder cannot be written.
+        """
+        _, cores = self.store.read(task)
+        # Named by what it holds: another core, or other A and B, have another folder, which no cache knows.
+        digest = hashlib.sha256(f"{self.store.shared} {task}".encode())
+        for name in sorted(cores):
+            digest.update(cores[name].contiguous().numpy().tobytes())
+        folder = self.folder / digest.hexdigest()[:32]
+        if not folder.is_dir():
+            with staged_folder(folder) as staging:
+                save_file(self._tensors(cores), staging / "adapter_model.safetensors", metadata={"format": "pt"})
+                write_json(staging / "adapter_config.json", self._config())
+        return folder
+
+    def _tensors(self, cores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A and B Λ, formed in float64 and rounded once."""
+        found = {}
+        for name, layer in self.store.saved.layers.items():
+            found[f"base_model.model.{name}.lora_A.weight"] = layer.A.contiguous()
+            product = layer.B.double() @ cores[name].double()
+            found[f"base_model.model.{name}.lora_B.weight"] = product.to(layer.B.dtype).contiguous()
+        return found
+
+    def _config(self) -> dict[str, object]:
+        config = self.store.saved.config
+        return {
+            "peft_type": "LORA",
+            "task_type": config.task_type,
+            "base_model_name_or_path": config.base_model_name_or_path,
+            "r": config.r,
+            "lora_alpha": config.scaling * config.r,
+            "target_modules": sorted({name.rpartition(".")[2] for name in self.store.saved.layers}),
+            "bias": "none",
+        }

@@ -1,0 +1,85 @@
+"""A process of vLLM that answers what it is asked on standard input, all of it in one batch, and ends.
+
+    python -m tests.vllm.engine.answering < JSON > JSON
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+MARK = "answers: "
+# vLLM keeps a core for the front end where nobody says otherwise; and nothing is fetched.
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def answers(
+    base: Path, bank: Path, rounds: Sequence[Sequence[tuple[str | None, list[int]]]], **options: Any
+) -> list[list[list[int]]]:
+    """The greedy tokens after each prompt, round by round.
+
+    Args:
+        base, bank: folders.
+        rounds: batches, each of pairs of a task's name, or None for the base, and a prompt in tokens.
+        options: of `vllm.LLM`; "tokens" is the length of an answer, "environment" more variables.
+
+    Raises:
+        AssertionError: with the end of what the process said, if it failed.
+    """
+    environment = os.environ | ENVIRONMENT | {"COLORA_BANK": str(bank)} | options.pop("environment", {})
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT), environment.get("PYTHONPATH", "")])
+    tokens = options.pop("tokens", 12)
+    asked = {"base": str(base), "rounds": rounds, "tokens": tokens, "options": options}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.engine.answering"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)]  # vLLM logs there too
+    found: list[list[list[int]]] = json.loads(line.removeprefix(MARK))
+    return found
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
+    from vllm.plugins import load_general_plugins
+
+    import colora.vllm
+    from colora.vllm.adapter_path import CorePath
+
+    load_general_plugins()
+    colora.vllm.register()  # again, where the entry point is installed: that must do no harm
+    options = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 4, "max_model_len": 128, "dtype": "float32"}
+    llm = LLM(asked["base"], enforce_eager=True, skip_tokenizer_init=True, **options | asked["options"])
+    sampling = SamplingParams(temperature=0, max_tokens=asked["tokens"], ignore_eos=True, detokenize=False)
+    names: dict[str, int] = {}
+    found = []
+    for one in asked["rounds"]:
+        requests = [
+            None if task is None else LoRARequest(task, names.setdefault(task, len(names) + 1), str(CorePath(task)))
+            for task, _ in one
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=prompt) for _, prompt in one]
+        outputs = llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
+        found.append([list(output.outputs[0].token_ids) for output in outputs])
+    print(MARK + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

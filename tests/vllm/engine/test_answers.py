@@ -1,0 +1,161 @@
+"""Banks inside vLLM, in real processes of it: every row is answered as transformers answers it with its task's core."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from colora.adapter.config import CoLoRAConfig
+from colora.bank.layout import BankInfo
+from colora.bank.load import attach_bank, save_bank
+from tests.helpers.tiny import tiny_tokenizer
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+from tests.vllm.engine.answering import answers  # noqa: E402
+
+VOCABULARY = 256
+SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TASKS = tuple(f"task-{number}" for number in range(6))
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=128,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            **SIZES,
+        )
+    )
+
+
+def qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=128,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            **SIZES,
+        )
+    )
+
+
+def phi3() -> PreTrainedModel:
+    """Its q, k and v are one layer in transformers too."""
+    return Phi3ForCausalLM(
+        Phi3Config(
+            hidden_size=128,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            **SIZES,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    base: Path
+    bank: Path
+    expected: Callable[[str | None, list[int], int], list[int]]
+
+
+def make(folder: Path, kind: Callable[[], PreTrainedModel], **config: object) -> Setting:
+    """A tiny base and a bank with random factors and cores, on disk, and what transformers answers with them."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    model.save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    with torch.no_grad():  # large enough that tasks differ, and that no two tokens are level
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    model.save_pretrained(folder / "base")
+    bank = get_peft_model(model, CoLoRAConfig(r=4, lora_alpha=24, tasks=list(TASKS), init_weights=False, **config))
+    save_bank(bank, folder / "bank", BankInfo(str(folder / "base")))
+    bank.unload()
+    loaded = attach_bank(model, folder / "bank").eval()
+
+    @torch.no_grad()
+    def expected(task: str | None, prompt: list[int], tokens: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        if task is None:
+            with loaded.disable_adapter():
+                found = loaded.generate(input_ids=ids, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
+        else:
+            found = loaded.generate(
+                input_ids=ids, max_new_tokens=tokens, do_sample=False, eos_token_id=None, task_ids=[task]
+            )
+        return found[0, len(prompt) :].tolist()
+
+    return Setting(folder / "base", folder / "bank", expected)
+
+
+def requests(number: int, seed: int = 0, tasks: tuple[str | None, ...] = (*TASKS, None)) -> list[tuple[str | None, list[int]]]:
+    draw = random.Random(seed)
+    return [
+        (tasks[index % len(tasks)], [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(2, 20))])
+        for index in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("llama"), llama)
+
+
+def assert_answers(setting, asked, **options):
+    found = answers(setting.base, setting.bank, asked, **options)
+    wrong = [
+        (task, prompt)
+        for one, got in zip(asked, found, strict=True)
+        for (task, prompt), tokens in zip(one, got, strict=True)
+        if tokens != setting.expected(task, prompt, len(tokens))
+    ]
+    assert not wrong, f"{len(wrong)} of {sum(map(len, asked))} differ: {wrong[:3]}"
+
+
+def test_tasks_and_base_in_one_batch(small):
+    assert_answers(small, [requests(64)], max_loras=6)
+    tasks = {tuple(small.expected(task, [5, 6, 7], 12)) for task in (*TASKS, None)}
+    assert len(tasks) == len(TASKS) + 1  # or the test above could not fail
+
+
+def test_more_tasks_than_slots_wait_and_none_has_anothers_core(small):
+    assert_answers(small, [requests(48), requests(48, seed=1)], max_loras=2, max_cpu_loras=2, max_num_seqs=8)
+
+
+@pytest.mark.parametrize("kind", [qwen2, phi3], ids=lambda kind: kind.__name__)
+def test_models_whose_layers_are_packed_in_other_ways(tmp_path, kind):
+    assert_answers(make(tmp_path, kind), [requests(21)])
+
+
+def test_a_bank_on_some_layers_alone(tmp_path):
+    assert_answers(make(tmp_path, llama, target_modules=["q_proj", "v_proj", "down_proj"]), [requests(21)])
+
+
+@pytest.mark.parametrize("kind", [llama, qwen2])
+def test_two_processes_that_share_the_model(tmp_path, kind):
+    assert_answers(make(tmp_path, kind), [requests(21)], tensor_parallel_size=2)
