@@ -117,6 +117,11 @@ class SavedBank(Mapping[str, Tensor]):
         return list(self.config.tasks)
 
     @cached_property
+    def index(self) -> dict[str, int]:
+        """The place of each task among the stacked cores, by its name."""
+        return {name: number for number, name in enumerate(self.config.tasks)}
+
+    @cached_property
     def info(self) -> BankInfo:
         """How the bank came to be; from its config, if it has no `bank.json`."""
         return read_bank_info(self.folder)

@@ -19,7 +19,7 @@ from colora.serving.routes.dependencies import ForeignPageError
 from colora.serving.scheduler import BusyError, ClosedError
 from colora.serving.service import PromptTooLongError
 
-__all__ = ["CLIENT_CLOSED_REQUEST", "FAILED", "add_handlers", "error_response"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "FAILED", "add_handlers", "error_response", "own_error_response"]
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status; the client that hung up does not read it."""
@@ -51,13 +51,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Answer errors in OpenAI's form, and count all responses."""
 
     async def own_error(request: Request, error: Exception) -> JSONResponse:
-        status, kind, code = next(
-            (status, kind, code) for type_, status, kind, code in RESPONSES if isinstance(error, type_)
-        )
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        if status in (429, 503):
-            headers["Retry-After"] = str(max(1, round(getattr(error, "seconds", 1))))
-        return error_response(status, str(error), kind, getattr(error, "field", None), code, headers)
+        return own_error_response(error)
 
     async def invalid_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -90,6 +84,17 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         route = request.scope.get("route")
         metrics.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
         return response
+
+
+def own_error_response(error: Exception) -> JSONResponse:
+    """The response to one of `RESPONSES`; to any other error that the server failed."""
+    for type_, status, kind, code in RESPONSES:
+        if isinstance(error, type_):
+            headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+            if status in (429, 503):
+                headers["Retry-After"] = str(max(1, round(getattr(error, "seconds", 1))))
+            return error_response(status, str(error), kind, getattr(error, "field", None), code, headers)
+    return error_response(500, FAILED, "server_error", None, None)
 
 
 def error_response(

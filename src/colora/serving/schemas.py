@@ -1,5 +1,6 @@
 """Requests of the OpenAI interface, as far as a bank can answer them."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +15,9 @@ __all__ = [
     "CompletionRequest",
     "Message",
     "SamplingRequest",
+    "check_turns",
+    "instruction_of",
+    "turns_of",
 ]
 
 INSTRUCTING_ROLES = ("system", "developer")
@@ -138,28 +142,43 @@ class ChatRequest(SamplingRequest):
     @property
     def instruction(self) -> str | None:
         """What system and developer say, wherever they say it; None if they say nothing."""
-        return "\n\n".join(message.text for message in self.messages if message.role in INSTRUCTING_ROLES) or None
+        return instruction_of(self.messages)
 
     @property
     def turns(self) -> list[str]:
-        """What user and assistant say in turn. Messages of one role that follow each other are one turn, with a blank
-        line between them: not every chat template knows such messages, and what training made of several texts is this.
-        """
-        talk = (message for message in self.messages if message.role not in INSTRUCTING_ROLES)
-        by_role = groupby(talk, lambda message: message.role)
-        return ["\n\n".join(message.text for message in group) for _, group in by_role]
+        """What user and assistant say in turn."""
+        return turns_of(self.messages)
 
     @model_validator(mode="after")
     def _begins_and_ends(self) -> "ChatRequest":
-        roles = [message.role for message in self.messages if message.role not in INSTRUCTING_ROLES]
-        if not roles or (roles[0], roles[-1]) != ("user", "user"):
-            raise ValueError(
-                "messages: expected turns of user and assistant that begin and end with the user, found "
-                + (", ".join(roles[:20]) or "none of them")
-            )
+        check_turns(self.messages)
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: expected logprobs: true beside it")
         return self
+
+
+def instruction_of(messages: Sequence[Message]) -> str | None:
+    """What system and developer say, wherever they say it; None if they say nothing."""
+    return "\n\n".join(message.text for message in messages if message.role in INSTRUCTING_ROLES) or None
+
+
+def turns_of(messages: Sequence[Message]) -> list[str]:
+    """What user and assistant say in turn. Messages of one role that follow each other are one turn, with a blank line
+    between them: not every chat template knows such messages, and what training made of several texts is this.
+    """
+    talk = (message for message in messages if message.role not in INSTRUCTING_ROLES)
+    by_role = groupby(talk, lambda message: message.role)
+    return ["\n\n".join(message.text for message in group) for _, group in by_role]
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Raises ValueError unless the user begins and ends."""
+    roles = [message.role for message in messages if message.role not in INSTRUCTING_ROLES]
+    if not roles or (roles[0], roles[-1]) != ("user", "user"):
+        raise ValueError(
+            "messages: expected turns of user and assistant that begin and end with the user, found "
+            + (", ".join(roles[:20]) or "none of them")
+        )
 
 
 class CompletionRequest(SamplingRequest):

@@ -38,7 +38,10 @@ def _methods() -> list[str]:
         if name not in theirs:
             found.append(f"LRUCacheWorkerLoRAManager has no {name}")
             continue
-        names = [len(inspect.signature(getattr(one, name)).parameters) for one in (LRUCacheWorkerLoRAManager, BankWorkerManager)]
+        names = [
+            len(inspect.signature(getattr(one, name)).parameters)
+            for one in (LRUCacheWorkerLoRAManager, BankWorkerManager)
+        ]
         if names[0] != names[1]:
             found.append(f"LRUCacheWorkerLoRAManager.{name} takes {names[0]} parameters, not {names[1]}")
     return found

@@ -4,6 +4,7 @@ FOLDER/DIGEST/adapter_config.json, adapter_model.safetensors
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -19,11 +20,11 @@ class LoRAFolders:
     """Folders of plain LoRAs.
 
     Args:
-        store: the tasks.
+        store: returns the tasks as they are now.
         folder: for the folders; kept from one start to the next it saves writing them again.
     """
 
-    def __init__(self, store: CoreStore, folder: Path) -> None:
+    def __init__(self, store: Callable[[], CoreStore], folder: Path) -> None:
         self.store, self.folder = store, folder
 
     def path(self, task: str) -> Path:
@@ -33,35 +34,38 @@ class LoRAFolders:
             TaskIdError: there is no such task; BankFileError: it is damaged.
             CheckpointError: the folder cannot be written.
         """
-        _, cores = self.store.read(task)
+        store = self.store()
+        _, cores = store.read(task)
         # Named by what it holds: another core, or other A and B, have another folder, which no cache knows.
-        digest = hashlib.sha256(f"{self.store.shared} {task}".encode())
+        digest = hashlib.sha256(f"{store.shared} {task}".encode())
         for name in sorted(cores):
             digest.update(cores[name].contiguous().numpy().tobytes())
         folder = self.folder / digest.hexdigest()[:32]
         if not folder.is_dir():
             with staged_folder(folder) as staging:
-                save_file(self._tensors(cores), staging / "adapter_model.safetensors", metadata={"format": "pt"})
-                write_json(staging / "adapter_config.json", self._config())
+                save_file(_tensors(store, cores), staging / "adapter_model.safetensors", metadata={"format": "pt"})
+                write_json(staging / "adapter_config.json", _config(store))
         return folder
 
-    def _tensors(self, cores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A and B Λ, formed in float64 and rounded once."""
-        found = {}
-        for name, layer in self.store.saved.layers.items():
-            found[f"base_model.model.{name}.lora_A.weight"] = layer.A.contiguous()
-            product = layer.B.double() @ cores[name].double()
-            found[f"base_model.model.{name}.lora_B.weight"] = product.to(layer.B.dtype).contiguous()
-        return found
 
-    def _config(self) -> dict[str, object]:
-        config = self.store.saved.config
-        return {
-            "peft_type": "LORA",
-            "task_type": config.task_type,
-            "base_model_name_or_path": config.base_model_name_or_path,
-            "r": config.r,
-            "lora_alpha": config.scaling * config.r,
-            "target_modules": sorted({name.rpartition(".")[2] for name in self.store.saved.layers}),
-            "bias": "none",
-        }
+def _tensors(store: CoreStore, cores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A and B Λ, formed in float64 and rounded once."""
+    found = {}
+    for name, layer in store.saved.layers.items():
+        found[f"base_model.model.{name}.lora_A.weight"] = layer.A.contiguous()
+        product = layer.B.double() @ cores[name].double()
+        found[f"base_model.model.{name}.lora_B.weight"] = product.to(layer.B.dtype).contiguous()
+    return found
+
+
+def _config(store: CoreStore) -> dict[str, object]:
+    config = store.saved.config
+    return {
+        "peft_type": "LORA",
+        "task_type": config.task_type,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "r": config.r,
+        "lora_alpha": config.scaling * config.r,
+        "target_modules": sorted({name.rpartition(".")[2] for name in store.saved.layers}),
+        "bias": "none",
+    }

@@ -28,7 +28,7 @@ from colora.common.text import shortened
 from colora.errors import ConfigError
 from colora.vllm.update import BankUpdate, Cores, Part
 
-__all__ = ["Place", "attach", "places"]
+__all__ = ["Place", "attach", "layer_order", "places", "replace_factors"]
 
 KINDS = (ReplicatedLinear, ColumnParallelLinear, RowParallelLinear)
 SHARDS = ("q", "k", "v")
@@ -95,14 +95,25 @@ def attach(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]], 
         cores: in the order of `found`.
     """
     first = 0
-    for name, some in found.items():
+    for name, parts in _parts(model, bank, found):
         layer = model.get_submodule(name)
         assert isinstance(layer, KINDS)
-        parts = [_part(layer, place, bank.layers[place.layer], bank.config.scaling) for place in some]
-        update = BankUpdate(parts, first, _outputs(layer), cores)
         assert isinstance(layer.quant_method, LinearMethodBase)
-        layer.quant_method = _adding(layer.quant_method, update)
-        first += len(some)
+        layer.quant_method = _adding(layer.quant_method, BankUpdate(parts, first, _outputs(layer), cores))
+        first += len(parts)
+
+
+def replace_factors(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> None:
+    """Give the layers the A and B of another bank on the same layers, in the tensors that are there."""
+    for name, parts in _parts(model, bank, found):
+        layer = model.get_submodule(name)
+        layer.quant_method.update.fill(parts)
+
+
+def _parts(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> Iterator[tuple[str, list[Part]]]:
+    for name, some in found.items():
+        layer = model.get_submodule(name)
+        yield name, [_part(layer, place, bank.layers[place.layer], bank.config.scaling) for place in some]
 
 
 def _names_here(model: nn.Module, bank: SavedBank) -> dict[str, str]:
@@ -148,9 +159,7 @@ def _part(layer: LinearBase, place: Place, tensors: LayerTensors, scale: float) 
     return Part(A, B.double().mul(scale).to(B.dtype) if scale != 1 else B, start)
 
 
-def _loaded(
-    layer: LinearBase, empty: Tensor, whole: Tensor, shard: str | int | None, **dimensions: int
-) -> Tensor:
+def _loaded(layer: LinearBase, empty: Tensor, whole: Tensor, shard: str | int | None, **dimensions: int) -> Tensor:
     """What this process has of a matrix, where the layer's own loader puts it."""
     parameter = nn.Parameter(empty, requires_grad=False)
     set_weight_attrs(parameter, dict(dimensions))
@@ -166,7 +175,7 @@ def _adding(method: LinearMethodBase, update: BankUpdate) -> LinearMethodBase:
         return update.add(x, kind.apply(self, layer, x, bias))
 
     made = copy.copy(method)
-    made.__class__ = type(kind.__name__, (kind,), {"apply": apply})
+    made.__class__ = type(kind.__name__, (kind,), {"apply": apply, "update": update})
     return made
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from colora.errors import ConfigError
 from colora.vllm import BANK
 
-__all__ = ["STATE", "WAY", "PluginSettings"]
+__all__ = ["KEYS", "STATE", "WAY", "PluginSettings"]
 
 STATE = "COLORA_STATE"
 """Names the folder of cores that come while the server runs."""
+KEYS = "COLORA_KEYS"
+"""Names the file of keys."""
 WAY = "COLORA_VLLM"
 """How tasks get into vLLM: "shared", "folders", or "auto"."""
 WAYS = ("auto", "shared", "folders")
@@ -23,13 +25,15 @@ class PluginSettings:
 
     Attributes:
         bank: folder of a bank or of the run around it.
-        state: folder of cores that come while the server runs; None: the bank is all there is.
+        state: folder of cores that come while the server runs; None: they last as long as the server.
+        keys: file of keys; None: every request may do everything.
         way: "shared": A and B held once, which needs a known version of vLLM; "folders": a plain LoRA for each task
             that is asked for, written on demand; "auto": the first where it can be had.
     """
 
     bank: Path
     state: Path | None = None
+    keys: Path | None = None
     way: str = "auto"
 
     @staticmethod
@@ -38,5 +42,5 @@ class PluginSettings:
         way = environment.get(WAY, "auto")
         if way not in WAYS:
             raise ConfigError(f"{WAY}: expected one of {', '.join(WAYS)}, found {way!r}")
-        state = environment.get(STATE)
-        return PluginSettings(Path(environment[BANK]), Path(state) if state else None, way)
+        state, keys = (Path(path) if (path := environment.get(name)) else None for name in (STATE, KEYS))
+        return PluginSettings(Path(environment[BANK]), state, keys, way)

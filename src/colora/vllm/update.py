@@ -42,9 +42,7 @@ class Cores:
         active: whether any row of the step has an adapter. Where a step is compiled it is never false.
     """
 
-    def __init__(
-        self, slots: int, layers: int, rank: int, rows: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, slots: int, layers: int, rank: int, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.stacked = torch.zeros(slots + 1, layers, rank, rank, dtype=dtype, device=device)
         self.slot_of = torch.zeros(rows, dtype=torch.int64, device=device)
         self.always = device.type != "cpu"
@@ -85,15 +83,21 @@ class BankUpdate:
     """
 
     def __init__(self, parts: list[Part], first: int, outputs: int, cores: Cores) -> None:
-        rank = parts[0].A.shape[0]
-        dtype, device = cores.stacked.dtype, cores.stacked.device
-        self.A = torch.cat([part.A for part in parts]).to(device, dtype)
+        rows, inputs = sum(part.A.shape[0] for part in parts), parts[0].A.shape[1]
+        where = {"dtype": cores.stacked.dtype, "device": cores.stacked.device}
+        self.A = torch.zeros(rows, inputs, **where)
         # The parts' B as blocks of one matrix: one product in place of one for each.
-        self.B = torch.zeros(len(parts) * rank, outputs, dtype=dtype, device=device)
-        for number, part in enumerate(parts):
-            rows = slice(number * rank, (number + 1) * rank)
-            self.B[rows, part.start : part.start + part.B.shape[0]] = part.B.t().to(device, dtype)
+        self.B = torch.zeros(rows, outputs, **where)
         self.cores, self._cores = cores, cores.stacked[:, first : first + len(parts)]
+        self.fill(parts)
+
+    def fill(self, parts: list[Part]) -> None:
+        """Copy A and B of other parts of the same shapes, in place."""
+        self.A.copy_(torch.cat([part.A for part in parts]))
+        for number, part in enumerate(parts):
+            rank = part.A.shape[0]
+            rows = slice(number * rank, (number + 1) * rank)
+            self.B[rows, part.start : part.start + part.B.shape[0]].copy_(part.B.t())
 
     def add(self, x: Tensor, output: Tensor) -> Tensor:
         """Add the update of these rows to the layer's output, in place.

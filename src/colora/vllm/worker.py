@@ -1,5 +1,6 @@
 """What holds the adapters in a worker of vLLM: cores, in place of LoRAs."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,16 +13,18 @@ from vllm.lora.request import LoRARequest
 
 from colora.bank.core_file import read_core
 from colora.bank.tensors import SavedBank
-from colora.errors import ConfigError, TaskIdError
+from colora.errors import ColoraError, ConfigError, TaskIdError
 from colora.vllm.adapter_path import CorePath
-from colora.vllm.layers import attach, layer_order, places
+from colora.vllm.layers import Place, attach, layer_order, places, replace_factors
 from colora.vllm.slots import Slots
 from colora.vllm.update import Cores
 
 if TYPE_CHECKING:
     from colora.vllm.settings import PluginSettings
 
-__all__ = ["BankWorkerManager"]
+__all__ = ["BankExtension", "BankWorkerManager"]
+
+logger = logging.getLogger(__name__)
 
 
 class BankWorkerManager:
@@ -49,29 +52,47 @@ class BankWorkerManager:
         self._known: dict[int, tuple[str, Tensor | None]] = {}  # paths and cores, the least recently used first
         self._order: list[str] = []
         self._cores: Cores
+        self._model: nn.Module
+        self._places: dict[str, list[Place]]
 
     # ---- what the model runner calls --------------------------------------------------------------------------------
 
     def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig | None = None) -> nn.Module:
         """Put the bank on the model, whose weights are loaded; the same model is returned."""
-        found = places(model, self.bank, self.partial)
-        self._order = list(layer_order(found))
-        self._index = {name: number for number, name in enumerate(self.bank.config.tasks)}
-        self._shape = {name: tuple(one.cores.shape[1:]) for name, one in self.bank.layers.items()}
+        self._model, self._places = model, places(model, self.bank, self.partial)
+        self._order = list(layer_order(self._places))
         rank = self.bank.config.r
         self._cores = Cores(self.most, len(self._order), rank, self.rows, self.dtype, self.device)
-        attach(model, self.bank, found, self._cores)
+        attach(model, self.bank, self._places, self._cores)
         return model
+
+    def reload(self) -> None:
+        """Read the bank's folder anew, while nothing runs.
+
+        Raises:
+            BankFileError: it cannot be read; ConfigError: it is on other layers, or of another rank.
+        """
+        bank = SavedBank(self.settings.bank)
+        shapes = [{name: tuple(one.cores.shape[1:]) for name, one in each.layers.items()} for each in (self.bank, bank)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(f"{bank.folder}: expected a bank of the same rank on the same layers")
+        replace_factors(self._model, bank, self._places)
+        self.bank = bank
+        self.remove_all_adapters()
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
         """See that a step's adapters are in slots, and say which row has which.
 
-        Raises:
-            BankFileError, OSError: a core cannot be read; TaskIdError: there is none.
+        A core that was there when its request came, and cannot be read any more, is filled with NaN.
         """
         wanted = {request.lora_int_id: request for request in requests}
         for request in wanted.values():
-            self.add_adapter(request)
+            try:
+                self.add_adapter(request)
+            except (ColoraError, OSError) as error:
+                # To raise here would end the whole server. No number that is none is taken for an answer.
+                logger.error("the core of %r cannot be read any more: %s", request.lora_name, error)
+                self._known[request.lora_int_id] = request.lora_path, torch.full_like(self._cores.stacked[0], torch.nan)
         for adapter in self._slots.place(wanted):
             self._cores.fill(self._slots[adapter], self._known[adapter][1])
         if mapping is not None:
@@ -114,7 +135,7 @@ class BankWorkerManager:
         """Whether towers for images are adapted: no."""
         return False
 
-    # ---- the warm-up, which asks for as many adapters as there are slots ------------------------------------------------
+    # ---- the warm-up, which asks for as many adapters as there are slots ---------------------------------------------
 
     @contextmanager
     def dummy_lora_cache(self) -> Iterator[None]:
@@ -132,16 +153,31 @@ class BankWorkerManager:
 
     # ---- cores ------------------------------------------------------------------------------------------------------
 
-    def _core(self, request: LoRARequest) -> Tensor | None:
-        """The cores of an adapter, (layers, r, r); None for one of the warm-up."""
+    def _core(self, request: LoRARequest) -> Tensor:
+        """The cores of an adapter, (layers, r, r).
+
+        Raises:
+            TaskIdError, BankFileError, OSError: there is no such task, or it cannot be read.
+            ConfigError: the request is not one of the plugin's.
+        """
         path = CorePath.parse(request.lora_path)
         if path is None:
-            return None
+            raise ConfigError(f"{request.lora_path[:200]}: a plain LoRA cannot be loaded beside a bank")
         content = path.content()
         if content is not None:
-            cores, _ = read_core(content, self._shape, self.bank.shared_sha256)
-        elif path.task in self._index:
-            cores = self.bank.core(self._index[path.task])
+            shape = {name: tuple(one.cores.shape[1:]) for name, one in self.bank.layers.items()}
+            cores, _ = read_core(content, shape, self.bank.shared_sha256)
+        elif path.task in self.bank.index:
+            cores = self.bank.core(self.bank.index[path.task])
         else:
-            raise TaskIdError(f"unknown task {path.task!r}; {self.bank.folder} has {len(self._index)} others")
+            raise TaskIdError(f"unknown task {path.task!r}; {self.bank.folder} has {len(self.bank.index)} others")
         return torch.stack([cores[layer] for layer in self._order]).to(self.dtype)
+
+
+class BankExtension:
+    """What a worker of vLLM can be asked besides (`--worker-extension-cls`)."""
+
+    def colora_reload(self) -> None:
+        """Read the bank's folder anew; see `BankWorkerManager.reload`."""
+        manager: BankWorkerManager = self.model_runner.lora_manager  # type: ignore[attr-defined]
+        manager.reload()

@@ -1,6 +1,6 @@
 """A process of vLLM that answers what it is asked on standard input, all of it in one batch, and ends.
 
-    python -m tests.vllm.engine.answering < JSON > JSON
+python -m tests.vllm.engine.answering < JSON > JSON
 """
 
 import json
@@ -56,12 +56,12 @@ def answers(
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.plugins import load_general_plugins
 
     import colora.vllm
     from colora.vllm.adapter_path import CorePath
+    from vllm import LLM, SamplingParams, TokensPrompt
 
     load_general_plugins()
     colora.vllm.register()  # again, where the entry point is installed: that must do no harm

@@ -25,7 +25,7 @@ from tests.helpers.tiny import tiny_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from tests.vllm.engine.answering import answers  # noqa: E402
+from tests.vllm.engine.answering import answers
 
 VOCABULARY = 256
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -113,7 +113,9 @@ def make(folder: Path, kind: Callable[[], PreTrainedModel], **config: object) ->
     return Setting(folder / "base", folder / "bank", expected)
 
 
-def requests(number: int, seed: int = 0, tasks: tuple[str | None, ...] = (*TASKS, None)) -> list[tuple[str | None, list[int]]]:
+def requests(
+    number: int, seed: int = 0, tasks: tuple[str | None, ...] = (*TASKS, None)
+) -> list[tuple[str | None, list[int]]]:
     draw = random.Random(seed)
     return [
         (tasks[index % len(tasks)], [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(2, 20))])

@@ -5,7 +5,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Request
+from fastapi import Depends, FastAPI, Path, Request
 
 from colora.errors import ColoraError, TaskIdError
 from colora.serving.access import Access, Tenant
@@ -25,6 +25,7 @@ __all__ = [
     "UploadsDep",
     "check_task",
     "no_query",
+    "tenant_of",
 ]
 
 
@@ -53,17 +54,31 @@ class ForeignPageError(ColoraError):
     """A page of another site asks, in the browser of somebody who may."""
 
 
-# In a thread: the access may have to read its file again.
-def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> Tenant:
-    access: Access = request.app.state.access
+def tenant_of(request: Request, app: FastAPI) -> Tenant:
+    """Who asks; the request is counted.
+
+    Args:
+        request: with its key, and its origin if a page of a browser asks.
+        app: with `access` and `origins` in its state.
+
+    Raises:
+        WrongKeyError, RateError: see `Access`.
+        ForeignPageError: a page of another site asks a server without keys.
+    """
+    access: Access = app.state.access
     origin = request.headers.get("origin")
     if origin is not None and access.tenants is None:  # where there are keys, no page has one by chance
-        known = {*request.app.state.origins, f"{request.url.scheme}://{request.headers.get('host', '')}"}
+        known = {*app.state.origins, f"{request.url.scheme}://{request.headers.get('host', '')}"}
         if not known & {origin, "*"}:
             raise ForeignPageError("pages of this origin may not ask; `colora serve --cors-origin` lets them")
-    tenant = access.tenant(authorization)
+    tenant = access.tenant(request.headers.get("authorization"))
     access.count(tenant)
     return tenant
+
+
+# In a thread: the access may have to read its file again.
+def _tenant(request: Request) -> Tenant:
+    return tenant_of(request, request.app)
 
 
 TenantDep = Annotated[Tenant, Depends(_tenant)]

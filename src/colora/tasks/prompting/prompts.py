@@ -12,6 +12,7 @@ from colora.tasks.tokenizer import Tokenizer
 __all__ = [
     "answer_ids",
     "conversation_ids",
+    "conversation_text",
     "end_token_id",
     "end_token_ids",
     "fit_prompt",
@@ -93,6 +94,18 @@ def conversation_ids(
     return _render(Example(text, (), instruction, tuple(history), template), tokenizer, False)
 
 
+def conversation_text(
+    instruction: str | None, turns: Sequence[str], tokenizer: Tokenizer, template: PromptTemplate | None = None
+) -> tuple[str, bool]:
+    """The text of `conversation_ids`, and whether the tokenizer's own special tokens are put at its start.
+
+    Raises:
+        ConfigError: as `conversation_ids`.
+    """
+    *history, text = turns
+    return _text(Example(text, (), instruction, tuple(history), template), tokenizer, False)
+
+
 def answer_ids(example: Example, output: str, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[int]:
     """The token ids of an answer without its end token, as they follow the prompt.
 
@@ -152,11 +165,22 @@ def end_token_ids(tokenizer: Tokenizer) -> set[int]:
 
 
 def _render(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> list[int]:
+    text, special = _text(example, tokenizer, encoder_decoder)
+    if not special:
+        return _tokens(text, tokenizer)
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    eos = tokenizer.eos_token_id
+    while ids and ids[-1] == eos:
+        ids.pop()
+    return [*ids, eos] if encoder_decoder and eos is not None else ids
+
+
+def _text(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> tuple[str, bool]:
+    """The text of a prompt, and whether the tokenizer adds its special tokens: a chat template has written them."""
     first, *later = (*example.history, example.input)
     turns = ["\n\n".join(part for part in (example.instruction, first) if part), *later]
     if example.template is None and tokenizer.chat_template and not encoder_decoder:
-        # The template has written the special tokens.
-        return list(tokenizer(prompt_text(turns, tokenizer), add_special_tokens=False, verbose=False)["input_ids"])
+        return prompt_text(turns, tokenizer), False
     if later:
         why = "without a chat template a prompt is one text"
         if encoder_decoder:
@@ -166,8 +190,4 @@ def _render(example: Example, tokenizer: Tokenizer, encoder_decoder: bool) -> li
         raise ConfigError(f"expected one message of the user's, found a conversation of {len(turns)} turns: {why}")
     [content] = turns
     text = content + "\n" if example.template is None else example.template.prompt(example.instruction, first)
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    eos = tokenizer.eos_token_id
-    while ids and ids[-1] == eos:
-        ids.pop()
-    return [*ids, eos] if encoder_decoder and eos is not None else ids
+    return text, True

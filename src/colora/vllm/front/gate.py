@@ -1,0 +1,131 @@
+"""ASGI middleware of vLLM's server: who may ask what, and what is answered here in place of vLLM.
+
+    --middleware colora.vllm.front.gate.BankGate
+
+Paths for tasks are those of `colora.serving`. To the paths of vLLM that take a task, tenants come with the tasks that
+are theirs; to all others only who runs the server. vLLM's paths that load adapters are closed: their files are of
+another kind.
+"""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from colora.errors import ColoraError, TaskIdError
+from colora.serving.access import Tenant
+from colora.serving.bodies import BodyError, parse_body
+from colora.serving.faults import own_error_response
+from colora.serving.fields import UnsupportedError
+from colora.serving.routes.dependencies import tenant_of
+from colora.vllm.front.chat import StrippedEvents, stripped_answer
+from colora.vllm.front.server import BankServer, bank_server
+
+__all__ = ["BankGate"]
+
+logger = logging.getLogger(__name__)
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+OPEN = ("/health", "/ping")
+OWN = ("/v1/models", "/v1/tasks/", "/v1/jobs/", "/v1/reload")
+CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+
+class BankGate:
+    """The middleware.
+
+    Args:
+        app: vLLM's application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.server: BankServer | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        server = self.server = self.server or await asyncio.to_thread(bank_server, scope["app"])
+        request = Request(scope, receive)
+        path = scope["path"]
+        if path.startswith(OWN):
+            await server.own(scope, receive, send)
+            return
+        try:
+            tenant = await asyncio.to_thread(tenant_of, request, server.own)
+            if path in CLOSED or not (tenant.admin or path in (CHAT, COMPLETIONS)):
+                raise TaskIdError("not found")  # as if the path were absent
+            if path not in (CHAT, COMPLETIONS) or scope["method"] != "POST":
+                await self.app(scope, receive, send)
+                return
+            body = await self._body(server, request, tenant, path == CHAT)
+        except Exception as error:
+            if not isinstance(error, ColoraError | UnsupportedError):
+                logger.exception("a request failed")
+            await own_error_response(error)(scope, receive, send)
+            return
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        scope = scope | {"headers": [*headers, (b"content-length", str(len(content)).encode())]}
+        await self.app(scope, _replayed(content, receive), _stripping(send) if path == CHAT else send)
+
+    async def _body(self, server: BankServer, request: Request, tenant: Tenant, is_chat: bool) -> dict[str, Any]:
+        """The body of a request for an answer, as vLLM gets it."""
+        content = bytearray()
+        async for piece in request.stream():
+            content += piece
+            if len(content) > server.most_bytes:
+                raise BodyError(None, f"expected a body of at most {server.most_bytes} bytes")
+        body = parse_body(bytes(content))
+        if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+            raise BodyError("model", "expected the name of a task")
+        return await asyncio.to_thread(server.prepared, body, tenant, is_chat)
+
+
+def _replayed(content: bytes, receive: Receive) -> Receive:
+    """Receives a body that is there already; after it, what comes."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return replay
+
+
+def _stripping(send: Send) -> Send:
+    """Sends a chat's answers without white space at their ends, whole or piece by piece."""
+    start: Message | None = None
+    events: StrippedEvents | None = None
+    whole = bytearray()
+
+    async def sending(message: Message) -> None:
+        nonlocal start, events
+        if message["type"] == "http.response.start":
+            start = message
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            if kind.startswith(b"text/event-stream"):
+                events = StrippedEvents()
+                await send(message)
+            return
+        if message["type"] != "http.response.body" or start is None:
+            await send(message)
+            return
+        content, more = message.get("body", b""), message.get("more_body", False)
+        if events is not None:
+            await send(message | {"body": events.feed(content) + (b"" if more else events.end())})
+            return
+        whole.extend(content)
+        if not more:
+            body = stripped_answer(bytes(whole))
+            headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+            await send(start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return sending

@@ -1,0 +1,134 @@
+"""The bank's server beside vLLM's in one process: its tasks, its access, and its own paths."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from transformers import AutoTokenizer
+
+from colora.errors import TaskIdError
+from colora.serving.access import Access, Tenant
+from colora.serving.faults import add_handlers
+from colora.serving.jobs import Jobs
+from colora.serving.metrics import Metrics
+from colora.serving.quotas import Uploads
+from colora.serving.receiving import BodyLimit
+from colora.serving.routes import tasks
+from colora.serving.routes.dependencies import AdminDep
+from colora.serving.store import CoreStore
+from colora.tasks.prompting.prompts import use_plain_prompts
+from colora.tasks.prompting.templates import parse_template
+from colora.vllm.front.chat import ChatPrompts
+from colora.vllm.front.service import BankTasks
+from colora.vllm.settings import PluginSettings
+
+__all__ = ["BankServer", "bank_server"]
+
+BYTES_PER_TOKEN, LEAST_BYTES, EXAMPLES_BYTES = 32, 2**16, 16 * 2**20
+
+
+class BankServer:
+    """What the gate asks.
+
+    Args:
+        tasks: of the bank.
+        access: keys and tenants.
+        models: vLLM's `OpenAIServingModels`.
+        base: another path or name of the base, for onboarding.
+
+    Attributes:
+        own: the application of the paths that are not vLLM's.
+        most_bytes: of the body of a request for an answer.
+    """
+
+    def __init__(self, bank: BankTasks, access: Access, models: Any, tokenizer: Any) -> None:
+        self.bank, self.access, self.models = bank, access, models
+        self.most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
+        if not bank.store.saved.info.chat_template:
+            use_plain_prompts(tokenizer)
+        self.prompts = ChatPrompts(tokenizer)
+        self.own = self._application(str(models.model_config.model))
+
+    def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
+        """A request for an answer as vLLM gets it.
+
+        Raises:
+            TaskIdError: the model is absent, or this tenant may not use it.
+            UnsupportedError, ConfigError: see `ChatPrompts.rewritten`.
+        """
+        task = body["model"]
+        is_base = self.models.is_base_model(task)
+        if not tenant.may(task) or not (is_base or task in self.bank.store):
+            raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
+        if not is_base:
+            self._forget_old(task)
+        if not is_chat:
+            return body
+        text = None if is_base else self.bank.store.prompt_of(task)
+        return self.prompts.rewritten(body, None if text is None else parse_template(text))
+
+    def _forget_old(self, task: str) -> None:
+        """See that vLLM asks for the task anew if its core has changed."""
+        known = self.models.lora_requests.get(task)
+        if known is not None and known.lora_path != self.bank.path(task):
+            self.models.lora_requests.pop(task, None)
+
+    def reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read the bank's folder anew; running answers end on the old one first.
+
+        Raises:
+            as `BankTasks.replace`.
+        """
+        engine = self.models.engine_client
+
+        async def swap() -> None:
+            await engine.pause_generation(mode="wait")
+            try:
+                await engine.collective_rpc("colora_reload")
+            finally:
+                await engine.resume_generation()
+
+        def run(store: CoreStore) -> None:
+            asyncio.run_coroutine_threadsafe(swap(), loop).result()
+
+        self.bank.replace(run)
+
+    def _application(self, base: str) -> FastAPI:
+        app = FastAPI(title="CoLoRA", docs_url=None, redoc_url=None, openapi_url=None)
+        app.router.redirect_slashes = False
+        app.state.service, app.state.access, app.state.origins = self.bank, self.access, ()
+        app.state.uploads = Uploads()
+        app.state.jobs = Jobs(lambda: self.bank.store, self.bank.put, base, lambda: len(self.access.tenants or ()))
+        app.add_middleware(BodyLimit, limit=self._limit)
+        add_handlers(app, Metrics())
+        app.include_router(tasks.router)
+        app.include_router(_reloading(self.reload))
+        return app
+
+    def _limit(self, path: str) -> int:
+        if not path.startswith("/v1/tasks/"):
+            return LEAST_BYTES
+        return self.bank.store.longest_file if path.endswith("/core") else EXAMPLES_BYTES
+
+
+def _reloading(reload: Callable[[asyncio.AbstractEventLoop], None]) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/reload")
+    async def reload_bank(admin: AdminDep, service: tasks.ServiceDep) -> dict[str, Any]:
+        await asyncio.to_thread(reload, asyncio.get_running_loop())
+        return {"tasks": len(service.store), "stale": service.store.stale}
+
+    return router
+
+
+def bank_server(app: FastAPI) -> BankServer:
+    """The server beside this application of vLLM's, whose models are there by now."""
+    from colora.vllm.plugin import installed
+
+    settings = PluginSettings.from_environment()
+    access = Access() if settings.keys is None else Access.of_file(settings.keys)
+    models = app.state.openai_serving_models
+    tokenizer = AutoTokenizer.from_pretrained(models.model_config.tokenizer)
+    return BankServer(installed(), access, models, tokenizer)
