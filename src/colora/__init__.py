@@ -28,6 +28,7 @@ _PACKAGES = (
     "serving",
     "training",
     "transfer",
+    "vllm",
 )
 _IMPORTING = RLock()
 

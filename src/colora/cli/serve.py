@@ -14,42 +14,58 @@ Keys = Annotated[Path, typer.Argument(metavar="KEYS.json", help="The file of key
 Name = Annotated[str, typer.Argument(metavar="TENANT", help="Whose key it is.")]
 
 
-@app.command()
+Engine = Annotated[
+    str, typer.Option(help="colora: one process, for trying and for small loads; vllm: vLLM's server, see below.")
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; other machines only with --keys and TLS.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys", help="File of keys, with the limits of each tenant; without it everybody may do everything."
+    ),
+]
+Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, PEM.")]
+PrivateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")]
+State = Annotated[
+    Path | None, typer.Option(help="Folder for tasks that come and go; without it they last as long as the server.")
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(help="Origin of pages whose scripts may ask, as https://example.org; * for all, none by default."),
+]
+Rows = Annotated[int, typer.Option(min=1, help="Most requests that run at once.")]
+Queue = Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")]
+Resident = Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")]
+MaxLength = Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, in tokens.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer of requests that do not set it.")]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="Of requests that do not set it; 0 is greedy.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, else bfloat16.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core.")]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
+    context: typer.Context,
     bank: Bank,
-    host: Annotated[str, typer.Option(help="Address to listen on; other machines only with --keys and TLS.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--keys", help="File of keys, with the limits of each tenant; without it everybody may do everything."
-        ),
-    ] = None,
-    certificate: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, PEM.")] = None,
-    private_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder for tasks that come and go; without it they last as long as the server.")
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Origin of pages whose scripts may ask, as https://example.org; * for all, none by default."),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 16,
-    queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 256,
-    resident: Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")] = (
-        1000
-    ),
-    max_length: Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, in tokens.")] = 2048,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of requests that do not set it.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="Of requests that do not set it; 0 is greedy.")
-    ] = 1.0,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, else bfloat16.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core.")] = None,
+    engine: Engine = "colora",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    key_file: KeyFile = None,
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
+    state: State = None,
+    cors_origin: Origins = None,
+    rows: Rows = 16,
+    queue: Queue = 256,
+    resident: Resident = 1000,
+    max_length: MaxLength = 2048,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 1.0,
+    dtype: Dtype = None,
+    threads: Threads = None,
     base: Base = None,
 ) -> None:
     """Serve all tasks of a bank from one process, as an OpenAI-compatible server: `model` is the task's name.
@@ -59,20 +75,54 @@ def serve(
     `curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"model": "TASK", "messages":
     [{"role": "user", "content": "..."}]}'`
 
-    Ctrl-C or SIGTERM ends it once the requests that it has are answered. The rest is in docs/serving.md.
+    Ctrl-C or SIGTERM ends it once the requests that it has are answered. With `--engine vllm` vLLM's server answers,
+    with the bank inside; its own options may follow, such as `--tensor-parallel-size 2`, and --rows and --max-length
+    are as vLLM has them unless they are given. The rest is in docs/serving.md.
     """
     with errors():
         from colora.errors import ConfigError
-        from colora.serving.server import Listen, check_listen
-        from colora.serving.server import serve as run
-        from colora.serving.service import Options
+        from colora.serving.server import Listen
 
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
         listen = Listen(host, port, key_file, certificate, private_key, tuple(cors_origin or ()))
-        check_listen(listen)
-        options = Options(bank, base, state, rows, queue, resident, max_length, max_tokens, temperature, dtype, threads)
-        run(options, listen, say)
+        if engine == "vllm":
+            from colora.vllm.command import VllmOptions, serve_vllm
+
+            own = _own_options(context)
+            given = {name: context.params[name] for name in ("rows", "max_length") if _is_given(context, name)}
+            answers = max_tokens, temperature, dtype
+            serve_vllm(VllmOptions(bank, base, state, resident, *answers, own, **given), listen, say)
+        else:
+            from colora.serving.server import serve as run
+            from colora.serving.service import Options
+
+            _check_ours(engine, context)
+            numbers = rows, queue, resident, max_length, max_tokens, temperature
+            run(Options(bank, base, state, *numbers, dtype, threads), listen, say)
+
+
+def _own_options(context: typer.Context) -> tuple[str, ...]:
+    """The options that are vLLM's; ours that it has not are refused."""
+    from colora.errors import ConfigError
+
+    if refused := [f"--{name}" for name in ("queue", "threads") if _is_given(context, name)]:
+        raise ConfigError(f"{', '.join(refused)}: not with --engine vllm")
+    return tuple(context.args)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _check_ours(engine: str, context: typer.Context) -> None:
+    from colora.errors import ConfigError
+
+    if engine != "colora":
+        raise ConfigError(f"--engine: expected colora or vllm, found {engine}")
+    if context.args:
+        raise ConfigError(f"no such option: {' '.join(context.args)} (those of vLLM need --engine vllm)")
 
 
 @keys.command("add")

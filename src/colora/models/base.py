@@ -25,7 +25,7 @@ from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
 from colora.tasks.vocabulary import beyond_embeddings
 
-__all__ = ["DEFAULT_BASE", "BaseSource", "hub_name", "load_base", "resolve_base"]
+__all__ = ["DEFAULT_BASE", "BaseSource", "base_location", "hub_name", "load_base", "resolve_base"]
 
 DEFAULT_BASE = "smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -75,6 +75,15 @@ def resolve_base(name: str) -> BaseSource:
     return (_resolve_path(Path(name).expanduser(), name) if name else None) or _resolve_hub(name)
 
 
+def base_location(name: str) -> str:
+    """Where another program finds a base: a folder in the transformers format, or an id on the hub.
+
+    Raises:
+        BaseModelError: the name stands for nothing, or the file cannot be unpacked.
+    """
+    return _location(resolve_base(name))
+
+
 def load_base(
     name: str,
     dtype: torch.dtype | str = torch.float32,
@@ -108,9 +117,7 @@ def load_base(
     if kind not in ("auto", "causal", "seq2seq"):
         raise BaseModelError(f"expected kind 'auto', 'causal' or 'seq2seq', got {kind!r}")
     source = resolve_base(name)
-    location = source.location
-    if source.gguf_file is not None:
-        location = str(unpacked_gguf(Path(location, source.gguf_file)))
+    location = _location(source)
     snapshot = {key: kwargs[key] for key in _SNAPSHOT_KEYS if key in kwargs}
     try:
         config = kwargs.get("config") or AutoConfig.from_pretrained(location, **snapshot)
@@ -133,6 +140,12 @@ def load_base(
     if source.name == DEFAULT_BASE:
         model.hub_id = hub_name(DEFAULT_BASE)
     return model, tokenizer
+
+
+def _location(source: BaseSource) -> str:
+    if source.gguf_file is None:
+        return source.location
+    return str(unpacked_gguf(Path(source.location, source.gguf_file)))
 
 
 def hub_name(name: str | None) -> str | None:

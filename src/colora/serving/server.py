@@ -4,7 +4,7 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from colora.serving.app import make_app
 from colora.serving.connections import Connection, allow_files
 from colora.serving.service import Options, Service
 
-__all__ = ["Listen", "check_listen", "serve", "server_config"]
+__all__ = ["GRACE_SECONDS", "Listen", "check_listen", "listening_socket", "serve", "server_config", "url_of"]
 
 GRACE_SECONDS = 120
 MOST_WARNINGS = 20
@@ -78,7 +78,7 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
     check_listen(listen)
     allow_files()
     access = Access() if listen.keys is None else Access.of_file(listen.keys)
-    with _listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
+    with listening_socket(listen) as listening:  # before the bank is loaded: a taken address fails at once
         service = Service(options, lambda: len(access.tenants or ()))
         store = service.store
         stale = [
@@ -92,7 +92,7 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        log(f"{len(store)} tasks at {_url(listen, listening)}/v1 (Ctrl-C ends it)")
+        log(f"{len(store)} tasks at {url_of(replace(listen, port=listening.getsockname()[1]))}/v1 (Ctrl-C ends it)")
         server.run(sockets=[listening])
 
 
@@ -117,7 +117,8 @@ def server_config(app: FastAPI, listen: Listen, grace: int = GRACE_SECONDS) -> u
     )
 
 
-def _listening_socket(listen: Listen) -> socket.socket:
+def listening_socket(listen: Listen) -> socket.socket:
+    """A socket that listens there. Raises ConfigError if the address is taken, or is none of this machine's."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         return socket.create_server((listen.host, listen.port), family=family, backlog=1024)
@@ -125,9 +126,10 @@ def _listening_socket(listen: Listen) -> socket.socket:
         raise ConfigError(f"cannot listen on {listen.host}:{listen.port}: {error}") from error
 
 
-def _url(listen: Listen, listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"{'https' if listen.certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+def url_of(listen: Listen) -> str:
+    """Where clients find the server."""
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"{'https' if listen.certificate else 'http'}://{host}:{listen.port}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,85 +1,122 @@
 """The command that starts vLLM's server with a bank, as `colora serve --engine vllm` runs it."""
 
 import importlib.util
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
-from colora.vllm import BANK
-from colora.vllm.settings import KEYS, STATE
+from colora.models.base import base_location
+from colora.serving.server import GRACE_SECONDS, Listen, check_listen, listening_socket, url_of
+from colora.vllm.front.template import TEMPLATE
+from colora.vllm.settings import BANK, KEYS, STATE
 
-__all__ = ["VllmOptions", "vllm_command"]
+__all__ = ["VllmOptions", "serve_vllm", "vllm_command"]
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows; nothing is made of that size
-TEMPLATE = "{{ colora_prompt }}"
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """How the server is set up.
+    """How the server is set up. What is None is as vLLM has it.
 
     Attributes:
         bank: folder of a bank or of a run.
         base: another path or name of the same base model.
-        host, port: where it listens.
-        keys: file of keys; None: every request may do everything.
-        certificate, private_key: for TLS, PEM.
-        state: folder for tasks that come while the server runs.
+        state: folder for tasks that come while the server runs; several servers may share it.
         resident: most cores on the device.
+        max_tokens: longest answer of requests that do not set it.
+        temperature: of requests that do not set it.
+        dtype: of the base.
         own: further options of vLLM, as its command takes them.
+        rows: most requests that run at once.
+        max_length: longest prompt and answer together, in tokens.
     """
 
     bank: Path
     base: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    keys: Path | None = None
-    certificate: Path | None = None
-    private_key: Path | None = None
     state: Path | None = None
-    resident: int = 256
+    resident: int = 1000
+    max_tokens: int = 256
+    temperature: float = 1.0
+    dtype: str | None = None
     own: tuple[str, ...] = ()
+    rows: int | None = None
+    max_length: int | None = None
 
 
-def vllm_command(options: VllmOptions, environment: Mapping[str, str] = os.environ) -> tuple[list[str], dict[str, str]]:
+def serve_vllm(options: VllmOptions, listen: Listen, log: Callable[[str], None]) -> NoReturn:
+    """Become vLLM's server. Its signals and its exit code are this process's.
+
+    Raises:
+        as `vllm_command`; ConfigError: the address is taken.
+    """
+    with listening_socket(listen) as listening:  # before vLLM is loaded: a taken address fails at once
+        found = replace(listen, port=listening.getsockname()[1])
+    command, environment = vllm_command(options, found)
+    log(f"vLLM is being started with {options.bank}, to answer at {url_of(found)}/v1 (Ctrl-C ends it)")
+    os.execvpe(command[0], command, environment)
+
+
+def vllm_command(
+    options: VllmOptions, listen: Listen, environment: Mapping[str, str] = os.environ
+) -> tuple[list[str], dict[str, str]]:
     """The command and its environment.
 
     Raises:
         BankFileError: no bank there, or a damaged one.
-        ConfigError: vLLM is not installed, or an option of its own contradicts.
+        BaseModelError: the bank's base is nowhere.
+        ConfigError: vLLM is not installed, an option of its own contradicts, or see `check_listen`.
     """
+    check_listen(listen)
     if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "--engine vllm: vLLM is not installed here; `make install-vllm`, or pip install 'colora[vllm]'"
-        )
+        raise ConfigError("--engine vllm: vLLM is not installed here: `make install-vllm`, or pip install vllm")
     saved = SavedBank(options.bank)
     saved.check()
-    rank = next((rank for rank in RANKS if rank >= saved.config.r), RANKS[-1])
     template = Path(tempfile.mkdtemp(prefix="colora-vllm-")) / "prompt.jinja"
     template.write_text(TEMPLATE, encoding="utf-8")
-    base = options.base or saved.info.base
+    told = {BANK: options.bank, STATE: options.state, KEYS: listen.keys}
+    paths = {name: str(path.resolve()) for name, path in told.items() if path is not None}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", base, "--host", options.host, "--port", str(options.port)]
-    command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(options.resident)]
+    command += ["--model", base_location(options.base or saved.info.base)]
+    command += ["--served-model-name", options.base or saved.info.base]
     command += ["--chat-template", str(template), "--middleware", "colora.vllm.front.gate.BankGate"]
     command += ["--worker-extension-cls", "colora.vllm.worker.BankExtension"]
-    if options.certificate is not None and options.private_key is not None:
-        command += ["--ssl-certfile", str(options.certificate), "--ssl-keyfile", str(options.private_key)]
-    told = {BANK: str(options.bank.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    told |= {
-        name: str(path.resolve()) for name, path in ((STATE, options.state), (KEYS, options.keys)) if path is not None
-    }
-    return _with(command, options.own), dict(environment) | told
+    command += ["--shutdown-timeout", str(GRACE_SECONDS)]
+    command += [*_adapters(saved.config.r, options.resident), *_listening(listen), *_answers(options)]
+    return _with(command, options.own), {**environment, **paths, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+
+
+def _adapters(rank: int, resident: int) -> list[str]:
+    known = next((one for one in RANKS if one >= rank), RANKS[-1])
+    return ["--enable-lora", "--max-lora-rank", str(known), "--max-loras", str(resident)]
+
+
+def _listening(listen: Listen) -> list[str]:
+    found = ["--host", listen.host, "--port", str(listen.port)]
+    if listen.certificate is not None:
+        found += ["--ssl-certfile", str(listen.certificate), "--ssl-keyfile", str(listen.private_key)]
+    # vLLM lets all pages ask unless it is told; ours lets none.
+    return [*found, "--allowed-origins", json.dumps(list(listen.origins))]
+
+
+def _answers(options: VllmOptions) -> list[str]:
+    named = (("--max-num-seqs", options.rows), ("--max-model-len", options.max_length), ("--dtype", options.dtype))
+    found = [text for name, value in named if value is not None for text in (name, str(value))]
+    # Not what the base's generation_config.json says: a task was not trained for that.
+    defaults = {"max_new_tokens": options.max_tokens, "temperature": options.temperature}
+    return [*found, "--generation-config", "vllm", "--override-generation-config", json.dumps(defaults)]
 
 
 def _with(command: Sequence[str], own: Sequence[str]) -> list[str]:
     """The command with a user's options, which must not set what is set already."""
-    fixed = {name for name in command if name.startswith("--")} - {"--max-loras"}
-    if taken := sorted(fixed & {name.partition("=")[0] for name in own}):
+    fixed = {name for name in command if name.startswith("--")}
+    if taken := sorted(fixed & {name.partition("=")[0].replace("_", "-") for name in own}):
         raise ConfigError(f"--engine vllm: {', '.join(taken)}: set by colora serve; leave it out")
     return [*command, *own]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
@@ -27,7 +28,7 @@ def differences() -> list[str]:
     ]
 
 
-def _missing(owner: Any, name: str) -> list[str]:
+def _missing(owner: ModuleType, name: str) -> list[str]:
     return [] if hasattr(owner, name) else [f"{owner.__name__} has no {name}"]
 
 

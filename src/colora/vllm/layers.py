@@ -8,6 +8,7 @@ The layer's `weight_loader`, which divides the weights of the base, divides A an
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +107,8 @@ def attach(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]], 
 def replace_factors(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> None:
     """Give the layers the A and B of another bank on the same layers, in the tensors that are there."""
     for name, parts in _parts(model, bank, found):
-        layer = model.get_submodule(name)
-        layer.quant_method.update.fill(parts)
+        method: Any = model.get_submodule(name).quant_method
+        method.update.fill(parts)
 
 
 def _parts(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> Iterator[tuple[str, list[Part]]]:

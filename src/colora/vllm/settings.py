@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colora.errors import ConfigError
-from colora.vllm import BANK
 
-__all__ = ["KEYS", "STATE", "WAY", "PluginSettings"]
+__all__ = ["BANK", "KEYS", "STATE", "WAY", "PluginSettings"]
 
+BANK = "COLORA_BANK"
+"""The environment variable that names the bank, or the run around it; without it the plugin does nothing."""
 STATE = "COLORA_STATE"
 """Names the folder of cores that come while the server runs."""
 KEYS = "COLORA_KEYS"

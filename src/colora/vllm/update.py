@@ -84,10 +84,9 @@ class BankUpdate:
 
     def __init__(self, parts: list[Part], first: int, outputs: int, cores: Cores) -> None:
         rows, inputs = sum(part.A.shape[0] for part in parts), parts[0].A.shape[1]
-        where = {"dtype": cores.stacked.dtype, "device": cores.stacked.device}
-        self.A = torch.zeros(rows, inputs, **where)
+        self.A = cores.stacked.new_zeros(rows, inputs)
         # The parts' B as blocks of one matrix: one product in place of one for each.
-        self.B = torch.zeros(rows, outputs, **where)
+        self.B = cores.stacked.new_zeros(rows, outputs)
         self.cores, self._cores = cores, cores.stacked[:, first : first + len(parts)]
         self.fill(parts)
 

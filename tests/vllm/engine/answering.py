@@ -56,15 +56,15 @@ def answers(
 
 def main() -> None:
     asked = json.load(sys.stdin)
+    from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.plugins import load_general_plugins
 
-    import colora.vllm
     from colora.vllm.adapter_path import CorePath
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from colora.vllm.entry import register
 
     load_general_plugins()
-    colora.vllm.register()  # again, where the entry point is installed: that must do no harm
+    register()  # again, where the entry point is installed: that must do no harm
     options = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 4, "max_model_len": 128, "dtype": "float32"}
     llm = LLM(asked["base"], enforce_eager=True, skip_tokenizer_init=True, **options | asked["options"])
     sampling = SamplingParams(temperature=0, max_tokens=asked["tokens"], ignore_eos=True, detokenize=False)

@@ -1,8 +1,8 @@
 """Chat requests as training had them: the bank's prompt in place of the base's chat template, and answers without the
 white space at their ends.
 
-vLLM is started with a chat template that prints what it is given (`TEMPLATE`), and each request gives it the whole
-prompt of its task.
+vLLM is started with a chat template that prints what it is given (`colora.vllm.front.template`), and each request gives
+it the whole prompt of its task.
 """
 
 import json
@@ -18,10 +18,10 @@ from colora.serving.schemas import Message, check_turns, instruction_of, turns_o
 from colora.tasks.prompting.prompts import conversation_text, end_token_ids
 from colora.tasks.prompting.templates import PromptTemplate
 from colora.tasks.tokenizer import Tokenizer
+from colora.vllm.front.template import PROMPT
 
-__all__ = ["TEMPLATE", "ChatPrompts", "StrippedEvents", "stripped_answer"]
+__all__ = ["ChatPrompts", "StrippedEvents", "stripped_answer"]
 
-TEMPLATE = "{{ colora_prompt }}"
 # What a chat template, or vLLM around it, would make of these has no place in a prompt of the bank's.
 DECIDED: dict[str, tuple[object, ...]] = {
     "chat_template": (),
@@ -81,7 +81,7 @@ class ChatPrompts:
         kept = {name: value for name, value in body.items() if name not in DECIDED}
         return kept | {
             "messages": [{"role": "user", "content": text}],
-            "chat_template_kwargs": {"colora_prompt": text},
+            "chat_template_kwargs": {PROMPT: text},
             "add_special_tokens": special,
             "stop_token_ids": sorted({*self.end_tokens, *(body.get("stop_token_ids") or ())}),
         }

@@ -42,13 +42,15 @@ class BankGate:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.server: BankServer | None = None
+        self._server: BankServer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
-        server = self.server = self.server or await asyncio.to_thread(bank_server, scope["app"])
+        if self._server is None:
+            self._server = await asyncio.to_thread(bank_server, scope["app"])
+        server = self._server
         request = Request(scope, receive)
         path = scope["path"]
         if path.startswith(OWN):
@@ -69,7 +71,7 @@ class BankGate:
             return
         content = json.dumps(body, ensure_ascii=False).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        scope = scope | {"headers": [*headers, (b"content-length", str(len(content)).encode())]}
+        scope = {**scope, "headers": [*headers, (b"content-length", str(len(content)).encode())]}
         await self.app(scope, _replayed(content, receive), _stripping(send) if path == CHAT else send)
 
     async def _body(self, server: BankServer, request: Request, tenant: Tenant, is_chat: bool) -> dict[str, Any]:
@@ -119,13 +121,13 @@ def _stripping(send: Send) -> Send:
             return
         content, more = message.get("body", b""), message.get("more_body", False)
         if events is not None:
-            await send(message | {"body": events.feed(content) + (b"" if more else events.end())})
+            await send({**message, "body": events.feed(content) + (b"" if more else events.end())})
             return
         whole.extend(content)
         if not more:
             body = stripped_answer(bytes(whole))
             headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-            await send(start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
             await send({"type": "http.response.body", "body": body, "more_body": False})
 
     return sending

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from transformers import AutoTokenizer
@@ -19,9 +19,13 @@ from colora.serving.routes.dependencies import AdminDep
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.tasks.prompting.templates import parse_template
+from colora.tasks.tokenizer import Tokenizer
 from colora.vllm.front.chat import ChatPrompts
 from colora.vllm.front.service import BankTasks
 from colora.vllm.settings import PluginSettings
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 __all__ = ["BankServer", "bank_server"]
 
@@ -32,17 +36,17 @@ class BankServer:
     """What the gate asks.
 
     Args:
-        tasks: of the bank.
+        bank: its tasks.
         access: keys and tenants.
         models: vLLM's `OpenAIServingModels`.
-        base: another path or name of the base, for onboarding.
+        tokenizer: of the base.
 
     Attributes:
         own: the application of the paths that are not vLLM's.
         most_bytes: of the body of a request for an answer.
     """
 
-    def __init__(self, bank: BankTasks, access: Access, models: Any, tokenizer: Any) -> None:
+    def __init__(self, bank: BankTasks, access: Access, models: "OpenAIServingModels", tokenizer: Tokenizer) -> None:
         self.bank, self.access, self.models = bank, access, models
         self.most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
         if not bank.store.saved.info.chat_template:
