@@ -190,8 +190,8 @@ def test_store_that_cannot_be_written_stays_as_it_was(bank, tmp_path, monkeypatc
     def fail(*arguments):
         raise CheckpointError("disk full")
 
-    monkeypatch.setattr("colora.serving.store.write_bytes", fail)
-    monkeypatch.setattr("colora.serving.store.write_json", fail)
+    monkeypatch.setattr("colora.serving.state.write_bytes", fail)
+    monkeypatch.setattr("colora.serving.state.write_json", fail)
     for change in (
         lambda: store.put("new", content),
         lambda: store.put("legal", content),

@@ -1,28 +1,20 @@
-"""The tasks of a server: those of the bank's file, memory-mapped, and those that were added while it ran.
+"""The tasks of a server: those of the bank's file, memory-mapped, and those that were added while it ran."""
 
-STATE/cores/NAME.safetensors     cores that were uploaded or onboarded, written atomically
-STATE/removed.json               tasks of the bank that were removed
-
-A task's name may have any characters: its file is named by the digest of the name, and the header has the name.
-"""
-
-import hashlib
 import itertools
-import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from colora.adapter.tasklist import check_task_name
-from colora.bank.core_file import CoreHeader, core_bytes, read_core, read_core_header
+from colora.bank.core_file import CoreHeader, core_bytes, read_core
 from colora.bank.tensors import SavedBank
-from colora.common.files import write_bytes, write_json
-from colora.errors import CheckpointError, ConfigError, TaskIdError
+from colora.errors import ConfigError, TaskIdError
 from colora.serving.quotas import UNLIMITED, Holdings, Limits
+from colora.serving.state import CoreFile, StateFolder
 
 __all__ = ["Core", "CoreStore"]
 
@@ -37,13 +29,13 @@ class CoreStore:
 
     Args:
         bank: folder of a bank or of a run.
-        state: folder for tasks that are added while the server runs; None: they are kept in memory alone.
+        state: folder for tasks that are added while the server runs, see `colora.serving.state`; None: they are kept
+            in memory alone.
 
     Attributes:
         saved: the bank as it is on disk.
         shared: digest of its A and B.
         shape: of the core in each adapted layer.
-        stale: tasks in `state` whose cores belong to other A and B; they are left where they are.
 
     Raises:
         BankFileError: the folder has no bank, or a damaged one.
@@ -55,30 +47,36 @@ class CoreStore:
         self.saved.check()
         self.shared = self.saved.shared_sha256
         self.shape = {name: tuple(one.shape) for name, one in self.saved.core(0).items()}
-        self.state = state
-        self.stale: list[str] = []
+        self._state = None if state is None else StateFolder(state, self.shared)
         self._lock = threading.RLock()
         self._in_bank = {name: index for index, name in enumerate(self.saved.config.tasks)}
         self._removed: set[str] = set()
-        self._added: dict[str, Path | Core] = {}
+        self._added: dict[str, CoreFile | Core] = {}
         self._prompts: dict[str, str | None] = {}  # of added tasks
         self._versions: dict[str, int] = {}  # of tasks that are there and have changed
         self._changes = itertools.count(1)
         self.holdings = Holdings()
-        if state is not None:
-            self._read_state(state)
+        if self._state is not None:
+            self._state.read()
+            self._adopt(self._state)
+
+    @property
+    def stale(self) -> list[str]:
+        """Tasks in the state folder whose cores belong to other A and B; they are left where they are."""
+        with self._seen():
+            return [] if self._state is None else list(self._state.stale)
 
     def __contains__(self, task: object) -> bool:
-        with self._lock:
+        with self._seen():
             return task in self._added or (task in self._in_bank and task not in self._removed)
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._seen():
             # Counted one by one: a set of all names would be megabytes in every thread that asks.
             return len(self._in_bank) - len(self._removed) + sum(1 for _ in self._added_names())
 
     def __iter__(self) -> Iterator[str]:
-        with self._lock:
+        with self._seen():
             return iter([*(name for name in self._in_bank if name not in self._removed), *self._added_names()])
 
     def _added_names(self) -> Iterator[str]:
@@ -87,7 +85,7 @@ class CoreStore:
 
     def version(self, task: str) -> int:
         """A number that no other state of the task has. Raises TaskIdError if there is no such task."""
-        with self._lock:
+        with self._seen():
             if task not in self:
                 raise TaskIdError(f"unknown task {task!r}")
             return self._versions.get(task, 0)
@@ -100,7 +98,7 @@ class CoreStore:
         """
         with self._lock:
             version, added = self.version(task), self._added.get(task)
-            return version, added if isinstance(added, Path) else None
+            return version, added.path if isinstance(added, CoreFile) else None
 
     def read(self, task: str) -> tuple[int, Core]:
         """A task's version and core. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
@@ -110,7 +108,10 @@ class CoreStore:
                 return version, self.saved.core(self._in_bank[task])
             if isinstance(added, dict):
                 return version, added
-            content = added.read_bytes()
+            try:
+                content = added.path.read_bytes()
+            except FileNotFoundError:  # another server has just removed it
+                raise TaskIdError(f"unknown task {task!r}") from None
         return version, read_core(content, self.shape, self.shared)[0]
 
     def prompt_of(self, task: str) -> str | None:
@@ -135,15 +136,14 @@ class CoreStore:
         if fault := check_task_name(task):
             raise ConfigError(fault)
         core, header = read_core(content, self.shape, self.shared)
-        written = core_bytes(core, CoreHeader(task, header.base, header.shared, tenant=tenant, prompt=header.prompt))
-        with self._lock:
+        named = CoreHeader(task, header.base, header.shared, tenant=tenant, prompt=header.prompt)
+        written = core_bytes(core, named)
+        with self._seen():
             self.holdings.check(tenant, task, len(written), limits)
-            if self.state is None:
+            if self._state is None:
                 self._added[task] = core
             else:
-                path = self._file(task)
-                write_bytes(path, written)
-                self._added[task] = path
+                self._added[task] = self._state.put(task, written, named)
             self._prompts[task] = header.prompt
             self.holdings.put(tenant, task, len(written))
             self._versions[task] = next(self._changes)
@@ -168,33 +168,37 @@ class CoreStore:
         with self._lock:
             if task not in self:
                 raise TaskIdError(f"unknown task {task!r}")
-            if task in self._in_bank:
-                removed = self._removed | {task}
-                if self.state is not None:
-                    write_json(self.state / "removed.json", sorted(removed))
-                self._removed = removed
-            added = self._added.pop(task, None)
-            if isinstance(added, Path):
-                added.unlink(missing_ok=True)
+            in_bank = task in self._in_bank
+            if self._state is not None:
+                self._state.remove(task, in_bank)
+            if in_bank:
+                self._removed.add(task)
+            self._added.pop(task, None)
             self.holdings.remove(task)
             self._versions.pop(task, None)
             self._prompts.pop(task, None)
 
-    def _file(self, task: str) -> Path:
-        assert self.state is not None
-        return self.state / "cores" / f"{hashlib.sha256(task.encode()).hexdigest()}.safetensors"
+    # ---- what other servers change ----------------------------------------------------------------------------------
 
-    def _read_state(self, state: Path) -> None:
-        try:
-            if (state / "removed.json").is_file():
-                self._removed = set(json.loads((state / "removed.json").read_text("utf-8"))) & self._in_bank.keys()
-            for path in sorted((state / "cores").glob("[!.]*.safetensors")):
-                header = read_core_header(path)
-                if header.shared == self.shared:
-                    self._added[header.task] = path
-                    self._prompts[header.task] = header.prompt
-                    self.holdings.put(header.tenant, header.task, path.stat().st_size)
-                else:
-                    self.stale.append(header.task)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{state}: damaged ({error}); restore a copy, or choose another folder") from error
+    @contextmanager
+    def _seen(self) -> Iterator[None]:
+        """The lock, and what other servers with the same state folder have changed."""
+        with self._lock:
+            if self._state is not None and self._state.refresh():
+                self._adopt(self._state)
+            yield
+
+    def _adopt(self, state: StateFolder) -> None:
+        """Take the tasks as the state folder has them; those that have changed get a new version."""
+        self._removed = state.removed & self._in_bank.keys()
+        before, self._added = self._added, dict(state.cores)
+        for task in before.keys() - state.cores.keys():
+            self.holdings.remove(task)
+            self._versions.pop(task, None)
+            self._prompts.pop(task, None)
+        for task, file in state.cores.items():
+            if before.get(task) == file:
+                continue
+            self._prompts[task] = file.header.prompt
+            self.holdings.put(file.header.tenant, task, file.size)
+            self._versions[task] = next(self._changes)
