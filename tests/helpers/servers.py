@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 import torch
 import uvicorn
 from peft import get_peft_model
+from transformers import PreTrainedModel
 
 from colora.adapter.config import CoLoRAConfig
 from colora.bank.layout import BankInfo
@@ -40,10 +41,11 @@ def make_bank(
     r: int = 3,
     name: str = "bank",
     base_seed: int = 0,
+    make_base: Callable[[int], PreTrainedModel] = tiny_llama,
 ) -> Path:
     """The folder of a new bank with random factors and cores on a tiny base; both are below `folder`."""
     base = folder / f"base-{base_seed}"
-    model = tiny_llama(base_seed)
+    model = make_base(base_seed)
     if not base.exists():
         save_base(base, model, chat)
     torch.manual_seed(seed)
@@ -87,12 +89,17 @@ def ask(task: str, text: str, **fields: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    bank: Path, tenants: list[Tenant] | None = None, origins: Sequence[str] = (), **options: Any
+    bank: Path,
+    tenants: list[Tenant] | None = None,
+    origins: Sequence[str] = (),
+    keys: Path | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
     """A server in a thread, on a real socket; it ends with the block."""
-    service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(tenants or ()))
+    access = Access(tenants) if keys is None else Access.of_file(keys)
+    service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(access.tenants or ()))
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(service, Access(tenants), origins)
+    app = make_app(service, access, origins)
     server = uvicorn.Server(server_config(app, Listen(), grace=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

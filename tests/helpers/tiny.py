@@ -71,6 +71,22 @@ def tiny_llama(
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
+def readable_llama(seed: int = 0) -> PreTrainedModel:
+    """One that writes printable ASCII alone and ends no answer, with heads as wide as vLLM wants them."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, **COMMON,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    printable = {tiny_tokenizer()(chr(code), add_special_tokens=False)["input_ids"][0] for code in range(33, 127)}
+    with torch.no_grad():
+        for parameter in model.parameters():  # no two tokens are level
+            parameter.mul_(2)
+        model.lm_head.weight[[token for token in range(VOCAB) if token not in printable]] = 0
+    return model
+
+
 def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = GPT2Config(vocab_size=VOCAB, n_positions=256, n_embd=32, n_layer=2, n_head=4, **COMMON)

@@ -81,7 +81,9 @@ def vllm_command(
     saved.check()
     template = Path(tempfile.mkdtemp(prefix="colora-vllm-")) / "prompt.jinja"
     template.write_text(TEMPLATE, encoding="utf-8")
-    told = {BANK: options.bank, STATE: options.state, KEYS: listen.keys}
+    # Named even where nothing is to be kept: all processes of the server have to find the same.
+    state = options.state or Path(tempfile.mkdtemp(prefix="colora-state-"))
+    told = {BANK: options.bank, STATE: state, KEYS: listen.keys}
     paths = {name: str(path.resolve()) for name, path in told.items() if path is not None}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", base_location(options.base or saved.info.base)]

@@ -3,6 +3,7 @@
 `make_app` and its lifespan put the service, the access and the jobs into `app.state`.
 """
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Path, Request
@@ -25,6 +26,7 @@ __all__ = [
     "UploadsDep",
     "check_task",
     "no_query",
+    "only_query",
     "tenant_of",
 ]
 
@@ -90,14 +92,22 @@ async def _admin(tenant: TenantDep) -> Tenant:
     return tenant
 
 
-async def no_query(request: Request) -> None:
-    """A dependency: refuse what stands behind a question mark, which no path of this server reads.
+def only_query(*names: str) -> Callable[[Request], Coroutine[None, None, None]]:
+    """A dependency that refuses what stands behind a question mark, but for these.
 
     Raises:
         UnsupportedError: naming the first of it.
     """
-    for name in request.query_params:
-        raise UnsupportedError(f"?{name[:60]}")
+
+    async def check(request: Request) -> None:
+        for name in request.query_params:
+            if name not in names:
+                raise UnsupportedError(f"?{name[:60]}")
+
+    return check
+
+
+no_query = only_query()
 
 
 AdminDep = Annotated[Tenant, Depends(_admin)]

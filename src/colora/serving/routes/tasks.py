@@ -1,4 +1,4 @@
-"""Endpoints for tasks: the list, in OpenAI's form, and paths of this server to add, replace, read and remove tasks."""
+"""Endpoints for one task: in OpenAI's form, and paths of this server to add, replace, read and remove it."""
 
 import asyncio
 from typing import Any
@@ -16,11 +16,6 @@ from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, 
 __all__ = ["router"]
 
 router = APIRouter(dependencies=[Depends(no_query)])
-
-
-@router.get("/v1/models")
-def models(tenant: TenantDep, service: ServiceDep) -> dict[str, Any]:
-    return {"object": "list", "data": [model_object(name) for name in service.store if tenant.may(name)]}
 
 
 @router.get("/v1/models/{task:path}")

@@ -14,7 +14,7 @@ from colora.serving.jobs import Jobs
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import Uploads
 from colora.serving.receiving import BodyLimit
-from colora.serving.routes import tasks
+from colora.serving.routes import models, tasks
 from colora.serving.routes.dependencies import AdminDep
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import use_plain_prompts
@@ -106,6 +106,7 @@ class BankServer:
         app.state.jobs = Jobs(lambda: self.bank.store, self.bank.put, base, lambda: len(self.access.tenants or ()))
         app.add_middleware(BodyLimit, limit=self._limit)
         add_handlers(app, Metrics())
+        app.include_router(models.router)
         app.include_router(tasks.router)
         app.include_router(_reloading(self.reload))
         return app

@@ -1,0 +1,32 @@
+"""The list of tasks, in OpenAI's form; page by page for who asks so."""
+
+from collections.abc import Iterator
+from itertools import dropwhile, islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from colora.serving.responses import model_object
+from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task, only_query
+
+__all__ = ["MOST_ON_A_PAGE", "router"]
+
+router = APIRouter(dependencies=[Depends(only_query("limit", "after"))])
+MOST_ON_A_PAGE = 10_000
+
+
+@router.get("/v1/models")
+def models(
+    tenant: TenantDep,
+    service: ServiceDep,
+    limit: Annotated[int | None, Query(ge=1, le=MOST_ON_A_PAGE)] = None,
+    after: str | None = None,
+) -> dict[str, Any]:
+    """All tasks of the tenant, or `limit` of them, those that follow `after`."""
+    names: Iterator[str] = (name for name in service.store if tenant.may(name))
+    if after is not None:
+        check_task(service, tenant, after)
+        names = islice(dropwhile(lambda name: name != after, names), 1, None)
+    page = list(names if limit is None else islice(names, limit + 1))
+    shown = page[:limit]
+    return {"object": "list", "data": [model_object(name) for name in shown], "has_more": len(page) > len(shown)}
