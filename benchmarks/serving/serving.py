@@ -84,9 +84,9 @@ def random_bank(folder: Path, tasks: int, r: int, target: Any) -> Path:
     return folder
 
 
-def loras(bank: Path, folder: Path) -> list[Path]:
+def loras(bank: Path, folder: Path, number: int = LORAS) -> list[Path]:
     """The first tasks of a bank as plain LoRAs."""
-    paths = [folder / f"user-{number}" for number in range(LORAS)]
+    paths = [folder / f"user-{task}" for task in range(number)]
     if not all((path / "adapter_config.json").is_file() for path in paths):
         from colora.bank.load import load_bank
 

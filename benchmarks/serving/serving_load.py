@@ -3,7 +3,7 @@
     python -m benchmarks.serving.serving_load URL --tasks 64 --requests 96 [--concurrency 16] [--seconds 600]
 
 Tasks are drawn by Zipf's law, prompts and lengths of outputs at random; the same seed asks the same. Prints one line of
-JSON: tokens a second, latencies, and how answers ended.
+JSON: tokens a second, latencies, the time to the first token with --stream, and how answers ended.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import httpx
@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--uniform", action="store_true", help="all tasks alike instead of by Zipf's law")
+    parser.add_argument("--model", help="ask this one alone, instead of tasks")
+    parser.add_argument("--stream", action="store_true")
     args = parser.parse_args()
     print(json.dumps(asyncio.run(load(args))))
 
@@ -47,10 +49,21 @@ def bodies(tasks: int, seed: int, uniform: bool) -> Iterator[dict[str, Any]]:
         yield {"model": f"user-{task}", "prompt": prompt, "temperature": 0, "max_tokens": draw.randint(8, 32)}
 
 
+async def first_token(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> tuple[int, float]:
+    """The status of a streamed answer, and when its first text came; it is read to its end."""
+    first = 0.0
+    async with client.stream("POST", f"{url}/completions", json=body | {"stream": True}) as answer:
+        async for line in answer.aiter_lines():
+            if not first and line.startswith("data:") and '"text":""' not in line.replace(" ", ""):
+                first = time.monotonic()
+    return answer.status_code, first or time.monotonic()
+
+
 async def load(args: argparse.Namespace) -> dict[str, Any]:
     """Send the requests, and measure."""
     source, statuses = bodies(args.tasks, args.seed, args.uniform), Counter[int]()
     latencies: list[float] = []
+    firsts: list[float] = []
     answers: dict[int, str] = {}
     tokens = asked = 0
     began = time.monotonic()
@@ -63,7 +76,14 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
         while unfinished():
             number, body = asked, next(source)
             asked += 1
+            body |= {"model": args.model} if args.model else {}
             sent_at = time.monotonic()
+            if args.stream:
+                status, first = await first_token(client, args.url, body)
+                firsts.append(first - sent_at)
+                latencies.append(time.monotonic() - sent_at)
+                statuses[status] += 1
+                continue
             answer = await client.post(f"{args.url}/completions", json=body)
             latencies.append(time.monotonic() - sent_at)
             statuses[answer.status_code] += 1
@@ -78,6 +98,8 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
         await asyncio.gather(*(ask_repeatedly(client) for _ in range(args.concurrency)))
     seconds = time.monotonic() - began
     cuts = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else [latencies[0]] * 99
+    if firsts:
+        return {"statuses": dict(statuses), "first_token_p50": round(median(firsts), 3)}
     texts = json.dumps([answers.get(number) for number in range(len(answers))])
     return {
         "tasks": args.tasks,
