@@ -6,7 +6,7 @@
 One bank of 1000 tasks with random factors and cores on SmolLM2 (all linear layers); sixteen clients, prompts of 4 to
 24 words, answers of 8 to 32 tokens, tasks by Zipf's law. A server is started for its turn and ended after it, so that
 nothing else runs; in each round all have their turn, in another order. First token: the same with streams. Cold: 64
-tasks that nobody has asked for yet, one after the other, a token each. Memory: of all processes of the server, what they
+tasks that nobody has asked for yet, one after the other, a token each. Memory: of all processes of a server, what they
 share counted once; vLLM is given 1 GiB for keys and values on a CPU. Where there is a GPU, all servers run there, in
 bfloat16.
 
