@@ -46,22 +46,6 @@ def events(server, path, body):
     return [json.loads(line) for line in lines]
 
 
-def test_answers_equal_generate_for_every_task(bank, server):
-    requests = [Request(task, text) for task in TASKS for text in INPUTS]
-    expected = generate_texts(bank, requests, 12)
-    assert len(set(expected)) > len(INPUTS)
-    found = [text_of(chat(server, request.task, request.input, max_tokens=12)) for request in requests]
-    assert [stripped(text) for text in expected] == [stripped(text) for text in found]
-
-
-def test_instruction_of_system_or_developer_equals_generate(bank, server):
-    (expected,) = generate_texts(bank, [Request("legal", "one", "Translate.")], 9)
-    for role in ("system", "developer"):
-        messages = [{"role": role, "content": "Translate."}, {"role": "user", "content": "one"}]
-        found = chat(server, "legal", "", messages=messages, max_tokens=9)
-        assert stripped(text_of(found)) == stripped(expected)
-
-
 def test_other_requests_in_the_batch_change_no_answer(bank, server):
     """Many at once, of all tasks, greedy and sampled: each answer is that of the same request to `generate`, alone."""
     draw = random.Random(0)
@@ -180,22 +164,6 @@ def test_without_a_chat_template_several_turns_are_refused(tmp_path):
 
 
 # ---- the official client ---------------------------------------------------------------------------------------------
-
-
-def test_openai_client_reads_the_answers(server, client):
-    assert [model.id for model in client.models.list()] == list(TASKS)
-    assert client.models.retrieve("legal").id == "legal"
-    messages = [{"role": "user", "content": "one"}]
-    asked = {"model": "legal", "messages": messages, "temperature": 0, "max_tokens": 9}
-    answer = client.chat.completions.create(**asked)
-    text = answer.choices[0].message.content
-    assert text == text_of(chat(server, "legal", "one", max_tokens=9))
-    assert answer.usage.completion_tokens <= 9
-    stream = client.chat.completions.create(**asked, stream=True)
-    assert "".join(event.choices[0].delta.content or "" for event in stream) == text
-    plain = {"model": "sales", "prompt": "one", "temperature": 0, "max_tokens": 5}
-    whole = client.completions.create(**plain).choices[0].text
-    assert "".join(event.choices[0].text for event in client.completions.create(**plain, stream=True)) == whole
 
 
 def test_openai_client_recognises_the_errors(client):

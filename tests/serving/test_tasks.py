@@ -80,56 +80,6 @@ def test_store_refuses_an_edited_bank(bank):
 # ---- tasks that come and go ------------------------------------------------------------------------------------------
 
 
-def test_uploaded_core_is_a_task_at_once_and_after_a_restart(bank, tmp_path):
-    content = core_of(bank, "billing", tmp_path / "core")
-    state = tmp_path / "state"
-    with serving(bank, state=state) as server:
-        expected = {task: answer_text(server, task) for task in TASKS}
-        assert len(set(expected.values())) == 3
-        answer = server.http.put("/v1/tasks/new%20one/core", content=content)
-        assert (answer.status_code, answer.json()["id"]) == (201, "new one")
-        assert answer_text(server, "new one") == expected["billing"]
-        assert server.http.get("/v1/tasks/new%20one/core").content == changed(content).replace(b"billing", b"new one")
-        # the core of a task is replaced; the other tasks are as before
-        assert server.http.put("/v1/tasks/legal/core", content=content).status_code == 200
-        assert [answer_text(server, task) for task in TASKS] == [
-            expected[one] for one in ("billing", "billing", "sales")
-        ]
-    with serving(bank, state=state) as server:
-        assert {one["id"] for one in server.http.get("/v1/models").json()["data"]} == {*TASKS, "new one"}
-        assert [answer_text(server, task) for task in ("new one", "legal")] == [expected["billing"]] * 2
-    with serving(bank) as server:
-        assert [answer_text(server, task) for task in TASKS] == [expected[task] for task in TASKS]
-
-
-def test_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, tmp_path):
-    good = core_of(bank, "billing", tmp_path / "core")
-    first = sorted(safetensors.torch.load(good))[0]
-    other_base = make_bank(tmp_path, seed=2, base_seed=5, name="other")
-    bad = {
-        "expected a core file": b"rubbish",
-        "as `colora core` writes it": safetensors.torch.save({"a": torch.zeros(3, 3)}),
-        "trained against other A and B": core_of(other_base, "billing", tmp_path / "other-core"),
-        "expected shape (3, 3), found (4, 4)": changed(good, edit=lambda one: one | {first: torch.zeros(4, 4)}),
-        "missing": changed(good, edit=lambda one: {key: value for key, value in one.items() if key != first}),
-        "no such adapted layer": changed(good, edit=lambda one: one | {"lm_head": torch.zeros(3, 3)}),
-        "NaN": changed(good, edit=lambda one: one | {first: torch.full((3, 3), torch.nan)}),
-        "finite numbers": changed(good, edit=lambda one: one | {first: torch.full((3, 3), 1e300, dtype=torch.float64)}),
-        "infinity": changed(good, edit=lambda one: one | {first: torch.full((3, 3), torch.inf)}),
-    }
-    with serving(bank, state=tmp_path / "state") as server:
-        before = answer_text(server, "legal")
-        for message, content in bad.items():
-            for task in ("legal", "new"):
-                answer = server.http.put(f"/v1/tasks/{task}/core", content=content)
-                assert answer.status_code == 400, message
-                assert message in answer.json()["error"]["message"]
-        assert server.http.put("/v1/tasks/%20/core", content=good).status_code == 400
-        assert answer_text(server, "legal") == before
-        assert server.http.get("/v1/models/new").status_code == 404
-    assert not list((tmp_path / "state").glob("cores/*"))
-
-
 def test_removed_task_stays_removed_after_a_restart(bank, tmp_path):
     content = core_of(bank, "billing", tmp_path / "core")
     state = tmp_path / "state"
@@ -203,36 +153,6 @@ def test_store_that_cannot_be_written_stays_as_it_was(bank, tmp_path, monkeypatc
     assert store.version("legal") == 0
     with pytest.raises(TaskIdError):
         store.read("new")
-
-
-@pytest.mark.slow
-def test_new_task_is_onboarded_while_the_server_answers(bank, tmp_path):
-    examples = "\n".join(json.dumps({"input": f"in {i}", "output": "neu"}) for i in range(8)).encode()
-    with serving(bank, state=tmp_path / "state") as server:
-        before = {task: answer_text(server, task) for task in TASKS}
-        bad = server.http.post("/v1/tasks/bad/examples", content=b'{"input": 3}').json()
-        job = server.http.post("/v1/tasks/new/examples", content=examples).json()
-        assert (bad["state"], job["state"]) != ("done", "done")
-        assert server.http.post("/v1/tasks/legal/examples", content=examples).status_code == 400
-        assert server.http.get("/v1/jobs/nothing").status_code == 404
-        end = time.monotonic() + 200
-        while (now := server.http.get(f"/v1/jobs/{job['job']}").json())["state"] in ("waiting", "running"):
-            assert {task: answer_text(server, task) for task in TASKS} == before  # it answers meanwhile
-            assert time.monotonic() < end
-            time.sleep(1)
-        assert now["state"] == "done", now
-        failed = server.http.get(f"/v1/jobs/{bad['job']}").json()
-        assert (failed["state"], "input" in failed["message"], str(tmp_path) in failed["message"]) == (
-            "failed",
-            True,
-            False,
-        )
-        assert {task: answer_text(server, task) for task in TASKS} == before
-        assert server.http.get("/v1/models/new").status_code == 200
-        core = safetensors.torch.load(server.http.get("/v1/tasks/new/core").content)
-        old = [safetensors.torch.load(server.http.get(f"/v1/tasks/{task}/core").content) for task in TASKS]
-        assert all(any(not torch.equal(core[name], one[name]) for name in core) for one in old)
-        assert server.http.post("/v1/chat/completions", json=ask("new", "one")).status_code == 200
 
 
 # ---- newer banks -----------------------------------------------------------------------------------------------------

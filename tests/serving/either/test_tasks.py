@@ -77,7 +77,10 @@ def test_a_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, server,
         "trained against other A and B": core_of(make_bank(tmp_path, base_seed=5), "billing", tmp_path / "other"),
         "expected shape (3, 3), found (4, 4)": changed(good, lambda one: one | {first: torch.zeros(4, 4)}),
         "missing": changed(good, lambda one: {key: value for key, value in one.items() if key != first}),
+        "no such adapted layer": changed(good, lambda one: one | {"lm_head": torch.zeros(3, 3)}),
         "NaN": changed(good, lambda one: one | {first: torch.full((3, 3), torch.nan)}),
+        "finite numbers": changed(good, lambda one: one | {first: torch.full((3, 3), 1e300, dtype=torch.float64)}),
+        "infinity": changed(good, lambda one: one | {first: torch.full((3, 3), torch.inf)}),
     }
     before = text_of(server, "legal")
     for message, content in bad.items():
@@ -94,7 +97,9 @@ def test_a_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, server,
 def test_a_task_is_onboarded_while_the_server_answers(bank, server):
     examples = "\n".join(json.dumps({"input": f"in {i}", "output": "neu"}) for i in range(8)).encode()
     before = {task: text_of(server, task) for task in TASKS}
+    bad = server.http.post("/v1/tasks/bad/examples", content=b'{"input": 3}').json()
     job = server.http.post("/v1/tasks/taught/examples", content=examples).json()
+    assert (bad["state"], job["state"]) != ("done", "done")
     assert server.http.post("/v1/tasks/legal/examples", content=examples).status_code == 400
     assert server.http.get("/v1/jobs/nothing").status_code == 404
     end = time.monotonic() + 200
@@ -103,6 +108,9 @@ def test_a_task_is_onboarded_while_the_server_answers(bank, server):
         assert time.monotonic() < end
         time.sleep(1)
     assert now["state"] == "done", now
+    failed = server.http.get(f"/v1/jobs/{bad['job']}").json()
+    told = failed["message"]
+    assert (failed["state"], "input" in told, str(bank.parent) in told) == ("failed", True, False)
     assert {task: text_of(server, task) for task in TASKS} == before
     assert text_of(server, "taught") not in before.values()
     assert server.http.delete("/v1/models/taught").status_code == 200
