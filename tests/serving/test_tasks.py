@@ -39,14 +39,6 @@ def core_of(bank, task, output):
     return output.read_bytes()
 
 
-def changed(content, shared=None, edit=lambda tensors: tensors):
-    """A core file with another header or other tensors."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["colora_core"])
-    header["shared"] = shared or header["shared"]
-    return core_bytes(edit(safetensors.torch.load(content)), CoreHeader(**header))
-
-
 # ---- core files ------------------------------------------------------------------------------------------------------
 
 
