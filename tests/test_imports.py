@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "transfer": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
     "federated": {"errors", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
     "serving": {"errors", "common", "tasks", "adapter", "models", "bank"},
-    "vllm": {"errors", "common", "tasks", "models", "bank", "serving"},
+    "vllm": {"errors", "common", "tasks", "adapter", "models", "bank", "serving"},
     "theory": {"errors", "algebra", "common"},
     "experiments": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation", "training"},
     "cli": {*_LIBRARY, "vllm", "theory", "experiments"},

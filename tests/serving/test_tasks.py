@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from colora.bank.core_file import CoreHeader, core_bytes, extract_core
+from colora.bank.core_file import extract_core
 from colora.bank.generate import Request, generate_texts
 from colora.bank.tensors import SavedBank, shared_sha256
 from colora.errors import BankFileError, CheckpointError, TaskIdError

@@ -15,6 +15,7 @@ from colora.bank.core_file import read_core
 from colora.bank.tensors import SavedBank
 from colora.errors import ColoraError, ConfigError, TaskIdError
 from colora.vllm.adapter_path import CorePath
+from colora.vllm.checkpoint import check_checkpoint
 from colora.vllm.layers import Place, attach, layer_order, places, replace_factors
 from colora.vllm.slots import Slots
 from colora.vllm.update import Cores
@@ -48,6 +49,7 @@ class BankWorkerManager:
         self.rows = -(-int(vllm_config.scheduler_config.max_num_batched_tokens) // 8) * 8
         self.partial = vllm_config.parallel_config.pipeline_parallel_size > 1
         self.bank = SavedBank(self.settings.bank)
+        check_checkpoint(self.bank, vllm_config.model_config.model, vllm_config.model_config.revision)
         self._slots = Slots(self.most)
         self._known: dict[int, tuple[str, Tensor | None]] = {}  # paths and cores, the least recently used first
         self._order: list[str] = []
