@@ -15,7 +15,7 @@ from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.quotas import Uploads
 from colora.serving.receiving import BodyLimit
-from colora.serving.routes import completions, models, operation, tasks
+from colora.serving.routes import completions, listing, operation, tasks
 from colora.serving.service import Service
 
 __all__ = ["make_app"]
@@ -46,7 +46,7 @@ def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> F
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
-    for module in (operation, completions, models, tasks):
+    for module in (operation, completions, listing, tasks):
         app.include_router(module.router)
     return app
 

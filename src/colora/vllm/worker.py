@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BankExtension", "BankWorkerManager"]
 
 logger = logging.getLogger(__name__)
+MOST_PATHS = 2**17
 
 
 class BankWorkerManager:
@@ -52,6 +53,7 @@ class BankWorkerManager:
         check_checkpoint(self.bank, vllm_config.model_config.model, vllm_config.model_config.revision)
         self._slots = Slots(self.most)
         self._known: dict[int, tuple[str, Tensor | None]] = {}  # paths and cores, the least recently used first
+        self._paths: dict[int, str] = {}  # of those too that have left memory, the oldest first
         self._order: list[str] = []
         self._cores: Cores
         self._model: nn.Module
@@ -85,31 +87,45 @@ class BankWorkerManager:
     def set_active_adapters(self, requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
         """See that a step's adapters are in slots, and say which row has which.
 
-        A core that was there when its request came, and cannot be read any more, is filled with NaN.
+        Of two versions of a task that are in one step, `requests` has one alone, for vLLM tells them apart by name. The
+        other is known from when it came.
+
+        A core that was there when its request came, and cannot be read any more, is filled with NaN: to raise here
+        would end the whole server, and no number that is none is taken for an answer.
         """
-        wanted = {request.lora_int_id: request for request in requests}
-        for request in wanted.values():
+        paths: dict[int, set[str]] = {}
+        for request in requests:
+            paths.setdefault(request.lora_int_id, set()).add(request.lora_path)
+        rows = () if mapping is None else mapping.index_mapping
+        wanted = {*paths, *rows} - {0}
+        for adapter in wanted:
+            found = paths.get(adapter) or {self._paths.get(adapter, "")}
             try:
-                self.add_adapter(request)
-            except (ColoraError, OSError) as error:
-                # To raise here would end the whole server. No number that is none is taken for an answer.
-                logger.error("the core of %r cannot be read any more: %s", request.lora_name, error)
-                self._known[request.lora_int_id] = request.lora_path, torch.full_like(self._cores.stacked[0], torch.nan)
+                self._know(adapter, *found)
+            except (ColoraError, OSError, TypeError) as error:  # TypeError: two adapters of one number
+                logger.error("the core of adapter %d, %s, cannot be had: %s", adapter, sorted(found), error)
+                self._known[adapter] = "", torch.full_like(self._cores.stacked[0], torch.nan)
         for adapter in self._slots.place(wanted):
             self._cores.fill(self._slots[adapter], self._known[adapter][1])
         if mapping is not None:
             slot_of = {0: 0} | {adapter: self._slots[adapter] for adapter in wanted}
-            self._cores.set_rows(torch.tensor([slot_of.get(adapter, 0) for adapter in mapping.index_mapping]))
+            self._cores.set_rows(torch.tensor([slot_of[adapter] for adapter in rows], dtype=torch.int64))
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Know an adapter; whether it was not known before. Its core is read, so that a fault is told now."""
-        adapter = request.lora_int_id
+        return self._know(request.lora_int_id, request.lora_path, anew=request.load_inplace)
+
+    def _know(self, adapter: int, path: str, *, anew: bool = False) -> bool:
         known = self._known.pop(adapter, None)
-        if known is not None and known[0] == request.lora_path and not request.load_inplace:
+        if known is not None and known[0] == path and not anew:
             self._known[adapter] = known
             return False
         self._slots.remove(adapter)  # of another state of the task
-        self._known[adapter] = request.lora_path, self._core(request)
+        self._known[adapter] = path, self._core(path)
+        self._paths.pop(adapter, None)
+        self._paths[adapter] = path
+        while len(self._paths) > MOST_PATHS:
+            del self._paths[next(iter(self._paths))]
         for other in list(self._known)[: max(0, len(self._known) - self.kept)]:
             if other not in self._slots:  # those of the running step are
                 del self._known[other]
@@ -124,6 +140,7 @@ class BankWorkerManager:
         """Forget all of them."""
         self._slots.clear()
         self._known.clear()
+        self._paths.clear()
 
     def list_adapters(self) -> set[int]:
         """Those that are known."""
@@ -151,20 +168,21 @@ class BankWorkerManager:
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
         """Know an adapter whose cores are zero."""
         self._known[request.lora_int_id] = request.lora_path, None
+        self._paths[request.lora_int_id] = request.lora_path
         return True
 
     # ---- cores ------------------------------------------------------------------------------------------------------
 
-    def _core(self, request: LoRARequest) -> Tensor:
+    def _core(self, lora_path: str) -> Tensor:
         """The cores of an adapter, (layers, r, r).
 
         Raises:
             TaskIdError, BankFileError, OSError: there is no such task, or it cannot be read.
-            ConfigError: the request is not one of the plugin's.
+            ConfigError: the path is not one of the plugin's.
         """
-        path = CorePath.parse(request.lora_path)
+        path = CorePath.parse(lora_path)
         if path is None:
-            raise ConfigError(f"{request.lora_path[:200]}: a plain LoRA cannot be loaded beside a bank")
+            raise ConfigError(f"{lora_path[:200]}: a plain LoRA cannot be loaded beside a bank")
         content = path.content()
         if content is not None:
             shape = {name: tuple(one.cores.shape[1:]) for name, one in self.bank.layers.items()}

@@ -30,7 +30,8 @@ def answers(
 
     Args:
         base, bank: folders.
-        rounds: batches, each of pairs of a task's name, or None for the base, and a prompt in tokens.
+        rounds: batches, each of pairs of a task's name, or None for the base, and a prompt in tokens; "name=task" is an
+            adapter of another name, with the core of the task.
         options: of `vllm.LLM`; "tokens" is the length of an answer, "environment" more variables.
 
     Raises:
@@ -56,6 +57,11 @@ def answers(
 
 def main() -> None:
     asked = json.load(sys.stdin)
+
+    def request(task: str, number: int) -> "LoRARequest":
+        name, _, core = task.partition("=")
+        return LoRARequest(name, number, str(CorePath(core or name, version=core)))
+
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.plugins import load_general_plugins
@@ -71,10 +77,7 @@ def main() -> None:
     names: dict[str, int] = {}
     found = []
     for one in asked["rounds"]:
-        requests = [
-            None if task is None else LoRARequest(task, names.setdefault(task, len(names) + 1), str(CorePath(task)))
-            for task, _ in one
-        ]
+        requests = [None if task is None else request(task, names.setdefault(task, len(names) + 1)) for task, _ in one]
         prompts = [TokensPrompt(prompt_token_ids=prompt) for _, prompt in one]
         outputs = llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
         found.append([list(output.outputs[0].token_ids) for output in outputs])

@@ -149,6 +149,15 @@ def test_more_tasks_than_slots_wait_and_none_has_anothers_core(small):
     assert_answers(small, [requests(48), requests(48, seed=1)], max_loras=2, max_cpu_loras=2, max_num_seqs=8)
 
 
+def test_two_versions_of_a_task_in_one_batch_have_each_their_core(small):
+    """vLLM tells adapters apart by name alone in places; a task that has just changed has two of one name."""
+    versions = [f"moving={task}" for task in TASKS[:3]]
+    asked = requests(24, tasks=(*versions, "task-5", None))
+    found = answers(small.base, small.bank, [asked], max_loras=2, max_cpu_loras=2, max_num_seqs=8)
+    cores = [None if task is None else task.rpartition("=")[2] for task, _ in asked]
+    assert found == [[small.expected(core, prompt, 12) for core, (_, prompt) in zip(cores, asked, strict=True)]]
+
+
 @pytest.mark.parametrize("kind", [qwen2, phi3], ids=lambda kind: kind.__name__)
 def test_models_whose_layers_are_packed_in_other_ways(tmp_path, kind):
     assert_answers(make(tmp_path, kind), [requests(21)])

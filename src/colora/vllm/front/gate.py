@@ -45,6 +45,9 @@ class BankGate:
         self._server: BankServer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, self._until_the_end(receive), send)
+            return
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
@@ -73,6 +76,17 @@ class BankGate:
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(content)).encode())]}
         await self.app(scope, _replayed(content, receive), _stripping(send) if path == CHAT else send)
+
+    def _until_the_end(self, receive: Receive) -> Receive:
+        """Receives the events of the application's life; the last one ends the onboardings too."""
+
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and self._server is not None:
+                await asyncio.to_thread(self._server.close)
+            return message
+
+        return receiving
 
     async def _body(self, server: BankServer, request: Request, tenant: Tenant, is_chat: bool) -> dict[str, Any]:
         """The body of a request for an answer, as vLLM gets it."""

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from transformers import AutoTokenizer
+from vllm.utils.counter import AtomicCounter
 
-from colora.errors import TaskIdError
+from colora.errors import ConfigError, TaskIdError
 from colora.serving.access import Access, Tenant
 from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import Uploads
 from colora.serving.receiving import BodyLimit
-from colora.serving.routes import models, tasks
+from colora.serving.routes import listing, tasks
 from colora.serving.routes.dependencies import AdminDep
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import use_plain_prompts
@@ -52,6 +53,10 @@ class BankServer:
         if not bank.store.saved.info.chat_template:
             use_plain_prompts(tokenizer)
         self.prompts = ChatPrompts(tokenizer)
+        parallel = models.engine_client.vllm_config.parallel_config
+        self.api_processes = int(parallel._api_process_count)
+        if self.api_processes > 1:  # each numbers the adapters for itself, and the engine tells them apart by number
+            models.lora_id_counter = AtomicCounter(max(parallel._api_process_rank, 0) << 40)
         self.own = self._application(str(models.model_config.model))
 
     def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
@@ -78,13 +83,19 @@ class BankServer:
         if known is not None and known.lora_path != self.bank.path(task):
             self.models.lora_requests.pop(task, None)
 
+    def close(self) -> None:
+        """End the onboarding that runs."""
+        self.own.state.jobs.close()
+
     def reload(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the bank's folder anew; running answers end on the old one first.
 
         Raises:
-            as `BankTasks.replace`.
+            ConfigError: there are other API processes, which would not know; also as `BankTasks.replace`.
         """
         engine = self.models.engine_client
+        if self.api_processes > 1:
+            raise ConfigError(f"a reload wants one API process, not {self.api_processes}: start the server anew")
 
         async def swap() -> None:
             await engine.pause_generation(mode="wait")
@@ -106,7 +117,7 @@ class BankServer:
         app.state.jobs = Jobs(lambda: self.bank.store, self.bank.put, base, lambda: len(self.access.tenants or ()))
         app.add_middleware(BodyLimit, limit=self._limit)
         add_handlers(app, Metrics())
-        app.include_router(models.router)
+        app.include_router(listing.router)
         app.include_router(tasks.router)
         app.include_router(_reloading(self.reload))
         return app
