@@ -88,7 +88,7 @@ class BankWorkerManager:
         """See that a step's adapters are in slots, and say which row has which.
 
         Of two versions of a task that are in one step, `requests` has one alone, for vLLM tells them apart by name. The
-        other is known from when it came.
+        other is known from when the server added it.
 
         A core that was there when its request came, and cannot be read any more, is filled with NaN: to raise here
         would end the whole server, and no number that is none is taken for an answer.

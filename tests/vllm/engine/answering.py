@@ -58,16 +58,16 @@ def answers(
 def main() -> None:
     asked = json.load(sys.stdin)
 
-    def request(task: str, number: int) -> "LoRARequest":
-        name, _, core = task.partition("=")
-        return LoRARequest(name, number, str(CorePath(core or name, version=core)))
-
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.plugins import load_general_plugins
 
     from colora.vllm.adapter_path import CorePath
     from colora.vllm.entry import register
+
+    def request(task: str, number: int) -> LoRARequest:
+        name, _, core = task.partition("=")
+        return LoRARequest(name, number, str(CorePath(core or name, version=core)))
 
     load_general_plugins()
     register()  # again, where the entry point is installed: that must do no harm
@@ -78,6 +78,9 @@ def main() -> None:
     found = []
     for one in asked["rounds"]:
         requests = [None if task is None else request(task, names.setdefault(task, len(names) + 1)) for task, _ in one]
+        for one_request in requests:
+            if one_request is not None and one_request.lora_name not in names:
+                llm.llm_engine.add_lora(one_request)  # as the server does with each that it meets
         prompts = [TokensPrompt(prompt_token_ids=prompt) for _, prompt in one]
         outputs = llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
         found.append([list(output.outputs[0].token_ids) for output in outputs])
