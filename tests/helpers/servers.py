@@ -97,7 +97,9 @@ def serving(
 ) -> Iterator[Running]:
     """A server in a thread, on a real socket; it ends with the block."""
     access = Access(tenants) if keys is None else Access.of_file(keys)
-    service = Service(Options(bank, **{"threads": 1, "resident": 8} | options), lambda: len(access.tenants or ()))
+    service = Service(
+        Options(bank, **{"threads": 1, "resident": 8, "dtype": "float32"} | options), lambda: len(access.tenants or ())
+    )
     listening = socket.create_server(("127.0.0.1", 0))
     app = make_app(service, access, origins)
     server = uvicorn.Server(server_config(app, Listen(), grace=5))
@@ -116,8 +118,9 @@ def serving(
 
 @contextmanager
 def process(bank: Path, *arguments: str, log: Path) -> Iterator[tuple[Running, "subprocess.Popen[bytes]"]]:
-    """`colora serve` as a user starts it; its output goes to `log`."""
-    command = [sys.executable, "-m", "colora", "serve", str(bank), "--port", "0", "--threads", "1", *arguments]
+    """`colora serve` as a user starts it, in float32 where the arguments do not say; its output goes to `log`."""
+    settings = ["--port", "0", "--threads", "1", *(["--dtype", "float32"] if "--dtype" not in arguments else [])]
+    command = [sys.executable, "-m", "colora", "serve", str(bank), *settings, *arguments]
     with open(log, "wb") as file:
         server_process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:

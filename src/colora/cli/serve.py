@@ -41,7 +41,7 @@ MaxLength = Annotated[int, typer.Option(min=2, help="Longest prompt and answer t
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer of requests that do not set it.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="Of requests that do not set it; 0 is greedy.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU, else bfloat16.")
+    str | None, typer.Option(help="float32, bfloat16 or float16; by default the fastest that keeps the answers.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core.")]
 

@@ -92,7 +92,8 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        log(f"{len(store)} tasks at {url_of(replace(listen, port=listening.getsockname()[1]))}/v1 (Ctrl-C ends it)")
+        url, precision = url_of(replace(listen, port=listening.getsockname()[1])), str(service.dtype).split(".")[-1]
+        log(f"{len(store)} tasks at {url}/v1, in {precision} (Ctrl-C ends it)")
         server.run(sockets=[listening])
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from colora.bank.core_file import CoreHeader, core_bytes
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import BaseMismatchError, ConfigError
@@ -21,11 +22,13 @@ from colora.models.decoding.sampling import Sampling
 from colora.serving.access import LOCAL, Tenant
 from colora.serving.logprobs import TokenBytes
 from colora.serving.metrics import Metrics
+from colora.serving.precision import cpu_multiplies_bfloat16, suitable_base
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import conversation_ids
 from colora.tasks.prompting.templates import parse_template
+from colora.tasks.tokenizer import Tokenizer
 
 __all__ = ["Options", "PromptTooLongError", "Service"]
 
@@ -49,7 +52,8 @@ class Options:
             them is allocated once one of them is as long.
         max_tokens: longest output of requests that do not set it.
         temperature: of requests that do not set it.
-        dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
+        dtype: "float32", "bfloat16" or "float16"; None: bfloat16, but float32 on a CPU that does not multiply it, or
+            where it would change the answers, see `colora.serving.precision`.
         threads: of torch on a CPU; None: one for each core.
     """
 
@@ -84,17 +88,26 @@ class Service:
         self.options = options
         self.metrics = Metrics()
         store = CoreStore(options.bank, options.state)
-        info = store.saved.info
-        device = training_device("auto")
-        dtype = options.dtype or ("float32" if torch.device(device or "cpu").type == "cpu" else "bfloat16")
-        base, self.tokenizer = load_base(
-            options.base or info.base, getattr(torch, dtype), device, chat_template=info.chat_template
-        )
+        base, self.tokenizer = self._load(store.saved)
         lay_out_by_columns(base)
-        self.chat_template = info.chat_template
+        self.dtype: torch.dtype = base.dtype
+        self.chat_template = store.saved.info.chat_template
         self.scheduler = Scheduler(self._engine(base, store), options.queue, self.metrics, tenants)
         self._encoding = threading.Lock()  # tokenizers are not safe to use from several threads
         self._reloading = threading.Lock()
+
+    def _load(self, saved: SavedBank) -> tuple[PreTrainedModel, Tokenizer]:
+        name, device = self.options.base or saved.info.base, training_device("auto")
+        on_cpu = torch.device(device or "cpu").type == "cpu"
+
+        def load(dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+            return load_base(name, dtype, device, chat_template=saved.info.chat_template)
+
+        if self.options.dtype is not None:
+            return load(getattr(torch, self.options.dtype))
+        if on_cpu and cpu_multiplies_bfloat16():
+            return suitable_base(load, saved)
+        return load(torch.float32 if on_cpu else torch.bfloat16)
 
     def _engine(self, base: PreTrainedModel, store: CoreStore) -> Engine:
         options = self.options
