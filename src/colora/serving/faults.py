@@ -53,13 +53,6 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def own_error(request: Request, error: Exception) -> JSONResponse:
         return own_error_response(error)
 
-    async def invalid_body(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        # Without `input`: what was sent may be private, and responses end up in logs of others.
-        faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]
-        text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
-        return error_response(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
-
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers = error.headers or {}
@@ -73,7 +66,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     for type_, *_ in RESPONSES:
         app.add_exception_handler(type_, own_error)
-    app.add_exception_handler(RequestValidationError, invalid_body)
+    app.add_exception_handler(RequestValidationError, own_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, hung_up)
     app.add_exception_handler(Exception, unexpected)
@@ -87,7 +80,12 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 
 def own_error_response(error: Exception) -> JSONResponse:
-    """The response to one of `RESPONSES`; to any other error that the server failed."""
+    """The response to one of `RESPONSES` or to an invalid body; to any other error that the server failed."""
+    if isinstance(error, RequestValidationError):
+        # Without `input`: what was sent may be private, and responses end up in logs of others.
+        faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]
+        text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
+        return error_response(422, text, "invalid_request_error", faults[0][0] or None, "invalid_body")
     for type_, status, kind, code in RESPONSES:
         if isinstance(error, type_):
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}

@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from colora.errors import ColoraError, TaskIdError
@@ -68,7 +69,7 @@ class BankGate:
                 return
             body = await self._body(server, request, tenant, path == CHAT)
         except Exception as error:
-            if not isinstance(error, ColoraError | UnsupportedError):
+            if not isinstance(error, ColoraError | UnsupportedError | RequestValidationError):
                 logger.exception("a request failed")
             await own_error_response(error)(scope, receive, send)
             return
@@ -98,7 +99,7 @@ class BankGate:
         body = parse_body(bytes(content))
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise BodyError("model", "expected the name of a task")
-        return await asyncio.to_thread(server.prepared, body, tenant, is_chat)
+        return await server.prepared(body, tenant, is_chat)
 
 
 def _replayed(content: bytes, receive: Receive) -> Receive:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from transformers import AutoTokenizer
+from vllm.lora.request import LoRARequest
 from vllm.utils.counter import AtomicCounter
 
 from colora.errors import ConfigError, TaskIdError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BankServer", "bank_server"]
 
+MOST_KNOWN = 2**16
+"""Tasks that vLLM's front end knows by name; the one that was not asked for longest makes room."""
 BYTES_PER_TOKEN, LEAST_BYTES, EXAMPLES_BYTES = 32, 2**16, 16 * 2**20
 
 
@@ -59,8 +62,8 @@ class BankServer:
             models.lora_id_counter = AtomicCounter(max(parallel._api_process_rank, 0) << 40)
         self.own = self._application(str(models.model_config.model))
 
-    def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
-        """A request for an answer as vLLM gets it.
+    async def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
+        """A request for an answer as vLLM gets it; vLLM has its task as the task is now.
 
         Raises:
             TaskIdError: the model is absent, or this tenant may not use it.
@@ -68,20 +71,39 @@ class BankServer:
         """
         task = body["model"]
         is_base = self.models.is_base_model(task)
-        if not tenant.may(task) or not (is_base or task in self.bank.store):
-            raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
-        if not is_base:
-            self._forget_old(task)
-        if not is_chat:
-            return body
-        text = None if is_base else self.bank.store.prompt_of(task)
-        return self.prompts.rewritten(body, None if text is None else parse_template(text))
 
-    def _forget_old(self, task: str) -> None:
-        """See that vLLM asks for the task anew if its core has changed."""
-        known = self.models.lora_requests.get(task)
-        if known is not None and known.lora_path != self.bank.path(task):
-            self.models.lora_requests.pop(task, None)
+        def checked() -> dict[str, Any]:
+            if not tenant.may(task) or not (is_base or task in self.bank.store):
+                raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
+            if not is_chat:
+                return body
+            text = None if is_base else self.bank.store.prompt_of(task)
+            return self.prompts.rewritten(body, None if text is None else parse_template(text))
+
+        found = await asyncio.to_thread(checked)
+        if not is_base:
+            await self._renew(task)
+        return found
+
+    async def _renew(self, task: str) -> None:
+        """See that vLLM has a task that it knows as the task is now.
+
+        The new adapter takes the place of the old one: a request that vLLM looks at meanwhile finds one or the other.
+        """
+        known = self.models.lora_requests
+        async with self.models.lora_resolver_lock[task]:
+            if (old := known.pop(task, None)) is None:
+                return  # vLLM asks the resolver
+            known[task] = old  # as the last one asked for
+            path = await asyncio.to_thread(self.bank.path, task)
+            if old.lora_path != path:
+                request = LoRARequest(task, self.models.lora_id_counter.inc(1), path)
+                await self.models.engine_client.add_lora(request)
+                known[task] = request
+        while len(known) > MOST_KNOWN:
+            first = next(iter(known))
+            del known[first]
+            self.models.lora_resolver_lock.pop(first, None)
 
     def close(self) -> None:
         """End the onboarding that runs."""
