@@ -52,7 +52,7 @@ def test_each_row_has_the_update_of_its_task(cores, places, shape):
 def test_rows_after_those_of_the_step_have_no_adapter(cores):
     cores.set_rows(torch.tensor([1, 2, 3, 4]))
     cores.set_rows(torch.tensor([5]))
-    assert cores.slot_of.tolist() == [5] + [0] * 15
+    assert cores.slot_of.tolist() == [5] + [0] * 15 + [1]
     update = BankUpdate(parts((0, 6)), 0, 6, cores)
     padded = update.add(torch.randn(4, INPUTS, dtype=torch.float64), torch.zeros(4, 6, dtype=torch.float64))
     assert padded[0].abs().sum() > 0
@@ -61,7 +61,7 @@ def test_rows_after_those_of_the_step_have_no_adapter(cores):
 
 def test_a_step_without_adapters_leaves_the_output_alone(cores):
     cores.set_rows(torch.tensor([0, 0]))
-    assert not cores.active
+    assert not cores.slot_of[-1]
     output = torch.ones(2, 6, dtype=torch.float64)
     assert BankUpdate(parts((0, 6)), 0, 6, cores).add(torch.full((2, INPUTS), torch.nan), output) is output
     assert torch.equal(output, torch.ones_like(output))
@@ -73,3 +73,24 @@ def test_slot_zero_stays_zero(cores):
     cores.fill(3, None)
     assert not cores.stacked[3].any()
     assert not cores.stacked[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_is_the_same(dtype):
+    """As one operation, whatever the number of rows, and with the cores and slots of the step."""
+    torch.manual_seed(0)
+    cores = Cores(5, LAYERS, RANK, 16, dtype, CPU)
+    for slot in range(1, 6):
+        cores.fill(slot, torch.randn(LAYERS, RANK, RANK))
+    update = BankUpdate(parts((0, 3), (3, 2), (6, 1)), 0, 7, cores)
+
+    def layer(x, weight):
+        return update.add(x, torch.nn.functional.linear(x, weight))
+
+    compiled = torch.compile(layer, dynamic=True, fullgraph=True)
+    weight = torch.randn(7, INPUTS).to(dtype)
+    for rows in (6, 9, 2):
+        cores.set_rows(torch.randint(0, 6, (rows,)))
+        x = torch.randn(rows, INPUTS).to(dtype)
+        torch.testing.assert_close(compiled(x, weight), layer(x, weight))
+        assert not torch.equal(layer(x, weight), torch.nn.functional.linear(x, weight))

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from vllm.config.lora import LoRAConfig
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.linear import LinearMethodBase, MergedColumnParallelLinear, QKVParallelLinear
+from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.worker import lora_model_runner_mixin
 
 from colora.vllm.worker import BankWorkerManager
@@ -22,6 +24,8 @@ def differences() -> list[str]:
     return [
         *_missing(lora_model_runner_mixin, "LRUCacheWorkerLoRAManager"),
         *_methods(),
+        *_parameters(CpuPlatform.check_and_update_config, ["vllm_config"]),
+        *_parameters(LoRAConfig.compute_hash, ["self"]),
         *_parameters(LinearMethodBase.apply, ["self", "layer", "x", "bias"]),
         *_parameters(MergedColumnParallelLinear.weight_loader, ["self", "param", "loaded_weight", "loaded_shard_id"]),
         *_parameters(QKVParallelLinear.weight_loader, ["self", "param", "loaded_weight", "loaded_shard_id"]),

@@ -100,15 +100,16 @@ def attach(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]], 
         layer = model.get_submodule(name)
         assert isinstance(layer, KINDS)
         assert isinstance(layer.quant_method, LinearMethodBase)
-        layer.quant_method = _adding(layer.quant_method, BankUpdate(parts, first, _outputs(layer), cores))
+        layer.colora_update = BankUpdate(parts, first, _outputs(layer), cores)
+        layer.quant_method = _adding(layer.quant_method)
         first += len(parts)
 
 
 def replace_factors(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> None:
     """Give the layers the A and B of another bank on the same layers, in the tensors that are there."""
     for name, parts in _parts(model, bank, found):
-        method: Any = model.get_submodule(name).quant_method
-        method.update.fill(parts)
+        update: Any = model.get_submodule(name).colora_update
+        update.fill(parts)
 
 
 def _parts(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> Iterator[tuple[str, list[Part]]]:
@@ -168,15 +169,16 @@ def _loaded(layer: LinearBase, empty: Tensor, whole: Tensor, shard: str | int | 
     return parameter.data
 
 
-def _adding(method: LinearMethodBase, update: BankUpdate) -> LinearMethodBase:
-    """The same method, whose result has the update added; of the same name, for some code looks at that."""
+def _adding(method: LinearMethodBase) -> LinearMethodBase:
+    """The same method, whose result has the layer's update added; of the same name, for some code looks at that."""
     kind = type(method)
 
-    def apply(self: LinearMethodBase, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return update.add(x, kind.apply(self, layer, x, bias))
+    def apply(self: LinearMethodBase, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        added: Tensor = layer.colora_update.add(x, kind.apply(self, layer, x, bias))
+        return added
 
     made = copy.copy(method)
-    made.__class__ = type(kind.__name__, (kind,), {"apply": apply, "update": update})
+    made.__class__ = type(kind.__name__, (kind,), {"apply": apply})
     return made
 
 

@@ -9,6 +9,7 @@ from vllm.v1.worker import lora_model_runner_mixin
 
 from colora.errors import ConfigError
 from colora.vllm.compatible import differences
+from colora.vllm.compiling import compile_with_bank
 from colora.vllm.folders import LoRAFolders
 from colora.vllm.front.service import BankTasks
 from colora.vllm.resolver import BankResolver
@@ -42,6 +43,7 @@ def install() -> None:
         folders = LoRAFolders(lambda: bank.store, Path(tempfile.mkdtemp(prefix="colora-loras-")))
         bank.path = lambda task: str(folders.path(task))  # type: ignore[method-assign]
     else:
+        compile_with_bank(settings.bank)
         BankWorkerManager.settings = settings
         lora_model_runner_mixin.LRUCacheWorkerLoRAManager = BankWorkerManager
     LoRAResolverRegistry.register_resolver(NAME, BankResolver(lambda task: bank.path(task)))
