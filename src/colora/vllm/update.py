@@ -3,6 +3,7 @@
 Shapes do not depend on which tasks are there, so that a step can be compiled, or captured as a graph.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,14 @@ class Cores:
 
     Attributes:
         stacked: (slots + 1, layers, r, r).
-        slot_of: (rows + 1,), the slot of each row of the step; 0 for rows without an adapter and for padding. The last
-            one says whether any row has an adapter.
+        slot_of: (rows,), the slot of each row of the step; 0 for rows without an adapter and for padding.
+        active: whether any row of the step has an adapter. What is compiled does not ask.
     """
 
     def __init__(self, slots: int, layers: int, rank: int, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.stacked = torch.zeros(slots + 1, layers, rank, rank, dtype=dtype, device=device)
-        self.slot_of = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.slot_of = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.active = False
         self._used = 0
 
     def fill(self, slot: int, core: Tensor | None) -> None:
@@ -66,7 +68,7 @@ class Cores:
         self.slot_of[:count].copy_(slots, non_blocking=True)
         if count < self._used:
             self.slot_of[count : self._used].zero_()
-        self.slot_of[-1] = int(slots.any())
+        self.active = bool(slots.any())
         self._used = count
 
 
@@ -80,31 +82,30 @@ class BankUpdate(nn.Module):
         first: place of the first one's cores among those of the bank.
         outputs: rows of the layer's output in this process.
         cores: those of all layers.
+        linear: makes a module that multiplies with a matrix (out, in), in the type of the cores.
     """
 
-    A: Tensor
-    B: Tensor
     cores: Tensor
     slot_of: Tensor
 
-    def __init__(self, parts: list[Part], first: int, outputs: int, cores: Cores) -> None:
+    def __init__(
+        self, parts: list[Part], first: int, outputs: int, cores: Cores, linear: Callable[[Tensor], nn.Module]
+    ) -> None:
         super().__init__()
-        rows, inputs, stacked = sum(part.A.shape[0] for part in parts), parts[0].A.shape[1], cores.stacked
-        self.bounds = [bound for part in parts for bound in (part.start, part.start + part.B.shape[0])]
-        self.register_buffer("A", stacked.new_zeros(rows, inputs), persistent=False)
-        # The parts' B as blocks of one matrix.
-        self.register_buffer("B", stacked.new_zeros(rows, outputs), persistent=False)
-        self.register_buffer("cores", stacked[:, first : first + len(parts)], persistent=False)
+        self._linear, self._outputs, self._step = linear, outputs, cores
+        self.register_buffer("cores", cores.stacked[:, first : first + len(parts)], persistent=False)
         self.register_buffer("slot_of", cores.slot_of, persistent=False)
-        self.fill(parts)
+        self.set_factors(parts)
 
-    def fill(self, parts: list[Part]) -> None:
-        """Copy A and B of other parts of the same shapes, in place."""
-        self.A.copy_(torch.cat([part.A for part in parts]))
+    def set_factors(self, parts: list[Part]) -> None:
+        """Take A and B of other parts of the same shapes."""
+        rank = parts[0].A.shape[0]
+        # One product for all parts, with their B as blocks of one matrix: a product's start costs more than the zeros.
+        B = torch.zeros(self._outputs, rank * len(parts))
         for number, part in enumerate(parts):
-            rank = part.A.shape[0]
-            block = self.B[number * rank : (number + 1) * rank, part.start : part.start + part.B.shape[0]]
-            block.copy_(part.B.t())
+            B[part.start : part.start + part.B.shape[0], number * rank : (number + 1) * rank] = part.B
+        self.A = self._linear(torch.cat([part.A for part in parts]))
+        self.B = self._linear(B)
 
     def add(self, x: Tensor, output: Tensor) -> Tensor:
         """Add the update of these rows to the layer's output, in place.
@@ -116,37 +117,13 @@ class BankUpdate(nn.Module):
         Returns:
             `output`.
         """
-        add_update = torch.ops.colora.add_update if torch.compiler.is_compiling() else _add_update
-        add_update(x, output, self.A, self.B, self.cores, self.slot_of, self.bounds)
-        return output
-
-
-def _add_update(
-    x: Tensor, output: Tensor, A: Tensor, B: Tensor, cores: Tensor, slot_of: Tensor, bounds: list[int]
-) -> None:
-    on_cpu = output.device.type == "cpu"
-    if on_cpu and not slot_of[-1]:
-        return
-    rows, flat = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
-    own = cores[slot_of[: rows.shape[0]]]  # (n, parts, r, r)
-    count, parts, rank, _ = own.shape
-    hidden = torch.nn.functional.linear(rows, A).view(count * parts, rank, 1)
-    hidden = torch.bmm(own.view(count * parts, rank, rank), hidden).view(count, parts * rank)
-    if not on_cpu or output.dtype != torch.float32:
-        flat.addmm_(hidden, B)
-        return
-    # Here the zeros between the blocks cost more than a product for each block: 2.6 ms a step in place of 2.7 with 16
-    # rows, 12.0 in place of 16.7 with 200 (SmolLM2, rank 16, two cores). In bfloat16 one product is the faster way.
-    for part in range(parts):
-        block, (start, stop) = slice(part * rank, (part + 1) * rank), bounds[2 * part : 2 * part + 2]
-        flat[:, start:stop].addmm_(hidden[:, block], B[block, start:stop])
-
-
-# One operation for what compiles the model. Nothing of a bank is in the compiled code but where the operation stands,
-# which `colora.vllm.compiling` puts among what its cache goes by.
-_LIBRARY = torch.library.Library("colora", "DEF")
-_LIBRARY.define(
-    "add_update(Tensor x, Tensor(a!) output, Tensor A, Tensor B, Tensor cores, Tensor slot_of, int[] bounds) -> ()"
-)
-_LIBRARY.impl("add_update", _add_update, "CompositeExplicitAutograd")
-torch.library.register_fake("colora::add_update", lambda *_: None, lib=_LIBRARY)
+        if not (self._step.active or torch.compiler.is_compiling()):
+            return output
+        hidden = self.A(x.reshape(-1, x.shape[-1]))
+        own = self.cores[self.slot_of[: hidden.shape[0]]]  # (n, parts, r, r)
+        hidden = hidden.view(own.shape[:3])
+        if torch.compiler.is_compiling():  # into one kernel, where nothing is rounded in between
+            hidden = (own * hidden[:, :, None]).sum(-1)
+        else:
+            hidden = (own @ hidden[..., None]).squeeze(-1)
+        return output.add_(self.B(hidden.flatten(1)).view_as(output))

@@ -24,14 +24,15 @@ ENVIRONMENT = {
 
 
 def answers(
-    base: Path, bank: Path, rounds: Sequence[Sequence[tuple[str | None, list[int]]]], **options: Any
+    base: Path, bank: Path, rounds: Sequence[Sequence[tuple[str | None, list[int]]] | str], **options: Any
 ) -> list[list[list[int]]]:
     """The greedy tokens after each prompt, round by round.
 
     Args:
         base, bank: folders.
         rounds: batches, each of pairs of a task's name, or None for the base, and a prompt in tokens; "name=task" is an
-            adapter of another name, with the core of the task.
+            adapter of another name, with the core of the task. A path is no batch: the bank there takes the place of
+            the other, which is read anew; no answers are returned for it.
         options: of `vllm.LLM`; "tokens" is the length of an answer, "environment" more variables.
 
     Raises:
@@ -72,11 +73,19 @@ def main() -> None:
     load_general_plugins()
     register()  # again, where the entry point is installed: that must do no harm
     options = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 4, "max_model_len": 128, "dtype": "float32"}
-    llm = LLM(asked["base"], enforce_eager=True, skip_tokenizer_init=True, **options | asked["options"])
+    options |= {"enforce_eager": True, "worker_extension_cls": "colora.vllm.worker.BankExtension"}
+    llm = LLM(asked["base"], skip_tokenizer_init=True, **options | asked["options"])
     sampling = SamplingParams(temperature=0, max_tokens=asked["tokens"], ignore_eos=True, detokenize=False)
     names: dict[str, int] = {}
     found = []
     for one in asked["rounds"]:
+        if isinstance(one, str):
+            bank = Path(os.environ["COLORA_BANK"])
+            bank.rename(bank.with_name("old"))
+            Path(one).rename(bank)
+            llm.collective_rpc("colora_reload")
+            names = {f"old {name}": number for name, number in names.items()}  # a new core has a new number
+            continue
         requests = [None if task is None else request(task, names.setdefault(task, len(names) + 1)) for task, _ in one]
         for one_request in requests:
             if one_request is not None and one_request.lora_name not in names:

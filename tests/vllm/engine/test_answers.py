@@ -83,7 +83,7 @@ class Setting:
     expected: Callable[[str | None, list[int], int], list[int]]
 
 
-def make(folder: Path, kind: Callable[[], PreTrainedModel], **config: object) -> Setting:
+def make(folder: Path, kind: Callable[[], PreTrainedModel], seed: int = 1, **config: object) -> Setting:
     """A tiny base and a bank with random factors and cores, on disk, and what transformers answers with them."""
     torch.manual_seed(0)
     model = kind().eval()
@@ -93,6 +93,7 @@ def make(folder: Path, kind: Callable[[], PreTrainedModel], **config: object) ->
         for parameter in model.parameters():
             parameter.mul_(2)
     model.save_pretrained(folder / "base")
+    torch.manual_seed(seed)
     bank = get_peft_model(model, CoLoRAConfig(r=4, lora_alpha=24, tasks=list(TASKS), init_weights=False, **config))
     save_bank(bank, folder / "bank", BankInfo(str(folder / "base")))
     bank.unload()
@@ -165,6 +166,15 @@ def test_models_whose_layers_are_packed_in_other_ways(tmp_path, kind):
 
 def test_a_bank_on_some_layers_alone(tmp_path):
     assert_answers(make(tmp_path, llama, target_modules=["q_proj", "v_proj", "down_proj"]), [requests(21)])
+
+
+def test_compiled_and_with_a_newer_bank(tmp_path):
+    setting = make(tmp_path, llama)
+    newer = make(tmp_path / "newer", llama, seed=3)
+    asked = [requests(21), requests(9, seed=1)]
+    found = answers(setting.base, setting.bank, [asked[0], str(newer.bank), asked[1]], enforce_eager=False)
+    assert found[0] == [setting.expected(task, prompt, 12) for task, prompt in asked[0]]
+    assert found[1] == [newer.expected(task, prompt, 12) for task, prompt in asked[1]]
 
 
 @pytest.mark.parametrize("kind", [llama, qwen2])
