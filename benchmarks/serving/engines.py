@@ -1,6 +1,6 @@
 """Which server when: vLLM with its base alone, with stock LoRAs, with a bank inside, and `colora serve`.
 
-    .venv-vllm/bin/python -m benchmarks.serving.engines [--rounds 3] [--requests 64] [--rank 16] [--output runs/engines]
+    .venv-vllm/bin/python -m benchmarks.serving.engines [--rounds 3] [--requests 64] [--rank 8] [--output runs/engines]
     python -m benchmarks.serving.engines --table                 # the table of the record, and nothing is run
 
 One bank of 1000 tasks with random factors and cores on SmolLM2 (all linear layers); sixteen clients, prompts of 4 to
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=64, help="of each load")
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--dtypes", nargs="+", default=None, help="by default float32 and bfloat16; bfloat16 on a GPU")
     parser.add_argument("--only", nargs="+", help="servers whose names begin so")
     parser.add_argument("--output", type=Path, default=Path("runs/engines"))
@@ -96,14 +96,22 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
         found.append(Contestant(f"vLLM, base alone, {dtype}", vllm, (0,), has_cold=False))
         for number in STOCK:
             adapters = [f"{folder.name}={folder}" for folder in folders[:number]]
-            stock = ("--enable-lora", "--max-lora-rank", str(args.rank), "--max-loras", str(number), "--lora-modules")
+            stock = ("--enable-lora", "--max-lora-rank", str(args.rank), "--max-loras", str(number))
+            modules = ("--lora-target-modules", *adapted(folders[0]), "--lora-modules", *adapters)
             name = f"vLLM, {number} stock LoRAs, {dtype}"
-            found.append(Contestant(name, (*vllm, *stock, *adapters), (number,), has_cold=False))
+            found.append(Contestant(name, (*vllm, *stock, *modules), (number,), has_cold=False))
         ours = ("colora", "serve", str(bank), "--port", "PORT", "--dtype", dtype)
         inside = (*ours, "--engine", "vllm", "--max-length", "2048")
         found.append(Contestant(f"vLLM, bank inside, {dtype}", inside, (6, 64, TASKS)))
+        found.append(Contestant(f"the same, not compiled, {dtype}", (*inside, "--enforce-eager"), (TASKS,)))
         found.append(Contestant(f"colora serve, {dtype}", ours, (6, TASKS)))
     return [one for one in found if args.only is None or one.name.startswith(tuple(args.only))]
+
+
+def adapted(folder: Path) -> list[str]:
+    """Names of the layers that a plain LoRA is on; without them vLLM keeps room for others too."""
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    return sorted({str(name).rpartition(".")[2] for name in config["target_modules"]})
 
 
 class Server:

@@ -163,7 +163,9 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         B = self.colora_B[adapter_name]
         mixed = self._mixed(adapter_name, x, rows)
         if not result.dtype == mixed.dtype == B.dtype:
-            return result + F.linear(mixed, B)
+            added = F.linear(mixed, B)
+            # In place it is rounded as it is added, and no sum in the larger type is written first.
+            return result + added if torch.is_grad_enabled() else result.add_(added)
         # One product that adds up in place of a product and a sum: the sum alone would cost as much as all the rest.
         flat, hidden = result.flatten(0, -2), mixed.flatten(0, -2)
         flat = torch.addmm(flat, hidden, B.t()) if torch.is_grad_enabled() else flat.addmm_(hidden, B.t())
