@@ -105,6 +105,9 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
         found.append(Contestant(f"vLLM, bank inside, {dtype}", inside, (6, 64, TASKS)))
         found.append(Contestant(f"the same, not compiled, {dtype}", (*inside, "--enforce-eager"), (TASKS,)))
         found.append(Contestant(f"colora serve, {dtype}", ours, (6, TASKS)))
+        if dtype == "float32" and not gpu:  # as it was until 2026-11
+            threads = ("--threads", str(os.cpu_count() or 1))
+            found.append(Contestant(f"the same, a thread for each core, {dtype}", (*ours, *threads), (TASKS,)))
     return [one for one in found if args.only is None or one.name.startswith(tuple(args.only))]
 
 
