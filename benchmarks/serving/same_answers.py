@@ -89,7 +89,8 @@ def texts(number: int, seed: int) -> list[str]:
 def mixed(number: int = 64) -> list[Asked]:
     """Requests for six tasks and the base."""
     tasks = (*SIX, BASE)
-    return [(tasks[index % len(tasks)], text) for index, text in enumerate(texts(number, seed=0))]
+    some = [opening.format(subject) for opening in OPENINGS for subject in SUBJECTS]
+    return [(tasks[index % len(tasks)], some[index % len(some)]) for index in range(number)]
 
 
 def expected(bank: Path, asked: Sequence[Asked]) -> list[str]:

@@ -16,6 +16,8 @@ def test_threads_are_those_asked_for_then_of_the_environment_then_the_cores(monk
         assert configure_threads() == torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "")
         assert 1 <= configure_threads() <= (psutil.cpu_count(logical=False) or 1024)
+        assert configure_threads(spare=1) == max(1, configure_threads() - 1)
+        assert configure_threads(spare=10_000) == 1
         with pytest.raises(BaseModelError, match="at least 1 thread, got 0"):
             configure_threads(0)
         monkeypatch.setenv("OMP_NUM_THREADS", "many")

@@ -43,7 +43,7 @@ Temperature = Annotated[float, typer.Option(min=0, max=2, help="Of requests that
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; by default the fastest that keeps the answers.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core but one.")]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -31,8 +31,8 @@ def answers(
     Args:
         base, bank: folders.
         rounds: batches, each of pairs of a task's name, or None for the base, and a prompt in tokens; "name=task" is an
-            adapter of another name, with the core of the task. A path is no batch: the bank there takes the place of
-            the other, which is read anew; no answers are returned for it.
+            adapter of another name, with the core of the task; "/..." is the folder of a plain LoRA. A path is no
+            batch: the bank there takes the place of the other, which is read anew; it has no answers.
         options: of `vllm.LLM`; "tokens" is the length of an answer, "environment" more variables.
 
     Raises:
@@ -67,6 +67,8 @@ def main() -> None:
     from colora.vllm.entry import register
 
     def request(task: str, number: int) -> LoRARequest:
+        if task.startswith("/"):
+            return LoRARequest(task, number, task)
         name, _, core = task.partition("=")
         return LoRARequest(name, number, str(CorePath(core or name, version=core)))
 
