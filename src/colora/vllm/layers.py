@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +109,7 @@ def attach(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]], 
 def replace_factors(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> None:
     """Give the layers the A and B of another bank on the same layers."""
     for name, parts in _parts(model, bank, found):
-        update: Any = model.get_submodule(name).colora_update
-        update.set_factors(parts)
+        _update(model.get_submodule(name)).set_factors(parts)
 
 
 def _parts(model: nn.Module, bank: SavedBank, found: Mapping[str, list[Place]]) -> Iterator[tuple[str, list[Part]]]:
@@ -175,13 +173,18 @@ def _adding(method: LinearMethodBase) -> LinearMethodBase:
     """The same method, whose result has the layer's update added; of the same name, for some code looks at that."""
     kind = type(method)
 
-    def apply(self: LinearMethodBase, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        added: Tensor = layer.colora_update.add(x, kind.apply(self, layer, x, bias))
-        return added
+    def apply(self: LinearMethodBase, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _update(layer).add(x, kind.apply(self, layer, x, bias))
 
     made = copy.copy(method)
     made.__class__ = type(kind.__name__, (kind,), {"apply": apply})
     return made
+
+
+def _update(layer: nn.Module) -> BankUpdate:
+    update = layer.colora_update
+    assert isinstance(update, BankUpdate)
+    return update
 
 
 def _linear(weight: Tensor, dtype: torch.dtype, device: torch.device) -> ReplicatedLinear:

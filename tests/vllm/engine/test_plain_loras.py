@@ -8,7 +8,7 @@ from colora.bank.load import load_bank
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 from tests.vllm.engine.answering import answers
-from tests.vllm.engine.test_answers import TASKS, llama, make, requests
+from tests.vllm.engine.settings import TASKS, llama, make, requests
 
 STOCK = {"environment": {"COLORA_BANK": ""}, "max_loras": 6}
 
