@@ -12,7 +12,8 @@ reload     a newer bank, with other factors and cores, in the place of this one;
 
 In float32 each answer has to be that of `colora generate` (of transformers' `generate` for the base), letter by
 letter. In bfloat16, where the first of these is done, an answer may differ where two tokens are level but for rounding:
-each token of such an answer is compared with what the float32 model finds likeliest there. The record goes to
+each token of such an answer is compared with what the float32 model finds likeliest there, and so are the answers that
+transformers gives in bfloat16, as a measure of what rounding alone does. The record goes to
 benchmarks/serving/records/same_answers.json. It measures no speed, and may run beside other work.
 """
 
@@ -24,13 +25,14 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from benchmarks.serving.engines import Contestant, started
 from benchmarks.serving.serving import RECORDS
@@ -113,7 +115,8 @@ def answer(client: httpx.Client, one: Asked, **fields: Any) -> dict[str, Any]:
         response = client.post("/completions", json=body | {"model": DEFAULT_BASE, "prompt": text})
     else:
         response = client.post("/chat/completions", json=body | {"messages": [{"role": "user", "content": text}]})
-    choice: dict[str, Any] = response.raise_for_status().json()["choices"][0]
+    whole = response.raise_for_status().json()
+    choice: dict[str, Any] = {"prompt_token_ids": whole.get("prompt_token_ids")} | whole["choices"][0]
     choice["text"] = (choice["text"] if task == BASE else choice["message"]["content"]).strip()
     return choice
 
@@ -229,19 +232,36 @@ def rounded(folder: Path, bank: Path) -> dict[str, Any]:
         httpx.Client(base_url=running.url, timeout=300) as client,
     ):
         found = at_once(client, asked, return_token_ids=True)
-    differing = [index for index, one in enumerate(found) if one["text"] != wanted[index]]
     model, _, _ = load_bank(bank)
-    lost = [most_lost(model, asked[index], found[index]) for index in differing]
-    return {"asked": len(asked), "different": len(differing), "lost_nats": lost}
+
+    def told(choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        differing = [index for index, one in enumerate(choices) if one["text"] != wanted[index]]
+        lost = sorted(most_lost(model, asked[index], choices[index]) for index in differing)
+        return {"asked": len(asked), "different": len(differing), "lost_nats": lost}
+
+    return told(found) | {"transformers": told(control(bank, asked, found))}
+
+
+@torch.inference_mode()
+def control(bank: Path, asked: Sequence[Asked], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What transformers gives in bfloat16 for the same prompts, one by one: how much its own rounding changes."""
+    model, tokenizer, _ = load_bank(bank, dtype=torch.bfloat16)
+    answers = []
+    for (task, _), choice in zip(asked, found, strict=True):
+        prompt = torch.tensor([choice["prompt_token_ids"]])
+        greedy: dict[str, Any] = {"input_ids": prompt, "max_new_tokens": TOKENS, "do_sample": False}
+        with model.disable_adapter() if task == BASE else nullcontext():
+            output = model.generate(**greedy, **({} if task == BASE else {"task_ids": [task]}))
+        tokens = output[0, prompt.shape[1] :].tolist()
+        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        answers.append(choice | {"token_ids": tokens, "text": text})
+    return answers
 
 
 @torch.inference_mode()
 def most_lost(model: Any, one: Asked, choice: dict[str, Any]) -> float:
     """The most by which a token of an answer is less likely than the likeliest one, in float32."""
-    prompt = choice.get("prompt_token_ids")
-    if prompt is None:
-        tokenizer = AutoTokenizer.from_pretrained(base_location(DEFAULT_BASE))
-        prompt = tokenizer(one[1])["input_ids"]
+    prompt = choice["prompt_token_ids"]
     ids = torch.tensor([[*prompt, *choice["token_ids"]]])
     if one[0] == BASE:
         logits = AutoModelForCausalLM.from_pretrained(base_location(DEFAULT_BASE))(input_ids=ids).logits
