@@ -1,6 +1,7 @@
 """Whether a bank inside vLLM answers as `colora generate` does: in mixed batches, after changes, and under load.
 
     .venv-vllm/bin/python -m benchmarks.serving.same_answers [--minutes 10] [--output runs/same_answers]
+    python -m benchmarks.serving.same_answers --table            # the table of the record, and nothing is run
 
 A bank of 60 tasks with random factors and cores on SmolLM2 (rank 8, all linear layers), served by `colora serve
 --engine vllm --resident 6`: ten times as many tasks as slots. Greedy answers of 24 tokens.
@@ -45,6 +46,7 @@ from colora.common.files import write_json
 from colora.common.provenance import environment
 from colora.models.base import DEFAULT_BASE, base_location, load_base
 
+RECORD = RECORDS / "same_answers.json"
 TASKS, SLOTS, RANK, TOKENS, CLIENTS = 60, 6, 8, 24, 16
 SIX = tuple(f"user-{number}" for number in range(6))
 BASE = "the base"
@@ -57,14 +59,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=10, help="of load")
     parser.add_argument("--output", type=Path, default=Path("runs/same_answers"))
+    parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
     args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
     shutil.rmtree(args.output, ignore_errors=True)
     args.output.mkdir(parents=True)
     made = [random_bank(args.output / f"made-{seed}", seed) for seed in (1, 2)]
     record = {"float32": exact(args.output, made, 60 * args.minutes), "bfloat16": rounded(args.output, made[0])}
     setting = {"base": DEFAULT_BASE, "rank": RANK, "tasks": TASKS, "slots": SLOTS, "tokens": TOKENS}
-    write_json(RECORDS / "same_answers.json", {"setting": setting} | record | {"environment": environment()})
-    print(json.dumps(record, indent=1))
+    write_json(RECORD, {"setting": setting} | record | {"environment": environment()})
+    print(table())
     if any(part.get("wrong") for part in (*record["float32"].values(), record["bfloat16"])):
         raise SystemExit("some answers were wrong")
 
@@ -269,6 +275,25 @@ def most_lost(model: Any, one: Asked, choice: dict[str, Any]) -> float:
         logits = model(input_ids=ids, task_ids=[one[0]]).logits
     likely = logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
     return round(float((likely.max(-1).values - likely.gather(-1, ids[0, len(prompt) :, None])[:, 0]).max()), 4)
+
+
+# ---- table -----------------------------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Markdown of what has been recorded."""
+    record = json.loads(RECORD.read_text("utf-8"))
+    lines = ["| asked | precision | answers | as they should be |", "|---|---|---:|---|"]
+    for name, part in record["float32"].items():
+        minutes = f", {part['minutes']:.0f} minutes for {part['tasks']} tasks" if "minutes" in part else ""
+        right = part["asked"] - len(part["wrong"])
+        lines.append(f"| {name}{minutes} | float32 | {part['asked']} | {right} |")
+    part = record["bfloat16"]
+    for name, one in (("batch", part), ("batch, by transformers, one by one", part["transformers"])):
+        right, lost = one["asked"] - one["different"], max(one["lost_nats"], default=0.0)
+        told = f"{right}; tokens of the others at most {lost:.2f} nats less likely than the likeliest"
+        lines.append(f"| {name} | bfloat16 | {one['asked']} | {told} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

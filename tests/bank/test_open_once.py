@@ -92,7 +92,7 @@ def test_nothing_else_opens_the_tensors_of_a_bank():
                 opening.add(module.removeprefix("colora."))
     assert opening == {
         "bank.tensors", "bank.core_file", "bank.importing.read", "training.loop.checkpoint", "federated.storage",
-        "experiments.own.handover.weights",
+        "experiments.own.handover.weights", "vllm.checkpoint",
     }  # fmt: skip
 
 

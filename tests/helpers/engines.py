@@ -36,13 +36,16 @@ def bank_for_either(
 
 
 @contextmanager
-def served(bank: Path, keys: Path | None = None, state: Path | None = None) -> Iterator[Running]:
+def served(
+    bank: Path, keys: Path | None = None, state: Path | None = None, origins: Sequence[str] = ()
+) -> Iterator[Running]:
     """A server of the engine that is here; it ends with the block."""
     if ENGINE == "colora":
-        with serving(bank, keys=keys, state=state) as running:
+        with serving(bank, keys=keys, state=state, origins=origins) as running:
             yield running
         return
     options = [*(("--keys", str(keys)) if keys else ()), *(("--state", str(state)) if state else ())]
+    options += [text for origin in origins for text in ("--cors-origin", origin)]
     with vllm_server(bank, *options, *SMALL) as running:
         yield running
 

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from colora.serving.access import Access
 from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.quotas import Uploads
-from colora.serving.receiving import BodyLimit
+from colora.serving.receiving import BodyLimit, OpenToPages
 from colora.serving.routes import completions, listing, operation, tasks
 from colora.serving.service import Service
 
@@ -39,13 +38,7 @@ def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> F
     app.add_middleware(BodyLimit, limit=lambda path: _body_limit(service, path))
     add_handlers(app, service.metrics)
     if origins:  # outermost, so that pages can read refusals too
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After"],
-        )
+        app.add_middleware(OpenToPages, origins=origins)
     for module in (operation, completions, listing, tasks):
         app.include_router(module.router)
     return app

@@ -53,11 +53,6 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def own_error(request: Request, error: Exception) -> JSONResponse:
         return own_error_response(error)
 
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        headers = error.headers or {}
-        return error_response(error.status_code, str(error.detail), "invalid_request_error", None, None, headers)
-
     async def hung_up(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it, and it is no error to be logged
 
@@ -67,7 +62,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     for type_, *_ in RESPONSES:
         app.add_exception_handler(type_, own_error)
     app.add_exception_handler(RequestValidationError, own_error)
-    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(HTTPException, own_error)
     app.add_exception_handler(ClientDisconnect, hung_up)
     app.add_exception_handler(Exception, unexpected)
 
@@ -80,7 +75,10 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 
 def own_error_response(error: Exception) -> JSONResponse:
-    """The response to one of `RESPONSES` or to an invalid body; to any other error that the server failed."""
+    """The response to one of `RESPONSES`, an invalid body or a status; to any other error that the server failed."""
+    if isinstance(error, HTTPException):
+        headers = error.headers or {}
+        return error_response(error.status_code, str(error.detail), "invalid_request_error", None, None, headers)
     if isinstance(error, RequestValidationError):
         # Without `input`: what was sent may be private, and responses end up in logs of others.
         faults = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in error.errors()]

@@ -1,15 +1,16 @@
-"""Bodies of requests while they come: those that are too large, too slow or packed are refused."""
+"""Requests while they come: bodies that are too large, too slow or packed are refused, and pages of browsers let in."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from colora.serving.faults import error_response
 
-__all__ = ["BodyLimit"]
+__all__ = ["BodyLimit", "OpenToPages"]
 
 BODY_SECONDS = 20.0
 SLOWEST = 16 * 1024  # bytes a second, once those seconds are over
@@ -42,6 +43,24 @@ class BodyLimit:
             return
         response = error_response(*refusal, "invalid_request_error", None, None)
         await response(scope, receive, send)
+
+
+class OpenToPages(CORSMiddleware):
+    """ASGI middleware: pages of these origins may ask, and read what they get, refusals too.
+
+    Args:
+        app: the application.
+        origins: such as "https://app.example.org"; "*" for all.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
 
 
 class _Received:

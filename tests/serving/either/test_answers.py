@@ -151,3 +151,18 @@ def test_unknown_paths_are_not_found(server):
     assert server.http.get("/v1/nothing").status_code == 404
     assert server.http.get("/v1/models/nobody").status_code == 404
     assert server.http.get("/health").status_code == 200
+
+
+def test_what_is_too_much_is_refused(server):
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        answer = server.http.post(path, json={"model": "legal", "prompt": "a" * 10**6})
+        assert answer.status_code == 413
+        packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        assert server.http.post(path, content=b"{}", headers=packed).status_code == 415
+
+
+def test_there_are_no_web_sockets(server):
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    for path in ("/v1/realtime", "/v1/chat/completions"):
+        assert 400 <= server.http.get(path, headers=upgrade | key).status_code < 500

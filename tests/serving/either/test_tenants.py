@@ -12,6 +12,7 @@ from tests.helpers.servers import ask
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
+PAGE = "https://app.example.org"
 NAMES = ("acme-1", "acme-2", "globex-1", "common")
 
 
@@ -35,7 +36,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(bank, keys):
-    with served(bank, keys=keys[0]) as running:
+    with served(bank, keys=keys[0], origins=[PAGE]) as running:
         yield running
 
 
@@ -101,6 +102,23 @@ def test_a_wrong_key_is_refused(server, header):
         answer = server.http.request(method, path, headers=headers, json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     assert server.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("POST", "/v1/chat/completions", ask("acme-1", "a", max_tokens=2)), ("GET", "/v1/models", None)],
+)
+def test_pages_of_known_origins_may_ask_and_read_refusals_too(server, keys, method, path, body):
+    ask_first = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, allowed in ((PAGE, PAGE), ("https://elsewhere.example.org", None)):
+        before = server.http.options(path, headers=ask_first | {"Origin": origin})
+        assert before.headers.get("access-control-allow-origin") == allowed
+        assert before.status_code == (200 if allowed else 400)
+        for key, status in ((keys[1]["acme"], 200), ("wrong", 401)):
+            headers = {"Origin": origin, "Authorization": f"Bearer {key}"}
+            answer = server.http.request(method, path, headers=headers, json=body)
+            assert answer.headers.get("access-control-allow-origin") == allowed
+            assert answer.status_code == status
 
 
 def test_a_rate_limit_says_when_to_retry(asking):

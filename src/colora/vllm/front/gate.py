@@ -14,13 +14,17 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from colora.errors import ColoraError, TaskIdError
 from colora.serving.access import Tenant
 from colora.serving.bodies import BodyError, parse_body
 from colora.serving.faults import own_error_response
 from colora.serving.fields import UnsupportedError
+from colora.serving.receiving import BodyLimit, OpenToPages
 from colora.serving.routes.dependencies import tenant_of
 from colora.vllm.front.chat import StrippedEvents, stripped_answer
 from colora.vllm.front.server import BankServer, bank_server
@@ -44,18 +48,30 @@ class BankGate:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._server: BankServer | None = None
+        self._starting = asyncio.Lock()
+        self._opened: ASGIApp = self._answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, self._until_the_end(receive), send)
             return
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http":  # vLLM has a socket for speech, which takes no task
+            await WebSocket(scope, receive, send).close(1008)
+            return
+        if scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
-        if self._server is None:
-            self._server = await asyncio.to_thread(bank_server, scope["app"])
-        server = self._server
-        request = Request(scope, receive)
+        async with self._starting:
+            if self._server is None:
+                self._server = await asyncio.to_thread(bank_server, scope["app"])
+                self._opened = BodyLimit(self._answer, self._server.limit)
+                if origins := self._server.own.state.origins:
+                    self._opened = OpenToPages(self._opened, origins)
+        await self._opened(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        server, request = self._server, Request(scope, receive)
+        assert server is not None
         path = scope["path"]
         if path.startswith(OWN):
             await server.own(scope, receive, send)
@@ -68,8 +84,10 @@ class BankGate:
                 await self.app(scope, receive, send)
                 return
             body = await self._body(server, request, tenant, path == CHAT)
+        except ClientDisconnect:
+            return
         except Exception as error:
-            if not isinstance(error, ColoraError | UnsupportedError | RequestValidationError):
+            if not isinstance(error, ColoraError | UnsupportedError | RequestValidationError | HTTPException):
                 logger.exception("a request failed")
             await own_error_response(error)(scope, receive, send)
             return
@@ -91,12 +109,7 @@ class BankGate:
 
     async def _body(self, server: BankServer, request: Request, tenant: Tenant, is_chat: bool) -> dict[str, Any]:
         """The body of a request for an answer, as vLLM gets it."""
-        content = bytearray()
-        async for piece in request.stream():
-            content += piece
-            if len(content) > server.most_bytes:
-                raise BodyError(None, f"expected a body of at most {server.most_bytes} bytes")
-        body = parse_body(bytes(content))
+        body = parse_body(await request.body())
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise BodyError("model", "expected the name of a task")
         return await server.prepared(body, tenant, is_chat)

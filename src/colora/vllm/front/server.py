@@ -1,7 +1,7 @@
 """The bank's server beside vLLM's in one process: its tasks, its access, and its own paths."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -15,7 +15,6 @@ from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import Uploads
-from colora.serving.receiving import BodyLimit
 from colora.serving.routes import listing, tasks
 from colora.serving.routes.dependencies import AdminDep
 from colora.serving.store import CoreStore
@@ -44,15 +43,22 @@ class BankServer:
         access: keys and tenants.
         models: vLLM's `OpenAIServingModels`.
         tokenizer: of the base.
+        origins: of pages that may ask.
 
     Attributes:
         own: the application of the paths that are not vLLM's.
-        most_bytes: of the body of a request for an answer.
     """
 
-    def __init__(self, bank: BankTasks, access: Access, models: "OpenAIServingModels", tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        bank: BankTasks,
+        access: Access,
+        models: "OpenAIServingModels",
+        tokenizer: Tokenizer,
+        origins: Sequence[str] = (),
+    ) -> None:
         self.bank, self.access, self.models = bank, access, models
-        self.most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
+        self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
         if not bank.store.saved.info.chat_template:
             use_plain_prompts(tokenizer)
         self.prompts = ChatPrompts(tokenizer)
@@ -60,7 +66,7 @@ class BankServer:
         self.api_processes = int(parallel._api_process_count)
         if self.api_processes > 1:  # each numbers the adapters for itself, and the engine tells them apart by number
             models.lora_id_counter = AtomicCounter(max(parallel._api_process_rank, 0) << 40)
-        self.own = self._application(str(models.model_config.model))
+        self.own = self._application(str(models.model_config.model), tuple(origins))
 
     async def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
         """A request for an answer as vLLM gets it; vLLM has its task as the task is now.
@@ -131,22 +137,22 @@ class BankServer:
 
         self.bank.replace(run)
 
-    def _application(self, base: str) -> FastAPI:
+    def _application(self, base: str, origins: tuple[str, ...]) -> FastAPI:
         app = FastAPI(title="CoLoRA", docs_url=None, redoc_url=None, openapi_url=None)
         app.router.redirect_slashes = False
-        app.state.service, app.state.access, app.state.origins = self.bank, self.access, ()
+        app.state.service, app.state.access, app.state.origins = self.bank, self.access, origins
         app.state.uploads = Uploads()
         app.state.jobs = Jobs(lambda: self.bank.store, self.bank.put, base, lambda: len(self.access.tenants or ()))
-        app.add_middleware(BodyLimit, limit=self._limit)
         add_handlers(app, Metrics())
         app.include_router(listing.router)
         app.include_router(tasks.router)
         app.include_router(_reloading(self.reload))
         return app
 
-    def _limit(self, path: str) -> int:
+    def limit(self, path: str) -> int:
+        """The most bytes of a body that comes to this path."""
         if not path.startswith("/v1/tasks/"):
-            return LEAST_BYTES
+            return self._most_bytes
         return self.bank.store.longest_file if path.endswith("/core") else EXAMPLES_BYTES
 
 
@@ -169,4 +175,4 @@ def bank_server(app: FastAPI) -> BankServer:
     access = Access() if settings.keys is None else Access.of_file(settings.keys)
     models = app.state.openai_serving_models
     tokenizer = AutoTokenizer.from_pretrained(models.model_config.tokenizer)
-    return BankServer(installed(), access, models, tokenizer)
+    return BankServer(installed(), access, models, tokenizer, app.state.args.allowed_origins)
