@@ -166,3 +166,16 @@ def test_there_are_no_web_sockets(server):
     key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
     for path in ("/v1/realtime", "/v1/chat/completions"):
         assert 400 <= server.http.get(path, headers=upgrade | key).status_code < 500
+
+
+def test_a_streamed_answer_is_the_whole_one(server):
+    """White space inside it included: the tiny model says much of that."""
+    for seed in range(4):
+        body = ask("legal", "one two", max_tokens=60, temperature=1, seed=seed)
+        whole = server.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        streamed = ""
+        with server.http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    streamed += json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content") or ""
+        assert streamed == whole

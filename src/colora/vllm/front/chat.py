@@ -78,12 +78,15 @@ class ChatPrompts:
             message.check_fields(f"messages.{number}.")
         with self._encoding:
             text, special = conversation_text(instruction_of(messages), turns_of(messages), self.tokenizer, template)
+        stops = body.get("stop_token_ids") or []
+        if not isinstance(stops, list) or not all(type(one) is int for one in stops):
+            raise ConfigError("stop_token_ids: expected a list of numbers of tokens")
         kept = {name: value for name, value in body.items() if name not in DECIDED}
         return kept | {
             "messages": [{"role": "user", "content": text}],
             "chat_template_kwargs": {PROMPT: text},
             "add_special_tokens": special,
-            "stop_token_ids": sorted({*self.end_tokens, *(body.get("stop_token_ids") or ())}),
+            "stop_token_ids": sorted({*self.end_tokens, *stops}),
         }
 
 
@@ -141,5 +144,6 @@ class StrippedEvents:
         kept = text.rstrip()
         if kept:
             self._begun.add(choice)
+        if choice in self._begun:
             self._held[choice] = text[len(kept) :]
         return kept

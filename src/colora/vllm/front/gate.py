@@ -3,8 +3,7 @@
     --middleware colora.vllm.front.gate.BankGate
 
 Paths for tasks are those of `colora.serving`. To the paths of vLLM that take a task, tenants come with the tasks that
-are theirs; to all others only who runs the server. vLLM's paths that load adapters are closed: their files are of
-another kind.
+are theirs; to all others only who runs the server, and to some nobody (`CLOSED`).
 """
 
 import asyncio
@@ -35,7 +34,16 @@ logger = logging.getLogger(__name__)
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OPEN = ("/health", "/ping")
 OWN = ("/v1/models", "/v1/tasks/", "/v1/jobs/", "/v1/reload")
-CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+# They load adapters of another kind, or make prompts that are not those of training.
+CLOSED = (
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/chat/completions/",
+    "/invocations",
+    "/inference",
+)
 
 
 class BankGate:
@@ -78,7 +86,7 @@ class BankGate:
             return
         try:
             tenant = await asyncio.to_thread(tenant_of, request, server.own)
-            if path in CLOSED or not (tenant.admin or path in (CHAT, COMPLETIONS)):
+            if path.startswith(CLOSED) or not (tenant.admin or path in (CHAT, COMPLETIONS)):
                 raise TaskIdError("not found")  # as if the path were absent
             if path not in (CHAT, COMPLETIONS) or scope["method"] != "POST":
                 await self.app(scope, receive, send)
