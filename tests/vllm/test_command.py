@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from colora.cli.main import app
 from colora.errors import ConfigError
+from colora.serving.access import add_tenant
 from colora.serving.server import Listen
 from colora.vllm.command import VllmOptions, vllm_command
 from tests.helpers.servers import make_bank
@@ -49,6 +50,7 @@ def installed(monkeypatch):
 
 
 def test_the_command_has_what_the_options_say(installed, bank, tmp_path):
+    add_tenant(tmp_path / "keys.json", "acme", ["*"])
     options = VllmOptions(bank, state=tmp_path / "state", resident=7, max_tokens=9, own=("--seed", "3"), rows=5)
     command, environment = vllm_command(options, Listen(port=1234, keys=tmp_path / "keys.json"), {"HOME": "/home"})
     said = dict(pairwise(command))
@@ -61,7 +63,15 @@ def test_the_command_has_what_the_options_say(installed, bank, tmp_path):
     assert environment["HOME"] == "/home"
 
 
-@pytest.mark.parametrize("own", [("--max-loras", "3"), ("--max_loras=3",), ("--model=x",), ("--enable-lora",)])
+def test_a_damaged_file_of_keys_is_told_at_the_start(installed, bank, tmp_path):
+    (tmp_path / "keys.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"keys\.json"):
+        vllm_command(VllmOptions(bank), Listen(port=1, keys=tmp_path / "keys.json"))
+
+
+@pytest.mark.parametrize(
+    "own", [("--max-loras", "3"), ("--max_loras=3",), ("--model=x",), ("--enable-lora",), ("--root-path", "/x")]
+)
 def test_what_colora_sets_cannot_be_set_again(installed, bank, own):
-    with pytest.raises(ConfigError, match="set by colora serve"):
+    with pytest.raises(ConfigError, match="colora serve decides"):
         vllm_command(VllmOptions(bank, own=own), Listen(port=1))

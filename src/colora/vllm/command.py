@@ -13,6 +13,7 @@ from typing import NoReturn
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.models.base import base_location
+from colora.serving.access import Access
 from colora.serving.server import GRACE_SECONDS, Listen, check_listen, listening_socket, url_of
 from colora.vllm.front.template import TEMPLATE
 from colora.vllm.settings import BANK, KEYS, STATE
@@ -75,6 +76,8 @@ def vllm_command(
         ConfigError: vLLM is not installed, an option of its own contradicts, or see `check_listen`.
     """
     check_listen(listen)
+    if listen.keys is not None:
+        Access.of_file(listen.keys)  # so that a damaged file is told now, and not at the first request
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("--engine vllm: vLLM is not installed here: `make install-vllm`, or pip install vllm")
     saved = SavedBank(options.bank)
@@ -118,7 +121,8 @@ def _answers(options: VllmOptions) -> list[str]:
 
 def _with(command: Sequence[str], own: Sequence[str]) -> list[str]:
     """The command with a user's options, which must not set what is set already."""
-    fixed = {name for name in command if name.startswith("--")}
+    # The gate takes paths as they are.
+    fixed = {name for name in command if name.startswith("--")} | {"--root-path"}
     if taken := sorted(fixed & {name.partition("=")[0].replace("_", "-") for name in own}):
-        raise ConfigError(f"--engine vllm: {', '.join(taken)}: set by colora serve; leave it out")
+        raise ConfigError(f"--engine vllm: {', '.join(taken)}: colora serve decides that; leave it out")
     return [*command, *own]

@@ -101,7 +101,7 @@ def test_a_bank_that_cannot_be_served_is_told_before_anything_is_loaded(start, b
     config = json.loads((newer / "adapter_config.json").read_text())
     (newer / "adapter_config.json").write_text(json.dumps(config | {"format_version": 99}))
     assert "99" in start(newer)
-    assert "--max-loras: set by colora serve" in start(bank, "--max-loras", "4")
+    assert "--max-loras: colora serve decides that" in start(bank, "--max-loras", "4")
     assert "--queue: not with --engine vllm" in start(bank, "--queue", "4")
 
 
