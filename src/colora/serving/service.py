@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from colora.bank.core_file import CoreHeader, core_bytes
 from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
@@ -192,9 +191,7 @@ class Service:
 
     def core_file(self, task: str) -> bytes:
         """A task's core as a file. Raises TaskIdError if there is no such task."""
-        store = self.store
-        _, core = store.read(task)
-        return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared, prompt=store.prompt_of(task)))
+        return self.store.core_file(task)
 
     def remove(self, task: str) -> None:
         """Remove a task: requests in the queue are refused, rows that run end. Raises TaskIdError if it is absent."""

@@ -114,6 +114,11 @@ class CoreStore:
                 raise TaskIdError(f"unknown task {task!r}") from None
         return version, read_core(content, self.shape, self.shared)[0]
 
+    def core_file(self, task: str) -> bytes:
+        """A task's core as a file. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
+        _, core = self.read(task)
+        return core_bytes(core, CoreHeader(task, self.saved.info.base, self.shared, prompt=self.prompt_of(task)))
+
     def prompt_of(self, task: str) -> str | None:
         """The template of a task's prompts, see `BankInfo.prompt`. Raises TaskIdError if there is no such task."""
         with self._lock:

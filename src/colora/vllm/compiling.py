@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 from vllm.config import VllmConfig
 from vllm.config.lora import LoRAConfig
@@ -13,7 +12,7 @@ from colora.bank.tensors import SavedBank
 __all__ = ["compile_with_bank"]
 
 
-def compile_with_bank(bank: Path) -> None:
+def compile_with_bank(bank: SavedBank) -> None:
     """See that a model with this bank is compiled, on a CPU too, and that its code is not taken for another bank's.
 
     Once for the process, before vLLM makes its configuration.
@@ -36,12 +35,11 @@ def _compile_on_cpu() -> None:
     CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
 
 
-def _know_apart(bank: Path) -> None:
+def _know_apart(bank: SavedBank) -> None:
     """vLLM finds compiled code again by its configuration, where a bank is not named: on other layers, or of another
     rank, it has other code.
     """
-    saved = SavedBank(bank)
-    layers = {name: [tuple(layer.A.shape), tuple(layer.B.shape)] for name, layer in sorted(saved.layers.items())}
+    layers = {name: [tuple(layer.A.shape), tuple(layer.B.shape)] for name, layer in sorted(bank.layers.items())}
     digest = hashlib.sha256(json.dumps(layers).encode()).hexdigest()
     usual = LoRAConfig.compute_hash
 

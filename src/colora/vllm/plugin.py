@@ -43,7 +43,7 @@ def install() -> None:
         folders = LoRAFolders(lambda: bank.store, Path(tempfile.mkdtemp(prefix="colora-loras-")))
         bank.path = lambda task: str(folders.path(task))  # type: ignore[method-assign]
     else:
-        compile_with_bank(settings.bank)
+        compile_with_bank(bank.store.saved)
         BankWorkerManager.settings = settings
         lora_model_runner_mixin.LRUCacheWorkerLoRAManager = BankWorkerManager
     LoRAResolverRegistry.register_resolver(NAME, BankResolver(lambda task: bank.path(task)))

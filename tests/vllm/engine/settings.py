@@ -25,52 +25,32 @@ from tests.helpers.tiny import tiny_tokenizer
 __all__ = ["TASKS", "Setting", "llama", "make", "phi3", "qwen2", "requests"]
 
 VOCABULARY = 256
-SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 TASKS = tuple(f"task-{number}" for number in range(6))
 
 
 def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=128,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            **SIZES,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **SIZES))
 
 
 def qwen2() -> PreTrainedModel:
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=128,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            **SIZES,
-        )
-    )
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES))
 
 
 def phi3() -> PreTrainedModel:
     """Its q, k and v are one layer in transformers too."""
-    return Phi3ForCausalLM(
-        Phi3Config(
-            hidden_size=128,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            **SIZES,
-        )
-    )
+    return Phi3ForCausalLM(Phi3Config(**SIZES))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 from vllm.config.lora import LoRAConfig
 from vllm.platforms.cpu import CpuPlatform
 
+from colora.bank.tensors import SavedBank
 from colora.vllm.compiling import compile_with_bank
 
 
@@ -21,7 +22,7 @@ def hash_with(monkeypatch):
         # The monkey's patches are what puts vLLM back as it was.
         monkeypatch.setattr(LoRAConfig, "compute_hash", hashes)
         monkeypatch.setattr(CpuPlatform, "check_and_update_config", usual)
-        compile_with_bank(bank)
+        compile_with_bank(SavedBank(bank))
         return LoRAConfig(max_lora_rank=8, max_loras=4).compute_hash()
 
     return found

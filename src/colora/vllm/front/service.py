@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from colora.bank.core_file import CoreHeader, core_bytes
 from colora.errors import BaseMismatchError, ConfigError
 from colora.serving.access import LOCAL, Tenant
 from colora.serving.store import CoreStore
@@ -45,9 +44,7 @@ class BankTasks:
 
     def core_file(self, task: str) -> bytes:
         """A task's core as a file. Raises TaskIdError if there is no such task."""
-        store = self.store
-        _, core = store.read(task)
-        return core_bytes(core, CoreHeader(task, store.saved.info.base, store.shared, prompt=store.prompt_of(task)))
+        return self.store.core_file(task)
 
     def remove(self, task: str) -> None:
         """Remove a task. Raises TaskIdError if it is absent."""
