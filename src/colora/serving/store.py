@@ -49,7 +49,7 @@ class CoreStore:
         self.shape = {name: tuple(one.shape) for name, one in self.saved.core(0).items()}
         self._state = None if state is None else StateFolder(state, self.shared)
         self._lock = threading.RLock()
-        self._in_bank = {name: index for index, name in enumerate(self.saved.config.tasks)}
+        self._in_bank = self.saved.index
         self._removed: set[str] = set()
         self._added: dict[str, CoreFile | Core] = {}
         self._prompts: dict[str, str | None] = {}  # of added tasks
