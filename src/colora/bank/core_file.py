@@ -23,6 +23,8 @@ __all__ = ["HEADER", "CoreHeader", "core_bytes", "extract_core", "read_core", "r
 
 HEADER = "colora_core"
 FORMAT = 1
+LARGEST = 1e6
+"""No core that was trained comes near. Larger numbers overflow in a model, and what it keeps of them spoils others."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
         shared: digest of the bank's A and B.
 
     Raises:
-        BankFileError: it is no core file, of another base model, other A and B, other layers or shapes, or holds NaN
-            or infinity; every fault is named.
+        BankFileError: it is no core file, of another base model, other A and B, other layers or shapes, or holds NaN,
+            infinity or a number beyond `LARGEST`; every fault is named.
     """
     try:
         tensors = safetensors.torch.load(content)
@@ -104,6 +106,8 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
             faults.append(f"{name}: expected shape {tuple(like[name])}, found {tuple(found.shape)}")
         elif not found.is_floating_point() or not bool(torch.isfinite(found.float()).all()):  # as it is kept
             faults.append(f"{name}: expected finite numbers, found NaN, infinity or integers")
+        elif (largest := float(found.float().abs().max())) > LARGEST:
+            faults.append(f"{name}: expected numbers up to {LARGEST:g}, found {largest:g}")
     if faults:
         raise BankFileError("this core does not fit the bank: " + "; ".join(shortened(faults, 5)))
     return {name: one.float() for name, one in tensors.items()}, header

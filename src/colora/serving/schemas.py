@@ -11,6 +11,7 @@ from colora.serving.fields import CHAT, COMPLETION, HARMLESS, NEUTRAL, Fields, U
 
 __all__ = [
     "INSTRUCTING_ROLES",
+    "MOST_CHOICES",
     "ChatRequest",
     "CompletionRequest",
     "Message",

@@ -36,6 +36,7 @@ class CoreStore:
         saved: the bank as it is on disk.
         shared: digest of its A and B.
         shape: of the core in each adapted layer.
+        reserved: names that no task may have, for the server answers to them with something else.
 
     Raises:
         BankFileError: the folder has no bank, or a damaged one.
@@ -56,6 +57,7 @@ class CoreStore:
         self._versions: dict[str, int] = {}  # of tasks that are there and have changed
         self._changes = itertools.count(1)
         self.holdings = Holdings()
+        self.reserved: frozenset[str] = frozenset()
         if self._state is not None:
             self._state.read()
             self._adopt(self._state)
@@ -138,8 +140,7 @@ class CoreStore:
             BankFileError: the core does not fit this bank; nothing is changed.
             CheckpointError: the file cannot be written; nothing is changed.
         """
-        if fault := check_task_name(task):
-            raise ConfigError(fault)
+        self._check_name(task)
         core, header = read_core(content, self.shape, self.shared)
         named = CoreHeader(task, header.base, header.shared, tenant=tenant, prompt=header.prompt)
         written = core_bytes(core, named)
@@ -159,14 +160,25 @@ class CoreStore:
         return LEAST_FILE + sum(8 * math.prod(shape) + HEADER_OF_LAYER for shape in self.shape.values())
 
     def check_room(self, tenant: str | None, task: str, limits: Limits, coming: int) -> None:
-        """Refuse a task whose core is still to be trained, if the tenant could not put it. Raises QuotaError.
+        """Refuse a task whose core is still to be trained, if it could not be put.
 
         Args:
             coming: further tasks of the tenant that are being trained.
+
+        Raises:
+            QuotaError: the tenant could not put it.
+            ConfigError: a task cannot have this name.
         """
+        self._check_name(task)
         size = 4 * sum(math.prod(shape) for shape in self.shape.values())
         with self._lock:
             self.holdings.check(tenant, task, size * (1 + coming), limits, coming)
+
+    def _check_name(self, task: str) -> None:
+        if fault := check_task_name(task):
+            raise ConfigError(fault)
+        if task in self.reserved:
+            raise ConfigError(f"a task cannot be named {task!r} here: that is the base's name")
 
     def remove(self, task: str) -> None:
         """Remove a task. Raises TaskIdError if there is no such task, CheckpointError if that cannot be written."""

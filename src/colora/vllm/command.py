@@ -73,7 +73,7 @@ def vllm_command(
     Raises:
         BankFileError: no bank there, or a damaged one.
         BaseModelError: the bank's base is nowhere.
-        ConfigError: vLLM is not installed, an option of its own contradicts, or see `check_listen`.
+        ConfigError: vLLM is not installed, a task has the base's name, an option of its own contradicts, or see `check_listen`.
     """
     check_listen(listen)
     if listen.keys is not None:
@@ -82,6 +82,11 @@ def vllm_command(
         raise ConfigError("--engine vllm: vLLM is not installed here: `make install-vllm`, or pip install vllm")
     saved = SavedBank(options.bank)
     saved.check()
+    name = options.base or saved.info.base
+    if name in saved.index:
+        raise ConfigError(
+            f"{options.bank}: has a task named {name!r}, which is the name of the base: name the base otherwise (--base)"
+        )
     template = Path(tempfile.mkdtemp(prefix="colora-vllm-")) / "prompt.jinja"
     template.write_text(TEMPLATE, encoding="utf-8")
     # Named even where nothing is to be kept: all processes of the server have to find the same.
@@ -89,8 +94,8 @@ def vllm_command(
     told = {BANK: options.bank, STATE: state, KEYS: listen.keys}
     paths = {name: str(path.resolve()) for name, path in told.items() if path is not None}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", base_location(options.base or saved.info.base)]
-    command += ["--served-model-name", options.base or saved.info.base]
+    command += ["--model", base_location(name)]
+    command += ["--served-model-name", name]
     command += ["--chat-template", str(template), "--middleware", "colora.vllm.front.gate.BankGate"]
     command += ["--worker-extension-cls", "colora.vllm.worker.BankExtension"]
     command += ["--shutdown-timeout", str(GRACE_SECONDS)]

@@ -80,6 +80,7 @@ def test_a_core_that_does_not_fit_is_refused_and_the_old_one_stays(bank, server,
         "no such adapted layer": changed(good, lambda one: one | {"lm_head": torch.zeros(3, 3)}),
         "NaN": changed(good, lambda one: one | {first: torch.full((3, 3), torch.nan)}),
         "finite numbers": changed(good, lambda one: one | {first: torch.full((3, 3), 1e300, dtype=torch.float64)}),
+        "numbers up to 1e+06": changed(good, lambda one: one | {first: torch.full((3, 3), 1e30)}),
         "infinity": changed(good, lambda one: one | {first: torch.full((3, 3), torch.inf)}),
     }
     before = text_of(server, "legal")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from colora.bank.core_file import extract_core
 from colora.bank.generate import Request, generate_texts
 from colora.serving.access import add_tenant
+from colora.serving.quotas import Limits
 from tests.helpers.engines import SMALL, bank_for_either, stock_vllm, vllm_server
 from tests.helpers.servers import TASKS, ask
 
@@ -54,6 +56,42 @@ def test_two_servers_share_what_comes(bank, tmp_path):
             }
         assert one.http.delete("/v1/models/new", headers=bearer).status_code == 200
         assert [text(server, "new") for server in (other, one)] == [404] * 2
+
+
+def test_a_tenant_has_its_rows_in_the_batch_and_others_go_before_what_waits(bank, tmp_path):
+    keys = tmp_path / "keys.json"
+    made = {"many": add_tenant(keys, "many", ["*"], limits=Limits(rows=2)), "few": add_tenant(keys, "few", ["*"])}
+    made["root"] = add_tenant(keys, "root", ["*"], admin=True)
+    with vllm_server(bank, "--keys", str(keys), *SMALL) as server:
+        ended, most = [], []
+
+        def send(tenant, **fields):
+            body = ask("legal", "one", max_tokens=200, ignore_eos=True, **fields)
+            headers = {"Authorization": f"Bearer {made[tenant]}"}
+            answer = server.http.post("/v1/chat/completions", json=body, headers=headers)
+            ended.append(tenant)
+            return answer
+
+        send("few")  # so that the others' first steps are as short as their last
+        ended.clear()
+        with ThreadPoolExecutor(9) as pool:
+            waiting = [pool.submit(send, "many") for _ in range(8)]
+            while not all(one.done() for one in waiting):
+                text = server.http.get("/metrics", headers={"Authorization": f"Bearer {made['root']}"}).text
+                most.append(float(re.search(r"^vllm:num_requests_running\S* (\S+)$", text, re.MULTILINE)[1]))
+                if most.count(2) == 1 and most[-1] == 2:
+                    waiting.append(pool.submit(send, "few"))
+        assert {one.result().status_code for one in waiting} == {200}
+        assert 2 <= max(most) <= 3  # two of the one tenant, and the other's
+        assert ended.index("few") < 6
+        assert send("many", n=9).json()["error"]["param"] == "n"
+        extract_core(bank, "sales", tmp_path / "core")
+        refused = server.http.put(
+            f"/v1/tasks/{bank.parent / 'base-0'}/core",
+            content=(tmp_path / "core").read_bytes(),
+            headers={"Authorization": f"Bearer {made['root']}"},
+        )
+        assert (refused.status_code, "the base's name" in refused.text) == (400, True)
 
 
 @pytest.mark.parametrize("way", ["shared", "folders"])

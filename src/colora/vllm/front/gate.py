@@ -9,6 +9,7 @@ are theirs; to all others only who runs the server, and to some nobody (`CLOSED`
 import asyncio
 import json
 import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import Request
@@ -27,6 +28,7 @@ from colora.serving.receiving import BodyLimit, OpenToPages
 from colora.serving.routes.dependencies import tenant_of
 from colora.vllm.front.chat import StrippedEvents, stripped_answer
 from colora.vllm.front.server import BankServer, bank_server
+from colora.vllm.front.warming import warm_up
 
 __all__ = ["BankGate"]
 
@@ -61,7 +63,7 @@ class BankGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, self._until_the_end(receive), send)
+            await self.app(scope, self._until_the_end(receive), self._when_started(scope["app"], send))
             return
         if scope["type"] != "http":  # vLLM has a socket for speech, which takes no task
             await WebSocket(scope, receive, send).close(1008)
@@ -84,25 +86,35 @@ class BankGate:
         if path.startswith(OWN):
             await server.own(scope, receive, send)
             return
-        try:
-            tenant = await asyncio.to_thread(tenant_of, request, server.own)
-            if path.startswith(CLOSED) or not (tenant.admin or path in (CHAT, COMPLETIONS)):
-                raise TaskIdError("not found")  # as if the path were absent
-            if path not in (CHAT, COMPLETIONS) or scope["method"] != "POST":
-                await self.app(scope, receive, send)
+        async with AsyncExitStack() as held:
+            try:
+                tenant = await asyncio.to_thread(tenant_of, request, server.own)
+                if path.startswith(CLOSED) or not (tenant.admin or path in (CHAT, COMPLETIONS)):
+                    raise TaskIdError("not found")  # as if the path were absent
+                if path in (CHAT, COMPLETIONS) and scope["method"] == "POST":
+                    body = await self._body(server, request, tenant, path == CHAT)
+                    await held.enter_async_context(server.rows(tenant, body))
+                    content = json.dumps(body, ensure_ascii=False).encode()
+                    scope, receive = _with_body(scope, content), _replayed(content, receive)
+                    send = _stripping(send) if path == CHAT else send
+            except ClientDisconnect:
                 return
-            body = await self._body(server, request, tenant, path == CHAT)
-        except ClientDisconnect:
-            return
-        except Exception as error:
-            if not isinstance(error, ColoraError | UnsupportedError | RequestValidationError | HTTPException):
-                logger.exception("a request failed")
-            await own_error_response(error)(scope, receive, send)
-            return
-        content = json.dumps(body, ensure_ascii=False).encode()
-        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        scope = {**scope, "headers": [*headers, (b"content-length", str(len(content)).encode())]}
-        await self.app(scope, _replayed(content, receive), _stripping(send) if path == CHAT else send)
+            except Exception as error:
+                if not isinstance(error, ColoraError | UnsupportedError | RequestValidationError | HTTPException):
+                    logger.exception("a request failed")
+                await own_error_response(error)(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+
+    def _when_started(self, app: Any, send: Send) -> Send:
+        """Sends the events of the application's life; before it says that it has started, vLLM has answered once."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await warm_up(app.state.engine_client)
+            await send(message)
+
+        return sending
 
     def _until_the_end(self, receive: Receive) -> Receive:
         """Receives the events of the application's life; the last one ends the onboardings too."""
@@ -121,6 +133,12 @@ class BankGate:
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise BodyError("model", "expected the name of a task")
         return await server.prepared(body, tenant, is_chat)
+
+
+def _with_body(scope: Scope, content: bytes) -> Scope:
+    """The scope of the same request with another body."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+    return {**scope, "headers": [*headers, (b"content-length", str(len(content)).encode())]}
 
 
 def _replayed(content: bytes, receive: Receive) -> Receive:

@@ -1,7 +1,8 @@
 """The bank's server beside vLLM's in one process: its tasks, its access, and its own paths."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -11,18 +12,21 @@ from vllm.utils.counter import AtomicCounter
 
 from colora.errors import ConfigError, TaskIdError
 from colora.serving.access import Access, Tenant
+from colora.serving.bodies import BodyError
 from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.metrics import Metrics
-from colora.serving.quotas import Uploads
+from colora.serving.quotas import Uploads, rows_of
 from colora.serving.routes import listing, tasks
 from colora.serving.routes.dependencies import AdminDep
+from colora.serving.schemas import MOST_CHOICES
 from colora.serving.store import CoreStore
 from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.tasks.prompting.templates import parse_template
 from colora.tasks.tokenizer import Tokenizer
 from colora.vllm.front.chat import ChatPrompts
 from colora.vllm.front.service import BankTasks
+from colora.vllm.front.shares import RowShares
 from colora.vllm.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -58,23 +62,29 @@ class BankServer:
         origins: Sequence[str] = (),
     ) -> None:
         self.bank, self.access, self.models = bank, access, models
+        bank.store.reserved = frozenset(path.name for path in models.base_model_paths)
         self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
         if not bank.store.saved.info.chat_template:
             use_plain_prompts(tokenizer)
         self.prompts = ChatPrompts(tokenizer)
         parallel = models.engine_client.vllm_config.parallel_config
         self.api_processes = int(parallel._api_process_count)
+        batch = int(models.engine_client.vllm_config.scheduler_config.max_num_seqs) * int(parallel.data_parallel_size)
+        self._rows, self._shares = max(1, batch // self.api_processes), RowShares()
         if self.api_processes > 1:  # each numbers the adapters for itself, and the engine tells them apart by number
             models.lora_id_counter = AtomicCounter(max(parallel._api_process_rank, 0) << 40)
         self.own = self._application(str(models.model_config.model), tuple(origins))
 
     async def prepared(self, body: dict[str, Any], tenant: Tenant, is_chat: bool) -> dict[str, Any]:
-        """A request for an answer as vLLM gets it; vLLM has its task as the task is now.
+        """A request for an answer as vLLM gets it.
 
         Raises:
             TaskIdError: the model is absent, or this tenant may not use it.
+            BodyError: it asks for too many answers.
             UnsupportedError, ConfigError: see `ChatPrompts.rewritten`.
         """
+        if type(body.get("n")) is int and body["n"] > MOST_CHOICES:
+            raise BodyError("n", f"expected at most {MOST_CHOICES}, found {body['n']}")
         task = body["model"]
         is_base = self.models.is_base_model(task)
 
@@ -86,10 +96,27 @@ class BankServer:
             text = None if is_base else self.bank.store.prompt_of(task)
             return self.prompts.rewritten(body, None if text is None else parse_template(text))
 
-        found = await asyncio.to_thread(checked)
-        if not is_base:
-            await self._renew(task)
-        return found
+        return await asyncio.to_thread(checked)
+
+    @asynccontextmanager
+    async def rows(self, tenant: Tenant, body: dict[str, Any]) -> AsyncIterator[None]:
+        """The rows that a request takes of what its tenant may have, for as long as the block lasts; and vLLM has its
+        task as the task is when they are free.
+
+        Raises:
+            BusyError: too many wait for theirs.
+            TaskIdError: the task has been removed meanwhile.
+        """
+
+        def most() -> int | None:
+            tenants = len(self.access.tenants or ())
+            shared = tenants > 1 or tenant.limits.rows is not None
+            return rows_of(tenant.limits.rows, self._rows, tenants) if shared else None
+
+        async with self._shares.rows(tenant.name, _answers_of(body), await asyncio.to_thread(most)):
+            if not self.models.is_base_model(body["model"]):
+                await self._renew(body["model"])
+            yield
 
     async def _renew(self, task: str) -> None:
         """See that vLLM has a task that it knows as the task is now.
@@ -104,7 +131,12 @@ class BankServer:
             path = await asyncio.to_thread(self.bank.path, task)
             if old.lora_path != path:
                 request = LoRARequest(task, self.models.lora_id_counter.inc(1), path)
-                await self.models.engine_client.add_lora(request)
+                try:
+                    await self.models.engine_client.add_lora(request)
+                except Exception:
+                    if task in self.bank.store:
+                        raise
+                    raise TaskIdError(f"the model {task!r} has just been removed") from None
                 known[task] = request
         while len(known) > MOST_KNOWN:
             first = next(iter(known))
@@ -154,6 +186,13 @@ class BankServer:
         if not path.startswith("/v1/tasks/"):
             return self._most_bytes
         return self.bank.store.longest_file if path.endswith("/core") else EXAMPLES_BYTES
+
+
+def _answers_of(body: dict[str, Any]) -> int:
+    """How many answers a request asks for, as far as it says that well; what it says badly is vLLM's to refuse."""
+    prompt, choices = body.get("prompt"), body.get("n")
+    several = isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt)
+    return max(1, (len(prompt) if several else 1) * (choices if type(choices) is int else 1))
 
 
 def _reloading(reload: Callable[[asyncio.AbstractEventLoop], None]) -> APIRouter:

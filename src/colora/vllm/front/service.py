@@ -73,4 +73,5 @@ class BankTasks:
                     "expected a bank of the same rank on the same layers: start the server anew for others"
                 )
             swap(store)
+            store.reserved = old.reserved
             self.store, self._generation = store, next(self._generations)
