@@ -1,6 +1,7 @@
 from .adapter.config import CoLoRAConfig
 from .adapter.lookup import set_task
 from .adapter.model import CoLoRAModel
+from .adapter.stored.access import store_cores, tasks_at_hand
 from .algebra import canonical_gauge, compose, joint_diagonalisation
 from .bank.core_file import extract_core
 from .bank.edit import forget_tasks, merge_tasks
@@ -89,6 +90,8 @@ __all__ = [
     "save_bank",
     "set_task",
     "simulate",
+    "store_cores",
+    "tasks_at_hand",
     "train",
     "train_and_evaluate",
     "write_report",

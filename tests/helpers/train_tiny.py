@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora import CoLoRAConfig
+from colora.adapter.stored.access import store_cores
 from colora.tasks.encode import encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Example, Task
@@ -53,11 +54,13 @@ def tiny_tasks(names=NAMES, train=6, val=3, unlike=()):
 def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
-    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), **training,
+    bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), room=None,
+    cores_folder=None, **training,
 ):  # fmt: skip
     """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be.
 
-    `training` has further fields of a run file's section of that name: core_lr, schedule, patience, ...
+    `room` keeps the cores in a store. `training` has further fields of a run file's section of that name: core_lr,
+    schedule, patience, ...
     """
     tasks = tiny_tasks(names, val=val, unlike=unlike)
     model = base()
@@ -68,6 +71,8 @@ def make_trainer(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         model = get_peft_model(model, LoraConfig(**common) if lora else bank)
+    if room is not None:
+        store_cores(model, room, cores_folder)
     devices = int(os.environ.get("WORLD_SIZE", 1))
     args = TrainingArguments(
         str(folder), max_steps=steps, gradient_accumulation_steps=accumulate, learning_rate=lr, save_steps=save_steps,

@@ -148,7 +148,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
             ids = current.ids.get(adapter_name, task)
             if bool((ids != task).any() if isinstance(ids, Tensor) else ids != task):
                 raise TaskIdError(
-                    f"task {list(self.router.tasks[adapter_name])[task]!r} is merged into the base weights: call "
+                    f"task {self.router.tasks[adapter_name].name(task)!r} is merged into the base weights: call "
                     "unmerge_adapter() before using other tasks"
                 )
 
@@ -211,6 +211,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if adapter_name not in self.colora_core:
                 continue
+            self.router.check_on_model(adapter_name)
             task = self._task_to_merge(adapter_name)
             delta = self.get_delta_weight(adapter_name, task)
             if self.quantization_backend is not None:

@@ -23,6 +23,7 @@ __all__ = [
     "base_weights",
     "check_unwrapped",
     "model_type",
+    "only_bank",
     "remove_hook",
     "set_task",
     "with_tasks",
@@ -157,6 +158,16 @@ def _base(model: nn.Module) -> tuple[nn.Module, Router]:
     if len(found) != 1:
         raise ConfigError(f"expected a model with one bank, found a {type(model).__name__} with {len(found) or 'none'}")
     return found[0]
+
+
+def only_bank(model: nn.Module) -> tuple[nn.Module, Router, str]:
+    """The base model, the router and the name of a model's one active bank.
+
+    Raises:
+        ConfigError: if the model has no bank, or several are active.
+    """
+    base, router = _base(model)
+    return base, router, _only_adapter(base)
 
 
 def _only_adapter(base: nn.Module) -> str:

@@ -78,6 +78,7 @@ class CoLoRAModel(BaseTuner):
         teach_class(model)
         router.selected.pop(adapter_name, None)
         router.follows.pop(adapter_name, None)
+        router.stored.pop(adapter_name, None)
         router.register(adapter_name, config.tasks)
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
@@ -243,14 +244,13 @@ class CoLoRAModel(BaseTuner):
 
     def core(self, name: str) -> dict[str, Tensor]:
         """A copy of a task's cores: for each adapted layer, by its name in the base model, an (r, r) tensor."""
-        adapter_name = self._adapter_name()
-        index = self.router.index(name, adapter_name)
-        return {key: layer.colora_core[adapter_name].detach()[index].clone() for key, layer in self._layers().items()}
+        adapter_name, router = self._adapter_name(), self.router
+        return tasklist.read(self._layers(), router, adapter_name, router.index(name, adapter_name))
 
     def set_core(self, name: str, core: Mapping[str, Tensor]) -> None:
         """Write a task's cores, as `core` gives them. Raises ConfigError naming what is missing or misshapen."""
-        adapter_name = self._adapter_name()
-        tasklist.write(self._layers(), adapter_name, self.router.index(name, adapter_name), core)
+        adapter_name, router = self._adapter_name(), self.router
+        tasklist.write(self._layers(), router, adapter_name, router.index(name, adapter_name), core)
 
     def merge_and_unload(
         self,
@@ -321,6 +321,8 @@ class CoLoRAModel(BaseTuner):
         if router is not None:
             config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        if router is not None and adapter_name in router.stored:
+            selected |= router.stored[adapter_name].all_cores(selected)
         config.weights_sha256 = tensors_sha256(
             {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in selected.items()}
         )

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from colora.adapter.routing import Routing, TaskIds
 from colora.adapter.row_layout import RowLayout
+from colora.adapter.stored.cores import StoredCores
+from colora.adapter.task_names import TaskNames
 from colora.common.text import listed
-from colora.errors import TaskIdError
+from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["Router", "listed_tasks"]
 
@@ -65,19 +67,22 @@ class Router:
         tasks: for each adapter name, its task names with their ids, in the order of the ids.
         selected: for each adapter name, the task set by `set_task`.
         follows: for an adapter that stands in for another, as TRL's reference does: whose choice of task it takes.
+        stored: for each adapter whose cores are not all on the model, where they are.
     """
 
-    tasks: dict[str, dict[str, int]] = field(default_factory=dict)
+    tasks: dict[str, TaskNames] = field(default_factory=dict)
     selected: dict[str, str] = field(default_factory=dict)
     follows: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, StoredCores] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._calls = _Calls()
+        self._asked: dict[str, tuple[Routing, object, Routing]] = {}  # of `_placed`, the last answer
         self._key = next(_KEYS)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model, or a pickled one, starts outside of any forward pass.
-        return {"tasks": self.tasks, "selected": self.selected, "follows": self.follows}
+        return {name: getattr(self, name) for name in ("tasks", "selected", "follows", "stored")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -167,9 +172,14 @@ class Router:
             raise TaskIdError(f"task_ids must be integers or names, one per row, found {task_ids!r}") from error
         return self.resolve(numbers, adapter_names, device)
 
-    def register(self, adapter_name: str, names: Sequence[str]) -> None:
+    def check_on_model(self, adapter_name: str) -> None:
+        """Raises ConfigError where most cores of an adapter are in a store."""
+        if adapter_name in self.stored:
+            raise ConfigError("most cores of this bank are in a store: save the bank and load it to merge a task")
+
+    def register(self, adapter_name: str, names: Sequence[str] | TaskNames) -> None:
         """Take over the names of an adapter's tasks after they have changed."""
-        self.tasks[adapter_name] = {name: index for index, name in enumerate(names)}
+        self.tasks[adapter_name] = names if isinstance(names, TaskNames) else TaskNames(names)
         self.current = None
         if self.selected.get(adapter_name) not in self.tasks[adapter_name]:
             self.selected.pop(adapter_name, None)
@@ -206,13 +216,14 @@ class Router:
         """What a layer asks: ids per row or token, or one integer if the whole batch has the same task.
 
         Raises:
-            TaskIdError: if there are several tasks and none was chosen, or if it cannot be told which was.
+            TaskIdError: if there are several tasks and none was chosen, or if it cannot be told which was; or a core is
+                in a store, see `StoredCores.positions`.
         """
         current = self.current
         if not torch.compiler.is_compiling():
             self._check_backward(adapter_name)
         if current is not None and adapter_name in current.ids:
-            return current.rows(adapter_name, x, layer, layout)
+            return self._placed(current, adapter_name).rows(adapter_name, x, layer, layout)
         task, names = self.default(adapter_name), self.tasks[adapter_name]
         if task is None:
             raise TaskIdError(
@@ -222,7 +233,7 @@ class Router:
                 "colora.TaskIdsCollator(trainer.data_collator, model)), "
                 "or choose one with set_task(name)"
             )
-        return task
+        return int(self.stored[adapter_name].positions(torch.tensor(task))) if adapter_name in self.stored else task
 
     @contextmanager
     def generation(
@@ -254,6 +265,19 @@ class Router:
             adapter_name: task for adapter_name in adapter_names if (task := self.default(adapter_name)) is not None
         }
         return Routing(chosen, expandable=expandable) if chosen else None
+
+    def _placed(self, routing: Routing, adapter_name: str) -> Routing:
+        """The routing with the places of its cores in the stacks: that is their ids, but where most are in a store."""
+        if adapter_name not in self.stored:
+            return routing
+        stored, (asked, here, placed) = self.stored[adapter_name], self._asked.get(adapter_name, (None, None, routing))
+        if asked is routing and here is stored.here:  # by the layer before
+            return placed
+        ids = routing.ids[adapter_name]
+        places = stored.positions(ids) if isinstance(ids, Tensor) else int(stored.positions(torch.tensor(ids)))
+        placed = Routing({adapter_name: places}, routing.tokens, routing.expandable)
+        self._asked[adapter_name] = routing, stored.here, placed
+        return placed
 
     def _check_backward(self, adapter_name: str) -> None:
         """In a backward pass the layer is computed again, by a checkpoint that did not keep the routing of its call."""

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from colora.adapter.config import CoLoRAConfig, check_task_name
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.router import Router
+from colora.adapter.task_names import TaskSequence
 from colora.algebra import fresh_core
 from colora.common.text import shortened
 from colora.errors import ConfigError
 
-__all__ = ["add", "remove", "task_uids", "write"]
+__all__ = ["add", "read", "remove", "task_uids", "write"]
 
 _next_uid = itertools.count(1_000_000_000)
 
@@ -43,14 +44,19 @@ def add(
     """See `CoLoRAModel.add_tasks`."""
     if isinstance(names, str):
         names = [names]
-    before = list(router.tasks[adapter_name])
-    present = set(before)
+    before = router.tasks[adapter_name]
     faults = [fault for name in names if (fault := check_task_name(name))]
-    faults += [f"{name!r} is already a task of this bank" for name in names if name in present]
+    faults += [f"{name!r} is already a task of this bank" for name in names if name in before]
     faults += [f"{name!r} stands twice" for name, count in Counter(map(str, names)).items() if count > 1]
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
     source = None if init in ("identity", "mean") else router.index(init, adapter_name)
+    after = before.extended(names)
+    if adapter_name in router.stored:
+        router.stored[adapter_name].add(len(names), init if source is None else source)
+        config.tasks = TaskSequence(after)  # type: ignore[assignment]  (a list wherever it is copied or written)
+        router.register(adapter_name, after)
+        return
     uids = [next(_next_uid) for _ in names]
     for layer in layers.values():
         cores = layer.colora_core[adapter_name]
@@ -63,8 +69,8 @@ def add(
         rows = torch.cat([cores.detach(), first.expand(len(names), -1, -1)])
         grad = None if cores.grad is None else torch.cat([cores.grad, torch.zeros_like(rows[len(before) :])])
         _replace(cores, rows, grad, task_uids(cores) + uids)
-    config.tasks = [*before, *names]
-    router.register(adapter_name, config.tasks)
+    config.tasks = list(after)
+    router.register(adapter_name, after)
 
 
 def remove(
@@ -75,6 +81,9 @@ def remove(
     _check_unmerged(layers)
     if len(router.tasks[adapter_name]) == 1:
         raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
+    if adapter_name in router.stored:
+        router.stored[adapter_name].remove(index)
+        layers = {}
     for layer in layers.values():
         cores = layer.colora_core[adapter_name]
         keep = [row for row in range(cores.shape[0]) if row != index]
@@ -85,9 +94,30 @@ def remove(
     router.register(adapter_name, config.tasks)
 
 
-def write(layers: Mapping[str, CoLoRALinear], adapter_name: str, index: int, core: Mapping[str, Tensor]) -> None:
+def read(layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, index: int) -> dict[str, Tensor]:
+    """See `CoLoRAModel.core`."""
+    if adapter_name in router.stored:
+        return router.stored[adapter_name].core(index)
+    return {key: layer.colora_core[adapter_name].detach()[index].clone() for key, layer in layers.items()}
+
+
+def write(
+    layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, index: int, core: Mapping[str, Tensor]
+) -> None:
     """See `CoLoRAModel.set_core`."""
     _check_unmerged(layers)
+    _check_core(layers, adapter_name, core)
+    if adapter_name in router.stored:
+        router.stored[adapter_name].set_core(index, core)
+        return
+    with torch.no_grad():
+        for name, layer in layers.items():
+            cores = layer.colora_core[adapter_name]
+            cores[index] = core[name].to(cores)
+
+
+def _check_core(layers: Mapping[str, CoLoRALinear], adapter_name: str, core: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError naming what a core lacks, or what of it does not fit the bank."""
     faults = [f"{name}: no such adapted layer" for name in core if name not in layers]
     for name, layer in layers.items():
         shape = tuple(layer.colora_core[adapter_name].shape[1:])
@@ -99,10 +129,6 @@ def write(layers: Mapping[str, CoLoRALinear], adapter_name: str, index: int, cor
             faults.append(f"{name}: holds NaN or infinity")
     if faults:
         raise ConfigError("this core does not fit the bank; nothing was changed:", shortened(faults, 10))
-    with torch.no_grad():
-        for name, layer in layers.items():
-            cores = layer.colora_core[adapter_name]
-            cores[index] = core[name].to(cores)
 
 
 def _check_unmerged(layers: Mapping[str, CoLoRALinear]) -> None:

@@ -2,12 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from colora.adapter.config import InitWord
 from colora.evaluation.metrics import metric_options
@@ -41,8 +36,8 @@ __all__ = [
     "TrainingSpec",
 ]
 
+ON_DEVICE = 1024  # tasks: up to here a step costs no more for the others
 MOST_WARMUP = 5  # steps, where a run file names none
-
 SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
 """Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.training.starts`."""
 
@@ -168,6 +163,11 @@ class TrainingSpec(Spec):
     eval_every: int | None = Field(None, ge=1, description="Measure the validation loss every so many steps.")
     patience: int | None = Field(
         None, ge=1, description="Stop a task after so many measurements without improvement; needs eval_every."
+    )
+    cores: Literal["auto", "device", "memory", "disk"] = Field(
+        "auto",
+        description="Where the cores of all tasks are while they are trained; those of a step's tasks are on the device. "
+        f"'auto': on the device up to {ON_DEVICE} tasks, and beyond in memory, or on disk where memory has no room.",
     )
     save_every: Count = Field(50, description="Steps between checkpoints.")
     keep: Count = Field(2, description="Checkpoints to keep.")

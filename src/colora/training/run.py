@@ -42,6 +42,7 @@ from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 from colora.training.encode import EncodedRun, encode_run
 from colora.training.loop.trainer import CoLoRATrainer
+from colora.training.place_cores import place_cores
 from colora.training.prompts import FILE as PROMPT_FILE
 from colora.training.prompts import common_template
 from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run, settle_prompt
@@ -149,6 +150,8 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
     checkpoints = run.output / "checkpoints"
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     bank = make_model(model, run.names) if make_model else _start(run, model, encoded, checkpoint is None, own_log)
+    if make_model is None:
+        place_cores(bank, config, len(run.names), own_log)
     if is_first:
         claim(run.output, config, run.manifest)
         if run.choice is not None:

@@ -141,7 +141,7 @@ class TaskAdamW(torch.optim.AdamW):
             rows = rows[torch.stack([grad.index_select(0, rows).flatten(1).any(1) for grad in grads]).any(0)]
         if rows.numel() == 0:
             return
-        states = [self._state(core) for core in cores]
+        states = [self.core_state(core) for core in cores]
         beta1, beta2 = group["betas"]
         # (layers, tasks present, r, r)
         g = torch.stack([grad.index_select(0, rows) for grad in grads])
@@ -159,7 +159,7 @@ class TaskAdamW(torch.optim.AdamW):
             state["exp_avg_sq"].index_copy_(0, rows, v[layer])
             state["step"].index_copy_(0, rows, t[layer])
 
-    def _state(self, core: Float[Tensor, "K r r"]) -> dict[str, Tensor]:
+    def core_state(self, core: Float[Tensor, "K r r"]) -> dict[str, Tensor]:
         """The state of one stack of cores, its rows moved to where the tasks are now; new tasks start at zero."""
         state: dict[str, Tensor] = self.state[core]
         now = task_uids(core)
@@ -179,7 +179,7 @@ class TaskAdamW(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         """As for any optimiser; the rows of the cores' state are in the order of the bank's tasks."""
         for core in [key for key in self.state if key in self._uids]:
-            self._state(core)
+            self.core_state(core)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

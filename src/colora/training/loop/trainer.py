@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from colora.adapter.stored.access import stored_cores
 from colora.common.files import staged_folder
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
@@ -22,6 +23,7 @@ from colora.training.encode import EncodedRun
 from colora.training.loop import checkpoint
 from colora.training.loop.alternating import AlternatingCallback
 from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
+from colora.training.loop.core_files import CoreFiles
 from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups, unwrapped
 from colora.training.loop.stopping import TaskEarlyStopping
@@ -93,6 +95,8 @@ class CoLoRATrainer(Trainer):
         self.core_weight_decay = spec.core_weight_decay
         self.weighting: TaskWeighting = spec.weighting
         self.routed = routed
+        self.stored = stored_cores(model) if routed else None
+        self.core_files = CoreFiles(Path(args.output_dir) / "cores")
         self._staging: Path | None = None
         self._sums = torch.zeros(2, len(task_names), dtype=torch.float64)
         self.remove_callback(PrinterCallback)
@@ -120,28 +124,30 @@ class CoLoRATrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], None]:
         """The micro-batches of one step, each with the `row_weights` that the whole step gives its rows."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        shape = (2, len(self.task_names))
-        totals = torch.zeros(shape, dtype=torch.float32, device=device)
-        counts = []
-        for batch in batches:
-            tokens = label_tokens(batch["labels"], is_encoder_decoder(self.model)).to(device)
-            counts.append(tokens)
-            ids = batch["task_ids"].to(device)
-            totals[0].index_add_(0, ids, tokens.float())
-            totals[1].index_add_(0, ids, torch.ones_like(tokens, dtype=torch.float32))
+        ids = [batch["task_ids"].to(device) for batch in batches]
+        tokens = [label_tokens(batch["labels"], is_encoder_decoder(self.model)).to(device) for batch in batches]
+        tasks = _tasks_of_step(ids, device)
+        places = [torch.searchsorted(tasks, one) for one in ids]
+        totals = torch.zeros(2, len(tasks), dtype=torch.float32, device=device)
+        for place, counts in zip(places, tokens, strict=True):
+            totals[0].index_add_(0, place, counts.float())
+            totals[1].index_add_(0, place, torch.ones_like(counts, dtype=torch.float32))
         if dist.is_initialized():
             dist.all_reduce(totals)
-        active = self._active().to(device)
-        self._task_adamw.expect((totals[1] * active).nonzero().squeeze(1))
-        for batch, tokens in zip(batches, counts, strict=True):
-            batch["row_weights"] = row_weights(
-                batch["task_ids"].to(device), tokens, totals[0], totals[1], active, self.weighting
-            )
+        active = self._active(tasks)
+        present = tasks[totals[1] * active > 0]
+        if self.stored is not None:
+            self.stored.bring(tasks.cpu().numpy(), to_train=True)
+            present = self.stored.positions(present)
+        self._task_adamw.expect(present)
+        for batch, place, counts in zip(batches, places, tokens, strict=True):
+            batch["row_weights"] = row_weights(place, counts, totals[0], totals[1], active, self.weighting)
         return batches, None
 
-    def _active(self) -> Tensor:
+    def _active(self, tasks: Tensor) -> Tensor:
+        """Which of these tasks, (n,), have not stopped."""
         stopped = {name for cb in self._callbacks(TaskEarlyStopping) for name in cb.stopped_at}
-        return torch.tensor([name not in stopped for name in self.task_names])
+        return torch.tensor([self.task_names[task] not in stopped for task in tasks.tolist()], device=tasks.device)
 
     def _callbacks(self, kind: type[Any]) -> list[Any]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, kind)]
@@ -191,9 +197,7 @@ class CoLoRATrainer(Trainer):
                 dist.all_reduce(moved)
                 sums = moved.cpu()
             self._sums.zero_()
-            for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True):
-                if tokens:
-                    logs[f"loss/{name}"] = total / tokens
+            logs |= {f"loss/{name}": loss for name, loss in self._means(sums).items()}
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -224,15 +228,16 @@ class CoLoRATrainer(Trainer):
             moved = sums.to(self.args.device)
             dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
             sums = moved.cpu()
-        means = {
-            f"{metric_key_prefix}_loss/{name}": total / tokens
-            for name, (total, tokens) in zip(self.task_names, sums.T.tolist(), strict=True)
-            if tokens
-        }
+        means = {f"{metric_key_prefix}_loss/{name}": loss for name, loss in self._means(sums).items()}
         metrics = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1), **means}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        """Token NLL by task, of those that have tokens; `sums`, (2, K), are nats and tokens."""
+        tasks = sums[1].nonzero().squeeze(1)
+        return dict(zip((self.task_names[task] for task in tasks.tolist()), (sums[0] / sums[1])[tasks].tolist(), strict=True))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -243,6 +248,8 @@ class CoLoRATrainer(Trainer):
             self.optimizer = TaskAdamW(
                 groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
             )
+            if self.stored is not None:
+                self.stored.use(self.optimizer)
         return self.optimizer
 
     @property
@@ -265,6 +272,8 @@ class CoLoRATrainer(Trainer):
             raise self._diverged("the weights", [], self.state.global_step)
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         leader, barrier = self.args.should_save, self.accelerator.wait_for_everyone
+        if self.stored is not None:
+            self.core_files.save(self.stored, self.state.global_step, write=leader)
         with staged_folder(final, leader, barrier) as folder:
             self._staging = folder.parent
             try:
@@ -273,12 +282,19 @@ class CoLoRATrainer(Trainer):
                 self._staging = None
         if self.args.should_save:
             rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit, use_mtime=False)
+            if self.stored is not None:
+                self.core_files.collect(Path(self.args.output_dir).glob("checkpoint-*"))
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
+        if not self.args.should_save:
+            return
+        if self.stored is not None:  # no bank: most of its cores are in files of their own
+            checkpoint.save_state(Path(output_dir or self.args.output_dir), "shared", self._shared_parameters())
+            self.core_files.note(Path(output_dir or self.args.output_dir))
+        else:
             # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
             self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
 
@@ -296,8 +312,19 @@ class CoLoRATrainer(Trainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         checkpoint.save_random_state(Path(output_dir), self.args.process_index)
 
+    def _shared_parameters(self) -> dict[str, Tensor]:
+        """What all tasks share, by name: A, B, and modules that are trained whole."""
+        named = self.model.named_parameters()
+        return {name: one.detach() for name, one in named if one.requires_grad and "colora_core" not in name}
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
+        if self.stored is not None:
+            for name, value in checkpoint.load_state(folder, "shared").items():
+                self.model.get_parameter(name).data.copy_(value)
+            return
+        if (folder / "shared.json").is_file():
+            raise CheckpointError(f"{folder} was saved with the cores in a store (training.cores); expected as here")
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             TrainerState.load_from_json(str(folder / "trainer_state.json"))
@@ -314,6 +341,8 @@ class CoLoRATrainer(Trainer):
         if folder is not None:
             self.optimizer.load_state_dict(checkpoint.load_state(Path(folder), "optimizer"))
             self.lr_scheduler.load_state_dict(checkpoint.load_state(Path(folder), "scheduler"))
+            if self.stored is not None:
+                self.core_files.load(self.stored, Path(folder))
 
     def _load_scaler(self, folder: str | None) -> None:
         if folder is not None and self.accelerator.scaler is not None:
@@ -322,3 +351,13 @@ class CoLoRATrainer(Trainer):
     def _load_rng_state(self, folder: str | None) -> None:
         if folder is not None:
             checkpoint.load_random_state(Path(folder), self.args.process_index)
+
+
+def _tasks_of_step(ids: list[Tensor], device: torch.device) -> Tensor:
+    """The tasks of a step, (n,), ascending: of all its micro-batches and processes, which have equally many rows."""
+    rows = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long, device=device)
+    if dist.is_initialized():
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows)
+        rows = torch.cat(gathered)
+    return rows.unique()

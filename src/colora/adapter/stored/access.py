@@ -1,0 +1,92 @@
+"""A bank whose cores are in a store: how one comes to be, and how its tasks are trained in a loop of one's own.
+
+    colora.store_cores(model, room=16)
+    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=2e-3, core_lr=6e-2))
+    for batch in loader:
+        with colora.tasks_at_hand(model, batch["task_ids"], optimizer):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from colora.adapter.lookup import bank_layers, only_bank
+from colora.adapter.routing import TaskIds
+from colora.adapter.stored.cores import KeepsMoments, StoredCores
+from colora.errors import ConfigError
+
+__all__ = ["bytes_of_task", "store_cores", "stored_cores", "tasks_at_hand"]
+
+
+def store_cores(model: nn.Module, room: int, folder: str | Path | None = None) -> StoredCores:
+    """Keep the cores of the model's active bank in a store, and on the model those of a few tasks at a time.
+
+    A step then costs what its tasks cost, however many the bank has. Tasks are added, removed, read and saved as
+    before. The bank cannot be merged or compiled while its cores are in a store.
+
+    Args:
+        model: with one active bank, on the device where it stays.
+        room: the most tasks of a step, over all its micro-batches and processes.
+        folder: where they are kept, in a file without a name that goes with the process; None: in memory.
+
+    Raises:
+        ConfigError: the model has no bank, or several are active; or the cores are in a store already.
+        CheckpointError: the file cannot be written.
+    """
+    base, router, adapter_name = only_bank(model)
+    if adapter_name in router.stored:
+        raise ConfigError("the cores of this bank are in a store already")
+    stacks = {name: layer.colora_core[adapter_name] for name, layer in bank_layers(base, adapter_name).items()}
+    router.current = None
+    stored = StoredCores(stacks, room, None if folder is None else Path(folder))
+    router.stored[adapter_name] = stored
+    return stored
+
+
+def bytes_of_task(model: nn.Module) -> int:
+    """Of a task in a store, with an optimiser's moments."""
+    base, _, adapter_name = only_bank(model)
+    layers = bank_layers(base, adapter_name).values()
+    numbers = [layer.colora_core[adapter_name][0].numel() for layer in layers]
+    return 4 * (3 * sum(numbers) + len(numbers))
+
+
+def stored_cores(model: nn.Module) -> StoredCores | None:
+    """The store of the model's active bank; None where all its cores are on the model.
+
+    Raises:
+        ConfigError: the model has no bank, or several are active.
+    """
+    _, router, adapter_name = only_bank(model)
+    return router.stored.get(adapter_name)
+
+
+@contextmanager
+def tasks_at_hand(model: nn.Module, task_ids: TaskIds, optimizer: KeepsMoments | None = None) -> Iterator[None]:
+    """Have the cores of a step's tasks on the model, to be trained inside the block.
+
+    Where the cores are in no store, all of them are there anyway, and nothing is done.
+
+    Args:
+        model: with one active bank.
+        task_ids: names or ids of all tasks of the step, over all its micro-batches.
+        optimizer: a `TaskAdamW`; its moments of each task are kept with the task's core.
+
+    Raises:
+        ConfigError: the model has no bank, or several are active.
+        TaskIdError: a task that is none, more of them than room, or gradients of other tasks that wait.
+        CheckpointError: the store cannot be read or written.
+    """
+    _, router, adapter_name = only_bank(model)
+    if (stored := router.stored.get(adapter_name)) is not None:
+        if optimizer is not None:
+            stored.use(optimizer)
+        ids = router.resolve(task_ids, [adapter_name], torch.device("cpu"))[adapter_name]
+        stored.bring(torch.as_tensor(ids).flatten().numpy(), to_train=True)
+    yield

@@ -1,0 +1,136 @@
+"""`CoLoRATrainer` with the cores in a store: the same bank to the bit, and checkpoints that cost what changed."""
+
+import json
+
+import pytest
+import safetensors.numpy
+import torch
+
+from colora.errors import CheckpointError
+from colora.training.loop import core_files
+from tests.helpers.train_tiny import bank_tensors, equal, make_trainer, roles
+
+SEVEN = ("ab", "cde", "f", "gh", "i", "jkl", "m")
+COMMON = {"names": SEVEN, "rows": 4, "eval_steps": 4, "steps": 12}
+
+
+def whole_bank(trainer):
+    """A, B and the cores of all tasks."""
+    cores = {f"{task} {key}": one for task in trainer.task_names for key, one in trainer.model.core(task).items()}
+    return roles(bank_tensors(trainer))[0] | cores
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"accumulate": 2},
+        {"schedule": "alternating", "turn": 2, "init_weights": False},
+        {"patience": 1, "unlike": ("cde", "m"), "steps": 20},
+        {"weighting": "token", "core_weight_decay": 0.1},
+        {"bf16": True},
+        {"max_grad_norm": 0.0},
+    ],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
+def test_a_run_gives_the_bank_that_it_gives_with_all_cores_on_the_model(tmp_path, settings):
+    whole = make_trainer(tmp_path / "whole", **COMMON | settings)
+    ours = make_trainer(tmp_path / "ours", room=4, cores_folder=tmp_path, **COMMON | settings)
+    for trainer in (whole, ours):
+        trainer.train()
+    assert equal(whole_bank(whole), whole_bank(ours))
+    keys = [key for key in whole.state.log_history[0] if key.startswith(("loss", "eval_loss", "grad_norm"))]
+    for mine, theirs in zip(whole.state.log_history, ours.state.log_history, strict=True):
+        assert {key: mine.get(key) for key in keys} == {key: theirs.get(key) for key in keys}
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_run_resumed_from_a_checkpoint_equals_one_without_a_break(tmp_path, step):
+    settings = COMMON | {"room": 16, "dropout": 0.3}
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path, **settings)
+    torch.manual_seed(99)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert equal(whole_bank(whole), whole_bank(resumed))
+
+
+def rows_of(trainer, checkpoint):
+    """Rows in each file that makes up a checkpoint."""
+    names = json.loads((checkpoint / "cores.json").read_text())["files"]
+    return [len(safetensors.numpy.load_file(trainer.core_files.folder / name)["tasks"]) for name in names]
+
+
+def test_a_checkpoint_writes_the_tasks_that_were_trained_since_the_last(tmp_path):
+    names = tuple(f"task-{number}" for number in range(40))
+    trainer = make_trainer(tmp_path, names=names, rows=4, steps=6, save_steps=2, room=4, val=0)
+    seen = [set(), set(), set()]
+    collate = trainer.data_collator
+    trainer.data_collator = lambda items: drawn.append({item["task_ids"] for item in items}) or collate(items)
+    drawn = []
+    trainer.train()
+    for number, tasks in enumerate(drawn):
+        seen[number // 2] |= tasks
+    assert rows_of(trainer, tmp_path / "checkpoint-6") == [len(tasks) for tasks in seen]
+    assert max(len(tasks) for tasks in seen) < 9
+    assert rows_of(trainer, tmp_path / "checkpoint-2") == [len(seen[0])]
+
+
+def test_files_that_no_checkpoint_needs_go_once_all_rows_are_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_files, "SPARE_ROWS", 0)
+    trainer = make_trainer(tmp_path, **COMMON | {"room": 4, "steps": 40, "save_steps": 2, "save_total_limit": 2})
+    trainer.train()
+    rows = rows_of(trainer, tmp_path / "checkpoint-40")
+    assert sum(rows) <= 2 * len(SEVEN)
+    kept = {path.name for path in trainer.core_files.folder.iterdir()}
+    named = {
+        name
+        for checkpoint in tmp_path.glob("checkpoint-*")
+        for name in json.loads((checkpoint / "cores.json").read_text())["files"]
+    }
+    assert kept == named
+    resumed = make_trainer(tmp_path, **COMMON | {"room": 4, "steps": 40, "save_steps": 2, "save_total_limit": 2})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-38"))
+    assert equal(whole_bank(trainer), whole_bank(resumed))
+
+
+def test_a_checkpoint_with_a_damaged_or_missing_file_is_refused_by_name(tmp_path):
+    trainer = make_trainer(tmp_path, **COMMON, room=4)
+    trainer.train()
+    file = sorted(trainer.core_files.folder.iterdir())[0]
+    content = file.read_bytes()
+    for damage in (lambda: file.write_bytes(content[:100]), file.unlink):
+        damage()
+        with pytest.raises(CheckpointError, match=file.name):
+            make_trainer(tmp_path, **COMMON, room=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):
+    make_trainer(tmp_path / "whole", **COMMON).train()
+    make_trainer(tmp_path / "ours", **COMMON, room=4).train()
+    with pytest.raises(CheckpointError, match="in a store"):
+        make_trainer(tmp_path / "x", **COMMON).train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-8"))
+    with pytest.raises(CheckpointError, match="shared"):
+        make_trainer(tmp_path / "y", **COMMON, room=4).train(
+            resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8")
+        )
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, **COMMON, room=4)
+
+    def full(path, content):
+        if trainer.state.global_step > 4:
+            raise CheckpointError(f"{path}: no space left on device")
+        return write_bytes(path, content)
+
+    write_bytes = core_files.write_bytes
+    monkeypatch.setattr(core_files, "write_bytes", full)
+    with pytest.raises(CheckpointError, match="no space left"):
+        trainer.train()
+    monkeypatch.undo()
+    whole = make_trainer(tmp_path / "whole", **COMMON)
+    whole.train()
+    resumed = make_trainer(tmp_path, **COMMON, room=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert equal(whole_bank(whole), whole_bank(resumed))
