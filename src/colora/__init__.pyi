@@ -35,6 +35,7 @@ from .training.loop.optimizer import TaskAdamW, parameter_groups
 from .training.run import evaluate_bank, train, train_and_evaluate
 from .transfer.before_training import run_similarity
 from .transfer.onboarding.onboard import onboard
+from .transfer.onboarding.update import update
 from .transfer.similarity import bank_similarity
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "tasks_at_hand",
     "train",
     "train_and_evaluate",
+    "update",
     "write_report",
 ]
 __version__: str

@@ -127,6 +127,42 @@ def onboard(
         say(f"bank: {result.bank}")
 
 
+@app.command()
+def update(
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
+    examples: Annotated[Path, typer.Argument(metavar="TASK.jsonl", help="Further examples of a task, or a folder.")],
+    name: Annotated[str | None, typer.Option(help="The task's name; the file's by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the core; by default 0.03.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep the new core even if it is no better.")] = False,
+    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples, and of what is set aside.")] = 0,
+) -> None:
+    """Train a task of a bank further on more examples; every other task stays as it is to the bit.
+
+    A quarter of the examples, or the val file of a folder, is not trained on. Where the new core is no better on these,
+    the bank stays as it was (exit code 1), unless `--force` keeps it.
+    """
+    with errors():
+        from colora.transfer.onboarding.fit import Settings
+        from colora.transfer.onboarding.update import update as update_task
+
+        settings = Settings(steps, rows, lr, seed=seed)
+        found = update_task(
+            bank, examples, name=name, output=output, base=base, settings=settings, force=force, log=say
+        )
+        say(
+            f"{found.task}: {found.before:.3f} nats per token before, {found.after:.3f} after {found.trained} examples, on "
+            f"{found.validation} others, in {found.seconds:.0f} s"
+        )
+        if not found.kept:
+            say("no better: the bank stays as it was. --force keeps the new core; --lr 0.01 takes shorter steps")
+            raise typer.Exit(1)
+        say(f"bank: {found.bank}")
+
+
 def _print_cosines(measured: "Similarity", order: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text

@@ -31,7 +31,7 @@ from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
 from colora.transfer.onboarding.write import add_to_files
 
-__all__ = ["Onboarding", "Settings", "TaskFit", "add_new_task", "onboard"]
+__all__ = ["Onboarding", "Settings", "TaskFit", "add_new_task", "batches_of", "onboard", "read_one_task"]
 
 ENOUGH = 0.005
 """Relative coverage that tasks like the bank's own exceed, and others do not (benchmarks/transfer/coverage.py)."""
@@ -119,7 +119,7 @@ def onboard(
     target = saved.folder if output is None else Path(output)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
-    task = _read(Path(examples), name, settings.seed)
+    task = read_one_task(Path(examples), name, settings.seed)
     if task.name in saved.tasks:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
@@ -186,7 +186,7 @@ def _add(
     log: Callable[[str], None],
 ) -> tuple[PeftModel, TaskFit]:
     collate = TaskCollator(pad_token_id)
-    batches, validation = _batches(data, collate), _batches(held_out, collate)
+    batches, validation = batches_of(data, collate), batches_of(held_out, collate)
     tuner = bank_tuner(model)
     bank, index = tuner.active_adapters[0], tuner.tasks.index(name)
     tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
@@ -197,7 +197,7 @@ def _add(
         for layer_name, layer in bank_layers(model, bank).items()
     }
     covered = coverage(gradients, 0, factors)
-    first_batch = _batches(data, collate, START_EXAMPLES)[:1]
+    first_batch = batches_of(data, collate, START_EXAMPLES)[:1]
     start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0))
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
@@ -208,15 +208,23 @@ def _add(
     return model, TaskFit(start, covered, before, after, mean_nll(model, validation, index) if validation else None)
 
 
-def _read(source: Path, name: str | None, seed: int) -> Task:
-    """The new task; nothing is set aside of its training examples, since it has few."""
+def read_one_task(source: Path, name: str | None, seed: int, validation: int = 0) -> Task:
+    """One task from a file, or from a folder of splits.
+
+    Args:
+        validation: examples that are set aside where there is no val file. A new task has few: of them, none.
+
+    Raises:
+        TaskFileError: listing all faults of the files.
+    """
     splits = {path.stem for path in source.iterdir()} if source.is_dir() else set()
-    val = None if splits & set(VAL_NAMES) else 0
+    val = None if splits & set(VAL_NAMES) else validation
     test = None if "test" in splits else 0
     (task,) = read_tasks([TaskSource(name=name, path=str(source), val=val, test=test)], seed=seed)
     return task
 
 
-def _batches(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+def batches_of(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+    """The examples in padded batches, in their order."""
     items = [data[index] for index in range(len(data))]
     return [collate(items[start : start + rows]) for start in range(0, len(items), rows)]

@@ -1,0 +1,137 @@
+"""More examples for a task that a bank has: its core goes on from where it is, and everything else stays as it is.
+
+The core is kept if it has become better on validation examples that it was not trained on; else the bank stays as it
+was.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from colora.adapter.model import bank_tuner
+from colora.bank.load import load_bank
+from colora.bank.tensors import SavedBank, tensor_key, write_bank
+from colora.common.device import training_device
+from colora.common.threads import configure_threads
+from colora.errors import ConfigError, TaskIdError
+from colora.models.likelihood import is_encoder_decoder
+from colora.tasks.collate import TaskCollator
+from colora.tasks.encode import encode_tasks
+from colora.tasks.schema import Task, prompted
+from colora.training.prompts import unplaced_text
+from colora.transfer.onboarding.fit import Settings, fit_core
+from colora.transfer.onboarding.onboard import batches_of, read_one_task
+from colora.transfer.onboarding.start import mean_nll
+
+__all__ = ["LR", "Update", "update"]
+
+LR = 0.03
+"""A core that has been trained needs shorter steps than one that begins (docs/decisions/transfer.md)."""
+VALIDATION_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Update:
+    """What further examples did for a task.
+
+    Attributes:
+        task: its name.
+        bank: folder of the bank; unchanged where `kept` is false.
+        before, after: nats per token of its validation examples, with the core of before and the new one.
+        trained, validation: numbers of examples.
+        kept: whether the bank has the new core now.
+        seconds: for all of it.
+    """
+
+    task: str
+    bank: Path
+    before: float
+    after: float
+    trained: int
+    validation: int
+    kept: bool
+    seconds: float
+
+
+def update(
+    bank: str | Path,
+    examples: str | Path,
+    *,
+    name: str | None = None,
+    output: str | Path | None = None,
+    base: str | None = None,
+    settings: Settings | None = None,
+    force: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Update:
+    """Train a task's core further on examples, with the prompt that it has.
+
+    Args:
+        bank: folder of a bank or of a run.
+        examples: a task file, a quarter of which is set aside for validation, or a folder with a val file.
+        name: the task's name; by default the file's.
+        output: folder for the changed bank, must not hold anything; by default it takes the old one's place.
+        base: another place of the same base model.
+        settings: as for a new task; its rate is `LR` unless given, and `extend` cannot be.
+        force: keep the new core even if it is no better.
+        log: takes lines for the user.
+
+    Raises:
+        BankFileError, BaseMismatchError: see `load_bank`.
+        TaskFileError: listing all faults of the examples.
+        TaskIdError: the bank has no such task.
+        ConfigError: the output is there already, there is no example to validate on, or `extend` is asked for.
+        TrainingDivergedError: a loss became NaN or infinite; nothing is written.
+        CheckpointError: the bank cannot be written; what was there still is.
+    """
+    began = time.monotonic()
+    configure_threads()
+    settings = settings or Settings()
+    if settings.extend:
+        raise ConfigError("extend: a task that is there keeps its rank; remove it and onboard it anew to extend it")
+    settings = replace(settings, lr=LR if settings.lr is None else settings.lr)
+    saved = SavedBank(bank)
+    target = saved.folder if output is None else Path(output)
+    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    task = _read(Path(examples), name, settings.seed)
+    if task.name not in saved.index:
+        raise TaskIdError(f"{saved.folder} has no task {task.name!r} (--name); `colora onboard` adds one")
+    template = saved.info.template(task.name)
+    if fault := unplaced_text(task, template):
+        raise ConfigError(f"task {task.name!r}, {fault}")
+    task = prompted(task, template)
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    index, collate = saved.index[task.name], TaskCollator(tokenizer.pad_token_id)
+    data, held_out = (
+        encode_tasks([task], tokenizer, split, info.max_length, is_encoder_decoder(model), {task.name: 0})
+        for split in ("train", "val")
+    )
+    validation = batches_of(held_out, collate)
+    before = mean_nll(model, validation, index)
+    log(f"{task.name}: {before:.3f} nats per token of its {len(held_out)} validation examples before")
+    fit_core(model, index, data, collate, settings)
+    after = mean_nll(model, validation, index)
+    kept = after < before or force
+    if kept:
+        info.examples[task.name] = info.examples.get(task.name, 0) + len(task.splits["train"])
+        info.seen[task.name] = info.seen.get(task.name, 0) + settings.steps * settings.rows
+        files = saved.load()
+        files.info = info
+        for layer, core in bank_tuner(model).core(task.name).items():
+            stack = files.tensors[tensor_key(layer, "core")]
+            stack[index] = core.to(stack)
+        write_bank(files, target)
+    seconds = time.monotonic() - began
+    return Update(task.name, target, before, after, len(data), len(held_out), kept, seconds)
+
+
+def _read(source: Path, name: str | None, seed: int) -> Task:
+    """The task, with examples to validate on."""
+    task = read_one_task(source, name, seed)
+    if not task.splits["val"] and (count := len(task.splits["train"])) >= 2:
+        task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE))
+    if not task.splits["val"]:
+        raise ConfigError(f"{source}: expected two examples at least, one of them to see whether the core got better")
+    return task

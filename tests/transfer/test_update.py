@@ -1,0 +1,136 @@
+"""More examples for a task of a bank: its core alone goes on, and only if that is better on examples set aside."""
+
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
+
+from colora.adapter.config import CoLoRAConfig
+from colora.bank.core_file import extract_core, read_core
+from colora.bank.layout import BankInfo, read_bank_info
+from colora.bank.load import load_bank, save_bank
+from colora.bank.tensors import SavedBank
+from colora.errors import ConfigError, TaskIdError
+from colora.transfer.onboarding.fit import Settings
+from colora.transfer.onboarding.onboard import read_one_task
+from colora.transfer.onboarding.update import update
+from tests.helpers.run_files import cli, content, refusal, save_base, write_task
+from tests.helpers.tiny import tiny_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+TASKS = ["legal", "billing", "sales"]
+QUICK = Settings(steps=12, rows=4, lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def saved(base, tmp_path):
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_llama(), CoLoRAConfig(r=3, tasks=TASKS, init_weights=False))
+    info = BankInfo(base=base, max_length=96, examples=dict.fromkeys(TASKS, 3), prompt="Q: {input}\nA: {output}")
+    save_bank(model, tmp_path / "b", info)
+    return tmp_path / "b"
+
+
+@pytest.fixture
+def examples(tmp_path):
+    return tmp_path / write_task(tmp_path, "billing", 12)
+
+
+def tensors(bank):
+    return load_file(bank / "adapter_model.safetensors")
+
+
+def test_the_core_of_the_task_alone_moves_and_gets_better(saved, examples):
+    before, seen = tensors(saved), read_bank_info(saved)
+    found = update(saved, examples, settings=QUICK)
+    assert (found.task, found.bank, found.kept, found.trained, found.validation) == ("billing", saved, True, 9, 3)
+    assert found.after < found.before
+    after = tensors(saved)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if "colora_core" in name:
+            assert torch.equal(value[[0, 2]], after[name][[0, 2]])
+            assert not torch.equal(value[1], after[name][1])
+        else:
+            assert torch.equal(value, after[name])
+    info = read_bank_info(saved)
+    assert info.examples == seen.examples | {"billing": 3 + 9}
+    assert info.seen == {"billing": 48}
+    assert info.prompt == seen.prompt
+    SavedBank(saved).check()
+
+
+def test_what_it_says_is_what_the_bank_gives_afterwards(saved, examples):
+    found = update(saved, examples, settings=QUICK)
+    task = read_one_task(examples, None, 0, validation=3)
+    again = update(saved, examples, settings=Settings(steps=1, rows=1, lr=1e-9), force=True)
+    assert len(task.splits["val"]) == 3
+    assert again.before == pytest.approx(found.after, rel=1e-5)
+
+
+def test_a_core_that_got_worse_is_not_kept_unless_that_is_asked_for(saved, examples):
+    before = content(saved)
+    wild = Settings(steps=6, rows=4, lr=30.0)
+    found = update(saved, examples, settings=wild)
+    assert (found.kept, found.after > found.before) == (False, True)
+    assert content(saved) == before
+    assert update(saved, examples, settings=wild, force=True).kept
+    assert content(saved) != before
+
+
+def test_another_output_leaves_the_bank(saved, examples, tmp_path):
+    before = content(saved)
+    update(saved, examples, settings=QUICK, output=tmp_path / "new")
+    assert content(saved) == before
+    extract_core(saved, "billing", tmp_path / "one")
+    extract_core(tmp_path / "new", "billing", tmp_path / "other")
+    bank = SavedBank(saved)
+    shape = {name: tuple(layer.cores.shape[1:]) for name, layer in bank.layers.items()}
+    one, other = (read_core((tmp_path / name).read_bytes(), shape, bank.shared_sha256)[0] for name in ("one", "other"))
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(ConfigError, match="is there already"):
+        update(saved, examples, settings=QUICK, output=tmp_path / "new")
+
+
+def test_a_folder_with_a_val_file_is_validated_on_that(saved, tmp_path):
+    folder = tmp_path / "billing"
+    folder.mkdir()
+    for split, count in (("train", 6), ("val", 2)):
+        text = "".join(json.dumps({"input": f"{split} {i}", "output": "zahl" * (1 + i % 2)}) + "\n" for i in range(count))
+        (folder / f"{split}.jsonl").write_text(text)
+    found = update(saved, folder, settings=QUICK)
+    assert (found.trained, found.validation) == (6, 2)
+
+
+def test_what_cannot_be_updated_is_told(saved, examples, tmp_path):
+    with pytest.raises(TaskIdError, match="no task 'other'"):
+        update(saved, examples, name="other")
+    with pytest.raises(ConfigError, match="keeps its rank"):
+        update(saved, examples, settings=Settings(extend=2))
+    one = tmp_path / write_task(tmp_path, "sales", 1)
+    with pytest.raises(ConfigError, match="two examples at least"):
+        update(saved, one)
+    before = content(saved)
+    assert "no task 'other'" in refusal("update", saved, examples, "--name", "other")
+    assert content(saved) == before
+
+
+def test_the_command_tells_what_it_did(saved, examples):
+    result = cli("update", saved, examples, "--steps", 12, "--rows", 4, "--lr", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "billing" in result.output
+    assert "on 3 others" in " ".join(result.output.split())
+    before = content(saved)
+    result = cli("update", saved, examples, "--steps", 6, "--rows", 4, "--lr", 30)
+    assert result.exit_code == 1
+    assert "stays as it was" in " ".join(result.output.split())
+    assert content(saved) == before
+    model, _, _ = load_bank(saved)
+    assert model.tasks == TASKS
