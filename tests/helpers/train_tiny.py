@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save, save_file
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -92,6 +93,12 @@ def make_trainer(
 def bank_tensors(trainer):
     """Copies of all trained tensors, by name."""
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def whole_bank(trainer):
+    """The same, with the cores of all tasks one by one, also of a bank that has most of them in a store."""
+    cores = {f"{task} {key}": one for task in trainer.task_names for key, one in trainer.model.core(task).items()}
+    return roles(bank_tensors(trainer))[0] | cores
 
 
 def roles(tensors):
@@ -231,7 +238,10 @@ def _job(folder, report, pause=0.0, die_at_write=None, file_limit=None, count_wr
         trainer.train(resume_from_checkpoint=resumed)
     except BaseException as error:
         return {"error": type(error).__name__, "message": str(error), "step": trainer.state.global_step}
-    return {"interrupted": trainer.interrupt.interrupted, "step": trainer.state.global_step, "writes": writes}
+    done = writes
+    if trainer.stored is not None:
+        (folder / "whole.safetensors").write_bytes(save(whole_bank(trainer)))
+    return {"interrupted": trainer.interrupt.interrupted, "step": trainer.state.global_step, "writes": done}
 
 
 # ---- two processes, one model -----------------------------------------------------------------------------------
@@ -240,13 +250,12 @@ DDP = {"steps": 6, "rows": 4, "dropout": 0.0, "save_steps": 3}
 
 
 def _ddp(folder):
-    from safetensors.torch import save_file
-
-    def run(name, resume=None, **settings):
+        def run(name, resume=None, whole=False, **settings):
         trainer = make_trainer(folder / name, **DDP, **settings)
         trainer.train(resume_from_checkpoint=resume)
         rank = trainer.args.process_index
-        save_file(bank_tensors(trainer), folder / f"{name}-{rank}.safetensors")
+        tensors = bank_tensors(trainer) if trainer.stored is None and not whole else whole_bank(trainer)
+        save_file(tensors, folder / f"{name}-{rank}.safetensors")
         record = {
             "step": trainer.state.global_step, "interrupted": trainer.interrupt.interrupted,
             "log": trainer.state.log_history, "world": trainer.args.world_size,
@@ -260,6 +269,8 @@ def _ddp(folder):
 
     run("whole", eval_steps=3)
     run("resumed", resume=str(folder / "whole" / "checkpoint-3"), eval_steps=3)
+    run("stored", room=4, names=("ab", "cde", "f", "gh", "i", "jkl", "m"))
+    run("on the device", names=("ab", "cde", "f", "gh", "i", "jkl", "m"), whole=True)
     run("interrupted", callbacks=[EachStep(before=interrupt)])
     dist.destroy_process_group()
 

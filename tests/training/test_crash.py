@@ -88,6 +88,20 @@ def test_a_run_killed_while_it_writes_leaves_whole_checkpoints_only(server, whol
     assert get_last_checkpoint(tmp_path / "0") == str(tmp_path / "0" / "checkpoint-8")
 
 
+def test_a_run_with_its_cores_in_a_store_that_is_killed_while_it_writes_gives_the_same_bank(server, tmp_path):
+    settings = SETTINGS | {"room": 3, "names": ("ab", "cde", "f", "gh", "i", "jkl", "m"), "save_steps": 2}
+    total = server.run(tmp_path / "whole", count_writes=True, **settings)["writes"]
+    expected = (tmp_path / "whole" / "whole.safetensors").read_bytes()
+    for number, moment in enumerate(sorted(random.Random(3).sample(range(1, total + 1), 8))):
+        folder = tmp_path / str(number)
+        assert server.run(folder, die_at_write=moment, **settings)["exit"] == -9
+        answer = server.run(folder, **settings)
+        assert answer["exit"] == 0, answer["stderr"]
+        assert (folder / "whole.safetensors").read_bytes() == expected
+        kept = {path.name for path in (folder / "cores").glob("*")}
+        assert kept == {path.name for path in (tmp_path / "whole" / "cores").glob("*")}
+
+
 def test_a_folder_that_was_being_written_is_never_taken_for_a_checkpoint(whole, tmp_path):
     shutil.copytree(whole / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copytree(whole / "checkpoint-8", tmp_path / ".writing-checkpoint-8" / "checkpoint-8")

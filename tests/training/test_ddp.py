@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers.trainer_utils import get_last_checkpoint
@@ -101,6 +102,14 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(pair, single, tmp_path):
     assert steps == [4, 5, 6]
     for name, value in bank_tensors(single[0]).items():
         assert_close(bank_tensors(trainer)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_with_their_cores_in_a_store_train_the_bank_of_two_with_all_on_the_device(pair):
+    ours, others = banks(pair, "stored")
+    assert equal(ours, others)
+    for name, value in banks(pair, "on the device")[0].items():
+        assert torch.equal(ours[name], value), name
+    assert (pair / "stored" / "checkpoint-3" / "cores.json").is_file()
 
 
 def test_an_interrupt_that_reaches_one_process_stops_both_after_the_same_step(pair):

@@ -8,16 +8,10 @@ import torch
 
 from colora.errors import CheckpointError
 from colora.training.loop import core_files
-from tests.helpers.train_tiny import bank_tensors, equal, make_trainer, roles
+from tests.helpers.train_tiny import equal, make_trainer, whole_bank
 
 SEVEN = ("ab", "cde", "f", "gh", "i", "jkl", "m")
 COMMON = {"names": SEVEN, "rows": 4, "eval_steps": 4, "steps": 12}
-
-
-def whole_bank(trainer):
-    """A, B and the cores of all tasks."""
-    cores = {f"{task} {key}": one for task in trainer.task_names for key, one in trainer.model.core(task).items()}
-    return roles(bank_tensors(trainer))[0] | cores
 
 
 @pytest.mark.parametrize(
