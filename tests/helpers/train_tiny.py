@@ -238,7 +238,7 @@ def _job(folder, report, pause=0.0, die_at_write=None, file_limit=None, count_wr
         trainer.train(resume_from_checkpoint=resumed)
     except BaseException as error:
         return {"error": type(error).__name__, "message": str(error), "step": trainer.state.global_step}
-    done = writes
+    done = writes  # not those of what follows
     if trainer.stored is not None:
         (folder / "whole.safetensors").write_bytes(save(whole_bank(trainer)))
     return {"interrupted": trainer.interrupt.interrupted, "step": trainer.state.global_step, "writes": done}
@@ -250,7 +250,7 @@ DDP = {"steps": 6, "rows": 4, "dropout": 0.0, "save_steps": 3}
 
 
 def _ddp(folder):
-        def run(name, resume=None, whole=False, **settings):
+    def run(name, resume=None, whole=False, **settings):
         trainer = make_trainer(folder / name, **DDP, **settings)
         trainer.train(resume_from_checkpoint=resume)
         rank = trainer.args.process_index
