@@ -244,13 +244,11 @@ class CoLoRAModel(BaseTuner):
 
     def core(self, name: str) -> dict[str, Tensor]:
         """A copy of a task's cores: for each adapted layer, by its name in the base model, an (r, r) tensor."""
-        adapter_name, router = self._adapter_name(), self.router
-        return tasklist.read(self._layers(), router, adapter_name, router.index(name, adapter_name))
+        return tasklist.read(self._layers(), self.router, self._adapter_name(), name)
 
     def set_core(self, name: str, core: Mapping[str, Tensor]) -> None:
         """Write a task's cores, as `core` gives them. Raises ConfigError naming what is missing or misshapen."""
-        adapter_name, router = self._adapter_name(), self.router
-        tasklist.write(self._layers(), router, adapter_name, router.index(name, adapter_name), core)
+        tasklist.write(self._layers(), self.router, self._adapter_name(), name, core)
 
     def merge_and_unload(
         self,
@@ -322,7 +320,7 @@ class CoLoRAModel(BaseTuner):
             config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         if router is not None and adapter_name in router.stored:
-            selected |= router.stored[adapter_name].all_cores(selected)
+            selected |= router.stored[adapter_name].whole_state(selected, f"{cls.prefix}core.{adapter_name}")
         config.weights_sha256 = tensors_sha256(
             {cls._remove_adapter_name_from_key(key, adapter_name): value for key, value in selected.items()}
         )

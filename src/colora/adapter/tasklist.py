@@ -94,17 +94,19 @@ def remove(
     router.register(adapter_name, config.tasks)
 
 
-def read(layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, index: int) -> dict[str, Tensor]:
+def read(layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, name: str) -> dict[str, Tensor]:
     """See `CoLoRAModel.core`."""
+    index = router.index(name, adapter_name)
     if adapter_name in router.stored:
         return router.stored[adapter_name].core(index)
     return {key: layer.colora_core[adapter_name].detach()[index].clone() for key, layer in layers.items()}
 
 
 def write(
-    layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, index: int, core: Mapping[str, Tensor]
+    layers: Mapping[str, CoLoRALinear], router: Router, adapter_name: str, name: str, core: Mapping[str, Tensor]
 ) -> None:
     """See `CoLoRAModel.set_core`."""
+    index = router.index(name, adapter_name)
     _check_unmerged(layers)
     _check_core(layers, adapter_name, core)
     if adapter_name in router.stored:

@@ -8,7 +8,7 @@ A row of the table is a task: of each layer, one layer after the other, the core
 moments, the second moments, and the number of steps.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -101,7 +101,7 @@ class StoredCores:
                 "other tasks are asked for while gradients of cores wait: call optimizer.step() and zero_grad() first"
             )
         self.put_back()
-        self._put(torch.from_numpy(self._rows(wanted)))
+        self._put(torch.from_numpy(self.rows(wanted)))
         self.here, self._trained = wanted, to_train
 
     def use(self, optimizer: KeepsMoments) -> None:
@@ -148,18 +148,18 @@ class StoredCores:
         position = np.flatnonzero(self.here == task)
         if position.size:
             return {name: stack.detach()[int(position[0])].clone() for name, stack in self.stacks.items()}
-        values = torch.from_numpy(self._rows(np.array([task]))[0, : self._numbers]).split(self._sizes)
+        values = torch.from_numpy(self.rows(np.array([task]))[0, : self._numbers]).split(self._sizes)
         pairs = zip(self.stacks.items(), values, strict=True)
         return {name: value.view(stack.shape[1:]).to(stack) for (name, stack), value in pairs}
 
     def set_core(self, task: int, core: Mapping[str, Tensor]) -> None:
         """Write a task's core; what an optimiser keeps of it stays. Raises CheckpointError if it cannot be written."""
         self.put_back()
-        row = self._rows(np.array([task]))
+        row = self.rows(np.array([task]))
         row[0, : self._numbers] = torch.cat([core[name].detach().cpu().flatten() for name in self.stacks]).numpy()
         self.table.write(np.array([task]), row)
         self.changed[task] = self.ever_changed[task] = True
-        self._put(torch.from_numpy(self._rows(self.here)))
+        self._put(torch.from_numpy(self.rows(self.here)))
 
     def set_rows(self, tasks: Int[np.ndarray, " n"], rows: Float[np.ndarray, "n width"]) -> None:
         """Write whole rows of the table, with the moments of the optimiser in use; no tasks are at hand then.
@@ -174,20 +174,21 @@ class StoredCores:
         self._moments_of[tasks] = self._optimizers
         self.changed[tasks] = self.ever_changed[tasks] = True
 
-    def stack(self, layer: str) -> Float[Tensor, "K r r"]:
-        """The cores of all tasks in one layer, on the CPU."""
+    def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
+        """The cores of all tasks, by layer, on the CPU."""
         self.put_back()
-        number = list(self.stacks).index(layer)
-        begin, parameter = sum(self._sizes[:number]), self.stacks[layer]
-        all_rows = (self._rows(np.array([task]))[0, begin : begin + self._sizes[number]] for task in range(len(self)))
-        cores = torch.from_numpy(np.stack(list(all_rows)))
-        return cores.view(len(self), *parameter.shape[1:]).to(parameter.dtype)
+        found = [np.empty((len(self), size), dtype=self.table.dtype) for size in self._sizes]
+        ends = np.cumsum(self._sizes)[:-1]
+        for some in _chunks(len(self)):
+            for layer, values in zip(found, np.split(self.rows(some)[:, : self._numbers], ends, axis=1), strict=True):
+                layer[some] = values
+        pairs = zip(self.stacks.items(), found, strict=True)
+        return {name: torch.from_numpy(one).view(-1, *stack.shape[1:]).to(stack.dtype) for (name, stack), one in pairs}
 
-    def all_cores(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """The cores of all tasks, (K, r, r), under those of these names of parameters that are of this bank's stacks."""
-        names = {f"{name}.colora_core.": name for name in self.stacks}
-        found = {key: name for key in keys for end, name in names.items() if end in f"{key}."}
-        return {key: self.stack(name) for key, name in found.items()}
+    def whole_state(self, keys: Container[str], end: str) -> dict[str, Tensor]:
+        """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
+        by_key = {f"base_model.model.{name}.{end}": one for name, one in self.all_cores().items()}
+        return {key: one for key, one in by_key.items() if key in keys}
 
     # ---- which tasks there are ---------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class StoredCores:
         """
         start = 0
         if init == "mean":
-            start = self._new_start(torch.cat([self.stack(name).double().mean(0).flatten() for name in self.stacks]))
+            start = self._new_start(torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()]))
         elif isinstance(init, int):
             start = self._new_start(torch.cat([one.double().cpu().flatten() for one in self.core(init).values()]))
         self.put_back()
@@ -221,8 +222,7 @@ class StoredCores:
     def _take_over(self, tasks: int) -> None:
         """Put what the stacks hold into the table, and keep room for a few of them there."""
         values = torch.cat([stack.detach().cpu().flatten(1) for stack in self.stacks.values()], 1).numpy()
-        for begin in range(0, tasks, 1024):
-            some = np.arange(begin, min(begin + 1024, tasks))
+        for some in _chunks(tasks):
             rows = np.zeros((len(some), self.table.width), dtype=self.table.dtype)
             rows[:, : self._numbers] = values[some]
             self.table.write(some, rows)
@@ -238,8 +238,8 @@ class StoredCores:
                 stack.data = stack.data.new_zeros(rows, *stack.shape[1:])
                 stack.colora_task_uids = list(range(rows))  # type: ignore[attr-defined]
 
-    def _rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
-        """Rows of the table, with their start where there are none yet."""
+    def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
+        """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
         rows = self.table.read(tasks)
         for number in np.flatnonzero(~self.table.written(tasks)):
             rows[number, : self._numbers] = self._starts[self._start_of[tasks[number]]].numpy()
@@ -250,16 +250,18 @@ class StoredCores:
         self._starts.append(values.to(torch.float64))
         return len(self._starts) - 1
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _put(self, rows: Float[Tensor, "n width"]) -> None:
         """Write rows into the first places of the stacks, and of what the optimiser keeps."""
         for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
             torch._foreach_copy_(views, [one.view_as(view) for one, view in zip(values, views, strict=True)])
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _taken(self) -> Float[Tensor, "n width"]:
         """The rows of the tasks at hand as they are now."""
-        rows = torch.from_numpy(self._rows(self.here))  # without an optimiser its moments stay
+        rows = torch.from_numpy(self.rows(self.here))  # without an optimiser its moments stay
         for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
             torch._foreach_copy_([one.view_as(view) for one, view in zip(values, views, strict=True)], views)
         return rows
@@ -279,3 +281,9 @@ class StoredCores:
         if self._optimizer is None:
             return found[:1]
         return [*found, steps.split(1, 1)]
+
+
+def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
+    """The ids of all tasks, some at a time."""
+    for begin in range(0, tasks, size):
+        yield np.arange(begin, min(begin + size, tasks))

@@ -89,7 +89,7 @@ class CoreFiles:
         names = []
         for part, begin in enumerate(range(0, len(tasks), size)):
             some = tasks[begin : begin + size]
-            content = safetensors.numpy.save({"tasks": some, "rows": stored.table.read(some)})
+            content = safetensors.numpy.save({"tasks": some, "rows": stored.rows(some)})
             names.append(f"{step:09d}-{part:04d}.safetensors")
             write_bytes(self.folder / names[-1], content)
         return names
