@@ -26,6 +26,7 @@ from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallba
 from colora.training.loop.core_files import CoreFiles
 from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups, unwrapped
+from colora.training.loop.step_tasks import losses_by_task, tasks_of_step
 from colora.training.loop.stopping import TaskEarlyStopping
 from colora.training.resolve import ResolvedRun
 
@@ -126,7 +127,7 @@ class CoLoRATrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         ids = [batch["task_ids"].to(device) for batch in batches]
         tokens = [label_tokens(batch["labels"], is_encoder_decoder(self.model)).to(device) for batch in batches]
-        tasks = _tasks_of_step(ids, device)
+        tasks = tasks_of_step(ids, device)
         places = [torch.searchsorted(tasks, one) for one in ids]
         totals = torch.zeros(2, len(tasks), dtype=torch.float32, device=device)
         for place, counts in zip(places, tokens, strict=True):
@@ -197,7 +198,7 @@ class CoLoRATrainer(Trainer):
                 dist.all_reduce(moved)
                 sums = moved.cpu()
             self._sums.zero_()
-            logs |= {f"loss/{name}": loss for name, loss in self._means(sums).items()}
+            logs |= {f"loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()}
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -228,16 +229,11 @@ class CoLoRATrainer(Trainer):
             moved = sums.to(self.args.device)
             dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
             sums = moved.cpu()
-        means = {f"{metric_key_prefix}_loss/{name}": loss for name, loss in self._means(sums).items()}
+        means = {f"{metric_key_prefix}_loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()}
         metrics = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1), **means}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _means(self, sums: Tensor) -> dict[str, float]:
-        """Token NLL by task, of those that have tokens; `sums`, (2, K), are nats and tokens."""
-        tasks = sums[1].nonzero().squeeze(1)
-        return dict(zip((self.task_names[task] for task in tasks.tolist()), (sums[0] / sums[1])[tasks].tolist(), strict=True))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -351,13 +347,3 @@ class CoLoRATrainer(Trainer):
     def _load_rng_state(self, folder: str | None) -> None:
         if folder is not None:
             checkpoint.load_random_state(Path(folder), self.args.process_index)
-
-
-def _tasks_of_step(ids: list[Tensor], device: torch.device) -> Tensor:
-    """The tasks of a step, (n,), ascending: of all its micro-batches and processes, which have equally many rows."""
-    rows = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long, device=device)
-    if dist.is_initialized():
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows)
-        rows = torch.cat(gathered)
-    return rows.unique()
