@@ -69,7 +69,13 @@ def trained(folder: Path, tasks: list[Task], part: slice, seed: int, threads: in
     """A bank of some of the tasks' examples, trained as the demo's."""
     sources = [TaskSpec(name=task.name, path=written(folder, task, part), val=0, test=0) for task in tasks]
     training = TrainingSpec(
-        steps=90, rows=2 * len(tasks), max_length=MAX_LENGTH, save_every=90, keep=1, threads=threads, **RATES["together"]
+        steps=90,
+        rows=2 * len(tasks),
+        max_length=MAX_LENGTH,
+        save_every=90,
+        keep=1,
+        threads=threads,
+        **RATES["together"],
     )
     adapter = AdapterSpec(r=RANK, lora_alpha=RANK)
     config = RunConfig(
@@ -122,7 +128,10 @@ def keep(seed: int, method: str, tasks: dict[str, dict[str, Any]]) -> None:
 def table() -> str:
     """Markdown: means over tasks, ± standard deviation over seeds."""
     rows = record()["rows"]
-    lines = ["| method | seeds | token NLL | kept | gain on what was set aside | seconds |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| method | seeds | token NLL | kept | gain on what was set aside | seconds |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for choices in (False, True):
         for method in dict.fromkeys(row["method"] for row in rows if (row["seed"] == 3) == choices):
             own = [row for row in rows if row["method"] == method and (row["seed"] == 3) == choices]
@@ -135,7 +144,9 @@ def table() -> str:
 
 
 def _mean(rows: list[dict[str, Any]], field: str, digits: int) -> str:
-    means = [fmean(one[field] for one in row["tasks"].values()) for row in rows if field in next(iter(row["tasks"].values()))]
+    means = [
+        fmean(one[field] for one in row["tasks"].values()) for row in rows if field in next(iter(row["tasks"].values()))
+    ]
     if not means:
         return ""
     return f"{fmean(means):.{digits}f}" + (f" ± {stdev(means):.{digits}f}" if len(means) > 1 else "")

@@ -240,7 +240,7 @@ def _job(folder, report, pause=0.0, die_at_write=None, file_limit=None, count_wr
         return {"error": type(error).__name__, "message": str(error), "step": trainer.state.global_step}
     done = writes  # not those of what follows
     if trainer.stored is not None:
-        (folder / "whole.safetensors").write_bytes(save(whole_bank(trainer)))
+        (Path(folder) / "whole.safetensors").write_bytes(save(whole_bank(trainer)))
     return {"interrupted": trainer.interrupt.interrupted, "step": trainer.state.global_step, "writes": done}
 
 

@@ -103,7 +103,9 @@ def test_a_folder_with_a_val_file_is_validated_on_that(saved, tmp_path):
     folder = tmp_path / "billing"
     folder.mkdir()
     for split, count in (("train", 6), ("val", 2)):
-        text = "".join(json.dumps({"input": f"{split} {i}", "output": "zahl" * (1 + i % 2)}) + "\n" for i in range(count))
+        text = "".join(
+            json.dumps({"input": f"{split} {i}", "output": "zahl" * (1 + i % 2)}) + "\n" for i in range(count)
+        )
         (folder / f"{split}.jsonl").write_text(text)
     found = update(saved, folder, settings=QUICK)
     assert (found.trained, found.validation) == (6, 2)

@@ -1,12 +1,12 @@
 """A bank whose cores are in a store: how one comes to be, and how its tasks are trained in a loop of one's own.
 
-    colora.store_cores(model, room=16)
-    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=2e-3, core_lr=6e-2))
-    for batch in loader:
-        with colora.tasks_at_hand(model, batch["task_ids"], optimizer):
-            model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+colora.store_cores(model, room=16)
+optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=2e-3, core_lr=6e-2))
+for batch in loader:
+    with colora.tasks_at_hand(model, batch["task_ids"], optimizer):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 """
 
 from collections.abc import Iterator

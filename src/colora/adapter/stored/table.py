@@ -38,7 +38,9 @@ class CoreTable:
         CheckpointError: the file cannot be written or read.
     """
 
-    def __init__(self, width: int, tasks: int, dtype: type[np.floating] = np.float32, folder: Path | None = None) -> None:
+    def __init__(
+        self, width: int, tasks: int, dtype: type[np.floating] = np.float32, folder: Path | None = None
+    ) -> None:
         self.width, self.dtype = width, np.dtype(dtype)
         self._rows = _MemoryRows(width, self.dtype) if folder is None else _FileRows(width, self.dtype, folder)
         self._place = np.full(tasks, NOWHERE, dtype=np.int32)

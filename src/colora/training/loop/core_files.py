@@ -10,6 +10,7 @@ checkpoint writes all of these anew; files that no checkpoint names are deleted.
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -60,26 +61,34 @@ class CoreFiles:
             self._rows = len(everything) if anew else self._rows + len(changed)
         stored.changed[:] = False
 
-    def note(self, checkpoint: Path) -> None:
-        """Say in a checkpoint which files belong to it."""
-        write_json(checkpoint / NOTE, {"files": self._names})
+    def note(self, checkpoint: Path, stored: StoredCores) -> None:
+        """Say in a checkpoint which files belong to it, and how many tasks there are."""
+        write_json(checkpoint / NOTE, {"files": self._names, "tasks": len(stored)})
 
     def load(self, stored: StoredCores, checkpoint: Path) -> None:
-        """Bring a store to the state of a checkpoint. Raises CheckpointError if a file is missing or damaged."""
-        self._names = _named(checkpoint)
-        self._rows = 0
+        """Bring a store to the state of a checkpoint.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or it is of another number of tasks.
+        """
+        note = _note(checkpoint)
+        if note["tasks"] != len(stored):
+            raise CheckpointError(f"{checkpoint} holds {note['tasks']} tasks; expected {len(stored)}")
+        self._names, self._rows = note["files"], 0
         for name in self._names:
             try:
                 found = safetensors.numpy.load_file(self.folder / name)
                 stored.set_rows(found["tasks"], found["rows"])
             except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
-                raise CheckpointError(f"{self.folder / name}: cannot be read ({error}); {checkpoint} needs it") from error
+                raise CheckpointError(
+                    f"{self.folder / name}: cannot be read ({error}); {checkpoint} needs it"
+                ) from error
             self._rows += len(found["tasks"])
         stored.changed[:] = False
 
     def collect(self, checkpoints: Iterable[Path]) -> None:
         """Delete the files that none of these checkpoints names."""
-        kept = {name for checkpoint in checkpoints for name in _named(checkpoint)} | set(self._names)
+        kept = {name for checkpoint in checkpoints for name in _note(checkpoint)["files"]} | set(self._names)
         for path in self.folder.glob("*.safetensors"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
@@ -95,9 +104,9 @@ class CoreFiles:
         return names
 
 
-def _named(checkpoint: Path) -> list[str]:
+def _note(checkpoint: Path) -> dict[str, Any]:
     try:
-        names: list[str] = json.loads((checkpoint / NOTE).read_text("utf-8"))["files"]
+        note = json.loads((checkpoint / NOTE).read_text("utf-8"))
+        return {"files": list(note["files"]), "tasks": int(note["tasks"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / NOTE}: cannot be read ({error})") from error
-    return names

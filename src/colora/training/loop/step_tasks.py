@@ -28,4 +28,5 @@ def tasks_of_step(ids: Sequence[Int[Tensor, " rows"]], device: torch.device) -> 
 def losses_by_task(sums: Float[Tensor, "2 K"], names: Sequence[str]) -> dict[str, float]:
     """Nats per token by task, of those that have tokens; `sums` are nats and tokens."""
     tasks = sums[1].nonzero().squeeze(1)
-    return dict(zip((names[task] for task in tasks.tolist()), (sums[0] / sums[1])[tasks].tolist(), strict=True))
+    losses = (sums[0, tasks] / sums[1, tasks]).tolist()
+    return {names[task]: loss for task, loss in zip(tasks.tolist(), losses, strict=True)}

@@ -229,7 +229,9 @@ class CoLoRATrainer(Trainer):
             moved = sums.to(self.args.device)
             dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
             sums = moved.cpu()
-        means = {f"{metric_key_prefix}_loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()}
+        means = {
+            f"{metric_key_prefix}_loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()
+        }
         metrics = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1), **means}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -285,14 +287,13 @@ class CoLoRATrainer(Trainer):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        if self.stored is not None:  # no bank: most of its cores are in files of their own
-            checkpoint.save_state(Path(output_dir or self.args.output_dir), "shared", self._shared_parameters())
-            self.core_files.note(Path(output_dir or self.args.output_dir))
-        else:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and self.stored is not None:  # no bank: most of its cores are in files of their own
+            checkpoint.save_state(folder, "shared", self._shared_parameters())
+            self.core_files.note(folder, self.stored)
+        elif self.args.should_save:
             # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
-            self.model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:

@@ -31,7 +31,16 @@ from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
 from colora.transfer.onboarding.write import add_to_files
 
-__all__ = ["Onboarding", "Settings", "TaskFit", "add_new_task", "batches_of", "onboard", "read_one_task"]
+__all__ = [
+    "Onboarding",
+    "Settings",
+    "TaskFit",
+    "add_new_task",
+    "batches_of",
+    "onboard",
+    "read_one_task",
+    "target_folder",
+]
 
 ENOUGH = 0.005
 """Relative coverage that tasks like the bank's own exceed, and others do not (benchmarks/transfer/coverage.py)."""
@@ -116,9 +125,7 @@ def onboard(
     configure_threads()
     settings = settings or Settings()
     saved = SavedBank(bank)
-    target = saved.folder if output is None else Path(output)
-    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    target = target_folder(saved, output)
     task = read_one_task(Path(examples), name, settings.seed)
     if task.name in saved.tasks:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
@@ -138,6 +145,20 @@ def onboard(
     add_to_files(files, model, task.name)
     write_bank(files, target)
     return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
+
+
+def target_folder(saved: SavedBank, output: str | Path | None) -> Path:
+    """Where a changed bank goes: in the place of the old one, or where it is asked for.
+
+    Raises:
+        ConfigError: something is there already.
+    """
+    if output is None:
+        return saved.folder
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    return target
 
 
 def add_new_task(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from peft import PeftModel
+
 from colora.adapter.model import bank_tuner
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, tensor_key, write_bank
@@ -19,9 +21,10 @@ from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import encode_tasks
 from colora.tasks.schema import Task, prompted
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import unplaced_text
 from colora.transfer.onboarding.fit import Settings, fit_core
-from colora.transfer.onboarding.onboard import batches_of, read_one_task
+from colora.transfer.onboarding.onboard import batches_of, read_one_task, target_folder
 from colora.transfer.onboarding.start import mean_nll
 
 __all__ = ["LR", "Update", "update"]
@@ -92,27 +95,15 @@ def update(
         raise ConfigError("extend: a task that is there keeps its rank; remove it and onboard it anew to extend it")
     settings = replace(settings, lr=LR if settings.lr is None else settings.lr)
     saved = SavedBank(bank)
-    target = saved.folder if output is None else Path(output)
-    if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
+    target = target_folder(saved, output)
     task = _read(Path(examples), name, settings.seed)
     if task.name not in saved.index:
         raise TaskIdError(f"{saved.folder} has no task {task.name!r} (--name); `colora onboard` adds one")
     template = saved.info.template(task.name)
     if fault := unplaced_text(task, template):
         raise ConfigError(f"task {task.name!r}, {fault}")
-    task = prompted(task, template)
     model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
-    index, collate = saved.index[task.name], TaskCollator(tokenizer.pad_token_id)
-    data, held_out = (
-        encode_tasks([task], tokenizer, split, info.max_length, is_encoder_decoder(model), {task.name: 0})
-        for split in ("train", "val")
-    )
-    validation = batches_of(held_out, collate)
-    before = mean_nll(model, validation, index)
-    log(f"{task.name}: {before:.3f} nats per token of its {len(held_out)} validation examples before")
-    fit_core(model, index, data, collate, settings)
-    after = mean_nll(model, validation, index)
+    before, after = _trained(model, tokenizer, prompted(task, template), info.max_length, settings, log)
     kept = after < before or force
     if kept:
         info.examples[task.name] = info.examples.get(task.name, 0) + len(task.splits["train"])
@@ -121,10 +112,31 @@ def update(
         files.info = info
         for layer, core in bank_tuner(model).core(task.name).items():
             stack = files.tensors[tensor_key(layer, "core")]
-            stack[index] = core.to(stack)
+            stack[saved.index[task.name]] = core.to(stack)
         write_bank(files, target)
-    seconds = time.monotonic() - began
-    return Update(task.name, target, before, after, len(data), len(held_out), kept, seconds)
+    sizes = len(task.splits["train"]), len(task.splits["val"])
+    return Update(task.name, target, before, after, *sizes, kept, time.monotonic() - began)
+
+
+def _trained(
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    task: Task,
+    max_length: int,
+    settings: Settings,
+    log: Callable[[str], None],
+) -> tuple[float, float]:
+    """Train the task's core; nats per token of its validation examples before and after."""
+    index, collate = bank_tuner(model).tasks.index(task.name), TaskCollator(tokenizer.pad_token_id)
+    data, held_out = (
+        encode_tasks([task], tokenizer, split, max_length, is_encoder_decoder(model), {task.name: 0})
+        for split in ("train", "val")
+    )
+    validation = batches_of(held_out, collate)
+    before = mean_nll(model, validation, index)
+    log(f"{task.name}: {before:.3f} nats per token of its {len(held_out)} validation examples before")
+    fit_core(model, index, data, collate, settings)
+    return before, mean_nll(model, validation, index)
 
 
 def _read(source: Path, name: str | None, seed: int) -> Task:
