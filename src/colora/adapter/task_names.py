@@ -1,4 +1,4 @@
-"""Names of tasks and their ids, in 20 bytes a task and the letters: a dict of a million names would take ten times that.
+"""Names of tasks and their ids, in 20 bytes a task and the letters, where a dict would take ten times that.
 
 Example:
     >>> names = TaskNames(["billing", "legal"])

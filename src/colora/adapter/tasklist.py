@@ -54,7 +54,7 @@ def add(
     after = before.extended(names)
     if adapter_name in router.stored:
         router.stored[adapter_name].add(len(names), init if source is None else source)
-        config.tasks = TaskSequence(after)  # type: ignore[assignment]  (a list wherever it is copied or written)
+        config.tasks = TaskSequence(after)  # type: ignore[assignment]
         router.register(adapter_name, after)
         return
     uids = [next(_next_uid) for _ in names]

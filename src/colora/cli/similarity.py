@@ -154,8 +154,8 @@ def update(
             bank, examples, name=name, output=output, base=base, settings=settings, force=force, log=say
         )
         say(
-            f"{found.task}: {found.before:.3f} nats per token before, {found.after:.3f} after {found.trained} examples, on "
-            f"{found.validation} others, in {found.seconds:.0f} s"
+            f"{found.task}: {found.before:.3f} nats per token before, {found.after:.3f} after {found.trained} examples, "
+            f"on {found.validation} others, in {found.seconds:.0f} s"
         )
         if not found.kept:
             say("no better: the bank stays as it was. --force keeps the new core; --lr 0.01 takes shorter steps")

@@ -166,7 +166,7 @@ class TrainingSpec(Spec):
     )
     cores: Literal["auto", "device", "memory", "disk"] = Field(
         "auto",
-        description="Where the cores of all tasks are while they are trained; those of a step's tasks are on the device. "
+        description="Where the cores are while they are trained; those of a step's tasks are on the device. "
         f"'auto': on the device up to {ON_DEVICE} tasks, and beyond in memory, or on disk where memory has no room.",
     )
     save_every: Count = Field(50, description="Steps between checkpoints.")

@@ -70,10 +70,9 @@ def test_a_file_that_is_cut_short_or_cannot_be_written_is_told(tmp_path):
 def test_a_full_disk_is_told_and_rows_of_before_stay(tmp_path):
     table = CoreTable(WIDTH, 3, folder=tmp_path)
     table.write(np.array([0]), np.ones((1, WIDTH)))
-    table._rows.file, kept = open("/dev/full", "r+b", buffering=0), table._rows.file
-    with pytest.raises(CheckpointError, match="No space left"):
+    kept = table._rows.file
+    with open("/dev/full", "r+b", buffering=0) as table._rows.file, pytest.raises(CheckpointError, match="No space"):
         table.write(np.array([1]), np.ones((1, WIDTH)))
-    table._rows.file.close()
     table._rows.file = kept
     assert table.written(np.arange(3)).tolist() == [True, False, False]
     assert table.read(np.array([0])).sum() == WIDTH

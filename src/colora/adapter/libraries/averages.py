@@ -39,5 +39,5 @@ def _checked(update: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _listed(tasks: dict[str, dict[str, int]]) -> str:
+def _listed(tasks: Mapping[str, Iterable[str]]) -> str:
     return "; ".join(f"{adapter_name}: {', '.join(names)}" for adapter_name, names in tasks.items())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from colora.adapter.stored.table import CoreTable
 from colora.algebra import fresh_core
-from colora.errors import ConfigError, TaskIdError
+from colora.errors import TaskIdError
 
 __all__ = ["KeepsMoments", "StoredCores"]
 

@@ -127,7 +127,7 @@ class _FileRows:
     def read(self, place: int, row: np.ndarray) -> None:
         try:
             self.file.seek(place * self._bytes)
-            found = self.file.readinto(memoryview(row).cast("B"))
+            found = self.file.readinto(row.view(np.uint8).data)
         except OSError as error:
             raise CheckpointError(f"{self._folder}: the file of cores there cannot be read: {error}") from error
         if found != self._bytes:
@@ -136,7 +136,7 @@ class _FileRows:
     def write(self, place: int, row: np.ndarray) -> None:
         try:
             self.file.seek(place * self._bytes)
-            written = self.file.write(memoryview(row).cast("B"))
+            written = self.file.write(row.view(np.uint8).data)
         except OSError as error:
             raise CheckpointError(f"{self._folder}: cores cannot be written there: {error}") from error
         if written != self._bytes:
