@@ -13,7 +13,8 @@ import torch
 from colora.bank.core_file import extract_core
 from colora.bank.generate import Request, generate_texts
 from colora.bank.tensors import SavedBank, shared_sha256
-from colora.errors import BankFileError, CheckpointError, TaskIdError
+from colora.errors import BankFileError, CheckpointError, ConfigError, TaskIdError
+from colora.serving.quotas import UNLIMITED
 from colora.serving.resident import NoRoomError, Resident, attach_slots
 from colora.serving.store import CoreStore
 from tests.helpers.run_files import cli, refusal
@@ -284,3 +285,16 @@ def test_shared_sha256_depends_on_the_factors_alone(bank, tmp_path):
     assert shared_sha256(held | {core: held[core] + 1}) == digest
     factor = next(key for key in held if "colora_A" in key)
     assert shared_sha256(held | {factor: held[factor] + 1}) != digest
+
+
+def test_a_name_that_the_server_keeps_for_its_base_is_no_tasks(bank, tmp_path):
+    store = CoreStore(bank, tmp_path / "state")
+    store.reserved = frozenset({"base"})
+    extract_core(bank, "sales", tmp_path / "core")
+    content = (tmp_path / "core").read_bytes()
+    with pytest.raises(ConfigError, match="the base's name"):
+        store.put("base", content)
+    with pytest.raises(ConfigError, match="the base's name"):
+        store.check_room(None, "base", UNLIMITED, 0)
+    store.put("basis", content)
+    assert "base" not in store

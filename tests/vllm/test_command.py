@@ -78,9 +78,8 @@ def test_what_colora_sets_cannot_be_set_again(installed, bank, own):
 
 
 def test_a_task_with_the_name_of_the_base_is_told_at_the_start(installed, tmp_path):
-    base = str(tmp_path / "base-0")  # where `make_bank` writes it
-    bank = make_bank(tmp_path, ("legal", base))
+    bank = make_bank(tmp_path, ("legal", "smollm2"))
     with pytest.raises(ConfigError, match="which is the name of the base"):
-        vllm_command(VllmOptions(bank), Listen(port=1234), {})
-    command, _ = vllm_command(VllmOptions(bank, base=f"{base}/"), Listen(port=1234), {})
-    assert dict(pairwise(command))["--served-model-name"] == f"{base}/"
+        vllm_command(VllmOptions(bank, base="smollm2"), Listen(port=1234), {})
+    command, _ = vllm_command(VllmOptions(bank), Listen(port=1234), {})
+    assert dict(pairwise(command))["--served-model-name"] == str(tmp_path / "base-0")

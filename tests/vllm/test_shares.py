@@ -88,8 +88,8 @@ def test_a_queue_that_is_full_refuses():
             await (await office.ask("d", "acme", 1))
         for name in ("e", "f", "g"):
             await office.ask(name, "globex", 1)
+        await office.ask("h", "third", 1)
         with pytest.raises(BusyError, match="4 requests are waiting, 0 of this key"):
-            await office.ask("h", "third", 1)
             await (await office.ask("i", "third", 1))
 
     asyncio.run(run())

@@ -73,7 +73,8 @@ def vllm_command(
     Raises:
         BankFileError: no bank there, or a damaged one.
         BaseModelError: the bank's base is nowhere.
-        ConfigError: vLLM is not installed, a task has the base's name, an option of its own contradicts, or see `check_listen`.
+        ConfigError: vLLM is not installed, a task has the base's name, an option of vLLM's own contradicts, or see
+            `check_listen`.
     """
     check_listen(listen)
     if listen.keys is not None:
@@ -85,7 +86,7 @@ def vllm_command(
     name = options.base or saved.info.base
     if name in saved.index:
         raise ConfigError(
-            f"{options.bank}: has a task named {name!r}, which is the name of the base: name the base otherwise (--base)"
+            f"{options.bank}: has a task named {name!r}, which is the name of the base; --base takes another name of it"
         )
     template = Path(tempfile.mkdtemp(prefix="colora-vllm-")) / "prompt.jinja"
     template.write_text(TEMPLATE, encoding="utf-8")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from vllm.lora.request import LoRARequest
 
 from colora.bank.core_file import read_core
 from colora.bank.tensors import SavedBank
-from colora.errors import ColoraError, ConfigError, TaskIdError
+from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
 from colora.vllm.adapter_path import CorePath
 from colora.vllm.checkpoint import check_checkpoint
 from colora.vllm.layers import Place, attach, layer_order, places, replace_factors
@@ -55,6 +55,10 @@ class BankWorkerManager:
         self._known: dict[int, tuple[str, Tensor | None]] = {}  # paths and cores, the least recently used first
         self._paths: dict[int, str] = {}  # of those too that have left memory, the oldest first
         self._order: list[str] = []
+        self._lost: set[int] = set()  # adapters whose cores cannot be read
+        self._ending: list[int] = []  # rows of the step's logits that are theirs
+        ends = vllm_config.model_config.hf_text_config.eos_token_id
+        self._ends = [ends or 0] if not isinstance(ends, list) else ends
         self._cores: Cores
         self._model: nn.Module
         self._places: dict[str, list[Place]]
@@ -68,7 +72,18 @@ class BankWorkerManager:
         rank = self.bank.config.r
         self._cores = Cores(self.most, len(self._order), rank, self.rows, self.dtype, self.device)
         attach(model, self.bank, self._places, self._cores)
+        compute: Any = model.compute_logits
+        model.compute_logits = lambda *args, **kwargs: self._ended(compute(*args, **kwargs))  # type: ignore[assignment]
         return model
+
+    def _ended(self, logits: Tensor | None) -> Tensor | None:
+        """The logits, (rows, vocabulary), with an end as the only choice where a core is lost."""
+        rows, self._ending = self._ending, []  # once a step: vLLM then asks for those of prompts
+        if logits is not None and rows:
+            logits[rows] = -torch.inf
+            for token in self._ends:
+                logits[rows, token] = 0
+        return logits
 
     def reload(self) -> None:
         """Read the bank's folder anew, while nothing runs.
@@ -90,8 +105,9 @@ class BankWorkerManager:
         Of two versions of a task that are in one step, `requests` has one alone, for vLLM tells them apart by name. The
         other is known from when the server added it.
 
-        A core that was there when its request came, and cannot be read any more, is filled with NaN: to raise here
-        would end the whole server, and no number that is none is taken for an answer.
+        A core that was there when its request came, and cannot be read any more, has zeros, and its rows end at once
+        (`_ended`). To raise here would end the whole server; and numbers that are none would stay among the keys and
+        values of the step, where later requests of others read them.
         """
         paths: dict[int, set[str]] = {}
         for request in requests:
@@ -102,14 +118,18 @@ class BankWorkerManager:
             found = paths.get(adapter) or {self._paths.get(adapter, "")}
             try:
                 self._know(adapter, *found)
+                self._lost.discard(adapter)
             except (ColoraError, OSError, TypeError) as error:  # TypeError: two adapters of one number
                 logger.error("the core of adapter %d, %s, cannot be had: %s", adapter, sorted(found), error)
-                self._known[adapter] = "", torch.full_like(self._cores.stacked[0], torch.nan)
+                self._known[adapter] = "", None
+                self._slots.remove(adapter)
+                self._lost.add(adapter)
         for adapter in self._slots.place(wanted):
             self._cores.fill(self._slots[adapter], self._known[adapter][1])
         if mapping is not None:
             slot_of = {0: 0} | {adapter: self._slots[adapter] for adapter in wanted}
             self._cores.set_rows(torch.tensor([slot_of[adapter] for adapter in rows], dtype=torch.int64))
+            self._ending = [row for row, adapter in enumerate(mapping.prompt_mapping) if adapter in self._lost]
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Know an adapter; whether it was not known before. Its core is read, so that a fault is told now."""
@@ -141,6 +161,7 @@ class BankWorkerManager:
         self._slots.clear()
         self._known.clear()
         self._paths.clear()
+        self._lost.clear()
 
     def list_adapters(self) -> set[int]:
         """Those that are known."""
@@ -191,7 +212,10 @@ class BankWorkerManager:
             cores = self.bank.core(self.bank.index[path.task])
         else:
             raise TaskIdError(f"unknown task {path.task!r}; {self.bank.folder} has {len(self.bank.index)} others")
-        return torch.stack([cores[layer] for layer in self._order]).to(self.dtype)
+        stacked = torch.stack([cores[layer] for layer in self._order]).to(self.dtype)
+        if not bool(torch.isfinite(stacked).all()):
+            raise BankFileError(f"the core of {path.task!r} has numbers that {self.dtype} does not hold")
+        return stacked
 
 
 class BankExtension:

@@ -85,13 +85,35 @@ def test_a_tenant_has_its_rows_in_the_batch_and_others_go_before_what_waits(bank
         assert 2 <= max(most) <= 3  # two of the one tenant, and the other's
         assert ended.index("few") < 6
         assert send("many", n=9).json()["error"]["param"] == "n"
-        extract_core(bank, "sales", tmp_path / "core")
-        refused = server.http.put(
-            f"/v1/tasks/{bank.parent / 'base-0'}/core",
-            content=(tmp_path / "core").read_bytes(),
-            headers={"Authorization": f"Bearer {made['root']}"},
-        )
-        assert (refused.status_code, "the base's name" in refused.text) == (400, True)
+
+
+def test_a_core_that_is_damaged_while_it_is_served_ends_its_answers_and_changes_nobody_elses(bank, tmp_path):
+    """Also where its keys and values were before those of others: of few blocks, all are used again."""
+    tasks = [f"task-{number}" for number in range(12)]
+    many = bank_for_either(tmp_path, tasks)
+    extract_core(many, "task-0", tmp_path / "core")
+    with vllm_server(many, "--state", str(tmp_path / "state"), *SMALL, "--num-gpu-blocks-override", "24") as server:
+
+        def text(task, content="one", tokens=200):
+            body = ask(task, content, max_tokens=tokens, ignore_eos=True)
+            return server.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+
+        def texts():
+            with ThreadPoolExecutor(4) as pool:
+                return list(pool.map(text, tasks[:8]))
+
+        before = texts()
+        assert texts() == before
+        content = (tmp_path / "core").read_bytes()
+        assert server.http.put("/v1/tasks/bad/core", content=content).status_code == 201
+        assert text("bad", tokens=4)
+        for task in tasks:  # takes its place in memory too
+            text(task, tokens=2)
+        (file,) = (tmp_path / "state" / "cores").glob("*.safetensors")
+        file.write_bytes(b"rubbish")
+        assert [text("bad", f"word {number}") for number in range(6)] == [""] * 6
+        for _ in range(4):
+            assert texts() == before
 
 
 @pytest.mark.parametrize("way", ["shared", "folders"])

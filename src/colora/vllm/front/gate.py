@@ -12,7 +12,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -106,7 +106,7 @@ class BankGate:
                 return
             await self.app(scope, receive, send)
 
-    def _when_started(self, app: Any, send: Send) -> Send:
+    def _when_started(self, app: FastAPI, send: Send) -> Send:
         """Sends the events of the application's life; before it says that it has started, vLLM has answered once."""
 
         async def sending(message: Message) -> None:

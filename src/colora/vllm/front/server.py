@@ -191,8 +191,8 @@ class BankServer:
 def _answers_of(body: dict[str, Any]) -> int:
     """How many answers a request asks for, as far as it says that well; what it says badly is vLLM's to refuse."""
     prompt, choices = body.get("prompt"), body.get("n")
-    several = isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt)
-    return max(1, (len(prompt) if several else 1) * (choices if type(choices) is int else 1))
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt) else 1
+    return max(1, prompts * (choices if type(choices) is int else 1))
 
 
 def _reloading(reload: Callable[[asyncio.AbstractEventLoop], None]) -> APIRouter:
