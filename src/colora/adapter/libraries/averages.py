@@ -5,7 +5,7 @@ cores of different tasks, or spread one core over several; after `add_tasks` alo
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
