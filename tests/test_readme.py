@@ -36,6 +36,7 @@ from benchmarks.federated.federation import choices_table
 from benchmarks.federated.federation import table as federation_markdown
 from benchmarks.importing.import_demo import table as import_table
 from benchmarks.serving.attack import table as attack_table
+from benchmarks.serving.engines import table as engines_table
 from benchmarks.serving.same_answers import table as same_answers_table
 from benchmarks.serving.serving import table as serving_table
 from benchmarks.training.spectral import table as spectral_table
@@ -88,6 +89,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
+        (SERVING, "engines", engines_table),
         (SERVING, "same answers", same_answers_table),
         (SERVING, "attack", attack_table),
         (doc("architectures.md"), "architectures", architectures_table),
