@@ -154,7 +154,7 @@ def update(
             bank, examples, name=name, output=output, base=base, settings=settings, force=force, log=say
         )
         say(
-            f"{found.task}: {found.before:.3f} nats per token before, {found.after:.3f} after {found.trained} examples, "
+            f"{found.task}: {found.before:.3f} nats per token, {found.after:.3f} after {found.trained} examples, "
             f"on {found.validation} others, in {found.seconds:.0f} s"
         )
         if not found.kept:
