@@ -1,6 +1,7 @@
 """`CoLoRATrainer` with the cores in a store: the same bank to the bit, and checkpoints that cost what changed."""
 
 import json
+import shutil
 
 import pytest
 import safetensors.numpy
@@ -8,6 +9,9 @@ import torch
 
 from colora.errors import CheckpointError
 from colora.training.loop import core_files
+from colora.training.place_cores import place_cores
+from colora.training.run import train_and_evaluate
+from tests.helpers.run_files import config_of, save_base
 from tests.helpers.train_tiny import equal, make_trainer, whole_bank
 
 SEVEN = ("ab", "cde", "f", "gh", "i", "jkl", "m")
@@ -128,3 +132,60 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     resumed = make_trainer(tmp_path, **COMMON, room=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert equal(whole_bank(whole), whole_bank(resumed))
+
+
+# ---- run files -------------------------------------------------------------------------------------------------------
+
+COLOURS = ("red", "blue", "green", "grey", "pink")
+FEW = {"training": {"rows": 2, "steps": 8, "save_every": 4}, "evaluation": {"rows": 2}}
+
+
+@pytest.mark.parametrize("cores", ["memory", "disk"])
+def test_a_run_file_says_where_the_cores_are_and_the_bank_and_what_is_measured_are_the_same(tmp_path, cores):
+    base, found = save_base(tmp_path / "base"), {}
+    for place in ("device", cores):
+        (tmp_path / place).mkdir()
+        changes = FEW | {"training": FEW["training"] | {"cores": place}}
+        config = config_of(tmp_path / place, base, COLOURS, **changes)
+        result, evaluation = train_and_evaluate(config)
+        assert (result.run.output / "checkpoints" / "checkpoint-8" / "cores.json").is_file() == (place == cores)
+        found[place] = (result.bank / "adapter_model.safetensors").read_bytes(), evaluation.records
+    assert found["device"][0] == found[cores][0]
+    values = [{(one.task, one.metric): one.value for one in records} for _, records in found.values()]
+    assert values[0] == values[1]
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_cores_in_a_store(tmp_path):
+    base = save_base(tmp_path / "base")
+    (tmp_path / "whole").mkdir()
+    changes = FEW | {"training": FEW["training"] | {"cores": "disk"}}
+    whole = train_and_evaluate(config_of(tmp_path / "whole", base, COLOURS, **changes))[0]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    run = tmp_path / "again" / "out"
+    for gone in ("bank", "checkpoints/checkpoint-8"):
+        shutil.rmtree(run / gone)
+    again = train_and_evaluate(config_of(tmp_path / "again", base, COLOURS, **changes))[0]
+    name = "adapter_model.safetensors"
+    assert (whole.bank / name).read_bytes() == (again.bank / name).read_bytes()
+    assert again.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("place", "tasks", "free", "expected"),
+    [
+        ("auto", 7, 10**12, None),
+        ("auto", 10**6, 10**12, "in memory"),
+        ("auto", 10**6, 10**8, "on disk"),
+        ("memory", 7, 1, "in memory"),
+        ("device", 10**6, 1, None),
+    ],
+)
+def test_where_the_cores_go_is_chosen_by_how_many_there_are_and_what_memory_is_free(
+    tmp_path, monkeypatch, place, tasks, free, expected
+):
+    trainer = make_trainer(tmp_path, **COMMON)
+    config = config_of(tmp_path, "nowhere", training={"cores": place})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": free}))
+    lines = []
+    place_cores(trainer.model, config, tasks, lines.append)
+    assert [line.partition("kept ")[2].partition(",")[0] for line in lines] == ([] if expected is None else [expected])
