@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 import pytest
 
 from benchmarks.adapter.step import summary_markdown as step_markdown
+from benchmarks.adapter.stored import table as stored_table
 from benchmarks.architectures.table import table as architectures_table
 from benchmarks.cli.startup import table as startup_table
 from benchmarks.compare.chosen import (
@@ -90,6 +91,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
         (SERVING, "engines", engines_table),
+        (doc("guide.md"), "stored", stored_table),
         (SERVING, "same answers", same_answers_table),
         (SERVING, "attack", attack_table),
         (doc("architectures.md"), "architectures", architectures_table),

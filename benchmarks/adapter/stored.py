@@ -11,10 +11,13 @@ the ratio is to the first one, cores of eight tasks on the device, within a roun
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,7 +36,9 @@ from colora.common.threads import configure_threads
 from colora.models.base import load_base
 
 RECORD = Path(__file__).parent / "records" / "stored.json"
-ROWS, TOKENS, RANK, STEPS = 8, 32, 4, 3
+ROWS, TOKENS, RANK, STEPS, AT_ONCE = 8, 32, 4, 3, 100_000
+FEW = 10_000
+"""Up to so many tasks the process's own noise is larger than what they add."""
 ON_DEVICE = 16384
 """The most tasks that are tried with all cores on the device: their gradients and moments would fill the memory."""
 
@@ -47,7 +52,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the cores on disk")
     parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
+    parser.add_argument("--weigh", action="store_true", help="print the bytes a task of one place and number alone")
     args = parser.parse_args()
+    if args.weigh:
+        print(Candidate(args.base, args.places[0], args.tasks[0], args.folder).bytes_a_task)
+        return
     if not args.table:
         threads = configure_threads(args.threads)
         setting = {"base": args.base, "rank": RANK, "rows": ROWS, "tokens": TOKENS, "threads": threads}
@@ -74,7 +83,9 @@ class Candidate:
         if place != "device":
             self.stored = store_cores(self.model, ROWS, folder if place == "disk" else None)
             alone = memory()
-            self.model.add_tasks([f"user-{number}" for number in range(first, tasks)])
+            for begin in range(first, tasks, AT_ONCE):  # a list of all their names would be counted too
+                end = min(begin + AT_ONCE, tasks)
+                self.model.add_tasks([f"user-{number}" for number in range(begin, end)])
         else:
             alone = before
         self.optimizer = TaskAdamW(parameter_groups(self.model, lr=1e-4, core_lr=1e-3))
@@ -115,7 +126,10 @@ class Candidate:
 
 
 def memory() -> int:
+    """Of this process, without what it has freed and keeps for later."""
     gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
     return int(psutil.Process().memory_info().rss)
 
 
@@ -124,10 +138,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     wanted = [
         (place, tasks) for place in args.places for tasks in args.tasks if place != "device" or tasks <= ON_DEVICE
     ]
-    candidates = []
-    for place, tasks in wanted:
-        candidates.append(Candidate(args.base, place, tasks, args.folder))
-        print(place, tasks, f"{candidates[-1].bytes_a_task:.0f} bytes a task", flush=True)
+    weights = {(place, tasks): weight(args, place, tasks) for place, tasks in wanted if tasks > FEW}
+    candidates = [Candidate(args.base, place, tasks, args.folder) for place, tasks in wanted]
     rows = []
     for number in range(-1, args.rounds):  # the first warms up and does not count
         for one in candidates:
@@ -138,9 +150,18 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 one.seconds(one.draw())
                 one.forget()
                 found["cold"] = one.seconds(steps)
-            rows += [found | {"bytes_a_task": one.bytes_a_task}] if number >= 0 else []
+            rows += [found | {"bytes_a_task": weights.get((one.place, one.tasks))}] if number >= 0 else []
             print(found, flush=True)
     return rows
+
+
+def weight(args: argparse.Namespace, place: str, tasks: int) -> float:
+    """Bytes a task, seen in a process of its own: what others have freed would be taken first."""
+    command = [sys.executable, "-m", "benchmarks.adapter.stored", "--weigh", "--base", args.base]
+    command += ["--places", place, "--tasks", str(tasks), "--folder", str(args.folder)]
+    found = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+    print(place, tasks, f"{found:.0f} bytes a task", flush=True)
+    return found
 
 
 def table() -> str:
@@ -161,7 +182,7 @@ def table() -> str:
             cells += [_ratios([row["warm"] / base[row["round"]] for row in own])]
             cells += [_ratios([row["cold"] / base[row["round"]] for row in own if "cold" in row])]
             size = own[0]["bytes_a_task"]
-            cells += [f"{size:.0f}" if tasks > 10_000 else ""]  # of fewer the process's own noise is larger
+            cells += ["" if size is None else f"{size:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
