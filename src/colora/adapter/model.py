@@ -228,7 +228,8 @@ class CoLoRAModel(BaseTuner):
 
         Args:
             names: new names.
-            init: their cores: "identity", "mean" (of the present cores), or the name of a task to copy.
+            init: their cores: "identity", "rotated" as in a new bank (`init_rotation`), "mean" of the present cores, or the
+                name of a task to copy.
 
         Raises:
             ConfigError: if a name is taken, stands twice, or cannot be a name.

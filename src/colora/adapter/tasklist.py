@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from colora.adapter.config import CoLoRAConfig, check_task_name
+from colora.adapter.core_start import rotated_cores
 from colora.adapter.layer import CoLoRALinear
 from colora.adapter.router import Router
 from colora.adapter.task_names import TaskSequence
@@ -50,10 +51,10 @@ def add(
     faults += [f"{name!r} stands twice" for name, count in Counter(map(str, names)).items() if count > 1]
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
-    source = None if init in ("identity", "mean") else router.index(init, adapter_name)
+    source = None if init in ("identity", "mean", "rotated") else router.index(init, adapter_name)
     after = before.extended(names)
     if adapter_name in router.stored:
-        router.stored[adapter_name].add(len(names), init if source is None else source)
+        router.stored[adapter_name].add(len(names), init if source is None else source, config.init_rotation)
         config.tasks = TaskSequence(after)  # type: ignore[assignment]
         router.register(adapter_name, after)
         return
@@ -61,11 +62,13 @@ def add(
     for layer in layers.values():
         cores = layer.colora_core[adapter_name]
         if init == "mean":
-            first = cores.detach().mean(0)
+            first = cores.detach().mean(0, keepdim=True)
+        elif init == "rotated":
+            first = rotated_cores(len(names), cores.shape[-1], config.init_rotation).to(cores)
         elif source is not None:
-            first = cores.detach()[source]
+            first = cores.detach()[source : source + 1]
         else:
-            first = fresh_core(cores.shape[-1], cores.dtype, cores.device)
+            first = fresh_core(cores.shape[-1], cores.dtype, cores.device)[None]
         rows = torch.cat([cores.detach(), first.expand(len(names), -1, -1)])
         grad = None if cores.grad is None else torch.cat([cores.grad, torch.zeros_like(rows[len(before) :])])
         _replace(cores, rows, grad, task_uids(cores) + uids)

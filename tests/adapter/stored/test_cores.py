@@ -129,6 +129,28 @@ def test_a_task_that_was_added_takes_four_numbers_until_it_is_trained(stored):
     assert torch.equal(next(iter(model.core("new-4999").values())), torch.eye(4))
 
 
+def test_tasks_that_start_rotated_have_rotations_of_their_own_that_stay_with_them(stored):
+    model, whole = stored(), make_bank()
+    for one in (model, whole):
+        one.add_tasks(["a", "b", "c"], init="rotated")
+    cores = {name: model.core(name) for name in "abc"}
+    for core in (*cores.values(), whole.core("b")):
+        for value in core.values():
+            assert torch.allclose(value @ value.T, torch.eye(4), atol=1e-5)
+            assert torch.equal(value[:2, :2], torch.eye(2))  # half of the directions are in common
+    first = next(iter(cores["a"]))
+    assert not torch.equal(cores["a"][first], cores["b"][first])
+    assert len({tuple(value.flatten().tolist()) for value in cores["a"].values()}) == len(cores["a"])
+    model.remove_task("task-3")
+    model.remove_task("a")
+    model.add_tasks(["d"], init="rotated")
+    for name in "bc":
+        assert all(torch.equal(model.core(name)[key], value) for key, value in cores[name].items())
+    assert not torch.equal(model.core("d")[first], cores["c"][first])
+    step(model, make_optimizer(model), (8, 9, 10, 0), 0)
+    assert not torch.equal(model.core("b")[first], cores["b"][first])
+
+
 def test_a_core_is_read_and_written_whether_at_hand_or_not(stored):
     whole, ours = make_bank(), stored()
     optimizers = [make_optimizer(model) for model in (whole, ours)]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from colora.adapter.core_start import rotated_cores
 from colora.adapter.stored.table import CoreTable
 from colora.algebra import fresh_core
 from colora.errors import TaskIdError
@@ -24,6 +25,7 @@ from colora.errors import TaskIdError
 __all__ = ["KeepsMoments", "StoredCores"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ROTATED = -1  # in place of the number of a start
 
 
 class KeepsMoments(Protocol):
@@ -63,6 +65,8 @@ class StoredCores:
         identity = [fresh_core(stack.shape[-1], torch.float64).flatten() for stack in self.stacks.values()]
         self._starts = [torch.cat(identity)]  # cores of tasks that have no row yet
         self._start_of = np.zeros(tasks, dtype=np.int16)
+        self._serial, self._next = np.arange(tasks, dtype=np.int32), tasks  # stays with a task, and is no other's
+        self._seed, self._rotation = torch.initial_seed(), 0.0  # of rotated starts
         self._moments_of = np.zeros(tasks, dtype=np.int16)  # the optimiser's number
         self._optimizers = 0
         self.changed, self.ever_changed = np.zeros((2, tasks), dtype=bool)
@@ -192,19 +196,27 @@ class StoredCores:
 
     # ---- which tasks there are ---------------------------------------------------------------------------------------
 
-    def add(self, tasks: int, init: int | str = "identity") -> None:
-        """Add tasks that start at the identity, at the mean core ("mean"), or at the core of another task, by its id.
+    def add(self, tasks: int, init: int | str = "identity", rotation: float = 0.0) -> None:
+        """Add tasks, which take no room before they are trained.
 
-        Those that start at the identity or at another's core take no room before they are trained.
+        Args:
+            tasks: how many.
+            init: where they start: "identity"; "rotated", each at a rotation of its own; "mean", at the mean core; or
+                at the core of another task, by its id.
+            rotation: share of the directions that are rotated.
         """
         start = 0
-        if init == "mean":
+        if init == "rotated":
+            start, self._rotation = ROTATED, rotation
+        elif init == "mean":
             start = self._new_start(torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()]))
         elif isinstance(init, int):
             start = self._new_start(torch.cat([one.double().cpu().flatten() for one in self.core(init).values()]))
         self.put_back()
         self.table.append(tasks)
         self._start_of = np.concatenate([self._start_of, np.full(tasks, start, dtype=np.int16)])
+        self._serial = np.concatenate([self._serial, self._next + np.arange(tasks, dtype=np.int32)])
+        self._next += tasks
         self._moments_of = np.pad(self._moments_of, (0, tasks))
         self.changed, self.ever_changed = (np.pad(one, (0, tasks)) for one in (self.changed, self.ever_changed))
         self._resize()
@@ -213,7 +225,7 @@ class StoredCores:
         """Remove a task; those after it move up by one id."""
         self.put_back()
         self.table.remove(task)
-        for name in ("_start_of", "_moments_of", "changed", "ever_changed"):
+        for name in ("_start_of", "_serial", "_moments_of", "changed", "ever_changed"):
             setattr(self, name, np.delete(getattr(self, name), task))
         self._resize()
 
@@ -242,9 +254,19 @@ class StoredCores:
         """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
         rows = self.table.read(tasks)
         for number in np.flatnonzero(~self.table.written(tasks)):
-            rows[number, : self._numbers] = self._starts[self._start_of[tasks[number]]].numpy()
+            rows[number, : self._numbers] = self._start(int(tasks[number]))
         rows[self._moments_of[tasks] != self._optimizers, self._numbers :] = 0
         return rows
+
+    def _start(self, task: int) -> Float[np.ndarray, " numbers"]:
+        """The core of a task that was never written, of all layers."""
+        if self._start_of[task] != ROTATED:
+            return self._starts[self._start_of[task]].numpy()
+        generator = torch.Generator().manual_seed((self._seed + 0x9E3779B9 * (int(self._serial[task]) + 1)) % 2**63)
+        ranks = [stack.shape[-1] for stack in self.stacks.values()]
+        if len(set(ranks)) == 1:  # one decomposition for all layers
+            return rotated_cores(len(ranks), ranks[0], self._rotation, generator).flatten().numpy()
+        return torch.cat([rotated_cores(1, rank, self._rotation, generator).flatten() for rank in ranks]).numpy()
 
     def _new_start(self, values: Float[Tensor, " numbers"]) -> int:
         self._starts.append(values.to(torch.float64))
