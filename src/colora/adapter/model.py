@@ -228,7 +228,7 @@ class CoLoRAModel(BaseTuner):
 
         Args:
             names: new names.
-            init: their cores: "identity", "rotated" as in a new bank (`init_rotation`), "mean" of the present cores, or the
+            init: their cores: "identity", "rotated" as in a new bank (`init_rotation`), "mean" of the others, or the
                 name of a task to copy.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Commands for the similarity of tasks and for new tasks: similarity, onboard."""
+"""The command for who is like whom: similarity."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from colora.cli.console import app, columns, errors, out, say
-from colora.cli.runs import Prompt
 
 if TYPE_CHECKING:  # its import takes seconds
     from colora.transfer.similarity import Similarity
@@ -70,97 +69,6 @@ def similarity(
         if figure is not None:
             draw_similarity(measured, tree, figure)
             say(f"written: {figure}")
-
-
-@app.command()
-def onboard(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
-    examples: Annotated[Path, typer.Argument(metavar="NEW.jsonl", help="The new task's file, or its folder.")],
-    name: Annotated[str | None, typer.Option(help="Its name; the file's by default.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
-    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 24 on 0.06.")
-    ] = None,
-    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
-    proximal: Annotated[
-        float | None,
-        typer.Option(
-            "--proximal",
-            "--pull",
-            help="Proximal regularisation (L2-SP): share of the way back to the start after a step; by default 0, "
-            "from rank 24 on 0.1.",
-        ),
-    ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
-    prompt: Prompt = None,
-) -> None:
-    """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
-
-    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough.
-
-    Its prompt is that of the bank's tasks, unless `--prompt` says another.
-
-    Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
-    """
-    with errors():
-        from rich.table import Table
-        from rich.text import Text
-
-        from colora.transfer.onboarding.fit import Settings
-        from colora.transfer.onboarding.onboard import onboard as add_to_bank
-
-        settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed)
-        result = add_to_bank(
-            bank, examples, name=name, output=output, base=base, settings=settings, log=say, prompt=prompt
-        )
-        table = Table(title="nats per token")
-        columns(table, "task", "without adapter", "at the start", "trained", "on its val", "seconds")
-        validation = "-" if result.validation is None else f"{result.validation:.3f}"
-        start = result.start.nll[result.start.name]
-        numbers = (f"{result.before:.3f}", f"{start:.3f}", f"{result.after:.3f}", validation, f"{result.seconds:.0f}")
-        table.add_row(Text(result.task), *numbers)
-        out.print(table)
-        say(result.advice)
-        say(f"bank: {result.bank}")
-
-
-@app.command()
-def update(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
-    examples: Annotated[Path, typer.Argument(metavar="TASK.jsonl", help="Further examples of a task, or a folder.")],
-    name: Annotated[str | None, typer.Option(help="The task's name; the file's by default.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
-    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the core; by default 0.03.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep the new core even if it is no better.")] = False,
-    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples, and of what is set aside.")] = 0,
-) -> None:
-    """Train a task of a bank further on more examples; every other task stays as it is to the bit.
-
-    A quarter of the examples, or the val file of a folder, is not trained on. Where the new core is no better on these,
-    the bank stays as it was (exit code 1), unless `--force` keeps it.
-    """
-    with errors():
-        from colora.transfer.onboarding.fit import Settings
-        from colora.transfer.onboarding.update import update as update_task
-
-        settings = Settings(steps, rows, lr, seed=seed)
-        found = update_task(
-            bank, examples, name=name, output=output, base=base, settings=settings, force=force, log=say
-        )
-        say(
-            f"{found.task}: {found.before:.3f} nats per token, {found.after:.3f} after {found.trained} examples, "
-            f"on {found.validation} others, in {found.seconds:.0f} s"
-        )
-        if not found.kept:
-            say("no better: the bank stays as it was. --force keeps the new core; --lr 0.01 takes shorter steps")
-            raise typer.Exit(1)
-        say(f"bank: {found.bank}")
 
 
 def _print_cosines(measured: "Similarity", order: list[str]) -> None:

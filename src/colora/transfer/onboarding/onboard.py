@@ -1,7 +1,7 @@
 """Onboarding: a new task in a trained bank. r × r parameters per layer are trained, all that was there stays."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
@@ -19,7 +20,7 @@ from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import EncodedTasks, encode_tasks
 from colora.tasks.hub import VAL_NAMES
-from colora.tasks.prompting.templates import template_of
+from colora.tasks.prompting.templates import PromptTemplate, template_of
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
@@ -37,8 +38,10 @@ __all__ = [
     "TaskFit",
     "add_new_task",
     "batches_of",
+    "note_task",
     "onboard",
     "read_one_task",
+    "source_of",
     "target_folder",
 ]
 
@@ -136,10 +139,7 @@ def onboard(
     model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
-    info.examples[task.name] = len(task.splits["train"])
-    info.seen[task.name] = settings.steps * settings.rows
-    info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
-    info.set_template(task.name, template)
+    note_task(info, task, settings, template)
     files = saved.load()
     files.info = info
     add_to_files(files, model, task.name)
@@ -161,6 +161,14 @@ def target_folder(saved: SavedBank, output: str | Path | None) -> Path:
     return target
 
 
+def note_task(info: BankInfo, task: Task, settings: Settings, template: PromptTemplate | None) -> None:
+    """Keep what is known of a new task."""
+    info.examples[task.name] = len(task.splits["train"])
+    info.seen[task.name] = settings.steps * settings.rows
+    info.sources[task.name] = {"split_seed": task.split_seed, "onboarded": True}
+    info.set_template(task.name, template)
+
+
 def add_new_task(
     model: PeftModel,
     tokenizer: Tokenizer,
@@ -168,8 +176,12 @@ def add_new_task(
     max_length: int,
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
+    known: Sequence[str] | None = None,
 ) -> tuple[PeftModel, TaskFit]:
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
+
+    Args:
+        known: the tasks whose cores it may start from; by default all that are there.
 
     If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
     that was to be returned has it.
@@ -190,7 +202,7 @@ def add_new_task(
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
     tuner.add_tasks([task.name])
     try:
-        return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log)
+        return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log, known)
     except BaseException:  # Ctrl-C too
         if bank_router(tuner.model) is not None:  # else it was taken off to be extended
             tuner.remove_task(task.name)
@@ -205,6 +217,7 @@ def _add(
     held_out: EncodedTasks,
     settings: Settings,
     log: Callable[[str], None],
+    known: Sequence[str] | None,
 ) -> tuple[PeftModel, TaskFit]:
     collate = TaskCollator(pad_token_id)
     batches, validation = batches_of(data, collate), batches_of(held_out, collate)
@@ -219,7 +232,7 @@ def _add(
     }
     covered = coverage(gradients, 0, factors)
     first_batch = batches_of(data, collate, START_EXAMPLES)[:1]
-    start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0))
+    start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0), known)
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
     if settings.extend:  # along what is left to learn from there
         left = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
@@ -238,11 +251,15 @@ def read_one_task(source: Path, name: str | None, seed: int, validation: int = 0
     Raises:
         TaskFileError: listing all faults of the files.
     """
+    (task,) = read_tasks([source_of(source, name, validation)], seed=seed)
+    return task
+
+
+def source_of(source: Path, name: str | None = None, validation: int = 0) -> TaskSource:
+    """What `read_tasks` takes for the same."""
     splits = {path.stem for path in source.iterdir()} if source.is_dir() else set()
     val = None if splits & set(VAL_NAMES) else validation
-    test = None if "test" in splits else 0
-    (task,) = read_tasks([TaskSource(name=name, path=str(source), val=val, test=test)], seed=seed)
-    return task
+    return TaskSource(name=name, path=str(source), val=val, test=None if "test" in splits else 0)
 
 
 def batches_of(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:

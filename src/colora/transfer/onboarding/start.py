@@ -40,7 +40,9 @@ class Start:
     nll: dict[str, float]
 
 
-def choose_start(model: PeftModel, task: str, batches: Batches, at_zero: Core) -> Start:
+def choose_start(
+    model: PeftModel, task: str, batches: Batches, at_zero: Core, known: Sequence[str] | None = None
+) -> Start:
     """Try candidates for the core of a task that has just been added to a bank, and write the best into it.
 
     Candidates are the identity, the mean of the others' cores, the cores of the tasks that seem nearest, and two
@@ -51,13 +53,17 @@ def choose_start(model: PeftModel, task: str, batches: Batches, at_zero: Core) -
         model: with one active bank of at least two tasks, `task` among them.
         batches: of `TaskCollator`; their `task_ids` are not looked at.
         at_zero: the gradient of the new task's loss by its core at Λ = 0, of `core_gradient` or `gradient_at_zero`.
+        known: the other tasks that are looked at; by default all.
     """
     tuner = bank_tuner(model)
-    bank, index = tuner.active_adapters[0], tuner.tasks.index(task)
+    names = tuner.tasks
+    bank, index = tuner.active_adapters[0], names.index(task)
+    known = [name for name in names if name != task] if known is None else known
     stacks = {name: layer.colora_core[bank].detach() for name, layer in bank_layers(model, bank).items()}
-    others = torch.tensor([other for other in range(len(tuner.tasks)) if other != index])
+    places = {name: place for place, name in enumerate(names)}
+    others = torch.tensor([places[name] for name in known])
     mean = {name: stack[others.to(stack.device)].mean(0).clone() for name, stack in stacks.items()}
-    near = _nearest(model, task, batches, stacks, mean)
+    near = _nearest(model, task, batches, stacks, mean, known)
     starts: dict[str, Core] = {
         "identity": {name: fresh_core(stack.shape[-1]) for name, stack in stacks.items()},
         "mean": mean,
@@ -79,14 +85,21 @@ def choose_start(model: PeftModel, task: str, batches: Batches, at_zero: Core) -
     return Start(best, core, nll)
 
 
-def _nearest(model: PeftModel, task: str, batches: Batches, stacks: Mapping[str, Tensor], mean: Core) -> list[str]:
+def _nearest(
+    model: PeftModel,
+    task: str,
+    batches: Batches,
+    stacks: Mapping[str, Tensor],
+    mean: Core,
+    others: Sequence[str],
+) -> list[str]:
     """The other tasks, of more than `NEIGHBOURS` those whose cores lie furthest down the gradient at the mean core."""
-    others = [name for name in bank_tuner(model).tasks if name != task]
     if len(others) <= NEIGHBOURS:
-        return others
+        return list(others)
     slope = core_gradient(model, task, batches, mean)
     gain = torch.stack([((stacks[name] - mean[name]) * slope[name]).sum((1, 2)) for name in stacks]).sum(0)
-    rows = torch.tensor([row for row, name in enumerate(bank_tuner(model).tasks) if name != task])
+    places = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
+    rows = torch.tensor([places[name] for name in others])
     return [others[row] for row in gain[rows.to(gain.device)].argsort()[:NEIGHBOURS].tolist()]
 
 
