@@ -7,12 +7,12 @@ import pytest
 import safetensors.numpy
 import torch
 
-from colora.errors import CheckpointError
+from colora.errors import CheckpointError, TrainingDivergedError
 from colora.training.loop import core_files
 from colora.training.place_cores import place_cores
 from colora.training.run import train_and_evaluate
 from tests.helpers.run_files import config_of, save_base
-from tests.helpers.train_tiny import equal, make_trainer, whole_bank
+from tests.helpers.train_tiny import EachStep, equal, make_trainer, whole_bank
 
 SEVEN = ("ab", "cde", "f", "gh", "i", "jkl", "m")
 COMMON = {"names": SEVEN, "rows": 4, "eval_steps": 4, "steps": 12}
@@ -69,9 +69,9 @@ def test_a_checkpoint_writes_the_tasks_that_were_trained_since_the_last(tmp_path
     trainer.train()
     for number, tasks in enumerate(drawn):
         seen[number // 2] |= tasks
-    assert rows_of(trainer, tmp_path / "checkpoint-6") == [len(tasks) for tasks in seen]
+    assert rows_of(trainer, tmp_path / "checkpoint-2") == [40]  # the first has all that there are
+    assert rows_of(trainer, tmp_path / "checkpoint-6") == [40, len(seen[1]), len(seen[2])]
     assert max(len(tasks) for tasks in seen) < 9
-    assert rows_of(trainer, tmp_path / "checkpoint-2") == [len(seen[0])]
 
 
 def test_files_that_no_checkpoint_needs_go_once_all_rows_are_written_anew(tmp_path, monkeypatch):
@@ -101,6 +101,63 @@ def test_a_checkpoint_with_a_damaged_or_missing_file_is_refused_by_name(tmp_path
         damage()
         with pytest.raises(CheckpointError, match=file.name):
             make_trainer(tmp_path, **COMMON, room=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_a_checkpoint_of_other_tasks_or_of_these_in_another_order_is_refused(tmp_path):
+    make_trainer(tmp_path, **COMMON, room=4).train()
+    for names in (SEVEN[::-1], (*SEVEN, "n")):
+        trainer = make_trainer(tmp_path, **COMMON | {"names": names}, room=4)
+        with pytest.raises(CheckpointError, match="of other tasks"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_a_checkpoint_of_another_run_is_taken_with_its_own_cores(tmp_path):
+    whole = make_trainer(tmp_path / "one", **COMMON, room=4)
+    whole.train()
+    make_trainer(tmp_path / "other", **COMMON | {"lr": 5e-2}, room=4).train()
+    resumed = make_trainer(tmp_path / "other", **COMMON, room=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-4"))
+    assert equal(whole_bank(whole), whole_bank(resumed))
+    shutil.rmtree(tmp_path / "one")
+    again = make_trainer(tmp_path / "other", **COMMON, room=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-8"))
+    assert equal(whole_bank(whole), whole_bank(again))
+
+
+def test_one_trainer_goes_back_to_an_earlier_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, **COMMON, room=4)
+    trainer.train()
+    expected = whole_bank(trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert equal(whole_bank(trainer), expected)
+
+
+def test_a_new_run_in_the_same_folder_leaves_the_files_of_an_older_checkpoint(tmp_path):
+    first = make_trainer(tmp_path, **COMMON, room=4)
+    first.train()
+    make_trainer(tmp_path, **COMMON | {"lr": 5e-2, "steps": 5, "save_steps": 5}, room=4).train()
+    resumed = make_trainer(tmp_path, **COMMON, room=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert equal(whole_bank(first), whole_bank(resumed))
+
+
+def test_a_core_that_is_no_number_is_no_checkpoint(tmp_path):
+    def spoil(step):
+        if step == 2:
+            trainer.model.set_core("m", {key: one * torch.nan for key, one in good.items()})
+
+    trainer = make_trainer(tmp_path, **COMMON | {"max_grad_norm": 0.0}, room=4, callbacks=[EachStep(after=spoil)])
+    good = trainer.model.core("m")
+    trainer.stored.set_core(6, good)
+    import colora.adapter.tasklist as tasklist
+
+    check, tasklist._check_core = tasklist._check_core, lambda *args: None
+    try:
+        with pytest.raises(TrainingDivergedError, match="NaN or infinite"):
+            trainer.train()
+    finally:
+        tasklist._check_core = check
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):
@@ -168,6 +225,22 @@ def test_a_run_that_was_stopped_goes_on_with_its_cores_in_a_store(tmp_path):
     name = "adapter_model.safetensors"
     assert (whole.bank / name).read_bytes() == (again.bank / name).read_bytes()
     assert again.steps == 8
+
+
+@pytest.mark.parametrize("change", [{"adapter": {"init_weights": "spectral"}}, {"evaluation": {"rows": 4}}])
+def test_a_run_goes_on_where_its_start_looked_at_gradients_or_evaluation_has_other_rows(tmp_path, change):
+    base = save_base(tmp_path / "base")
+    (tmp_path / "whole").mkdir()
+    first = FEW | {"training": FEW["training"] | {"cores": "memory", "rows": 1}}
+    first |= {key: value for key, value in change.items() if key == "adapter"}
+    whole = train_and_evaluate(config_of(tmp_path / "whole", base, COLOURS, **first))[0]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    run = tmp_path / "again" / "out"
+    for gone in ("bank", "checkpoints/checkpoint-8"):
+        shutil.rmtree(run / gone)
+    again = train_and_evaluate(config_of(tmp_path / "again", base, COLOURS, **first | change))[0]
+    name = "adapter_model.safetensors"
+    assert (whole.bank / name).read_bytes() == (again.bank / name).read_bytes()
 
 
 @pytest.mark.parametrize(

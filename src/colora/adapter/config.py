@@ -1,6 +1,7 @@
 """`CoLoRAConfig`: what a task bank is, as a PEFT config."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -126,7 +127,7 @@ class CoLoRAConfig(PeftConfig):
         self.unchecked_sha256 = self.weights_sha256
         if self.lora_alpha is None:
             self.lora_alpha = self.r
-        if isinstance(self.tasks, tuple):
+        if isinstance(self.tasks, Sequence) and not isinstance(self.tasks, str):
             self.tasks = list(self.tasks)
         if isinstance(self.target_modules, set | tuple):
             self.target_modules = sorted(self.target_modules)

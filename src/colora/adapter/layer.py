@@ -190,6 +190,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         Raises:
             TaskIdError: if there are several tasks and none was chosen.
         """
+        self.router.check_on_model(adapter)
         task = self._task_to_merge(adapter) if task is None else task
         A, B, core = self.colora_A[adapter], self.colora_B[adapter], self.colora_core[adapter][task]
         work = torch.promote_types(core.dtype, torch.float32)
@@ -211,7 +212,6 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if adapter_name not in self.colora_core:
                 continue
-            self.router.check_on_model(adapter_name)
             task = self._task_to_merge(adapter_name)
             delta = self.get_delta_weight(adapter_name, task)
             if self.quantization_backend is not None:

@@ -21,12 +21,14 @@ __all__ = [
     "bank_routers",
     "bank_tasks",
     "base_weights",
+    "check_on_model",
     "check_unwrapped",
     "model_type",
     "only_bank",
     "remove_hook",
     "set_task",
     "with_tasks",
+    "wrapped_router",
 ]
 
 
@@ -56,6 +58,17 @@ def bank_router(model: nn.Module) -> Router | None:
         if isinstance(hook, RoutingHook):
             return hook.router
     return None
+
+
+def wrapped_router(model: nn.Module) -> Router | None:
+    """The same of a base model that a `PeftModel` may be around."""
+    return bank_router(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def check_on_model(model: nn.Module, adapter_name: str) -> None:
+    """Raises ConfigError where most cores of an adapter are in a store."""
+    if (router := wrapped_router(model)) is not None:
+        router.check_on_model(adapter_name)
 
 
 def add_hook(model: nn.Module) -> Router:

@@ -32,10 +32,12 @@ from colora.adapter.lookup import (
     bank_layers,
     bank_router,
     base_weights,
+    check_on_model,
     check_unwrapped,
     model_type,
     remove_hook,
     with_tasks,
+    wrapped_router,
 )
 from colora.adapter.mixtures.experts import CoLoRAExperts, ExpertLinear
 from colora.adapter.mixtures.fused import matching_parameters, warn_unadapted
@@ -76,9 +78,7 @@ class CoLoRAModel(BaseTuner):
         self.left_out = choose_targets(config, model)
         router = add_hook(model)
         teach_class(model)
-        router.selected.pop(adapter_name, None)
-        router.follows.pop(adapter_name, None)
-        router.stored.pop(adapter_name, None)
+        router.forget(adapter_name)
         router.register(adapter_name, config.tasks)
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
@@ -315,8 +315,7 @@ class CoLoRAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         # PEFT writes the config after the tensors, so what is recorded here is saved with them. The tasks again, for
         # one config object may serve two models.
-        wrapped: Any = model
-        router = bank_router(wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped)
+        router = wrapped_router(model)
         if router is not None:
             config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
@@ -331,6 +330,7 @@ class CoLoRAModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        check_on_model(model, adapter_name)
         # PEFT only warns of missing tensors; half a bank is worse than none.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         ends = f".{adapter_name}"

@@ -172,10 +172,18 @@ class Router:
             raise TaskIdError(f"task_ids must be integers or names, one per row, found {task_ids!r}") from error
         return self.resolve(numbers, adapter_names, device)
 
+    def forget(self, adapter_name: str) -> None:
+        """Keep nothing of an earlier adapter of this name."""
+        self.selected.pop(adapter_name, None)
+        self.follows.pop(adapter_name, None)
+        self.stored.pop(adapter_name, None)
+
     def check_on_model(self, adapter_name: str) -> None:
         """Raises ConfigError where most cores of an adapter are in a store."""
         if adapter_name in self.stored:
-            raise ConfigError("most cores of this bank are in a store: save the bank and load it to merge a task")
+            raise ConfigError(
+                "most cores of this bank are in a store: save the bank, and load it for what needs all on the model"
+            )
 
     def register(self, adapter_name: str, names: Sequence[str] | TaskNames) -> None:
         """Take over the names of an adapter's tasks after they have changed."""

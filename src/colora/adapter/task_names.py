@@ -101,5 +101,10 @@ class TaskSequence(Sequence[str]):
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __deepcopy__(self, memo: object) -> list[str]:
         return list(self)

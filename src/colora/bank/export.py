@@ -55,12 +55,12 @@ def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
         TaskIdError: if the bank has no such task.
     """
     bank, config = _bank(model)
-    index = bank_tuner(model).router.index(task, bank)
+    cores = bank_tuner(model).core(task)
     tensors: dict[str, Tensor] = {}
     fused: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
-        core = layer.colora_core[bank].detach()[index]
+        core = cores[name]
         own_B = (B.cpu().double() @ core.cpu().double()).to(B.dtype)  # not every accelerator has float64
         if isinstance(layer, ExpertLinear):
             fused.setdefault(name.rpartition(".")[0], []).append((A.cpu(), own_B))

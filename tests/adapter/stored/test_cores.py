@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 import colora
 from colora import CoLoRAConfig, TaskAdamW, parameter_groups, store_cores, tasks_at_hand
+from colora.bank.export import lora_tensors
 from colora.errors import ConfigError, TaskIdError
 from tests.helpers.tiny import tiny_llama
 
@@ -240,18 +241,39 @@ def test_what_cannot_be_is_refused(stored):
         store_cores(model, 4)
     with pytest.raises(TaskIdError, match="not at hand: train inside"):
         model(**batch_of((1, 2), 0))
-    with pytest.raises(TaskIdError, match="5 tasks at once, expected at most 4"), tasks_at_hand(model, [0, 1, 2, 3, 4]):
+    with (
+        pytest.raises(TaskIdError, match="5 tasks at once, expected at most 4"),
+        tasks_at_hand(model, [0, 1, 2, 3, 4], make_optimizer(model)),
+    ):
         pass
-    with pytest.raises(TaskIdError, match="out of range"), tasks_at_hand(model, [9]):
+    with pytest.raises(TaskIdError, match="out of range"), tasks_at_hand(model, [9], make_optimizer(model)):
         pass
-    with tasks_at_hand(model, ["task-1", "task-2"]):
+    optimizer = make_optimizer(model)
+    with tasks_at_hand(model, ["task-1", "task-2"], optimizer):
         model(**batch_of((1, 2), 0)).loss.backward()
-        with torch.no_grad(), pytest.raises(TaskIdError, match="gradients of cores wait"):
+        with torch.no_grad(), pytest.raises(TaskIdError, match="are being trained"):
             model(**batch_of((3, 4), 0))
-    model.zero_grad()
+    with torch.no_grad(), pytest.raises(TaskIdError, match="gradients of those at hand wait"):
+        model(**batch_of((3, 4), 0))
+    model.zero_grad(set_to_none=False)
     model.set_task("task-1")
     with pytest.raises(ConfigError, match="in a store"):
         model.merge_adapter()
+    with pytest.raises(ConfigError, match="in a store"):
+        set_peft_model_state_dict(model, get_peft_model_state_dict(make_bank()))
+    with pytest.raises(ConfigError, match=r"expected a colora\.TaskAdamW"), tasks_at_hand(model, [1], None):
+        pass
+    before = make_bank()
+    optimizer = make_optimizer(before)
+    step(before, optimizer, STEPS[0], 0)
+    store_cores(before, 4)
+    with pytest.raises(ConfigError, match="make a new one"), tasks_at_hand(before, [1], optimizer):
+        pass
+    merged = make_bank()
+    merged.set_task("task-1")
+    merged.merge_adapter()
+    with pytest.raises(ConfigError, match="unmerge_adapter"):
+        store_cores(merged, 4)
 
 
 def test_a_copy_of_the_model_has_a_store_of_its_own():
@@ -272,3 +294,71 @@ def test_a_loop_with_all_cores_on_the_model_may_say_its_tasks_too():
     torch.nn.utils.clip_grad_norm_([p for p in models[1].parameters() if p.requires_grad], 0.5)
     optimizers[1].step()
     assert_same(*models)
+
+
+def test_saving_inside_of_a_block_loses_no_step(stored, tmp_path):
+    whole, ours = make_bank(), stored()
+    for model in (whole, ours):
+        optimizer = make_optimizer(model)
+        with tasks_at_hand(model, [1, 2], optimizer):
+            for seed in range(3):
+                model(**batch_of((1, 2), seed)).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if not seed:
+                    model.save_pretrained(tmp_path / "middle", save_embedding_layers=False)
+                    model.set_core("task-7", model.core("task-6"))
+        step(model, optimizer, (3, 4), 5)
+    assert_same(whole, ours)
+
+
+@pytest.mark.parametrize("room", [4, 20])
+def test_a_backward_pass_outside_of_its_block_is_refused(stored, room):
+    model = stored(room)
+    optimizer = make_optimizer(model)
+    losses = []
+    for tasks in ((1, 2), (3, 4)):
+        with tasks_at_hand(model, tasks, optimizer):
+            losses.append(model(**batch_of(tasks, 0)).loss)
+    with pytest.raises(TaskIdError, match="a backward pass outside"):
+        sum(losses).backward()
+    model.zero_grad()
+    with torch.no_grad():
+        model(**batch_of((0, 1), 0))
+    with pytest.raises(TaskIdError, match="a backward pass outside"):
+        model(**batch_of((0, 1), 0)).loss.backward()
+
+
+def test_cores_in_bfloat16_are_kept_as_they_are(tmp_path):
+    whole, ours = (make_bank(dtype=torch.bfloat16) for _ in range(2))
+    for model in (whole, ours):
+        for name, one in model.named_parameters():
+            if "colora_" in name:
+                one.data = one.data.to(torch.bfloat16)
+    store_cores(ours, 4)
+    for model in (whole, ours):
+        model.set_core("task-8", model.core("task-1"))
+    assert_same(whole, ours)
+
+
+def test_plain_loras_are_exported_from_a_store(stored):
+    whole, ours = make_bank(), stored()
+    for task in ("task-1", "task-7"):
+        one, other = lora_tensors(whole, task), lora_tensors(ours, task)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_trained_model_is_copied_with_all_its_cores(tmp_path):
+    model = make_bank()
+    store_cores(model, 4)
+    step(model, make_optimizer(model), STEPS[0], 0)
+    other = copy.deepcopy(model)
+    assert_same(model, other)
+    for one in (model, other):
+        step(one, make_optimizer(one), STEPS[1], 1)
+    assert_same(model, other)
+    on_disk = make_bank()
+    store_cores(on_disk, 4, tmp_path)
+    with pytest.raises(ConfigError, match="cannot be copied"):
+        copy.deepcopy(on_disk)

@@ -34,6 +34,7 @@ def stand_in(
     source = _stands_in_for(configs, adapter_name)
     if source is None:
         return
+    router.check_on_model(source)
     configs[adapter_name] = copy.deepcopy(configs[adapter_name])  # its tasks stay when the bank gets more
     router.follows[adapter_name] = source
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torch import nn
 
 from colora.adapter.lookup import bank_layers, only_bank
 from colora.adapter.routing import TaskIds
-from colora.adapter.stored.cores import KeepsMoments, StoredCores
+from colora.adapter.stored.cores import StoredCores
 from colora.errors import ConfigError
 
 __all__ = ["bytes_of_task", "store_cores", "stored_cores", "tasks_at_hand"]
@@ -36,13 +36,17 @@ def store_cores(model: nn.Module, room: int, folder: str | Path | None = None) -
         folder: where they are kept, in a file without a name that goes with the process; None: in memory.
 
     Raises:
-        ConfigError: the model has no bank, or several are active; or the cores are in a store already.
+        ConfigError: the model has no bank, or several are active; it is merged into the base, or its cores are in a
+            store already.
         CheckpointError: the file cannot be written.
     """
     base, router, adapter_name = only_bank(model)
     if adapter_name in router.stored:
         raise ConfigError("the cores of this bank are in a store already")
-    stacks = {name: layer.colora_core[adapter_name] for name, layer in bank_layers(base, adapter_name).items()}
+    layers = bank_layers(base, adapter_name)
+    if any(layer.merged for layer in layers.values()):
+        raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() first")
+    stacks = {name: layer.colora_core[adapter_name] for name, layer in layers.items()}
     router.current = None
     stored = StoredCores(stacks, room, None if folder is None else Path(folder))
     router.stored[adapter_name] = stored
@@ -68,25 +72,29 @@ def stored_cores(model: nn.Module) -> StoredCores | None:
 
 
 @contextmanager
-def tasks_at_hand(model: nn.Module, task_ids: TaskIds, optimizer: KeepsMoments | None = None) -> Iterator[None]:
-    """Have the cores of a step's tasks on the model, to be trained inside the block.
+def tasks_at_hand(model: nn.Module, task_ids: TaskIds, optimizer: object) -> Iterator[None]:
+    """Have the cores of a step's tasks on the model, to be trained inside the block: forward, backward and step.
 
     Where the cores are in no store, all of them are there anyway, and nothing is done.
 
     Args:
         model: with one active bank.
         task_ids: names or ids of all tasks of the step, over all its micro-batches.
-        optimizer: a `TaskAdamW`; its moments of each task are kept with the task's core.
+        optimizer: a `TaskAdamW`, which accelerate may have wrapped; its moments of each task are kept with the task's
+            core. Those of an optimiser that was used before it count no more.
 
     Raises:
-        ConfigError: the model has no bank, or several are active.
+        ConfigError: the model has no bank, or several are active; or it is another optimiser.
         TaskIdError: a task that is none, more of them than room, or gradients of other tasks that wait.
         CheckpointError: the store cannot be read or written.
     """
     _, router, adapter_name = only_bank(model)
     if (stored := router.stored.get(adapter_name)) is not None:
-        if optimizer is not None:
-            stored.use(optimizer)
+        stored.use(getattr(optimizer, "optimizer", optimizer))
         ids = router.resolve(task_ids, [adapter_name], torch.device("cpu"))[adapter_name]
-        stored.bring(torch.as_tensor(ids).flatten().numpy(), to_train=True)
-    yield
+        stored.hold(torch.as_tensor(ids).flatten().numpy())
+    try:
+        yield
+    finally:
+        if stored is not None:
+            stored.release()

@@ -8,35 +8,37 @@ A row of the table is a task: of each layer, one layer after the other, the core
 moments, the second moments, and the number of steps.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from colora.adapter.core_start import rotated_cores
+from colora.adapter.stored.starts import Starts
 from colora.adapter.stored.table import CoreTable
-from colora.algebra import fresh_core
-from colora.errors import TaskIdError
+from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["KeepsMoments", "StoredCores"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-ROTATED = -1  # in place of the number of a start
 
 
+@runtime_checkable
 class KeepsMoments(Protocol):
     """An optimiser with a state for each row of a stack of cores."""
 
     def core_state(self, cores: Tensor) -> dict[str, Tensor]:
         """Of a stack (n, r, r): "exp_avg" and "exp_avg_sq", (n, r, r), and "step", (n,); they may be written to."""
 
+    def has_state(self, stacks: Iterable[Tensor]) -> bool:
+        """Whether it keeps anything of one of these stacks."""
+
 
 class StoredCores:
-    """The cores of K tasks, most of them not on the model.
+    """The cores of K tasks, most of them not on the model; for one thread.
 
     Args:
         stacks: by layer, the parameters (K, r, r) that hold all cores now; afterwards they hold those at hand.
@@ -45,8 +47,7 @@ class StoredCores:
 
     Attributes:
         here: the tasks at hand, in the order of the stacks; ascending.
-        changed: for each task, whether it was brought to be trained since `changed` was last cleared.
-        ever_changed: the same since the beginning.
+        changed: for each task, whether its row may have changed since `changed` was last cleared.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -55,77 +56,107 @@ class StoredCores:
     def __init__(self, stacks: Mapping[str, nn.Parameter], room: int, folder: Path | None = None) -> None:
         self.stacks = dict(stacks)
         first = next(iter(self.stacks.values()))
-        tasks = first.shape[0]
         self.room = max(1, room)
         self._optimizer: KeepsMoments | None = None
         self._sizes = [stack[0].numel() for stack in self.stacks.values()]
         self._numbers = sum(self._sizes)
-        dtype = np.float64 if first.dtype == torch.float64 else np.float32
-        self.table = CoreTable(self._numbers * 3 + len(self._sizes), tasks, dtype, folder)
-        identity = [fresh_core(stack.shape[-1], torch.float64).flatten() for stack in self.stacks.values()]
-        self._starts = [torch.cat(identity)]  # cores of tasks that have no row yet
-        self._start_of = np.zeros(tasks, dtype=np.int16)
-        self._serial, self._next = np.arange(tasks, dtype=np.int32), tasks  # stays with a task, and is no other's
-        self._seed, self._rotation = torch.initial_seed(), 0.0  # of rotated starts
-        self._moments_of = np.zeros(tasks, dtype=np.int16)  # the optimiser's number
+        dtype, width = np.float64 if first.dtype == torch.float64 else np.float32, self._numbers * 3 + len(self._sizes)
+        self.table = CoreTable(width, len(first), dtype, folder)
+        self._starts = Starts([stack.shape[-1] for stack in self.stacks.values()], len(first))
+        self._moments_of = np.zeros(len(first), dtype=np.int32)  # the optimiser's number
         self._optimizers = 0
-        self.changed, self.ever_changed = np.zeros((2, tasks), dtype=bool)
+        self.changed = np.ones(len(first), dtype=bool)
         self.here: Int[np.ndarray, " n"] = np.arange(0)
-        self._trained = False  # whether those at hand may have changed
-        self._take_over(tasks)
+        self._held = False  # whether they are being trained, and stay
+        self._take_over(len(first))
+        self._versions = self._now()  # when the stacks were last equal to the table
+        self._watch()
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def __getstate__(self) -> dict[str, object]:
+        self.put_back()
+        return self.__dict__ | {"_optimizer": None, "_held": False}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.forget_here()
+        self._watch()
+
     # ---- tasks at hand ----------------------------------------------------------------------------------------------
 
-    def bring(self, tasks: Int[np.ndarray, " n"], *, to_train: bool = False) -> None:
+    def bring(self, tasks: Int[np.ndarray, " n"]) -> None:
         """Have these tasks at hand, and no others unless there is room for all.
 
         Args:
             tasks: ids, in any order.
-            to_train: whether their cores may change; they are then written back when others are brought.
 
         Raises:
-            TaskIdError: more tasks than room, or the gradients of the tasks at hand have not been used yet.
+            TaskIdError: more tasks than room, or those at hand are being trained.
             CheckpointError: the table cannot be written or read.
         """
         wanted = np.unique(np.asarray(tasks, dtype=np.int64))
         if self.room >= len(self):
             wanted = np.arange(len(self))
-        if to_train:
-            self.changed[wanted] = self.ever_changed[wanted] = True
         if np.array_equal(wanted, self.here):
-            self._trained |= to_train
             return
         if len(wanted) > self.room:
             raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the room of `store_cores`")
-        if any(stack.grad is not None for stack in self.stacks.values()):
+        if self._held:
             raise TaskIdError(
-                "other tasks are asked for while gradients of cores wait: call optimizer.step() and zero_grad() first"
+                "other tasks are asked for while a step's are being trained: end the `tasks_at_hand` block first"
+            )
+        if any(stack.grad is not None and bool(stack.grad.any()) for stack in self.stacks.values()):
+            raise TaskIdError(
+                "other tasks are asked for while gradients of those at hand wait: optimizer.step() and "
+                "optimizer.zero_grad() first, or zero_grad() alone to drop them"
             )
         self.put_back()
         self._put(torch.from_numpy(self.rows(wanted)))
-        self.here, self._trained = wanted, to_train
+        self.here = wanted
 
-    def use(self, optimizer: KeepsMoments) -> None:
-        """Keep this optimiser's moments with the cores; those of another one before it count no more."""
-        if optimizer is not self._optimizer:
-            self.put_back()
-            self._optimizer = optimizer
-            self._optimizers += 1
-            self.forget_here()
+    def hold(self, tasks: Int[np.ndarray, " n"]) -> None:
+        """Have these tasks at hand to be trained, until `release`. Raises as `bring`."""
+        self.release()
+        self.bring(tasks)
+        self._held = True
+
+    def release(self) -> None:
+        """Their training is over; others may take their place."""
+        self._held = False
+
+    def use(self, optimizer: object) -> None:
+        """Keep this optimiser's moments with the cores; those of another one before it count no more.
+
+        Raises:
+            ConfigError: it keeps no moments task by task, or keeps some of these cores from elsewhere.
+        """
+        if optimizer is self._optimizer:
+            return
+        if not isinstance(optimizer, KeepsMoments):
+            raise ConfigError(f"expected a colora.TaskAdamW for cores in a store, found a {type(optimizer).__name__}")
+        if optimizer.has_state(self.stacks.values()):
+            raise ConfigError(
+                "this optimizer has moments of these cores from before they were in the store, or from a state_dict: "
+                "make a new one"
+            )
+        self.put_back()
+        self._optimizer = optimizer
+        self._optimizers += 1
+        self.forget_here()
 
     def put_back(self) -> None:
-        """Write the cores at hand that may have changed to the table. Raises CheckpointError if that fails."""
-        if self._trained:
+        """Write the cores at hand to the table if they have changed. Raises CheckpointError if that fails."""
+        if self._versions != self._now():
             self.table.write(self.here, self._taken().numpy())
             self._moments_of[self.here] = self._optimizers
-            self._trained = False
+            self.changed[self.here] = True
+            self._versions = self._now()
 
     def forget_here(self) -> None:
         """Have no tasks at hand; what was not put back is lost."""
-        self.here, self._trained = np.arange(0), False
+        self.here, self._versions = np.arange(0), self._now()
 
     def positions(self, ids: Int[Tensor, " *rows"]) -> Int[Tensor, " *rows"]:
         """Where the cores of these tasks are in the stacks; outside of training those that are not at hand are brought.
@@ -135,15 +166,32 @@ class StoredCores:
         """
         wanted = ids.detach().cpu().numpy()
         absent = np.setdiff1d(wanted, self.here)
-        if absent.size and torch.is_grad_enabled():
+        if absent.size and torch.is_grad_enabled() and any(stack.requires_grad for stack in self.stacks.values()):
             raise TaskIdError(
                 f"the core of task {int(absent[0])} is in the store and not at hand: train inside "
-                "`with model.tasks_at_hand(task_ids, optimizer):`, or evaluate inside torch.no_grad()"
+                "`with colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
             )
         if absent.size:
             self.bring(wanted)
-        found = np.asarray(np.searchsorted(self.here, wanted))
-        return torch.from_numpy(found).to(ids.device).view(ids.shape)
+        return torch.from_numpy(np.asarray(np.searchsorted(self.here, wanted))).to(ids.device).view(ids.shape)
+
+    def _now(self) -> list[int]:
+        """A number for each stack that grows when it changes."""
+        return [stack._version for stack in self.stacks.values()]
+
+    def _watch(self) -> None:
+        """Refuse gradients that come when no tasks are held: they may be those of tasks that have left."""
+
+        def check(grad: Tensor) -> None:
+            if not self._held:
+                raise TaskIdError(
+                    "a backward pass outside of `tasks_at_hand`: its cores may have left the model; run forward and "
+                    "backward pass and the step inside one block"
+                )
+
+        for stack in self.stacks.values():
+            if stack.requires_grad:
+                stack.register_hook(check)
 
     # ---- single tasks -----------------------------------------------------------------------------------------------
 
@@ -160,9 +208,10 @@ class StoredCores:
         """Write a task's core; what an optimiser keeps of it stays. Raises CheckpointError if it cannot be written."""
         self.put_back()
         row = self.rows(np.array([task]))
-        row[0, : self._numbers] = torch.cat([core[name].detach().cpu().flatten() for name in self.stacks]).numpy()
+        values = [core[name].detach().cpu().flatten().double() for name in self.stacks]
+        row[0, : self._numbers] = torch.cat(values).numpy()
         self.table.write(np.array([task]), row)
-        self.changed[task] = self.ever_changed[task] = True
+        self.changed[task] = True
         self._put(torch.from_numpy(self.rows(self.here)))
 
     def set_rows(self, tasks: Int[np.ndarray, " n"], rows: Float[np.ndarray, "n width"]) -> None:
@@ -176,7 +225,7 @@ class StoredCores:
         self.forget_here()
         self.table.write(tasks, rows)
         self._moments_of[tasks] = self._optimizers
-        self.changed[tasks] = self.ever_changed[tasks] = True
+        self.changed[tasks] = True
 
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
         """The cores of all tasks, by layer, on the CPU."""
@@ -189,10 +238,16 @@ class StoredCores:
         pairs = zip(self.stacks.items(), found, strict=True)
         return {name: torch.from_numpy(one).view(-1, *stack.shape[1:]).to(stack.dtype) for (name, stack), one in pairs}
 
-    def whole_state(self, keys: Container[str], end: str) -> dict[str, Tensor]:
+    def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
         """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
-        by_key = {f"base_model.model.{name}.{end}": one for name, one in self.all_cores().items()}
-        return {key: one for key, one in by_key.items() if key in keys}
+        cores = self.all_cores()
+        names = {
+            key: key.removeprefix("base_model.model.").removesuffix(f".{end}") for key in keys if key.endswith(end)
+        }
+        found = {key: cores[name] for key, name in names.items() if name in cores}
+        if len(found) != len(cores):
+            raise ConfigError(f"{len(found)} of the {len(cores)} layers with cores in a store were found in the state")
+        return found
 
     # ---- which tasks there are ---------------------------------------------------------------------------------------
 
@@ -205,41 +260,38 @@ class StoredCores:
                 at the core of another task, by its id.
             rotation: share of the directions that are rotated.
         """
-        start = 0
-        if init == "rotated":
-            start, self._rotation = ROTATED, rotation
-        elif init == "mean":
-            start = self._new_start(torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()]))
+        row = None
+        if init == "mean":
+            row = torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()])
         elif isinstance(init, int):
-            start = self._new_start(torch.cat([one.double().cpu().flatten() for one in self.core(init).values()]))
+            row = torch.cat([one.double().cpu().flatten() for one in self.core(init).values()])
         self.put_back()
         self.table.append(tasks)
-        self._start_of = np.concatenate([self._start_of, np.full(tasks, start, dtype=np.int16)])
-        self._serial = np.concatenate([self._serial, self._next + np.arange(tasks, dtype=np.int32)])
-        self._next += tasks
+        self._starts.add(tasks, row, rotation if init == "rotated" else None)
         self._moments_of = np.pad(self._moments_of, (0, tasks))
-        self.changed, self.ever_changed = (np.pad(one, (0, tasks)) for one in (self.changed, self.ever_changed))
+        self.changed = np.pad(self.changed, (0, tasks))
         self._resize()
 
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one id."""
         self.put_back()
         self.table.remove(task)
-        for name in ("_start_of", "_serial", "_moments_of", "changed", "ever_changed"):
-            setattr(self, name, np.delete(getattr(self, name), task))
+        self._starts.remove(task)
+        self._moments_of, self.changed = np.delete(self._moments_of, task), np.delete(self.changed, task)
         self._resize()
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _take_over(self, tasks: int) -> None:
         """Put what the stacks hold into the table, and keep room for a few of them there."""
-        values = torch.cat([stack.detach().cpu().flatten(1) for stack in self.stacks.values()], 1).numpy()
         for some in _chunks(tasks):
             rows = np.zeros((len(some), self.table.width), dtype=self.table.dtype)
-            rows[:, : self._numbers] = values[some]
+            values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in self.stacks.values()]
+            rows[:, : self._numbers] = torch.cat(values, 1).double().numpy()
             self.table.write(some, rows)
         self._resize()
 
+    @torch.inference_mode(mode=False)
     def _resize(self) -> None:
         """Give the stacks as many rows as there may be tasks at hand; none are at hand then."""
         self.forget_here()
@@ -254,23 +306,9 @@ class StoredCores:
         """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
         rows = self.table.read(tasks)
         for number in np.flatnonzero(~self.table.written(tasks)):
-            rows[number, : self._numbers] = self._start(int(tasks[number]))
+            rows[number, : self._numbers] = self._starts.row(int(tasks[number]))
         rows[self._moments_of[tasks] != self._optimizers, self._numbers :] = 0
         return rows
-
-    def _start(self, task: int) -> Float[np.ndarray, " numbers"]:
-        """The core of a task that was never written, of all layers."""
-        if self._start_of[task] != ROTATED:
-            return self._starts[self._start_of[task]].numpy()
-        generator = torch.Generator().manual_seed((self._seed + 0x9E3779B9 * (int(self._serial[task]) + 1)) % 2**63)
-        ranks = [stack.shape[-1] for stack in self.stacks.values()]
-        if len(set(ranks)) == 1:  # one decomposition for all layers
-            return rotated_cores(len(ranks), ranks[0], self._rotation, generator).flatten().numpy()
-        return torch.cat([rotated_cores(1, rank, self._rotation, generator).flatten() for rank in ranks]).numpy()
-
-    def _new_start(self, values: Float[Tensor, " numbers"]) -> int:
-        self._starts.append(values.to(torch.float64))
-        return len(self._starts) - 1
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -278,6 +316,7 @@ class StoredCores:
         """Write rows into the first places of the stacks, and of what the optimiser keeps."""
         for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
             torch._foreach_copy_(views, [one.view_as(view) for one, view in zip(values, views, strict=True)])
+        self._versions = self._now()
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

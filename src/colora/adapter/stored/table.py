@@ -124,6 +124,9 @@ class _FileRows:
         except OSError as error:
             raise CheckpointError(f"{folder}: cores cannot be written there: {error}") from error
 
+    def __getstate__(self) -> object:
+        raise ConfigError("a model whose cores are on disk cannot be copied: save the bank and load it")
+
     def read(self, place: int, row: np.ndarray) -> None:
         try:
             self.file.seek(place * self._bytes)

@@ -1,13 +1,15 @@
 """Checkpoints of a store of cores that cost what changed: each writes the rows of the tasks that were trained since.
 
-CHECKPOINTS/cores/STEP-PART.safetensors    rows of tasks, and their ids
-CHECKPOINTS/checkpoint-STEP/cores.json     the files that make up the state at this step, the oldest first
+CHECKPOINTS/cores/STEP-TOKEN-PART.safetensors    rows of tasks, and their ids
+CHECKPOINTS/checkpoint-STEP/cores.json           the files that make up the state at this step, the oldest first
 
 A file is whole or not there, and no file is written twice. Once the files hold twice the rows that there are, one
 checkpoint writes all of these anew; files that no checkpoint names are deleted.
 """
 
+import hashlib
 import json
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 
 from colora.adapter.stored.cores import StoredCores
 from colora.common.files import write_bytes, write_json
-from colora.errors import CheckpointError
+from colora.errors import CheckpointError, TrainingDivergedError
 
 __all__ = ["CoreFiles"]
 
@@ -33,15 +35,17 @@ class CoreFiles:
 
     Args:
         folder: for them; need not be there yet.
+        names: of the tasks, in the order of their ids.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
-        self._names: list[str] = []
+        self.names_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        self._files: list[str] = []
         self._rows = 0  # in these files
 
     def save(self, stored: StoredCores, step: int, *, write: bool = True) -> None:
-        """Write what has changed since the last time.
+        """Write what has changed since the last time; the first time, all rows that there are.
 
         Args:
             stored: the cores.
@@ -50,63 +54,70 @@ class CoreFiles:
 
         Raises:
             CheckpointError: a file cannot be written; those before stay.
+            TrainingDivergedError: a core holds NaN or infinity.
         """
         stored.put_back()
         changed = np.flatnonzero(stored.changed)
         if write and len(changed):
-            everything = np.flatnonzero(stored.ever_changed)
+            everything = np.flatnonzero(stored.table.written(np.arange(len(stored))))
             anew = self._rows + len(changed) > 2 * len(everything) + SPARE_ROWS
-            names = self._written(stored, everything if anew else changed, step)
-            self._names = names if anew else [*self._names, *names]
+            files = self._written(stored, everything if anew else changed, step)
+            self._files = files if anew else [*self._files, *files]
             self._rows = len(everything) if anew else self._rows + len(changed)
         stored.changed[:] = False
 
-    def note(self, checkpoint: Path, stored: StoredCores) -> None:
-        """Say in a checkpoint which files belong to it, and how many tasks there are."""
-        write_json(checkpoint / NOTE, {"files": self._names, "tasks": len(stored)})
+    def note(self, checkpoint: Path) -> None:
+        """Say in a checkpoint which files belong to it, and whose rows they are."""
+        write_json(checkpoint / NOTE, {"files": self._files, "names_sha256": self.names_sha256})
 
     def load(self, stored: StoredCores, checkpoint: Path) -> None:
-        """Bring a store to the state of a checkpoint.
+        """Bring a store to the state of a checkpoint, whose files are in the folder `cores` beside it.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or it is of another number of tasks.
+            CheckpointError: a file is missing or damaged, or it is of other tasks.
         """
-        note = _note(checkpoint)
-        if note["tasks"] != len(stored):
-            raise CheckpointError(f"{checkpoint} holds {note['tasks']} tasks; expected {len(stored)}")
-        self._names, self._rows = note["files"], 0
-        for name in self._names:
+        note, folder = _note(checkpoint), checkpoint.parent / self.folder.name
+        if note["names_sha256"] != self.names_sha256:
+            raise CheckpointError(
+                f"{checkpoint} is of other tasks, or of these in another order; expected those of now"
+            )
+        self._files, self._rows = note["files"], 0
+        for name in self._files:
             try:
-                found = safetensors.numpy.load_file(self.folder / name)
+                found = safetensors.numpy.load_file(folder / name)
                 stored.set_rows(found["tasks"], found["rows"])
             except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
-                raise CheckpointError(
-                    f"{self.folder / name}: cannot be read ({error}); {checkpoint} needs it"
-                ) from error
+                raise CheckpointError(f"{folder / name}: cannot be read ({error}); {checkpoint} needs it") from error
             self._rows += len(found["tasks"])
-        stored.changed[:] = False
+        if folder.resolve() != self.folder.resolve():  # of another run, whose files may go
+            self._files, self._rows = [], 0
+        else:
+            stored.changed[:] = False
 
-    def collect(self, checkpoints: Iterable[Path]) -> None:
-        """Delete the files that none of these checkpoints names."""
-        kept = {name for checkpoint in checkpoints for name in _note(checkpoint)["files"]} | set(self._names)
+    def collect(self, checkpoints: Path) -> None:
+        """Delete the files that no checkpoint in this folder names."""
+        noted = [path.parent for path in checkpoints.glob(f"checkpoint-*/{NOTE}")]
+        kept = {name for checkpoint in noted for name in _note(checkpoint)["files"]} | set(self._files)
         for path in self.folder.glob("*.safetensors"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
     def _written(self, stored: StoredCores, tasks: Int[np.ndarray, " n"], step: int) -> list[str]:
         size = max(1, PART_BYTES // (stored.table.width * stored.table.dtype.itemsize))
-        names = []
+        files, token = [], secrets.token_hex(4)  # another run in this folder has other files
         for part, begin in enumerate(range(0, len(tasks), size)):
             some = tasks[begin : begin + size]
-            content = safetensors.numpy.save({"tasks": some, "rows": stored.rows(some)})
-            names.append(f"{step:09d}-{part:04d}.safetensors")
-            write_bytes(self.folder / names[-1], content)
-        return names
+            rows = stored.rows(some)
+            if len(bad := some[~np.isfinite(rows).all(1)]):
+                raise TrainingDivergedError(f"the core of task {int(bad[0])} became NaN or infinite by step {step}")
+            files.append(f"{step:09d}-{token}-{part:04d}.safetensors")
+            write_bytes(self.folder / files[-1], safetensors.numpy.save({"tasks": some, "rows": rows}))
+        return files
 
 
 def _note(checkpoint: Path) -> dict[str, Any]:
     try:
         note = json.loads((checkpoint / NOTE).read_text("utf-8"))
-        return {"files": list(note["files"]), "tasks": int(note["tasks"])}
+        return {"files": list(note["files"]), "names_sha256": str(note["names_sha256"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / NOTE}: cannot be read ({error})") from error

@@ -24,7 +24,7 @@ from colora.adapter.tasklist import task_uids
 from colora.errors import ConfigError
 from colora.training.rates import LR
 
-__all__ = ["TaskAdamW", "parameter_groups", "unwrapped"]
+__all__ = ["TaskAdamW", "parameter_groups", "shared_parameters", "unwrapped"]
 
 
 def parameter_groups(
@@ -48,6 +48,12 @@ def parameter_groups(
     if cores:
         groups.append({"params": cores, "lr": core_lr, "weight_decay": core_weight_decay, "role": "core"})
     return groups
+
+
+def shared_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """What all tasks share and is trained, by name: A, B, and modules that are trained whole."""
+    named = model.named_parameters()
+    return {name: one.detach() for name, one in named if one.requires_grad and "colora_core" not in name}
 
 
 class TaskAdamW(torch.optim.AdamW):
@@ -176,11 +182,21 @@ class TaskAdamW(torch.optim.AdamW):
         self._uids[core] = now
         return state
 
+    def has_state(self, stacks: Iterable[Tensor]) -> bool:
+        """Whether it keeps anything of one of these stacks of cores."""
+        return any(bool(self.state.get(stack)) for stack in stacks)
+
     def state_dict(self) -> dict[str, Any]:
         """As for any optimiser; the rows of the cores' state are in the order of the bank's tasks."""
         for core in [key for key in self.state if key in self._uids]:
             self.core_state(core)
         return super().state_dict()
+
+    def shared_state_dict(self) -> dict[str, Any]:
+        """The same without what is kept of cores, for banks that have most of them in a store."""
+        state = super().state_dict()
+        cores = {one for group in state["param_groups"] if group.get("role") == "core" for one in group["params"]}
+        return state | {"state": {key: one for key, one in state["state"].items() if key not in cores}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As for any optimiser. The bank must have the tasks it had when the state was saved, in the same order.

@@ -25,7 +25,7 @@ from colora.training.loop.alternating import AlternatingCallback
 from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallback
 from colora.training.loop.core_files import CoreFiles
 from colora.training.loop.loss import TaskWeighting, row_weights
-from colora.training.loop.optimizer import TaskAdamW, parameter_groups, unwrapped
+from colora.training.loop.optimizer import TaskAdamW, parameter_groups, shared_parameters, unwrapped
 from colora.training.loop.step_tasks import losses_by_task, tasks_of_step
 from colora.training.loop.stopping import TaskEarlyStopping
 from colora.training.resolve import ResolvedRun
@@ -97,7 +97,7 @@ class CoLoRATrainer(Trainer):
         self.weighting: TaskWeighting = spec.weighting
         self.routed = routed
         self.stored = stored_cores(model) if routed else None
-        self.core_files = CoreFiles(Path(args.output_dir) / "cores")
+        self.core_files = CoreFiles(Path(args.output_dir) / "cores", task_names)
         self._staging: Path | None = None
         self._sums = torch.zeros(2, len(task_names), dtype=torch.float64)
         self.remove_callback(PrinterCallback)
@@ -138,7 +138,7 @@ class CoLoRATrainer(Trainer):
         active = self._active(tasks)
         present = tasks[totals[1] * active > 0]
         if self.stored is not None:
-            self.stored.bring(tasks.cpu().numpy(), to_train=True)
+            self.stored.hold(tasks.cpu().numpy())
             present = self.stored.positions(present)
         self._task_adamw.expect(present)
         for batch, place, counts in zip(batches, places, tokens, strict=True):
@@ -209,6 +209,8 @@ class CoLoRATrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Token NLL of each task, `eval_loss/NAME`, and `eval_loss`, the mean over tasks."""
+        if self.stored is not None:
+            self.stored.release()
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         model, rows = self.model, self.args.per_device_eval_batch_size
         sums = torch.zeros(2, len(self.task_names), dtype=torch.float64)
@@ -261,6 +263,8 @@ class CoLoRATrainer(Trainer):
         finally:
             self.progress.close()
             self.interrupt._restore()
+            if self.stored is not None:
+                self.stored.release()
 
     # ---- checkpoints: whole or not there, and without pickle -------------------------------------------------------
 
@@ -281,7 +285,7 @@ class CoLoRATrainer(Trainer):
         if self.args.should_save:
             rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit, use_mtime=False)
             if self.stored is not None:
-                self.core_files.collect(Path(self.args.output_dir).glob("checkpoint-*"))
+                self.core_files.collect(Path(self.args.output_dir))
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -289,8 +293,8 @@ class CoLoRATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and self.stored is not None:  # no bank: most of its cores are in files of their own
-            checkpoint.save_state(folder, "shared", self._shared_parameters())
-            self.core_files.note(folder, self.stored)
+            checkpoint.save_state(folder, "shared", shared_parameters(self.model))
+            self.core_files.note(folder)
         elif self.args.should_save:
             # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -298,7 +302,8 @@ class CoLoRATrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
             folder = Path(output_dir)
-            checkpoint.save_state(folder, "optimizer", self.optimizer.state_dict())
+            state = self.optimizer.state_dict() if self.stored is None else self._task_adamw.shared_state_dict()
+            checkpoint.save_state(folder, "optimizer", state)
             checkpoint.save_state(folder, "scheduler", self.lr_scheduler.state_dict())
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -309,11 +314,6 @@ class CoLoRATrainer(Trainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         checkpoint.save_random_state(Path(output_dir), self.args.process_index)
 
-    def _shared_parameters(self) -> dict[str, Tensor]:
-        """What all tasks share, by name: A, B, and modules that are trained whole."""
-        named = self.model.named_parameters()
-        return {name: one.detach() for name, one in named if one.requires_grad and "colora_core" not in name}
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if self.stored is not None:
@@ -321,7 +321,7 @@ class CoLoRATrainer(Trainer):
                 self.model.get_parameter(name).data.copy_(value)
             return
         if (folder / "shared.json").is_file():
-            raise CheckpointError(f"{folder} was saved with the cores in a store (training.cores); expected as here")
+            raise CheckpointError(f"{folder} has its cores in a store (training.cores): expected them on the device")
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             TrainerState.load_from_json(str(folder / "trainer_state.json"))

@@ -195,6 +195,7 @@ def add_new_task(
         TrainingDivergedError: a loss became NaN or infinite.
     """
     tuner = bank_tuner(model)
+    tuner.router.check_on_model(tuner.active_adapters[0])
     if any(layer.merged for layer in bank_layers(model, tuner.active_adapters[0]).values()):
         raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before adding a task")
     encoder_decoder = is_encoder_decoder(model)

@@ -115,6 +115,7 @@ def update(
             stack[saved.index[task.name]] = core.to(stack)
         write_bank(files, target)
     sizes = len(task.splits["train"]), len(task.splits["val"])
+    target = target if kept else saved.folder
     return Update(task.name, target, before, after, *sizes, kept, time.monotonic() - began)
 
 
