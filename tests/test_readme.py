@@ -49,6 +49,7 @@ from benchmarks.transfer.onboarding import H200_RECORD
 from benchmarks.transfer.onboarding import table as onboarding_table
 from benchmarks.transfer.recipes import table as recipes_table
 from benchmarks.transfer.transfer import table as transfer_table
+from benchmarks.transfer.updating import table as updating_table
 from colora.experiments.load import load_experiment
 from colora.experiments.run import chosen_trials
 from colora.experiments.trial import read_trial_records
@@ -87,6 +88,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
         (TASKS, "import", import_table),
         (TASKS, "transfer", transfer_table),
         (TASKS, "onboarding", onboarding_table),
+        (DECISIONS, "updating", updating_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),

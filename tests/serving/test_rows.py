@@ -1,5 +1,6 @@
 """One request that goes wrong, while others share its batch: an error for it alone, unchanged answers for them."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from colora.bank import core_file
 from colora.bank.core_file import CoreHeader, core_bytes
 from colora.errors import ConfigError
 from colora.models.decoding.sampling import Sampling
@@ -43,7 +45,8 @@ def wild_core(store, value=1e30):
     return core_bytes(core, CoreHeader("wild", store.saved.info.base, store.shared))
 
 
-def test_a_task_whose_logits_are_no_numbers_fails_alone(tmp_path):
+def test_a_task_whose_logits_are_no_numbers_fails_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_file, "LARGEST", math.inf)  # no such core can be uploaded any more
     with serving(make_bank(tmp_path, chat=False)) as server:
         server.service.put("wild", wild_core(server.service.store))
         answer, others = beside(server, INNOCENT | {"model": "wild"})

@@ -30,7 +30,7 @@ from colora.transfer.onboarding.start import mean_nll
 __all__ = ["LR", "Update", "update"]
 
 LR = 0.03
-"""A core that has been trained needs shorter steps than one that begins (docs/decisions/transfer.md)."""
+"""A core that has been trained needs shorter steps than one that begins (docs/decisions/onboarding.md)."""
 VALIDATION_SHARE = 4
 
 
