@@ -2,37 +2,27 @@
 
 import pytest
 import torch
-from peft import get_peft_model
 from safetensors.torch import load_file
 
-from colora.adapter.config import CoLoRAConfig
-from colora.bank.layout import BankInfo, read_bank_info
-from colora.bank.load import load_bank, save_bank
+from colora.bank.layout import read_bank_info
+from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
 from colora.transfer.onboarding import many
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.many import onboard_many
 from colora.transfer.onboarding.onboard import onboard
-from tests.helpers.run_files import cli, content, refusal, save_base, write_task
-from tests.helpers.tiny import tiny_llama
+from tests.helpers.run_files import cli, content, refusal, write_task
+from tests.helpers.servers import make_bank
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 NEW = ("red", "blue", "green")
 QUICK = Settings(steps=6, rows=4)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
-def saved(base, tmp_path):
-    torch.manual_seed(1)
-    model = get_peft_model(tiny_llama(), CoLoRAConfig(r=3, tasks=["legal", "sales"], init_weights=False))
-    save_bank(model, tmp_path / "b", BankInfo(base=base, max_length=96, examples={"legal": 3, "sales": 3}))
-    return tmp_path / "b"
+def saved(tmp_path):
+    return make_bank(tmp_path, ("legal", "sales"))
 
 
 @pytest.fixture

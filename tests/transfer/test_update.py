@@ -4,38 +4,27 @@ import json
 
 import pytest
 import torch
-from peft import get_peft_model
 from safetensors.torch import load_file
 
-from colora.adapter.config import CoLoRAConfig
 from colora.bank.core_file import extract_core, read_core
-from colora.bank.layout import BankInfo, read_bank_info
-from colora.bank.load import load_bank, save_bank
+from colora.bank.layout import read_bank_info
+from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError, TaskIdError
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import read_one_task
 from colora.transfer.onboarding.update import update
-from tests.helpers.run_files import cli, content, refusal, save_base, write_task
-from tests.helpers.tiny import tiny_llama
+from tests.helpers.run_files import cli, content, refusal, write_task
+from tests.helpers.servers import make_bank
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 TASKS = ["legal", "billing", "sales"]
 QUICK = Settings(steps=12, rows=4, lr=0.1)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
-def saved(base, tmp_path):
-    torch.manual_seed(1)
-    model = get_peft_model(tiny_llama(), CoLoRAConfig(r=3, tasks=TASKS, init_weights=False))
-    info = BankInfo(base=base, max_length=96, examples=dict.fromkeys(TASKS, 3), prompt="Q: {input}\nA: {output}")
-    save_bank(model, tmp_path / "b", info)
-    return tmp_path / "b"
+def saved(tmp_path):
+    return make_bank(tmp_path, TASKS)
 
 
 @pytest.fixture
@@ -61,7 +50,7 @@ def test_the_core_of_the_task_alone_moves_and_gets_better(saved, examples):
         else:
             assert torch.equal(value, after[name])
     info = read_bank_info(saved)
-    assert info.examples == seen.examples | {"billing": 3 + 9}
+    assert info.examples == {"billing": 9}
     assert info.seen == {"billing": 48}
     assert info.prompt == seen.prompt
     SavedBank(saved).check()
@@ -76,6 +65,7 @@ def test_what_it_says_is_what_the_bank_gives_afterwards(saved, examples):
 
 
 def test_a_core_that_got_worse_is_not_kept_unless_that_is_asked_for(saved, examples):
+    update(saved, examples, settings=QUICK)
     before = content(saved)
     wild = Settings(steps=6, rows=4, lr=30.0)
     found = update(saved, examples, settings=wild)

@@ -137,8 +137,8 @@ def bank_tasks(model: nn.Module) -> list[str]:
     Raises:
         ConfigError: if the model has no bank, or several are active.
     """
-    base, router = _base(model)
-    return list(router.tasks[_only_adapter(base)])
+    _, router, adapter_name = only_bank(model)
+    return list(router.tasks[adapter_name])
 
 
 def set_task(model: nn.Module, name: str | None) -> None:
@@ -152,8 +152,8 @@ def set_task(model: nn.Module, name: str | None) -> None:
         ConfigError: if the model has no bank, or several are active.
         TaskIdError: if the bank has no such task.
     """
-    base, router = _base(model)
-    router.choose(_only_adapter(base), name)
+    _, router, adapter_name = only_bank(model)
+    router.choose(adapter_name, name)
 
 
 @contextmanager
