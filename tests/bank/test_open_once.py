@@ -91,9 +91,8 @@ def test_nothing_else_opens_the_tensors_of_a_bank():
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("safe_open", "load_file"):
                 opening.add(module.removeprefix("colora."))
     assert opening == {
-            "bank.tensors", "bank.core_file", "bank.importing.read", "training.loop.checkpoint",
-            "training.loop.core_files", "federated.storage",
-        "experiments.own.handover.weights", "vllm.checkpoint",
+        "bank.tensors", "bank.core_file", "bank.importing.read", "training.loop.checkpoint",
+        "training.loop.core_files", "federated.storage", "experiments.own.handover.weights", "vllm.checkpoint",
     }  # fmt: skip
 
 

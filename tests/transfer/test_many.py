@@ -81,6 +81,11 @@ def test_after_a_crash_the_same_command_goes_on(saved, files, tmp_path, monkeypa
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "run"))
     assert_same(one, other)
     assert onboard_many(saved, files, output=tmp_path / "run", settings=QUICK).done == []
+    other = make_bank(tmp_path, ("other",), seed=9, name="other")
+    before = content(other)
+    with pytest.raises(ConfigError, match="holds another bank"):
+        onboard_many(saved, files, output=other, settings=QUICK)
+    assert content(other) == before
 
 
 def test_one_that_cannot_be_trained_is_left_out_and_told(saved, files, monkeypatch):

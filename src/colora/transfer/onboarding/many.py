@@ -69,7 +69,7 @@ def onboard_many(
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
         TaskFileError: listing all faults of all files, names that stand twice among them; nothing is trained.
-        ConfigError: a prompt that has no place for an instruction, or `extend`.
+        ConfigError: a prompt that has no place for an instruction, another bank at `output`, or `extend`.
         CheckpointError: the bank cannot be written; what was there still is.
     """
     configure_threads()
@@ -77,11 +77,16 @@ def onboard_many(
     if settings.extend:
         raise ConfigError("extend: with one new task at a time, for it makes the core of every task larger")
     goes_on = output is not None and (Path(output) / CONFIG_FILE).is_file()
-    saved = SavedBank(output if goes_on and output is not None else bank)
+    saved = SavedBank(bank)
+    if goes_on and output is not None:
+        begun = SavedBank(output)
+        if begun.shared_sha256 != saved.shared_sha256:
+            raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
+        saved = begun
     found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
-    known = [name for name in saved.tasks if name not in names]
+    known = [name for name in saved.tasks if name not in names] or saved.tasks
     found.skipped = [task.name for task in tasks if task.name in saved.index]
     if found.skipped:
         log(f"{len(found.skipped)} of {len(tasks)} tasks are in {saved.folder} already")
