@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report test lint install-vllm test-vllm
+.PHONY: help install demo report docs test lint install-vllm test-vllm
 
 help:  ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...]"
@@ -29,6 +29,9 @@ report: $(STAMP)  ## write docs/report.html and the figures from the committed r
 	$(BIN)/colora report benchmarks/compare/records docs/report.html --main real
 	$(BIN)/python -m benchmarks.compare.figures
 	$(BIN)/python -m benchmarks.recover.theory --figures
+
+docs: $(STAMP)  ## build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint  ## run all checks: lint, then every test
 	$(BIN)/python -m pytest --ignore=tests/test_imports.py

@@ -8,7 +8,9 @@ import pytest
 from tests.helpers.docs import ROOT
 
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FILE = re.compile(r"\b((?:src/colora|tests|benchmarks|docs)/[\w./-]*\w\.(?:pyi|py|yaml|jsonl|json|md|svg|html))\b")
+FILE = re.compile(
+    r"(?<!/)\b((?:src/colora|tests|benchmarks|docs)/[\w./-]*\w\.(?:pyi|py|yaml|jsonl|json|md|svg|html))\b"
+)
 
 
 def resolves(name: str) -> bool:

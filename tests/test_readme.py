@@ -29,6 +29,7 @@ from benchmarks.compare.summary import (
     means_markdown,
     methods_markdown,
     multiplier_markdown,
+    quality_and_bytes_markdown,
     regret_markdown,
     rounding_markdown,
     tuning_markdown,
@@ -59,11 +60,12 @@ from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 FEDERATED = doc("federated.md")
 TASKS = doc("tasks.md")
 SERVING = doc("serving.md")
+MADE_PAGES = re.findall(r'"(reference/\w+\.md)"', doc("hooks.py"))
 DECISION_FILES = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 DECISIONS = "\n".join(path.read_text(encoding="utf-8") for path in DECISION_FILES)
 
 
-def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
+def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch):
     tiny_llama().save_pretrained(tmp_path / "base")
     tiny_tokenizer(chat=False).save_pretrained(tmp_path / "base")
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -71,13 +73,13 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch, capsys):
     exec(compile(code.replace('"smollm2"', '"base"'), "README.md", "exec"), {})
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == ["casual", "formal", "polite"]
     assert (tmp_path / "loras" / "polite" / "adapter_model.safetensors").is_file()
-    assert capsys.readouterr().out.startswith("[")
 
 
 @pytest.mark.parametrize(
     ("text", "name", "table"),
     [
-        (README, "real", lambda: methods_markdown("real", regime="implicit")),
+        (README, "quality and bytes", quality_and_bytes_markdown),
+        (doc("method.md"), "real", lambda: methods_markdown("real", regime="implicit")),
         (DECISIONS, "leads", leads_markdown),
         (DECISIONS, "means", means_markdown),
         (DECISIONS, "main", main_markdown),
@@ -141,7 +143,7 @@ def test_the_gain_that_is_none_is_that_of_the_records():
 def test_the_regret_that_is_told_is_that_of_the_records():
     (row,) = [line for line in means_markdown().splitlines() if line.startswith("| implicit")]
     told = re.search(
-        r"it is ([\d.]+) points in the mean.*?([\d.]+) behind to ([\d.]+) ahead.*?worth ([\d.]+)", README, re.DOTALL
+        r"it is ([\d.]+) points in the mean.*?([\d.]+)\s+behind\s+to ([\d.]+) ahead.*?worth ([\d.]+)", README, re.DOTALL
     )
     assert list(told.groups()) == re.findall(r"\d+\.\d", row)
 
@@ -190,7 +192,7 @@ def test_links_of_the_docs_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)]+)", page.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.exists(), link
+        assert target.exists() or path in MADE_PAGES, link
         assert not anchor or anchor in headings(target), link
 
 

@@ -2,6 +2,10 @@
 
     python -m benchmarks.compare.figures
 
+docs/figures/cost.svg: quality against the bytes that a further user costs, in the mean of the groups of real tasks;
+left with prompts that do not say whose task it is, right with prompts that do. A bar reaches from the lowest seed to
+the highest.
+
 docs/figures/real.svg: by how much CoLoRA leads the best rival of each group of real tasks, and a LoRA for each task; in
 points and by likelihood, with 95 % intervals over seeds, tasks and examples.
 
@@ -15,7 +19,7 @@ from statistics import fmean
 from types import ModuleType
 from typing import Any
 
-from benchmarks.compare.summary import against, answer
+from benchmarks.compare.summary import PLAIN_NAMES, against, answer, quality_and_bytes
 from colora.evaluation.metrics import METRICS
 from colora.experiments.report.regret import Regret, regret
 from colora.experiments.trial import TrialRecord, read_trial_records
@@ -23,6 +27,14 @@ from colora.experiments.trial import TrialRecord, read_trial_records
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 LOOKS = {"local": ("#0072b2", "s", "--"), "pooled": ("#009e73", "^", ":"), "colora": ("#d55e00", "o", "-")}
+OFFSETS = {
+    "colora": (0, -17),
+    "local": (9, -10),
+    "pooled-and-own": (-30, 10),
+    "oppu": (9, -1),
+    "alora": (-40, -15),
+}
+"""How far the name of a method is from its point in the figure of costs, in points of print."""
 TITLES = {"local": "one LoRA each", "pooled": "one LoRA for all", "colora": "CoLoRA"}
 GROUPS = {"similar-8": "similar", "half-8": "half", "different-8": "different"}
 
@@ -34,10 +46,45 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "colora"  # the same figure from the same records, byte for byte
     from matplotlib import pyplot as plt
 
-    for name, draw in (("real", draw_real), ("compare", draw_compare)):
+    for name, draw in (("cost", draw_cost), ("real", draw_real), ("compare", draw_compare)):
         file = HERE.parents[1] / "docs" / "figures" / f"{name}.svg"
         draw(plt).savefig(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         print(f"written: {file.relative_to(HERE.parents[1])}")
+
+
+def draw_cost(plt: ModuleType) -> Any:
+    """The mean over groups against the bytes of a further user, a panel for each kind of prompt."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
+    for axis, regime, title in zip(axes, ("implicit", "explicit"), ("does not name", "names"), strict=True):
+        comparisons = [one for one, _ in answer("real").pairs if one.place.regime == regime]
+        for method, label in PLAIN_NAMES.items():
+            found = quality_and_bytes(comparisons, method)
+            if found is None:
+                continue
+            seeds, size = found
+            mean, colour = fmean(seeds), LOOKS.get(method, ("0.45", "o", ""))[0]
+            reach = [[mean - min(seeds)], [max(seeds) - mean]]
+            axis.errorbar(
+                [max(size, 1e3)], [mean], yerr=reach, fmt="o", color=colour, markersize=8 if method == "colora" else 5
+            )
+            axis.annotate(
+                label,
+                (max(size, 1e3), mean),
+                OFFSETS.get(method, (9, -3)),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+        axis.set_xscale("log")
+        axis.set_xlim(5e2, 1e9)
+        axis.set_ylim(15, 60)
+        axis.set_xticks([1e3, 1e5, 1e6, 1e7], ["nothing", "100 kB", "1 MB", "10 MB"])
+        axis.set_xlabel("bytes that a further user costs")
+        axis.set_title(f"the prompt {title} the task", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("quality, %, mean of groups")
+    figure.tight_layout()
+    return figure
 
 
 def draw_real(plt: ModuleType) -> Any:

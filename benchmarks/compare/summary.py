@@ -24,6 +24,18 @@ RECORDS = Path(__file__).parent / "records"
 CORES_ONLY = ("lora-xs", "fed-sb")  # their rate is that of the cores
 TITLES = [metric.title for metric in METRICS.values()]
 COLUMNS = ("method", *TITLES, f"{METRICS['rougeL'].title} − colora", "parameters per task")
+REGIMES = ("implicit", "explicit")
+PLAIN_NAMES = {
+    "colora": "CoLoRA",
+    "local": "one LoRA each",
+    "pooled": "one LoRA for all",
+    "oppu": "one LoRA for all, then one each",
+    "pooled-and-own": "one LoRA for all and one each",
+    "alora": "one B for all, an A each",
+    "in-context": "examples in the prompt",
+    "base": "the base model, untrained",
+}
+"""Methods by what a user would call them."""
 
 
 def main() -> None:
@@ -63,6 +75,39 @@ def means_markdown() -> str:
     pooled = leads_over("pooled", [one for one, _ in pairs])
     lines.append(f"| explicit | one LoRA for all | {interval_text(pooled.points, 1)} | |")
     return "\n".join(lines)
+
+
+def quality_and_bytes_markdown() -> str:
+    """In the mean of the groups of real tasks, what the plainly named methods reach and what a further user costs."""
+    lines = [
+        "| | the prompt does not name the task | the prompt names it | a further user costs |",
+        "|---|---:|---:|---:|",
+    ]
+    regimes = [[one for one, _ in answer("real").pairs if one.place.regime == regime] for regime in REGIMES]
+    for method, name in PLAIN_NAMES.items():
+        found = [quality_and_bytes(comparisons, method) for comparisons in regimes]
+        cells = [f"{fmean(one[0]):.1f} ({min(one[0]):.1f} to {max(one[0]):.1f})" if one else "–" for one in found]
+        size = max(one[1] for one in found if one)
+        lines.append(f"| {name} | {' | '.join(cells)} | {bytes_text(size)} |")
+    return "\n".join(lines)
+
+
+def bytes_text(size: int) -> str:
+    """A number of bytes, to read."""
+    return "nothing" if not size else f"{size / 1e3:.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
+
+
+def quality_and_bytes(comparisons: Sequence[Comparison], method: str) -> tuple[list[float], int] | None:
+    """Of each seed the mean over groups of a method's main measure, and what a further task costs; None: not run."""
+    rows = [next((row for row in one.entrants(one.measure) if row.method == method), None) for one in comparisons]
+    if None in rows:
+        return None
+    means: dict[int, list[float]] = {}
+    for one, row in zip(comparisons, rows, strict=True):
+        for record in row.records:
+            means.setdefault(record.trial.seed, []).append(record.mean(one.measure.name))
+    size = 4 * max(row.records[0].task_numbers for row in rows)
+    return [fmean(groups) for groups in means.values() if len(groups) == len(rows)], size
 
 
 def leads_markdown() -> str:
