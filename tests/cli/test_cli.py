@@ -117,7 +117,7 @@ def table(text):
             ],
         ),
         (["schema"], ["--json", "--experiment", "--recovery", "every field"]),
-        (["demo"], ["--output", "--seed", "--steps", "Six small tasks"]),
+        (["demo"], ["--output", "--seed", "--steps", "--quick", "Six small tasks"]),
     ],
 )
 def test_help_teaches(arguments, taught, monkeypatch):

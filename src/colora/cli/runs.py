@@ -236,7 +236,7 @@ def demo(
         int | None, typer.Option(min=1, show_default="90, or 20 with --quick", help="Optimiser steps of each method.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three of the tasks, in OUTPUT/quick: does the installation work?")
+        bool, typer.Option("--quick", help="Two of the tasks, in OUTPUT/quick: does the installation work?")
     ] = False,
 ) -> None:
     """Six small tasks, before, alone and together, on a real language model; about ten minutes on two cores.

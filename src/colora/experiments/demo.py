@@ -74,7 +74,7 @@ class DemoSize:
 
 FULL = DemoSize(DEMO_LOCALES, test=24, steps=90)
 # Enough to see that an installation trains, writes, reads and answers; too little to tell methods apart.
-QUICK = DemoSize(DEMO_LOCALES[:3], test=6, steps=20)
+QUICK = DemoSize(DEMO_LOCALES[:2], test=6, steps=20)
 
 
 def run_demo(
@@ -115,7 +115,7 @@ def run_demo(
         records = measures[method](log=lambda line, place=place: log(place + line))
         append_records(file, records)
         write_json(output / "environment.json", environment())
-    return _table(file, output, seed, steps)
+    return _table(file, output, seed, steps, size)
 
 
 def quick_verdict(steps: int | None = None, size: DemoSize = QUICK) -> str:
@@ -208,7 +208,7 @@ def measure_together(
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Record]:
     """Train and measure one bank of all tasks."""
-    log(f"one bank for all {_count(folders)}")
+    log("one bank for all tasks")
     config = _config(output / f"together-{steps}-steps-seed-{seed}", folders, seed, steps, rates or RATES["together"])
     result = train(config, log=log)
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
@@ -273,12 +273,12 @@ def write_tasks(
             lines = (json.dumps(row, ensure_ascii=False) for row in rows)
             write_jsonl(folder / task.name / f"{split}.jsonl", lines)
     first = tasks[0].splits["train"][0]
-    log(f"{_count(folders)} tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
+    log(f"{_count(len(folders))} tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
     return folders
 
 
-def _count(folders: dict[str, Path]) -> str:
-    return {3: "three", 6: "six"}.get(len(folders), str(len(folders)))
+def _count(number: int) -> str:
+    return {2: "two", 6: "six"}.get(number, str(number))
 
 
 def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
@@ -286,13 +286,14 @@ def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
     return [one for one in records if (one.run, one.method, one.seed) == (_run(steps), method, seed)]
 
 
-def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
+def _table(file: Path, output: Path, seed: int, steps: int, size: DemoSize) -> Table:
     overview = bank_overview(output / f"together-{steps}-steps-seed-{seed}")
     own, shared = overview.per_task, overview.shared
     # A LoRA of the same rank has an A and a B of the size of the shared ones.
     sizes = {"before": None, "in the prompt": None, "alone": shared, "together": own}
+    number = _count(len(size.locales))
     table = Table(
-        title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
+        title=f"{number} tasks, 16 examples and {size.test} test dates each, {steps} steps, seed {seed}",
         caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
     )
     found = {method: _of(file, method, seed, steps) for method in METHODS}
