@@ -22,6 +22,7 @@ from colora.adapter.targets.tied import tied_parts
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
+from colora.common.systems import file_name_fault
 from colora.errors import ConfigError
 from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
@@ -150,6 +151,8 @@ def export_loras(
     names = list(tasks) if tasks is not None else bank_tuner(model).tasks
     for name in names:
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
+        if fault := file_name_fault(name):
+            raise ConfigError(f"{fault}, or export it alone into a folder of another name")
         _replaceable(folder / name)
     if len({name.casefold() for name in names}) < len(names):
         raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
