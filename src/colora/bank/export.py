@@ -5,6 +5,7 @@ The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's sca
 
 import json
 import os
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,8 @@ def export_loras(
         if fault := file_name_fault(name):
             raise ConfigError(f"{fault}, or export it alone into a folder of another name")
         _replaceable(folder / name)
-    if len({name.casefold() for name in names}) < len(names):
+    # macOS and Windows do not tell case apart, and macOS not how an accent is put together.
+    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
     for name in names:
         export_lora(model, name, folder / name, use)
