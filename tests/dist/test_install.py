@@ -83,7 +83,8 @@ def test_the_commands_start_on_each_python(version, wheel, outside):
     environment.pip("typer")
     assert environment.colora("--version").stdout == f"colora {colora.__version__}\n"
     assert "Six small tasks" in " ".join(environment.colora("--help").stdout.split())
-    assert "_COLORA_COMPLETE" in environment.colora("--show-completion", "bash").stdout
+    completed = environment.colora(_COLORA_COMPLETE="complete_bash", COMP_WORDS="colora de", COMP_CWORD="1")
+    assert completed.stdout.split() == ["demo"]
     where = environment.run(environment.bin / "python", "-c", "import colora; print(colora.__file__)").stdout.strip()
     assert str(outside) in where
     compiled = environment.run(
