@@ -304,10 +304,10 @@ def _table(file: Path, output: Path, seed: int, steps: int, size: DemoSize) -> T
         table.add_column(column, justify="left" if column == "method" else "right")
     for method, records in found.items():
         means = {one.name: fmean(record.value for record in records if record.metric == one.name) for one in metrics}
-        size = sizes[method]
+        stored = sizes[method]
         table.add_row(
             method,
             *(f"{mean:.{METRICS[name].digits}f}" for name, mean in means.items()),
-            *(("-", "-") if size is None else (f"{size.parameters:,}", f"{size.bytes:,}")),
+            *(("-", "-") if stored is None else (f"{stored.parameters:,}", f"{stored.bytes:,}")),
         )
     return table
