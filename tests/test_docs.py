@@ -35,6 +35,7 @@ def test_dotted_names_lead_somewhere(text):
     assert not [name for name in sorted(names) if not resolves(name)]
 
 
+@pytest.mark.records
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_that_are_named_exist(text):
     content = text.read_text(encoding="utf-8")

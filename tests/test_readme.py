@@ -57,6 +57,8 @@ from colora.experiments.trial import read_trial_records
 from tests.helpers.docs import README, ROOT, between, doc
 from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 
+pytestmark = pytest.mark.records
+
 FEDERATED = doc("federated.md")
 TASKS = doc("tasks.md")
 SERVING = doc("serving.md")

@@ -12,7 +12,7 @@ from typing import Any
 from colora.common.after_import import after_import
 from colora.common.stub import stub_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the one place: the build reads it here
 _HOMES = stub_names(__name__, __spec__)
 __all__ = sorted(_HOMES)
 _WITHOUT_PEFT = ("algebra", "common", "errors", "tasks", "theory")

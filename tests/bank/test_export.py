@@ -173,6 +173,13 @@ def test_older_readers_know_every_field(name, tmp_path):
     assert read.modules_to_save == options.get("modules_to_save")
 
 
+def test_a_task_that_windows_has_no_folder_for_is_refused_there_before_anything_is_written(bank, tmp_path, monkeypatch):
+    monkeypatch.setattr("colora.common.systems.WINDOWS", True)
+    with pytest.raises(ConfigError, match=r"no file can be called 'v1.0:x'.*or export it alone into a folder"):
+        export_loras(bank, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_task_is_refused_before_anything_is_written(bank, tmp_path):
     for attempt in (
         lambda: export_lora(bank, "pink", tmp_path / "x"),

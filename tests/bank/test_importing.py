@@ -241,6 +241,7 @@ def test_nothing_of_the_size_of_a_weight_is_formed():
         assert largest.most <= 900 * max(rank, 6)
 
 
+@pytest.mark.records
 def test_the_record_of_large_layers():
     """Of 32 LoRAs at d = 4096: less memory than one dense update, and no more with more layers."""
     record = json.loads(

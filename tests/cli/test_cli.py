@@ -6,9 +6,11 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import colora.common.files
 from colora.bank.load import load_bank
+from colora.cli.main import app
 from colora.evaluation.records import read_records
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base
 from tests.helpers.tiny import VOCAB
@@ -117,7 +119,7 @@ def table(text):
             ],
         ),
         (["schema"], ["--json", "--experiment", "--recovery", "every field"]),
-        (["demo"], ["--output", "--seed", "--steps", "Six small tasks"]),
+        (["demo"], ["--output", "--seed", "--steps", "--quick", "Six small tasks"]),
     ],
 )
 def test_help_teaches(arguments, taught, monkeypatch):
@@ -127,6 +129,16 @@ def test_help_teaches(arguments, taught, monkeypatch):
     text = " ".join(result.stdout.replace("│", " ").split())
     for words in taught:
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("colora fed", ["federate"]), ("colora demo --qu", ["--quick"]), ("colora x", [])]
+)
+def test_the_shell_completes_commands_and_options(typed, offered):
+    """What the script of `colora --install-completion` asks in bash."""
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_COLORA_COMPLETE": "complete_bash"}
+    result = CliRunner().invoke(app, [], prog_name="colora", env=asked)
+    assert result.stdout.split() == offered
 
 
 def test_without_a_command_there_is_help():

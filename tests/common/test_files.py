@@ -150,7 +150,7 @@ def test_an_interrupted_text_leaves_the_old(tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(colora.common.files, "_fsync", interrupt)
+    monkeypatch.setattr(colora.common.files, "sync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "a.txt", "new")
     assert inventory(tmp_path) == {"a.txt": "old"}

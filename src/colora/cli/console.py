@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
@@ -42,13 +42,29 @@ app = typer.Typer(
     cls=_QuickGroup,
     context_settings={"max_content_width": 120},
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="CoLoRA: many tasks, one model. Tasks share low-rank factors and keep a small core each, so that similar "
     "tasks help each other.\n\n'colora demo' shows it; 'colora schema' lists what a run file may say; "
     "'colora COMMAND --help' tells the rest.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from colora import __version__
+
+        print(f"colora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 class _Output:

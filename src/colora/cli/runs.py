@@ -232,17 +232,25 @@ def tasks(bank: Bank) -> None:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the tasks, runs and records.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each method.")] = 90,
+    steps: Annotated[
+        int | None, typer.Option(min=1, show_default="90, or 20 with --quick", help="Optimiser steps of each method.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two of the tasks, in OUTPUT/quick: does the installation work?")
+    ] = False,
 ) -> None:
     """Six small tasks, before, alone and together, on a real language model; about ten minutes on two cores.
 
     Each task writes an ISO date out in full in one of six related languages and has 16 examples. A second call reuses
-    whatever is there.
+    whatever is there. With `--quick` it takes under two minutes, and its figures mean little.
     """
     with errors():
-        from colora.experiments.demo import run_demo
+        from colora.experiments.demo import FULL, QUICK, quick_verdict, run_demo
 
-        out.print(run_demo(output, seed=seed, steps=steps, log=say))
+        place, size = (output / "quick", QUICK) if quick else (output, FULL)
+        out.print(run_demo(place, seed, steps, log=say, size=size))
+        if quick:
+            say(quick_verdict(steps))
 
 
 def _marked(name: str, row: "MarkedRow") -> "Text":

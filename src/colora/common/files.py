@@ -6,10 +6,12 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from colora.common.systems import patiently, sync
 from colora.errors import CheckpointError
 
 __all__ = [
@@ -73,8 +75,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        _fsync(temporary)
-        os.replace(temporary, path)
+        sync(temporary)
+        patiently(partial(os.replace, temporary, path))
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {error}; what was there before has not changed") from error
     finally:
@@ -105,12 +107,12 @@ def fits_name_rule(name: str) -> bool:
 def _publish(written: Path, final: Path) -> None:
     for file in written.rglob("*"):
         if file.is_file():
-            _fsync(file)
+            sync(file)
     if final.exists():
         # Out of the way first, so that at no time half of the old one has the name of a whole one.
-        os.replace(final, written.with_name(REPLACED))
-    os.replace(written, final)
-    _fsync(final.parent)
+        patiently(partial(os.replace, final, written.with_name(REPLACED)))
+    patiently(partial(os.replace, written, final))
+    sync(final.parent)
 
 
 def _tidy(staging: Path, final: Path) -> None:
@@ -118,15 +120,7 @@ def _tidy(staging: Path, final: Path) -> None:
     old = staging / REPLACED
     if old.exists() and not final.exists():
         try:
-            os.replace(old, final)
+            patiently(partial(os.replace, old, final))
         except OSError:
             return  # it stays where it is, and the next write puts it back
     shutil.rmtree(staging, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from colora.common.files import write_text
+from colora.common.systems import patiently
 from colora.errors import ColoraError
 
 __all__ = ["append_jsonl", "model_parser", "read_jsonl", "write_jsonl"]
@@ -81,7 +83,7 @@ def append_jsonl(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
             file.write(before + added.encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
+        patiently(partial(os.replace, beside, target))
     except BaseException:
         with suppress(OSError):
             beside.unlink()

@@ -6,10 +6,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from colora.common.systems import patiently
 
 __all__ = ["file_lock", "is_locked", "waiting_lock"]
 
@@ -28,7 +31,7 @@ def file_lock(path: Path) -> Iterator[bool]:
         yield mine
     finally:
         if mine:
-            path.unlink(missing_ok=True)
+            patiently(partial(path.unlink, missing_ok=True))
 
 
 @contextmanager
@@ -65,13 +68,13 @@ def _take(path: Path) -> bool:
     if moved != found:
         with suppress(OSError):
             os.link(aside, path)
-    aside.unlink(missing_ok=True)
+    patiently(partial(aside.unlink, missing_ok=True))
     return moved == found and _create(path)
 
 
 def _create(path: Path) -> bool:
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        handle = patiently(partial(os.open, path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         return False
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}

@@ -51,11 +51,12 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     used = torch.device(device) if device is not None else accelerator or torch.device("cpu")
-    packages = {name: _version(name) for name in ("torch", "transformers", "peft", "colora")}
+    packages = {name: _version(name) for name in ("torch", "transformers", "peft")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **packages,
+        "colora": colora.__version__,  # of these sources; an older copy may be installed
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from colora.common.files import NAME_RULE, fits_name_rule
+from colora.common.systems import file_name_fault
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.names import unknown
 from colora.experiments.trial import Regime
@@ -40,6 +41,8 @@ def _filled(values: Filled) -> Filled:
 def _name(value: str) -> str:
     if not fits_name_rule(value):
         raise ValueError(f"expected {NAME_RULE}, found {value!r}")
+    if fault := file_name_fault(value):
+        raise ValueError(fault)
     return value
 
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -33,7 +35,18 @@ from colora.training.config import AdapterSpec, EvaluationSpec, RunConfig, TaskS
 from colora.training.rates import CORE_LR, LR
 from colora.training.run import train
 
-__all__ = ["METHODS", "RATES", "measure_alone", "measure_together", "run_demo", "write_tasks"]
+__all__ = [
+    "FULL",
+    "METHODS",
+    "QUICK",
+    "RATES",
+    "DemoSize",
+    "measure_alone",
+    "measure_together",
+    "quick_verdict",
+    "run_demo",
+    "write_tasks",
+]
 
 METHODS = ("before", "in the prompt", "alone", "together")
 PROMPT = "qa"
@@ -44,7 +57,33 @@ ROWS = 12
 RATES: dict[str, dict[str, float]] = {"alone": {"lr": 2e-3}, "together": {"lr": LR, "core_lr": CORE_LR}}
 
 
-def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], None] = lambda line: None) -> Table:
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of the demo is done.
+
+    Attributes:
+        locales: the languages, a task each.
+        test: examples of each task that are measured; 16 others train it.
+        steps: optimiser steps of each method.
+    """
+
+    locales: tuple[str, ...]
+    test: int
+    steps: int
+
+
+FULL = DemoSize(DEMO_LOCALES, test=24, steps=90)
+# Enough to see that an installation trains, writes, reads and answers; too little to tell methods apart.
+QUICK = DemoSize(DEMO_LOCALES[:2], test=6, steps=20)
+
+
+def run_demo(
+    output: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    log: Callable[[str], None] = lambda line: None,
+    size: DemoSize = FULL,
+) -> Table:
     """Write the tasks, train and measure each method that has no records yet, and make the table.
 
     "in the prompt" is the untrained model with the examples before each question. "alone" is a plain LoRA of the
@@ -53,43 +92,50 @@ def run_demo(output: Path, seed: int = 0, steps: int = 90, log: Callable[[str], 
     Args:
         output: folder for everything; what is there is reused.
         seed: of the days drawn, of the order of examples, and of initial weights.
-        steps: optimiser steps.
+        steps: optimiser steps; those of the size by default.
         log: takes lines for the user.
+        size: the tasks and how many of their examples are measured. Sizes do not share a folder.
     """
     configure_threads()
-    folders = write_tasks(output / "tasks" / f"seed-{seed}", seed, log)
+    steps = steps or size.steps
+    folders = write_tasks(output / "tasks" / f"seed-{seed}", seed, log, size)
+    tasks = [prompted(task, NAMED_TEMPLATES[PROMPT]) for task in _tasks(seed, size)]
     file = output / "records.jsonl"
     measures: dict[str, Callable[..., list[Record]]] = {
-        "before": _measure_before,
-        "in the prompt": _measure_in_prompt,
-        "alone": measure_alone,
-        "together": measure_together,
+        "before": partial(_measure_before, tasks, seed, steps),
+        "in the prompt": partial(_measure_in_prompt, tasks, seed, steps),
+        "alone": partial(measure_alone, output, folders, seed, steps),
+        "together": partial(measure_together, output, folders, seed, steps),
     }
     for number, method in enumerate(METHODS, start=1):
         if _of(file, method, seed, steps):
             log(f"{number} of {len(METHODS)}, {method}: measured before, reused")
             continue
         place = f"{number} of {len(METHODS)}, {method}: "
-        records = measures[method](output, folders, seed, steps, log=lambda line, place=place: log(place + line))
+        records = measures[method](log=lambda line, place=place: log(place + line))
         append_records(file, records)
         write_json(output / "environment.json", environment())
-    return _table(file, output, seed, steps)
+    return _table(file, output, seed, steps, size)
 
 
-def _measure_before(
-    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
-) -> list[Record]:
+def quick_verdict(steps: int | None = None, size: DemoSize = QUICK) -> str:
+    """What to think of the table of a smaller demo, of so many steps."""
+    return (
+        f"This was the quick demo: {len(size.locales)} of {len(FULL.locales)} tasks, {size.test} of {FULL.test} test "
+        f"examples each, {steps or size.steps} steps where the whole one has {FULL.steps}. It shows that the "
+        "installation trains, writes, reads and answers. It does not tell the methods apart: run `colora demo`."
+    )
+
+
+def _measure_before(tasks: Sequence[Task], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
     log("the model as it is, zero-shot")
     model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
-    return _measure(model, tokenizer, _tasks(seed), "before", seed, steps)
+    return _measure(model, tokenizer, tasks, "before", seed, steps)
 
 
-def _measure_in_prompt(
-    output: Path, folders: dict[str, Path], seed: int, steps: int, log: Callable[[str], None]
-) -> list[Record]:
+def _measure_in_prompt(tasks: Sequence[Task], seed: int, steps: int, log: Callable[[str], None]) -> list[Record]:
     log("the model as it is, with the 16 examples before each question")
     model, tokenizer = load_base(DEFAULT_BASE, chat_template=False)
-    tasks = _tasks(seed)
     trial = _prompt_trial(tasks, seed)
     records = []
     for task in tasks:
@@ -109,8 +155,8 @@ def _records(task: str, scores: TaskScores, seed: int, steps: int) -> list[Recor
     return found
 
 
-def _tasks(seed: int) -> list[Task]:
-    return [prompted(task, NAMED_TEMPLATES[PROMPT]) for task in date_tasks(seed=seed)]
+def _tasks(seed: int, size: DemoSize) -> list[Task]:
+    return date_tasks(size.locales, test=size.test, seed=seed)
 
 
 def _prompt_trial(tasks: Sequence[Task], seed: int) -> Trial:
@@ -162,7 +208,7 @@ def measure_together(
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Record]:
     """Train and measure one bank of all tasks."""
-    log("one bank for all six")
+    log("one bank for all tasks")
     config = _config(output / f"together-{steps}-steps-seed-{seed}", folders, seed, steps, rates or RATES["together"])
     result = train(config, log=log)
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
@@ -214,18 +260,25 @@ def _run(steps: int) -> str:
     return f"demo-{steps}-steps"
 
 
-def write_tasks(folder: Path, seed: int, log: Callable[[str], None] = lambda line: None) -> dict[str, Path]:
-    """Write the six tasks as folders of JSONL files; returns the folder of each."""
+def write_tasks(
+    folder: Path, seed: int, log: Callable[[str], None] = lambda line: None, size: DemoSize = FULL
+) -> dict[str, Path]:
+    """Write the tasks, six in the whole demo, as folders of JSONL files; returns the folder of each."""
     folders = {}
-    for task in date_tasks(seed=seed):
+    tasks = _tasks(seed, size)
+    for task in tasks:
         folders[task.name] = folder / task.name
         for split in ("train", "test"):
             rows = ({"input": example.input, "output": example.outputs[0]} for example in task.splits[split])
             lines = (json.dumps(row, ensure_ascii=False) for row in rows)
             write_jsonl(folder / task.name / f"{split}.jsonl", lines)
-    first = next(iter(date_tasks(seed=seed))).splits["train"][0]
-    log(f"six tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
+    first = tasks[0].splits["train"][0]
+    log(f"{_count(len(folders))} tasks in {folder}, 16 examples each, such as {first.input} → {first.outputs[0]}")
     return folders
+
+
+def _count(number: int) -> str:
+    return {2: "two", 6: "six"}.get(number, str(number))
 
 
 def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
@@ -233,13 +286,14 @@ def _of(file: Path, method: str, seed: int, steps: int) -> list[Record]:
     return [one for one in records if (one.run, one.method, one.seed) == (_run(steps), method, seed)]
 
 
-def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
+def _table(file: Path, output: Path, seed: int, steps: int, size: DemoSize) -> Table:
     overview = bank_overview(output / f"together-{steps}-steps-seed-{seed}")
     own, shared = overview.per_task, overview.shared
     # A LoRA of the same rank has an A and a B of the size of the shared ones.
     sizes = {"before": None, "in the prompt": None, "alone": shared, "together": own}
+    number = _count(len(size.locales))
     table = Table(
-        title=f"six tasks, 16 examples and 24 test dates each, {steps} steps, seed {seed}",
+        title=f"{number} tasks, 16 examples and {size.test} test dates each, {steps} steps, seed {seed}",
         caption=f"together also shares A and B among all tasks: {shared.parameters:,} parameters, {shared.bytes:,} B",
     )
     found = {method: _of(file, method, seed, steps) for method in METHODS}
@@ -250,10 +304,10 @@ def _table(file: Path, output: Path, seed: int, steps: int) -> Table:
         table.add_column(column, justify="left" if column == "method" else "right")
     for method, records in found.items():
         means = {one.name: fmean(record.value for record in records if record.metric == one.name) for one in metrics}
-        size = sizes[method]
+        stored = sizes[method]
         table.add_row(
             method,
             *(f"{mean:.{METRICS[name].digits}f}" for name, mean in means.items()),
-            *(("-", "-") if size is None else (f"{size.parameters:,}", f"{size.bytes:,}")),
+            *(("-", "-") if stored is None else (f"{stored.parameters:,}", f"{stored.bytes:,}")),
         )
     return table

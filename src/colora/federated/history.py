@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from colora.common.systems import patiently
 from colora.evaluation.records import Record, append_records, read_records
 from colora.federated.aggregate import RoundReport
 from colora.federated.state import Broadcast, Reply, message_bytes
@@ -73,7 +75,7 @@ def write_round(file: Path, records: list[Record]) -> None:
     staged = file.with_name(f".{file.name}.new")
     staged.unlink(missing_ok=True)
     append_records(staged, [*kept, *records])
-    os.replace(staged, file)
+    patiently(partial(os.replace, staged, file))
 
 
 def _round_number(record: Record) -> int:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from colora.common.files import NAME_RULE, fits_name_rule
+from colora.common.systems import file_name_fault
 from colora.errors import ConfigError
 
 __all__ = ["client_key", "make_credentials"]
@@ -67,6 +68,7 @@ def _check(folder: Path, clients: Sequence[str], hosts: Sequence[str]) -> None:
     repeated = sorted({name for name in clients if clients.count(name) > 1})
     faults = [f"expected as a client's name {NAME_RULE}, found {name!r}" for name in misnamed]
     faults += [f"found the client {name!r} twice" for name in repeated]
+    faults += [fault for name in clients if (fault := file_name_fault(name))]
     if not hosts:
         faults.append("expected a host by which the clients reach the server, found none")
     for host in hosts:
@@ -151,5 +153,6 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat)
 def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a new file; its mode is set when it is created, so that a private key is never readable for others."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+    binary = getattr(os, "O_BINARY", 0)  # Windows would end lines in its own way
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, mode), "wb") as file:
         file.write(content)

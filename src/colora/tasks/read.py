@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colora.common.files import NAME_RULE, fits_name_rule
+from colora.common.systems import file_name_fault
 from colora.errors import TaskFileError
 from colora.tasks.examples import table_examples, table_groups, used_columns
 from colora.tasks.faults import Faults, quoted
@@ -65,6 +66,8 @@ def read_tasks(
         key = unicodedata.normalize("NFC", name).casefold()
         if not fits_name_rule(name):
             faults.add(source.origin, f'expected a task name of {NAME_RULE}, found "{name[:120]}"')
+        elif fault := file_name_fault(name):
+            faults.add(source.origin, fault)
         elif key in names:
             found = f'"{name}" for both {names[key].origin} and {source.origin}'
             faults.add(source.origin, f"expected task names that differ (not only in case), found {found}")

@@ -20,6 +20,7 @@ from typing import Any
 from colora.common.device import DTYPES
 from colora.common.files import write_json
 from colora.common.json_text import parse_json
+from colora.common.systems import file_name_fault
 from colora.errors import ConfigError
 from colora.evaluation.evaluate import Evaluation
 from colora.models.base import load_base
@@ -144,6 +145,7 @@ def folder_names(task_names: Sequence[str]) -> list[str]:
     folders: list[str] = []
     for task_name in task_names:
         stem = re.sub(r"[^\w.+]+", "-", task_name).strip("-.") or "group"
+        stem = f"{stem}-group" if file_name_fault(stem) else stem
         folder, number = stem, 1
         while folder.casefold() in {other.casefold() for other in folders}:
             number += 1

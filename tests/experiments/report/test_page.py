@@ -323,6 +323,7 @@ def test_the_command_takes_the_experiment_and_the_method_that_the_answer_is_abou
         assert (refused.exit_code, told in refused.stderr) == (2, True)
 
 
+@pytest.mark.records
 def test_the_page_of_the_committed_records_is_light(tmp_path):
     write_report(ROOT / "benchmarks" / "compare" / "records", tmp_path / "report.html")
     size = (tmp_path / "report.html").stat().st_size

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from colora.common.files import NAME_RULE, fits_name_rule
+from colora.common.systems import file_name_fault
 from colora.common.yaml import read_yaml, tell_fault
 from colora.errors import ConfigError
 from colora.theory.experiments.records import MethodSettings, ProblemSettings, RecoveryTrial, Study
@@ -35,6 +36,8 @@ def _seeds(value: object) -> object:
 def _name(value: str) -> str:
     if not fits_name_rule(value):
         raise ValueError(f"expected {NAME_RULE}, found {value!r}")
+    if fault := file_name_fault(value):
+        raise ValueError(fault)
     return value
 
 
