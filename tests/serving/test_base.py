@@ -41,7 +41,9 @@ def test_the_base_answers_as_it_does_alone(server, base):
         expected = model.generate(**tokens, max_new_tokens=12, do_sample=False)[0, tokens["input_ids"].shape[1] :]
     answer = server.http.post("/v1/completions", json=asked | {"model": base}).json()
     assert answer["usage"]["completion_tokens"] in (len(expected), len(expected) - 1)  # the end token is not counted
-    assert tokenizer.decode(expected, skip_special_tokens=True).startswith(answer["choices"][0]["text"].rstrip("\ufffd"))
+    assert tokenizer.decode(expected, skip_special_tokens=True).startswith(
+        answer["choices"][0]["text"].rstrip("\ufffd")
+    )
     task = server.http.post("/v1/completions", json=asked | {"model": "legal"}).json()
     assert answer["choices"][0]["text"] != task["choices"][0]["text"]
 
@@ -52,7 +54,9 @@ def test_the_base_has_no_core_and_cannot_be_removed(server, base):
 
 
 def test_a_key_of_some_tasks_does_not_open_the_base(bank, base, tmp_path):
-    keys = {name: add_tenant(tmp_path / "keys.json", name, tasks) for name, tasks in (("one", ["legal"]), ("all", ["*"]))}
+    keys = {
+        name: add_tenant(tmp_path / "keys.json", name, tasks) for name, tasks in (("one", ["legal"]), ("all", ["*"]))
+    }
     with serving(bank, keys=tmp_path / "keys.json") as server:
         for name, status, told in (("one", 404, None), ("all", 200, base)):
             headers = {"Authorization": f"Bearer {keys[name]}"}
@@ -73,7 +77,9 @@ def test_the_base_gets_the_prompt_of_the_bank(tmp_path):
         chat = server.http.post("/v1/chat/completions", json=ask(info["base"], "one", max_tokens=9)).json()
         assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"].strip()
         assert chat["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
-        told = {name: server.http.get(f"/v1/models/{name}").json()["prompt"] for name in ("legal", "sales", info["base"])}
+        told = {
+            name: server.http.get(f"/v1/models/{name}").json()["prompt"] for name in ("legal", "sales", info["base"])
+        }
         assert told == {"legal": TEMPLATE, "sales": None, info["base"]: TEMPLATE}
 
 

@@ -1,4 +1,4 @@
-"""The page as the server hands it out: to browsers alone, with headers that let it run its own code and nothing else."""
+"""The page as the server hands it out: to browsers alone, with headers that let it run its own code alone."""
 
 import base64
 import hashlib

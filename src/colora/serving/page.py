@@ -14,7 +14,7 @@ _PARTS = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
 def wants_page(accept: str | None) -> bool:
-    """Whether a request with this Accept is a browser's for a page: it names HTML. A client of the interface does not."""
+    """Whether a request with this Accept is a browser's for a page: it names HTML, which no client of the API does."""
     kinds = (part.partition(";")[0].strip().lower() for part in (accept or "").split(","))
     return "text/html" in kinds
 

@@ -88,7 +88,7 @@ class CoreStore:
 
     @property
     def base_name(self) -> str | None:
-        """The name by which the base alone is asked, as if it were a task; None where there is none, or a task has it."""
+        """The name by which the base alone is asked, as if it were a task; None where none is, or a task has it."""
         return next((name for name in sorted(self.reserved) if name not in self), None)
 
     def answers_to(self, name: str) -> bool:
@@ -136,8 +136,8 @@ class CoreStore:
         return core_bytes(core, CoreHeader(task, self.saved.info.base, self.shared, prompt=self.prompt_of(task)))
 
     def prompt_of(self, task: str) -> str | None:
-        """The template of a task's prompts, see `BankInfo.prompt`; of the base the one that the bank's tasks have unless
-        they have one of their own. Raises TaskIdError if there is no such task.
+        """The template of a task's prompts, see `BankInfo.prompt`; of the base the one of the tasks that have none of
+        their own. Raises TaskIdError if there is no such task.
         """
         with self._lock:
             self.version(task)

@@ -24,7 +24,7 @@ def models(
     after: str | None = None,
     search: Annotated[str, Query(max_length=MOST_SEARCHED)] = "",
 ) -> dict[str, Any]:
-    """All tasks of the tenant, or `limit` of them, those that follow `after`; with `search` those alone whose names have
+    """All tasks of the tenant, or `limit` of them, those that follow `after`; with `search` only those whose names have
     this text somewhere, in capitals or not. `base` names the base model, which is no task; null if this key does not
     open it.
     """
