@@ -68,7 +68,7 @@ def visit(browser):
 
     def visit(server, width=1280, height=800, expected="Failed to load resource", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         faults, requests = [], []
         page.on(

@@ -58,6 +58,7 @@ def test_the_command_has_what_the_options_say(installed, bank, tmp_path):
     assert (said["--max-num-seqs"], "--max-model-len" in said, "--dtype" in said) == ("5", False, False)
     assert '"max_new_tokens": 9' in said["--override-generation-config"]
     assert environment["COLORA_BANK"] == str(bank.resolve())
+    assert environment["COLORA_PAGE"] == "on"
     assert environment["COLORA_STATE"] == str((tmp_path / "state").resolve())
     assert environment["COLORA_KEYS"] == str((tmp_path / "keys.json").resolve())
     assert environment["HOME"] == "/home"

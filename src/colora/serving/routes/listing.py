@@ -29,7 +29,8 @@ def models(
     open it.
     """
     wanted, base = search.casefold(), service.store.base_name
-    names: Iterator[str] = (name for name in service.store if wanted in name.casefold() and tenant.may(name))
+    found = (name for name in service.store if not wanted or wanted in name.casefold())
+    names: Iterator[str] = filter(tenant.may, found)
     if after is not None:
         check_task(service, tenant, after)
         names = islice(dropwhile(lambda name: name != after, names), 1, None)
