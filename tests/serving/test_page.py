@@ -3,11 +3,14 @@
 import base64
 import hashlib
 import re
+import tomllib
 
 import pytest
 
 from colora.experiments.report.style import STYLE
 from colora.serving.page import page_text, wants_page
+from tests.helpers.docs import ROOT
+from tests.helpers.run_files import cli
 from tests.helpers.servers import serving
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -75,3 +78,20 @@ def test_without_the_page_the_root_is_empty(bank):
     with serving(bank, page=False) as server:
         answer = server.http.get("/", headers=BROWSER)
     assert (answer.status_code, answer.json()["error"]["message"]) == (404, "Not Found")
+
+
+@pytest.mark.parametrize(("arguments", "page"), [([], True), (["--no-page"], False)])
+def test_the_option_reaches_the_server(monkeypatch, bank, arguments, page):
+    asked = []
+    monkeypatch.setattr("colora.serving.server.serve", lambda options, listen, log: asked.append(listen.page))
+    result = cli("serve", bank, *arguments)
+    assert (result.exit_code, asked) == (0, [page]), result.output
+
+
+def test_what_is_no_code_is_in_the_wheel():
+    """setuptools takes along what it is told of, and leaves the rest out without a word."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    told = set(settings["package-data"]["colora"])
+    source = ROOT / "src" / "colora"
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.endswith((".py", ".pyc"))} == told
