@@ -99,7 +99,7 @@ def choose(page, *names):
 
 def tokens(page, number):
     page.get_by_text("Settings", exact=True).click()
-    page.get_by_label("Longest answer").fill(str(number))
+    page.get_by_label("Most tokens").fill(str(number))
 
 
 def answers(page, count):
@@ -225,7 +225,7 @@ def test_instruction_temperature_and_the_prompt_of_a_task(visit, server):
     page.get_by_role("button", name="Send").click()
     assert "whole number" in page.locator("#ask-fault").inner_text()
     assert page.evaluate("document.activeElement.id") == "length"
-    page.get_by_label("Longest answer").fill("9")
+    page.get_by_label("Most tokens").fill("9")
     page.get_by_label("Instruction").fill("Say it.")
     page.keyboard.press("Control+Enter")
     found = answers(page, 3)
@@ -445,7 +445,7 @@ def test_every_control_has_a_name_and_shows_its_focus(visit, server):
         seen.append(name.strip())
         assert (bool(seen[-1]), outline) == (True, "3px")
     controls = {"Search by name", "Remove legal", "The base model too", "What to answer", "Settings", "Temperature"}
-    assert controls | {"Longest answer, tokens", "Instruction", "Send"} <= set(seen)
+    assert controls | {"Most tokens", "Instruction", "Send"} <= set(seen)
 
 
 def test_nothing_blinks_for_who_wants_no_motion(visit, server):
