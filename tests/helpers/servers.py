@@ -93,6 +93,7 @@ def serving(
     tenants: list[Tenant] | None = None,
     origins: Sequence[str] = (),
     keys: Path | None = None,
+    page: bool = True,
     **options: Any,
 ) -> Iterator[Running]:
     """A server in a thread, on a real socket; it ends with the block."""
@@ -101,7 +102,7 @@ def serving(
         Options(bank, **{"threads": 1, "resident": 8, "dtype": "float32"} | options), lambda: len(access.tenants or ())
     )
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(service, access, origins)
+    app = make_app(service, access, origins, page)
     server = uvicorn.Server(server_config(app, Listen(), grace=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -11,6 +11,7 @@ from colora.errors import ConfigError
 from colora.serving.access import add_tenant
 from colora.serving.server import Listen
 from colora.vllm.command import VllmOptions, vllm_command
+from colora.vllm.settings import PluginSettings
 from tests.helpers.servers import make_bank
 
 RUNNER = CliRunner()
@@ -58,6 +59,7 @@ def test_the_command_has_what_the_options_say(installed, bank, tmp_path):
     assert (said["--max-num-seqs"], "--max-model-len" in said, "--dtype" in said) == ("5", False, False)
     assert '"max_new_tokens": 9' in said["--override-generation-config"]
     assert environment["COLORA_BANK"] == str(bank.resolve())
+    assert environment["COLORA_PAGE"] == "on"
     assert environment["COLORA_STATE"] == str((tmp_path / "state").resolve())
     assert environment["COLORA_KEYS"] == str((tmp_path / "keys.json").resolve())
     assert environment["HOME"] == "/home"
@@ -83,3 +85,14 @@ def test_a_task_with_the_name_of_the_base_is_told_at_the_start(installed, tmp_pa
         vllm_command(VllmOptions(bank, base="smollm2"), Listen(port=1234), {})
     command, _ = vllm_command(VllmOptions(bank), Listen(port=1234), {})
     assert dict(pairwise(command))["--served-model-name"] == str(tmp_path / "base-0")
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_whether_there_is_a_page_reaches_the_gate_by_the_environment(installed, bank, page):
+    _, environment = vllm_command(VllmOptions(bank), Listen(port=1234, page=page), {})
+    assert PluginSettings.from_environment(environment).page is page
+
+
+def test_a_page_that_is_neither_on_nor_off_is_refused():
+    with pytest.raises(ConfigError, match="COLORA_PAGE: expected on or off, found 'no'"):
+        PluginSettings.from_environment({"COLORA_BANK": "bank", "COLORA_PAGE": "no"})

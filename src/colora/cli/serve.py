@@ -34,6 +34,7 @@ Origins = Annotated[
     list[str] | None,
     typer.Option(help="Origin of pages whose scripts may ask, as https://example.org; * for all, none by default."),
 ]
+Page = Annotated[bool, typer.Option(help="Whether browsers get a page to try the tasks, at /.")]
 Rows = Annotated[int, typer.Option(min=1, help="Most requests that run at once.")]
 Queue = Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")]
 Resident = Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")]
@@ -58,6 +59,7 @@ def serve(
     private_key: PrivateKey = None,
     state: State = None,
     cors_origin: Origins = None,
+    page: Page = True,
     rows: Rows = 16,
     queue: Queue = 256,
     resident: Resident = 1000,
@@ -85,7 +87,7 @@ def serve(
 
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"--dtype: expected float32, bfloat16 or float16, found {dtype}")
-        listen = Listen(host, port, key_file, certificate, private_key, tuple(cors_origin or ()))
+        listen = Listen(host, port, key_file, certificate, private_key, tuple(cors_origin or ()), page)
         if engine == "vllm":
             from colora.vllm.command import VllmOptions, serve_vllm
 

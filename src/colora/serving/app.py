@@ -14,7 +14,7 @@ from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.quotas import Uploads
 from colora.serving.receiving import BodyLimit, OpenToPages
-from colora.serving.routes import completions, listing, operation, tasks
+from colora.serving.routes import completions, listing, operation, page, tasks
 from colora.serving.service import Service
 
 __all__ = ["make_app"]
@@ -25,11 +25,12 @@ BYTES_PER_TOKEN = 32  # a prompt that fits has fewer; what is longer is not even
 STOPPING_SECONDS = 60.0
 
 
-def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> FastAPI:
+def make_app(service: Service, access: Access, origins: Sequence[str] = (), with_page: bool = True) -> FastAPI:
     """The application around a service. Its lifespan starts the model's thread, and lets all requests end.
 
     Args:
         origins: of pages in browsers that may ask, such as "https://example.org"; "*": of all.
+        with_page: whether browsers get a page to try the tasks at the root.
     """
     app = FastAPI(title="CoLoRA", lifespan=_lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
@@ -39,7 +40,7 @@ def make_app(service: Service, access: Access, origins: Sequence[str] = ()) -> F
     add_handlers(app, service.metrics)
     if origins:  # outermost, so that pages can read refusals too
         app.add_middleware(OpenToPages, origins=origins)
-    for module in (operation, completions, listing, tasks):
+    for module in (operation, completions, listing, tasks, *((page,) if with_page else ())):
         app.include_router(module.router)
     return app
 

@@ -35,6 +35,7 @@ class Listen:
         certificate: for TLS, PEM.
         private_key: of the certificate, PEM.
         origins: of pages in browsers that may ask; none by default.
+        page: whether browsers get a page to try the tasks at the root.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class Listen:
     certificate: Path | None = None
     private_key: Path | None = None
     origins: tuple[str, ...] = ()
+    page: bool = True
 
 
 def check_listen(listen: Listen) -> None:
@@ -87,13 +89,15 @@ def serve(options: Options, listen: Listen, log: Callable[[str], None]) -> None:
         ]
         for warning in shortened(stale, MOST_WARNINGS):
             log(f"warning: {warning}")
-        app = make_app(service, access, listen.origins)
+        app = make_app(service, access, listen.origins, listen.page)
         server = uvicorn.Server(server_config(app, listen))
         # uvicorn handles these itself and raises them once more at its end, which would make the exit code an error.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         url, precision = url_of(replace(listen, port=listening.getsockname()[1])), str(service.dtype).split(".")[-1]
         log(f"{len(store)} tasks at {url}/v1, in {precision} (Ctrl-C ends it)")
+        if listen.page:
+            log(f"to try them in a browser: {url}/")
         server.run(sockets=[listening])
 
 

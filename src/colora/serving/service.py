@@ -88,7 +88,7 @@ class Service:
         configure_threads(options.threads, spare=1)
         self.options = options
         self.metrics = Metrics()
-        store = CoreStore(options.bank, options.state)
+        store = self._read_store()
         base, self.tokenizer = self._load(store.saved)
         lay_out_by_columns(base)
         self.dtype: torch.dtype = base.dtype
@@ -96,6 +96,11 @@ class Service:
         self.scheduler = Scheduler(self._engine(base, store), options.queue, self.metrics, tenants)
         self._encoding = threading.Lock()  # tokenizers are not safe to use from several threads
         self._reloading = threading.Lock()
+
+    def _read_store(self) -> CoreStore:
+        store = CoreStore(self.options.bank, self.options.state)
+        store.reserved = frozenset({self.options.base or store.saved.info.base})
+        return store
 
     def _load(self, saved: SavedBank) -> tuple[PreTrainedModel, Tokenizer]:
         name, device = self.options.base or saved.info.base, training_device("auto")
@@ -209,7 +214,7 @@ class Service:
             ConfigError: the new bank has prompts of another form.
         """
         with self._reloading:
-            store = CoreStore(self.options.bank, self.options.state)
+            store = self._read_store()
             info, old = store.saved.info, self.store.saved.info
             if self.options.base is None and info.base != old.base:
                 raise BaseMismatchError(f"expected a bank of {old.base}, found one of {info.base}")

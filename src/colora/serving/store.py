@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from colora.adapter.tasklist import check_task_name
@@ -36,7 +37,7 @@ class CoreStore:
         saved: the bank as it is on disk.
         shared: digest of its A and B.
         shape: of the core in each adapted layer.
-        reserved: names that no task may have, for the server answers to them with something else.
+        reserved: names that no task may have, for the server answers to them with the base alone.
 
     Raises:
         BankFileError: the folder has no bank, or a damaged one.
@@ -85,10 +86,19 @@ class CoreStore:
         """Tasks that were added while the server ran, without those that replace one of the bank."""
         return (name for name in self._added if name not in self._in_bank or name in self._removed)
 
+    @property
+    def base_name(self) -> str | None:
+        """The name by which the base alone is asked, as if it were a task; None where none is, or a task has it."""
+        return next((name for name in sorted(self.reserved) if name not in self), None)
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a request may ask for this name: a task's, or the base's."""
+        return name in self or name in self.reserved
+
     def version(self, task: str) -> int:
         """A number that no other state of the task has. Raises TaskIdError if there is no such task."""
         with self._seen():
-            if task not in self:
+            if not self.answers_to(task):
                 raise TaskIdError(f"unknown task {task!r}")
             return self._versions.get(task, 0)
 
@@ -100,12 +110,16 @@ class CoreStore:
         """
         with self._lock:
             version, added = self.version(task), self._added.get(task)
+            if task in self.reserved and task not in self:
+                raise TaskIdError(f"{task!r} is the base, which has no core")
             return version, added.path if isinstance(added, CoreFile) else None
 
     def read(self, task: str) -> tuple[int, Core]:
         """A task's version and core. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
         with self._lock:
             version, added = self.version(task), self._added.get(task)
+            if task in self.reserved and task not in self:  # the base: a core of zeros adds nothing to any weight
+                return version, {name: torch.zeros(shape) for name, shape in self.shape.items()}
             if added is None:
                 return version, self.saved.core(self._in_bank[task])
             if isinstance(added, dict):
@@ -122,7 +136,9 @@ class CoreStore:
         return core_bytes(core, CoreHeader(task, self.saved.info.base, self.shared, prompt=self.prompt_of(task)))
 
     def prompt_of(self, task: str) -> str | None:
-        """The template of a task's prompts, see `BankInfo.prompt`. Raises TaskIdError if there is no such task."""
+        """The template of a task's prompts, see `BankInfo.prompt`; of the base the one of the tasks that have none of
+        their own. Raises TaskIdError if there is no such task.
+        """
         with self._lock:
             self.version(task)
             return self._prompts[task] if task in self._added else self.saved.info.prompt_of(task)

@@ -16,7 +16,7 @@ from colora.models.base import base_location
 from colora.serving.access import Access
 from colora.serving.server import GRACE_SECONDS, Listen, check_listen, listening_socket, url_of
 from colora.vllm.front.template import TEMPLATE
-from colora.vllm.settings import BANK, KEYS, STATE
+from colora.vllm.settings import BANK, KEYS, PAGE, STATE
 
 __all__ = ["VllmOptions", "serve_vllm", "vllm_command"]
 
@@ -62,6 +62,8 @@ def serve_vllm(options: VllmOptions, listen: Listen, log: Callable[[str], None])
         found = replace(listen, port=listening.getsockname()[1])
     command, environment = vllm_command(options, found)
     log(f"vLLM is being started with {options.bank}, to answer at {url_of(found)}/v1 (Ctrl-C ends it)")
+    if found.page:
+        log(f"to try its tasks in a browser, once it has started: {url_of(found)}/")
     os.execvpe(command[0], command, environment)
 
 
@@ -94,6 +96,7 @@ def vllm_command(
     state = options.state or Path(tempfile.mkdtemp(prefix="colora-state-"))
     told = {BANK: options.bank, STATE: state, KEYS: listen.keys}
     paths = {name: str(path.resolve()) for name, path in told.items() if path is not None}
+    paths[PAGE] = "on" if listen.page else "off"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", base_location(name)]
     command += ["--served-model-name", name]

@@ -1,24 +1,16 @@
 """The page in a real browser: Chromium without a window, driven by playwright, on a wide screen, a phone, and paper."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from colora.experiments.report.build import write_report
 from colora.experiments.trial import write_trial_records
+from tests.helpers.browser import CHROMIUM, browsing, needs_browser
 from tests.helpers.trial_records import rich_records
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("COLORA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install chromium, or name one by the environment variable COLORA_CHROMIUM"
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +23,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

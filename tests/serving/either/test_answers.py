@@ -124,7 +124,17 @@ def test_models_come_page_by_page(server):
     assert page(limit=2) == (list(TASKS[:2]), True)
     assert page(limit=2, after=TASKS[1]) == ([TASKS[2]], False)
     assert page(limit=1, after=TASKS[2]) == ([], False)
-    for query, status in (({"limit": 0}, 422), ({"limit": "x"}, 422), ({"after": "nobody"}, 404), ({"first": 1}, 400)):
+    assert page(search="L") == (list(TASKS), False)
+    assert page(search="LL", limit=1) == (["billing"], False)
+    assert page(search="l", limit=1, after="billing") == (["sales"], False)
+    assert page(search="nobody") == ([], False)
+    for query, status in (
+        ({"search": "a" * 201}, 422),
+        ({"limit": 0}, 422),
+        ({"limit": "x"}, 422),
+        ({"after": "nobody"}, 404),
+        ({"first": 1}, 400),
+    ):
         answer = server.http.get("/v1/models", params=query)
         (name, value), *_ = query.items()
         assert (answer.status_code, name in answer.text or str(value) in answer.text) == (status, True), answer.text

@@ -20,7 +20,7 @@ from colora.serving.responses import (
     server_sent_event,
     usage_object,
 )
-from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task, no_query
+from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_model, no_query
 from colora.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from colora.serving.service import Service, Stream
 
@@ -38,7 +38,7 @@ async def chat(
     service: ServiceDep,
 ) -> Response:
     body.check_fields()
-    check_task(service, tenant, body.model)
+    check_model(service, tenant, body.model)
     service.scheduler.check_room(tenant.name, body.n or 1)
     prompt = await asyncio.to_thread(service.chat_prompt, body.model, body.instruction, body.turns)
     streams = await _open_streams(service, tenant, body, [prompt])
@@ -53,7 +53,7 @@ async def complete(
     service: ServiceDep,
 ) -> Response:
     body.check_fields()
-    check_task(service, tenant, body.model)
+    check_model(service, tenant, body.model)
     service.scheduler.check_room(tenant.name, len(body.prompts) * (body.n or 1))
     prompts = [await asyncio.to_thread(service.plain_prompt, prompt) for prompt in body.prompts]
     streams = await _open_streams(service, tenant, body, prompts)

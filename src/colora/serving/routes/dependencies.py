@@ -19,11 +19,13 @@ __all__ = [
     "AdminDep",
     "ForeignPageError",
     "JobsDep",
+    "ModelDep",
     "NewTaskDep",
     "ServiceDep",
     "TaskDep",
     "TenantDep",
     "UploadsDep",
+    "check_model",
     "check_task",
     "no_query",
     "only_query",
@@ -120,12 +122,31 @@ def check_task(service: Service, tenant: Tenant, task: str) -> None:
         TaskIdError: the task is one of these.
     """
     if not tenant.may(task) or task not in service.store:
-        raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
+        raise _absent(task)
+
+
+def check_model(service: Service, tenant: Tenant, model: str) -> None:
+    """Refuse what is neither a task nor the base, or what this tenant may not use: all in the same words.
+
+    Raises:
+        TaskIdError: the model is one of these.
+    """
+    if not tenant.may(model) or not service.store.answers_to(model):
+        raise _absent(model)
+
+
+def _absent(model: str) -> TaskIdError:
+    return TaskIdError(f"the model {model!r} does not exist, or this key does not open it")
 
 
 # In a thread: the store may be locked while it writes.
 def _task(task: Annotated[str, Path()], tenant: TenantDep, service: ServiceDep) -> str:
     check_task(service, tenant, task)
+    return task
+
+
+def _model(task: Annotated[str, Path()], tenant: TenantDep, service: ServiceDep) -> str:
+    check_model(service, tenant, task)
     return task
 
 
@@ -137,6 +158,9 @@ async def _new_task(task: Annotated[str, Path()], tenant: TenantDep) -> str:
 
 TaskDep = Annotated[str, Depends(_task)]
 """The task of the path; it is there, and the tenant may use it."""
+
+ModelDep = Annotated[str, Depends(_model)]
+"""The task of the path, or the base; it is there, and the tenant may use it."""
 
 NewTaskDep = Annotated[str, Depends(_new_task)]
 """The task of the path; the tenant may use the name, whether the task is there or not."""

@@ -11,8 +11,9 @@ from colora.serving.routes.dependencies import ServiceDep, TenantDep, check_task
 
 __all__ = ["MOST_ON_A_PAGE", "router"]
 
-router = APIRouter(dependencies=[Depends(only_query("limit", "after"))])
+router = APIRouter(dependencies=[Depends(only_query("limit", "after", "search"))])
 MOST_ON_A_PAGE = 10_000
+MOST_SEARCHED = 200  # characters, twice what a name may have
 
 
 @router.get("/v1/models")
@@ -21,12 +22,23 @@ def models(
     service: ServiceDep,
     limit: Annotated[int | None, Query(ge=1, le=MOST_ON_A_PAGE)] = None,
     after: str | None = None,
+    search: Annotated[str, Query(max_length=MOST_SEARCHED)] = "",
 ) -> dict[str, Any]:
-    """All tasks of the tenant, or `limit` of them, those that follow `after`."""
-    names: Iterator[str] = (name for name in service.store if tenant.may(name))
+    """All tasks of the tenant, or `limit` of them, those that follow `after`; with `search` only those whose names have
+    this text somewhere, in capitals or not. `base` names the base model, which is no task; null if this key does not
+    open it.
+    """
+    wanted, base = search.casefold(), service.store.base_name
+    found = (name for name in service.store if not wanted or wanted in name.casefold())
+    names: Iterator[str] = filter(tenant.may, found)
     if after is not None:
         check_task(service, tenant, after)
         names = islice(dropwhile(lambda name: name != after, names), 1, None)
     page = list(names if limit is None else islice(names, limit + 1))
     shown = page[:limit]
-    return {"object": "list", "data": [model_object(name) for name in shown], "has_more": len(page) > len(shown)}
+    return {
+        "object": "list",
+        "data": [model_object(name) for name in shown],
+        "has_more": len(page) > len(shown),
+        "base": base if base is not None and tenant.may(base) else None,
+    }

@@ -11,7 +11,16 @@ from colora.errors import ConfigError, TaskIdError
 from colora.serving.bodies import check_lines
 from colora.serving.jobs import MOST_EXAMPLES
 from colora.serving.responses import job_object, model_object
-from colora.serving.routes.dependencies import JobsDep, NewTaskDep, ServiceDep, TaskDep, TenantDep, UploadsDep, no_query
+from colora.serving.routes.dependencies import (
+    JobsDep,
+    ModelDep,
+    NewTaskDep,
+    ServiceDep,
+    TaskDep,
+    TenantDep,
+    UploadsDep,
+    no_query,
+)
 
 __all__ = ["router"]
 
@@ -19,8 +28,9 @@ router = APIRouter(dependencies=[Depends(no_query)])
 
 
 @router.get("/v1/models/{task:path}")
-def model(task: TaskDep) -> dict[str, Any]:
-    return model_object(task)
+def model(task: ModelDep, service: ServiceDep) -> dict[str, Any]:
+    """A task or the base, with the template of its prompts; null: the chat template, or the plain text."""
+    return model_object(task) | {"prompt": service.store.prompt_of(task)}
 
 
 @router.delete("/v1/models/{task:path}")

@@ -24,6 +24,7 @@ from colora.serving.access import Tenant
 from colora.serving.bodies import BodyError, parse_body
 from colora.serving.faults import own_error_response
 from colora.serving.fields import UnsupportedError
+from colora.serving.page import wants_page
 from colora.serving.receiving import BodyLimit, OpenToPages
 from colora.serving.routes.dependencies import tenant_of
 from colora.vllm.front.chat import StrippedEvents, stripped_answer
@@ -83,7 +84,7 @@ class BankGate:
         server, request = self._server, Request(scope, receive)
         assert server is not None
         path = scope["path"]
-        if path.startswith(OWN):
+        if path.startswith(OWN) or (path == "/" and server.page and wants_page(request.headers.get("accept"))):
             await server.own(scope, receive, send)
             return
         async with AsyncExitStack() as held:

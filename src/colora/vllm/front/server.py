@@ -17,7 +17,7 @@ from colora.serving.faults import add_handlers
 from colora.serving.jobs import Jobs
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import Uploads, rows_of
-from colora.serving.routes import listing, tasks
+from colora.serving.routes import listing, page, tasks
 from colora.serving.routes.dependencies import AdminDep
 from colora.serving.schemas import MOST_CHOICES
 from colora.serving.store import CoreStore
@@ -48,9 +48,11 @@ class BankServer:
         models: vLLM's `OpenAIServingModels`.
         tokenizer: of the base.
         origins: of pages that may ask.
+        with_page: whether browsers get a page to try the tasks at the root.
 
     Attributes:
         own: the application of the paths that are not vLLM's.
+        page: whether it has that page.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class BankServer:
         models: "OpenAIServingModels",
         tokenizer: Tokenizer,
         origins: Sequence[str] = (),
+        with_page: bool = True,
     ) -> None:
-        self.bank, self.access, self.models = bank, access, models
+        self.bank, self.access, self.models, self.page = bank, access, models, with_page
         bank.store.reserved = frozenset(path.name for path in models.base_model_paths)
         self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * int(models.model_config.max_model_len))
         if not bank.store.saved.info.chat_template:
@@ -93,7 +96,7 @@ class BankServer:
                 raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
             if not is_chat:
                 return body
-            text = None if is_base else self.bank.store.prompt_of(task)
+            text = self.bank.store.prompt_of(task)
             return self.prompts.rewritten(body, None if text is None else parse_template(text))
 
         return await asyncio.to_thread(checked)
@@ -176,6 +179,8 @@ class BankServer:
         app.state.uploads = Uploads()
         app.state.jobs = Jobs(lambda: self.bank.store, self.bank.put, base, lambda: len(self.access.tenants or ()))
         add_handlers(app, Metrics())
+        if self.page:
+            app.include_router(page.router)
         app.include_router(listing.router)
         app.include_router(tasks.router)
         app.include_router(_reloading(self.reload))
@@ -214,4 +219,4 @@ def bank_server(app: FastAPI) -> BankServer:
     access = Access() if settings.keys is None else Access.of_file(settings.keys)
     models = app.state.openai_serving_models
     tokenizer = AutoTokenizer.from_pretrained(models.model_config.tokenizer)
-    return BankServer(installed(), access, models, tokenizer, app.state.args.allowed_origins)
+    return BankServer(installed(), access, models, tokenizer, app.state.args.allowed_origins, settings.page)
