@@ -4,37 +4,27 @@ The stacks of the layers, (room, r, r), hold the cores of a few tasks. Bringing 
 back, with what an optimiser keeps of them, and puts the others' in their place. So a step costs what its tasks cost,
 however many there are, and the parameters keep their shape, as optimisers and data parallelism want.
 
-A row of the table is a task: of each layer, one layer after the other, the core; then, in the same order, the first
-moments, the second moments, and the number of steps.
+A row of the table is a task, see `RowForm`. Tasks may have cores of several ranks, up to that of A and B: a row has the
+numbers of its task's rank, and the stacks have zeros beyond them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from colora.adapter.stored.starts import Starts
+from colora.adapter.stored.kept import KeptRows
+from colora.adapter.stored.stacks import KeepsMoments, Stacks, TasksOfForm
 from colora.adapter.stored.table import CoreTable
+from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 
-__all__ = ["KeepsMoments", "StoredCores"]
+__all__ = ["StoredCores"]
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@runtime_checkable
-class KeepsMoments(Protocol):
-    """An optimiser with a state for each row of a stack of cores."""
-
-    def core_state(self, cores: Tensor) -> dict[str, Tensor]:
-        """Of a stack (n, r, r): "exp_avg" and "exp_avg_sq", (n, r, r), and "step", (n,); they may be written to."""
-
-    def has_state(self, stacks: Iterable[Tensor]) -> bool:
-        """Whether it keeps anything of one of these stacks."""
+ROOM_FOR_ALL = 2**31
 
 
 class StoredCores:
@@ -43,46 +33,60 @@ class StoredCores:
     Args:
         stacks: by layer, the parameters (K, r, r) that hold all cores now; afterwards they hold those at hand.
         room: the most tasks at hand; where it is K or more, all tasks always are.
-        folder: where the table is, in a file; None: in memory.
+        folder: where the table is, in a file for each rank; None: in memory.
+        ranks: of the cores, (K,). The stacks then need not hold any: all tasks start at the identity. None: all cores
+            are as large as the stacks.
 
     Attributes:
+        room: as above; where it grows, the stacks do with the next task that is added, or by `bring_all`.
+        kept: the rows of all tasks.
         here: the tasks at hand, in the order of the stacks; ascending.
-        changed: for each task, whether its row may have changed since `changed` was last cleared.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        ConfigError: a rank that is not from 1 to r.
+        CheckpointError: a file cannot be written.
     """
 
-    def __init__(self, stacks: Mapping[str, nn.Parameter], room: int, folder: Path | None = None) -> None:
-        self.stacks = dict(stacks)
-        first = next(iter(self.stacks.values()))
+    def __init__(
+        self,
+        stacks: Mapping[str, nn.Parameter],
+        room: int,
+        folder: Path | None = None,
+        ranks: Int[np.ndarray, " K"] | None = None,
+    ) -> None:
+        self.stacks = Stacks(stacks)
         self.room = max(1, room)
-        self._optimizer: KeepsMoments | None = None
-        self._sizes = [stack[0].numel() for stack in self.stacks.values()]
-        self._numbers = sum(self._sizes)
-        dtype, width = np.float64 if first.dtype == torch.float64 else np.float32, self._numbers * 3 + len(self._sizes)
-        self.table = CoreTable(width, len(first), dtype, folder)
-        self._starts = Starts([stack.shape[-1] for stack in self.stacks.values()], len(first))
-        self._moments_of = np.zeros(len(first), dtype=np.int32)  # the optimiser's number
-        self._optimizers = 0
-        self.changed = np.ones(len(first), dtype=bool)
+        first = next(iter(stacks.values()))
         self.here: Int[np.ndarray, " n"] = np.arange(0)
-        self._held = False  # whether they are being trained, and stay
-        self._take_over(len(first))
-        self._versions = self._now()  # when the stacks were last equal to the table
-        self._watch()
+        dtype = np.float64 if first.dtype == torch.float64 else np.float32
+        all_ranks = np.full(len(first), self.rank) if ranks is None else np.asarray(ranks, dtype=np.int64)
+        self.kept = KeptRows(self.stacks.ranks, all_ranks, dtype, folder)
+        if ranks is None:
+            self._take_over()
+        self._resize()
+        self.stacks.watch()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.kept)
 
     def __getstate__(self) -> dict[str, object]:
         self.put_back()
-        return self.__dict__ | {"_optimizer": None, "_held": False}
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self.forget_here()
-        self._watch()
+        self.stacks.watch()
+
+    @property
+    def rank(self) -> int:
+        """The highest that a core can have: that of A and B."""
+        return max(self.stacks.ranks)
+
+    @property
+    def table(self) -> CoreTable:
+        """What the rows are in."""
+        return self.kept.table
 
     # ---- tasks at hand ----------------------------------------------------------------------------------------------
 
@@ -103,28 +107,41 @@ class StoredCores:
             return
         if len(wanted) > self.room:
             raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the room of `store_cores`")
-        if self._held:
+        if self.stacks.held:
             raise TaskIdError(
                 "other tasks are asked for while a step's are being trained: end the `tasks_at_hand` block first"
             )
-        if any(stack.grad is not None and bool(stack.grad.any()) for stack in self.stacks.values()):
+        if self.stacks.have_gradients:
             raise TaskIdError(
                 "other tasks are asked for while gradients of those at hand wait: optimizer.step() and "
                 "optimizer.zero_grad() first, or zero_grad() alone to drop them"
             )
         self.put_back()
-        self._put(torch.from_numpy(self.rows(wanted)))
+        self._put(wanted)
         self.here = wanted
+
+    def bring_all(self) -> None:
+        """Have all tasks at hand from now on, those to come as well; a place in the stacks is then a task's id.
+
+        Raises:
+            as `bring`.
+        """
+        self.room = max(self.room, ROOM_FOR_ALL)
+        if self.stacks.rows != len(self):
+            self.put_back()
+            self._resize()
+        self.bring(np.arange(len(self)))
 
     def hold(self, tasks: Int[np.ndarray, " n"]) -> None:
         """Have these tasks at hand to be trained, until `release`. Raises as `bring`."""
         self.release()
         self.bring(tasks)
-        self._held = True
+        self.stacks.watch()
+        self.stacks.held = True
 
     def release(self) -> None:
         """Their training is over; others may take their place."""
-        self._held = False
+        self.stacks.held = False
 
     def use(self, optimizer: object) -> None:
         """Keep this optimiser's moments with the cores; those of another one before it count no more.
@@ -132,31 +149,33 @@ class StoredCores:
         Raises:
             ConfigError: it keeps no moments task by task, or keeps some of these cores from elsewhere.
         """
-        if optimizer is self._optimizer:
+        if optimizer is self.stacks.optimizer:
             return
         if not isinstance(optimizer, KeepsMoments):
             raise ConfigError(f"expected a colora.TaskAdamW for cores in a store, found a {type(optimizer).__name__}")
-        if optimizer.has_state(self.stacks.values()):
+        if optimizer.has_state(self.stacks.by_layer.values()):
             raise ConfigError(
                 "this optimizer has moments of these cores from before they were in the store, or from a state_dict: "
                 "make a new one"
             )
         self.put_back()
-        self._optimizer = optimizer
-        self._optimizers += 1
+        self.stacks.optimizer = optimizer
+        self.kept.begin_moments()
         self.forget_here()
 
     def put_back(self) -> None:
         """Write the cores at hand to the table if they have changed. Raises CheckpointError if that fails."""
-        if self._versions != self._now():
-            self.table.write(self.here, self._taken().numpy())
-            self._moments_of[self.here] = self._optimizers
-            self.changed[self.here] = True
-            self._versions = self._now()
+        if self._versions != self.stacks.now():
+            for own in self.kept.by_form(self.here):
+                tasks = self.here[own.places]
+                rows = self.kept.read(tasks)  # without an optimiser their moments stay
+                self.stacks.take(own, torch.from_numpy(rows))
+                self.kept.write(tasks, rows)
+            self._versions = self.stacks.now()
 
     def forget_here(self) -> None:
         """Have no tasks at hand; what was not put back is lost."""
-        self.here, self._versions = np.arange(0), self._now()
+        self.here, self._versions = np.arange(0), self.stacks.now()
 
     def positions(self, ids: Int[Tensor, " *rows"]) -> Int[Tensor, " *rows"]:
         """Where the cores of these tasks are in the stacks; outside of training those that are not at hand are brought.
@@ -166,7 +185,9 @@ class StoredCores:
         """
         wanted = ids.detach().cpu().numpy()
         absent = np.setdiff1d(wanted, self.here)
-        if absent.size and torch.is_grad_enabled() and any(stack.requires_grad for stack in self.stacks.values()):
+        if self.stacks.want_gradients:
+            self.stacks.watch()
+        if absent.size and self.stacks.want_gradients:
             raise TaskIdError(
                 f"the core of task {int(absent[0])} is in the store and not at hand: train inside "
                 "`with colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
@@ -175,68 +196,54 @@ class StoredCores:
             self.bring(wanted)
         return torch.from_numpy(np.asarray(np.searchsorted(self.here, wanted))).to(ids.device).view(ids.shape)
 
-    def _now(self) -> list[int]:
-        """A number for each stack that grows when it changes."""
-        return [stack._version for stack in self.stacks.values()]
-
-    def _watch(self) -> None:
-        """Refuse gradients that come when no tasks are held: they may be those of tasks that have left."""
-
-        def check(grad: Tensor) -> None:
-            if not self._held:
-                raise TaskIdError(
-                    "a backward pass outside of `tasks_at_hand`: its cores may have left the model; run forward and "
-                    "backward pass and the step inside one block"
-                )
-
-        for stack in self.stacks.values():
-            if stack.requires_grad:
-                stack.register_hook(check)
-
     # ---- single tasks -----------------------------------------------------------------------------------------------
 
     def core(self, task: int) -> dict[str, Tensor]:
-        """A task's core in each layer, (r, r), as it is now."""
+        """A task's core in each layer as it is now, (r, r) with r the task's own."""
         position = np.flatnonzero(self.here == task)
+        form = self.kept.form(task)
         if position.size:
-            return {name: stack.detach()[int(position[0])].clone() for name, stack in self.stacks.items()}
-        values = torch.from_numpy(self.rows(np.array([task]))[0, : self._numbers]).split(self._sizes)
-        pairs = zip(self.stacks.items(), values, strict=True)
-        return {name: value.view(stack.shape[1:]).to(stack) for (name, stack), value in pairs}
+            pairs = zip(self.stacks.by_layer.items(), form.ranks, strict=True)
+            return {name: stack.detach()[int(position[0]), :rank, :rank].clone() for (name, stack), rank in pairs}
+        values = form.cores(torch.from_numpy(self.kept.read(np.array([task]))[0]))
+        stacks = self.stacks.by_layer.items()
+        return {name: value.to(stack) for (name, stack), value in zip(stacks, values, strict=True)}
 
     def set_core(self, task: int, core: Mapping[str, Tensor]) -> None:
-        """Write a task's core; what an optimiser keeps of it stays. Raises CheckpointError if it cannot be written."""
+        """Write a task's core, as `core` gives it; what an optimiser keeps of it stays.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         self.put_back()
-        row = self.rows(np.array([task]))
-        values = [core[name].detach().cpu().flatten().double() for name in self.stacks]
-        row[0, : self._numbers] = torch.cat(values).numpy()
-        self.table.write(np.array([task]), row)
-        self.changed[task] = True
-        self._put(torch.from_numpy(self.rows(self.here)))
+        row, form = self.kept.read(np.array([task])), self.kept.form(task)
+        values = [core[name].detach().cpu().flatten().double() for name in self.stacks.by_layer]
+        row[0, : form.numbers] = torch.cat(values).numpy()
+        self.kept.write(np.array([task]), row)
+        self._put(self.here)
 
     def set_rows(self, tasks: Int[np.ndarray, " n"], rows: Float[np.ndarray, "n width"]) -> None:
-        """Write whole rows of the table, with the moments of the optimiser in use; no tasks are at hand then.
+        """Write whole rows of the table, of tasks of one rank, with the moments of the optimiser in use; no tasks are
+        at hand then.
 
         Raises:
             ValueError, IndexError: they do not fit the table; CheckpointError: they cannot be written.
         """
-        if rows.shape != (len(tasks), self.table.width):
-            raise ValueError(f"expected rows of shape {(len(tasks), self.table.width)}, found {rows.shape}")
         self.forget_here()
-        self.table.write(tasks, rows)
-        self._moments_of[tasks] = self._optimizers
-        self.changed[tasks] = True
+        self.kept.write(tasks, rows)
 
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
-        """The cores of all tasks, by layer, on the CPU."""
+        """The cores of all tasks, by layer, on the CPU; of a rank below r with zeros beyond them."""
         self.put_back()
-        found = [np.empty((len(self), size), dtype=self.table.dtype) for size in self._sizes]
-        ends = np.cumsum(self._sizes)[:-1]
+        stacks = self.stacks.by_layer
+        found = {name: torch.zeros(len(self), *stack.shape[1:], dtype=stack.dtype) for name, stack in stacks.items()}
         for some in _chunks(len(self)):
-            for layer, values in zip(found, np.split(self.rows(some)[:, : self._numbers], ends, axis=1), strict=True):
-                layer[some] = values
-        pairs = zip(self.stacks.items(), found, strict=True)
-        return {name: torch.from_numpy(one).view(-1, *stack.shape[1:]).to(stack.dtype) for (name, stack), one in pairs}
+            for own in self.kept.by_form(some):
+                tasks = some[own.places]
+                (cores,) = own.form.parts(torch.from_numpy(self.kept.read(tasks)), moments=False)
+                for layer, values, rank in zip(found.values(), cores, own.form.ranks, strict=True):
+                    layer[torch.from_numpy(tasks), :rank, :rank] = values.to(layer)
+        return found
 
     def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
         """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
@@ -251,97 +258,61 @@ class StoredCores:
 
     # ---- which tasks there are ---------------------------------------------------------------------------------------
 
-    def add(self, tasks: int, init: int | str = "identity", rotation: float = 0.0) -> None:
+    def add(self, tasks: int, init: int | str = "identity", rotation: float = 0.0, rank: int | None = None) -> None:
         """Add tasks, which take no room before they are trained.
 
         Args:
             tasks: how many.
             init: where they start: "identity"; "rotated", each at a rotation of its own; "mean", at the mean core; or
-                at the core of another task, by its id.
+                at the core of another task, by its id. Of a higher rank, its leading corner.
             rotation: share of the directions that are rotated.
+            rank: of their cores; by default that of A and B.
+
+        Raises:
+            ConfigError: a rank that is not from 1 to that of A and B.
         """
-        row = None
+        rank = self.rank if rank is None else rank
+        form, row = self.kept.form_of(rank), None
+        found: Mapping[str, Tensor] | None = None
         if init == "mean":
-            row = torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()])
+            found = {name: one.double().mean(0) for name, one in self.all_cores().items()}
         elif isinstance(init, int):
-            row = torch.cat([one.double().cpu().flatten() for one in self.core(init).values()])
+            found = self.core(init)
+        if found is not None:
+            cores = zip(found.values(), form.ranks, strict=True)
+            row = torch.cat([resized_core(one.double().cpu(), own).flatten() for one, own in cores])
         self.put_back()
-        self.table.append(tasks)
-        self._starts.add(tasks, row, rotation if init == "rotated" else None)
-        self._moments_of = np.pad(self._moments_of, (0, tasks))
-        self.changed = np.pad(self.changed, (0, tasks))
+        self.kept.add(tasks, rank, row, rotation if init == "rotated" else None)
         self._resize()
 
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one id."""
         self.put_back()
-        self.table.remove(task)
-        self._starts.remove(task)
-        self._moments_of, self.changed = np.delete(self._moments_of, task), np.delete(self.changed, task)
+        self.kept.remove(task)
         self._resize()
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    def _take_over(self, tasks: int) -> None:
-        """Put what the stacks hold into the table, and keep room for a few of them there."""
-        for some in _chunks(tasks):
-            rows = np.zeros((len(some), self.table.width), dtype=self.table.dtype)
-            values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in self.stacks.values()]
-            rows[:, : self._numbers] = torch.cat(values, 1).double().numpy()
-            self.table.write(some, rows)
-        self._resize()
+    def _take_over(self) -> None:
+        """Put what the stacks hold, of full rank, into the table."""
+        form = self.kept.form(0)
+        for some in _chunks(len(self)):
+            rows = np.zeros((len(some), form.width), dtype=self.table.dtype)
+            stacks = self.stacks.by_layer.values()
+            values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in stacks]
+            rows[:, : form.numbers] = torch.cat(values, 1).double().numpy()
+            self.kept.write(some, rows)
 
-    @torch.inference_mode(mode=False)
     def _resize(self) -> None:
         """Give the stacks as many rows as there may be tasks at hand; none are at hand then."""
+        self.stacks.resize(min(self.room, len(self)))
         self.forget_here()
-        rows = min(self.room, len(self))
-        for stack in self.stacks.values():
-            if stack.shape[0] != rows:
-                stack.grad = None  # its shape must be that of the data at all times
-                stack.data = stack.data.new_zeros(rows, *stack.shape[1:])
-                stack.colora_task_uids = list(range(rows))  # type: ignore[attr-defined]
 
-    def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
-        """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
-        rows = self.table.read(tasks)
-        for number in np.flatnonzero(~self.table.written(tasks)):
-            rows[number, : self._numbers] = self._starts.row(int(tasks[number]))
-        rows[self._moments_of[tasks] != self._optimizers, self._numbers :] = 0
-        return rows
-
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
-    def _put(self, rows: Float[Tensor, "n width"]) -> None:
-        """Write rows into the first places of the stacks, and of what the optimiser keeps."""
-        for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
-            torch._foreach_copy_(views, [one.view_as(view) for one, view in zip(values, views, strict=True)])
-        self._versions = self._now()
-
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
-    def _taken(self) -> Float[Tensor, "n width"]:
-        """The rows of the tasks at hand as they are now."""
-        rows = torch.from_numpy(self.rows(self.here))  # without an optimiser its moments stay
-        for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
-            torch._foreach_copy_([one.view_as(view) for one, view in zip(values, views, strict=True)], views)
-        return rows
-
-    def _views(self, tasks: int) -> list[list[Tensor]]:
-        """What rows of the table are made of on the model: cores, and with an optimiser both moments and steps."""
-        found = [[stack.detach()[:tasks] for stack in self.stacks.values()]]
-        if self._optimizer is not None:
-            states = [self._optimizer.core_state(stack) for stack in self.stacks.values()]
-            found += [[state[name][:tasks] for state in states] for name in (*MOMENTS, "step")]
-        return found
-
-    def _parts(self, rows: Float[Tensor, "n width"]) -> list[tuple[Tensor, ...]]:
-        """Columns of rows in the order of `_views`, layer by layer."""
-        values, first, second, steps = rows.split([self._numbers] * 3 + [len(self._sizes)], 1)
-        found = [part.split(self._sizes, 1) for part in (values, first, second)]
-        if self._optimizer is None:
-            return found[:1]
-        return [*found, steps.split(1, 1)]
+    def _put(self, tasks: Int[np.ndarray, " n"]) -> None:
+        """Put tasks into the first places of the stacks."""
+        groups = self.kept.by_form(tasks)
+        self.stacks.put([(own, torch.from_numpy(self.kept.read(tasks[own.places]))) for own in groups])
+        self._versions = self.stacks.now()
 
 
 def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
