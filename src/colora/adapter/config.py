@@ -60,6 +60,13 @@ class CoLoRAConfig(PeftConfig):
     lora_alpha: float | None = field(
         default=None, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r); r by default."}
     )
+    core_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rank of the cores of tasks that are added; r by default. Lower where A and B have further "
+            "directions that were added for single tasks."
+        },
+    )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead of lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
     target_modules: list[str] | str | None = field(
@@ -135,6 +142,16 @@ class CoLoRAConfig(PeftConfig):
             raise ConfigError("this CoLoRAConfig cannot be used:", faults)
 
     @property
+    def rank_of_new(self) -> int:
+        """Rank of the cores of tasks that are added."""
+        return self.core_rank or self.r
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any config of PEFT's. Without `core_rank` it is that of earlier versions, which can read it."""
+        fields: dict[str, Any] = super().to_dict()
+        return {name: value for name, value in fields.items() if name != "core_rank" or value is not None}
+
+    @property
     def scaling(self) -> float:
         """The factor s of the update."""
         return float(self.lora_alpha or self.r) / (self.r**0.5 if self.use_rslora else self.r)
@@ -143,6 +160,8 @@ class CoLoRAConfig(PeftConfig):
         faults = []
         if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
             faults.append(f"r: expected a whole number of at least 1, found {self.r!r}")
+        elif self.core_rank is not None and not (type(self.core_rank) is int and 1 <= self.core_rank <= self.r):
+            faults.append(f"core_rank: expected a whole number from 1 to r={self.r}, found {self.core_rank!r}")
         if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha < float("inf"):
             faults.append(f"lora_alpha: expected a number above 0, found {self.lora_alpha!r}")
         if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:

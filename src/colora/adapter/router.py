@@ -241,6 +241,14 @@ class Router:
                 "colora.TaskIdsCollator(trainer.data_collator, model)), "
                 "or choose one with set_task(name)"
             )
+        return self.place(adapter_name, task)
+
+    def place(self, adapter_name: str, task: int) -> int:
+        """Where a task's core is in the stacks: at its id, but where most cores are in a store; there it is brought.
+
+        Raises:
+            TaskIdError: see `StoredCores.positions`.
+        """
         return int(self.stored[adapter_name].positions(torch.tensor(task))) if adapter_name in self.stored else task
 
     @contextmanager
@@ -282,7 +290,7 @@ class Router:
         if asked is routing and here is stored.here:  # by the layer before
             return placed
         ids = routing.ids[adapter_name]
-        places = stored.positions(ids) if isinstance(ids, Tensor) else int(stored.positions(torch.tensor(ids)))
+        places = stored.positions(ids) if isinstance(ids, Tensor) else self.place(adapter_name, ids)
         placed = Routing({adapter_name: places}, routing.tokens, routing.expandable)
         self._asked[adapter_name] = routing, stored.here, placed
         return placed

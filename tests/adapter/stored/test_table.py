@@ -71,7 +71,10 @@ def test_a_full_disk_is_told_and_rows_of_before_stay(tmp_path):
     table = CoreTable(WIDTH, 3, folder=tmp_path)
     table.write(np.array([0]), np.ones((1, WIDTH)))
     kept = table._shelves[0].rows.file
-    with open("/dev/full", "r+b", buffering=0) as table._shelves[0].rows.file, pytest.raises(CheckpointError, match="No space"):
+    with (
+        open("/dev/full", "r+b", buffering=0) as table._shelves[0].rows.file,
+        pytest.raises(CheckpointError, match="No space"),
+    ):
         table.write(np.array([1]), np.ones((1, WIDTH)))
     table._shelves[0].rows.file = kept
     assert table.written(np.arange(3)).tolist() == [True, False, False]

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from colora.adapter.stored.kept import KeptRows
-from colora.adapter.stored.stacks import KeepsMoments, Stacks, TasksOfForm
+from colora.adapter.stored.stacks import KeepsMoments, Stacks
+from colora.adapter.stored.starts import Starts
 from colora.adapter.stored.table import CoreTable
 from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
@@ -34,8 +35,8 @@ class StoredCores:
         stacks: by layer, the parameters (K, r, r) that hold all cores now; afterwards they hold those at hand.
         room: the most tasks at hand; where it is K or more, all tasks always are.
         folder: where the table is, in a file for each rank; None: in memory.
-        ranks: of the cores, (K,). The stacks then need not hold any: all tasks start at the identity. None: all cores
-            are as large as the stacks.
+        ranks: of the cores, (K,): each is the leading corner of what the stacks hold; by default all are r.
+        starts: of K tasks, whose cores are these, whatever the stacks hold; by default those of the stacks are kept.
 
     Attributes:
         room: as above; where it grows, the stacks do with the next task that is added, or by `bring_all`.
@@ -53,15 +54,18 @@ class StoredCores:
         room: int,
         folder: Path | None = None,
         ranks: Int[np.ndarray, " K"] | None = None,
+        starts: Starts | None = None,
     ) -> None:
         self.stacks = Stacks(stacks)
         self.room = max(1, room)
         first = next(iter(stacks.values()))
         self.here: Int[np.ndarray, " n"] = np.arange(0)
+        self._versions = self.stacks.now()  # when the stacks were last equal to the table
         dtype = np.float64 if first.dtype == torch.float64 else np.float32
-        all_ranks = np.full(len(first), self.rank) if ranks is None else np.asarray(ranks, dtype=np.int64)
-        self.kept = KeptRows(self.stacks.ranks, all_ranks, dtype, folder)
         if ranks is None:
+            ranks = np.full(len(first) if starts is None else len(starts), self.rank)
+        self.kept = KeptRows(self.stacks.ranks, ranks, dtype, folder, starts)
+        if starts is None:
             self._take_over()
         self._resize()
         self.stacks.watch()
@@ -246,7 +250,16 @@ class StoredCores:
         return found
 
     def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
-        """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
+        """`all_cores` by the names that they have in a model's state, which end so; of these keys alone.
+
+        Raises:
+            ConfigError: a core is smaller than r × r, which stacks cannot say.
+        """
+        if len(smaller := np.flatnonzero(self.kept.ranks < self.rank)):
+            raise ConfigError(
+                f"{len(smaller)} of {len(self)} tasks have cores smaller than {self.rank} × {self.rank}, and PEFT "
+                "saves stacks of one size: save the bank with colora.save_bank"
+            )
         cores = self.all_cores()
         names = {
             key: key.removeprefix("base_model.model.").removesuffix(f".{end}") for key in keys if key.endswith(end)
@@ -294,14 +307,17 @@ class StoredCores:
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
-        """Put what the stacks hold, of full rank, into the table."""
-        form = self.kept.form(0)
+        """Put what the stacks hold into the table."""
         for some in _chunks(len(self)):
-            rows = np.zeros((len(some), form.width), dtype=self.table.dtype)
-            stacks = self.stacks.by_layer.values()
-            values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in stacks]
-            rows[:, : form.numbers] = torch.cat(values, 1).double().numpy()
-            self.kept.write(some, rows)
+            for own in self.kept.by_form(some):
+                tasks, form = some[own.places], own.form
+                rows = np.zeros((len(tasks), form.width), dtype=self.table.dtype)
+                corners = [
+                    stack.detach()[torch.from_numpy(tasks), :rank, :rank].cpu().flatten(1)
+                    for stack, rank in zip(self.stacks.by_layer.values(), form.ranks, strict=True)
+                ]
+                rows[:, : form.numbers] = torch.cat(corners, 1).double().numpy()
+                self.kept.write(tasks, rows)
 
     def _resize(self) -> None:
         """Give the stacks as many rows as there may be tasks at hand; none are at hand then."""

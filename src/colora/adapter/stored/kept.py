@@ -19,13 +19,14 @@ __all__ = ["KeptRows"]
 
 
 class KeptRows:
-    """The rows of K tasks, which start at the identity.
+    """The rows of K tasks.
 
     Args:
         layers: rank of each layer's stack of cores.
         ranks: of the tasks' cores, (K,).
         dtype: of the numbers.
         folder: where they are kept, in a file for each rank; None: in memory.
+        starts: where the tasks start; by default at the identity.
 
     Attributes:
         changed: for each task, whether its row may have changed since `changed` was last cleared.
@@ -36,7 +37,12 @@ class KeptRows:
     """
 
     def __init__(
-        self, layers: list[int], ranks: Int[np.ndarray, " K"], dtype: type[np.floating], folder: Path | None
+        self,
+        layers: list[int],
+        ranks: Int[np.ndarray, " K"],
+        dtype: type[np.floating],
+        folder: Path | None = None,
+        starts: Starts | None = None,
     ) -> None:
         self._layers = layers
         known = np.unique(ranks).tolist()
@@ -45,10 +51,10 @@ class KeptRows:
         for form in self._forms[1:]:
             self.table.add_kind(form.width)
         self.table.kinds[:] = np.searchsorted(known, ranks)
-        self._starts = Starts(len(ranks))
+        self._starts = Starts(len(ranks)) if starts is None else starts
         self._moments_of = np.zeros(len(ranks), dtype=np.int32)  # the optimiser's number
         self._optimizers = 0
-        self.changed: Bool[np.ndarray, " K"] = np.ones(len(ranks), dtype=bool)
+        self.changed: Bool[np.ndarray, " K"] = np.full(len(ranks), starts is None)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,8 +81,8 @@ class KeptRows:
         use alone. Raises CheckpointError if they cannot be read, ValueError if the ranks differ."""
         rows = self.table.read(tasks)
         for own in self.by_form(tasks):
-            for number in np.flatnonzero(~self.table.written(tasks)):
-                rows[number, : own.form.numbers] = self._starts.row(int(tasks[number]), own.form)
+            if (new := np.flatnonzero(~self.table.written(tasks))).size:
+                rows[new, : own.form.numbers] = self._starts.rows(tasks[new], own.form)
             rows[self._moments_of[tasks] != self._optimizers, own.form.numbers :] = 0
         return rows
 
@@ -98,7 +104,7 @@ class KeptRows:
         self._optimizers += 1
 
     def form_of(self, rank: int) -> RowForm:
-        """The form of rows of a rank, which may be new. Raises ConfigError if it is not from 1 to that of the stacks."""
+        """Of rows of a rank, which may be new. Raises ConfigError if it is not from 1 to that of the stacks."""
         return self._forms[self._kind(rank)]
 
     def add(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from colora.adapter.core_start import rotated_cores
@@ -50,8 +50,17 @@ class Starts:
         """Remove a task; those after it move up by one."""
         self._of, self._serial = np.delete(self._of, task), np.delete(self._serial, task)
 
-    def row(self, task: int, form: RowForm) -> Float[np.ndarray, " numbers"]:
-        """Where a task starts whose rows have this form."""
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def rows(self, tasks: Int[np.ndarray, " n"], form: RowForm) -> Float[np.ndarray, "n numbers"]:
+        """Where tasks start whose rows have this form."""
+        found = np.empty((len(tasks), form.numbers))
+        for number, task in enumerate(tasks.tolist()):
+            found[number] = self._row(task, form)
+        return found
+
+    def _row(self, task: int, form: RowForm) -> Float[np.ndarray, " numbers"]:
         if self._of[task] > IDENTITY:
             return self._rows[self._of[task]]
         if self._of[task] == IDENTITY:
