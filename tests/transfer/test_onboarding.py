@@ -386,19 +386,22 @@ def test_more_rank_leaves_the_others_as_they_are(make, options):
            for n, layer in bank_layers(model, "default").items()}  # fmt: skip
     scaling = bank_tuner(model).peft_config["default"].scaling
     found = task_gradients(model, data, ["new"], 0, task_index=[0])
-    larger = extend_rank(model, 2, found).eval()
+    larger = extend_rank(model, 2, found, "sales").eval()
     for one, other in zip(before, logits(larger), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
     config = bank_tuner(larger).peft_config["default"]
     assert (config.r, config.use_rslora) == (5, options.get("use_rslora", False))
     assert config.scaling == pytest.approx(scaling, rel=1e-15)
     for name, layer in bank_layers(larger, "default").items():
-        A, B, cores = (getattr(layer, f"colora_{part}")["default"].detach() for part in ("A", "B", "core"))
+        A, B = (getattr(layer, f"colora_{part}")["default"].detach() for part in ("A", "B"))
         assert torch.equal(A[:3], old[name][0])
         assert torch.equal(B[:, :3], old[name][1])
-        assert torch.equal(cores[:, :3, :3], old[name][2])
-        assert not cores[:, 3:].any()
-        assert not cores[:, :, 3:].any()
+        for number, task in enumerate(TASKS):
+            core = larger.core(task)[name]
+            assert core.shape == ((5, 5) if task == "sales" else (3, 3))
+            assert torch.equal(core[:3, :3], old[name][2][number])
+            assert not core[3:].any()
+            assert not core[:, 3:].any()
         # The new directions are outside, also where the gradient had none left.
         assert torch.allclose(A[:3] @ A[3:].T, torch.zeros(3, 2, dtype=A.dtype), atol=1e-7)
         assert torch.allclose(B[:, :3].T @ B[:, 3:], torch.zeros(3, 2, dtype=A.dtype), atol=1e-7)
@@ -415,7 +418,7 @@ def test_more_rank_than_a_short_gradient_has():
     found = TaskGradients(["new"], {name: (torch.zeros(1, layer.out_features, 1), torch.zeros(1, 1, layer.in_features))
                                     for name, layer in layers.items()}, torch.zeros(1))  # fmt: skip
     found.factors["model.layers.0.mlp.up_proj"] = inside
-    larger = bank_layers(extend_rank(model, 3, found), "default")
+    larger = bank_layers(extend_rank(model, 3, found, "sales"), "default")
     for layer in larger.values():
         for factor in (layer.colora_A["default"].detach(), layer.colora_B["default"].detach().T):
             assert torch.linalg.matrix_rank(factor, rtol=1e-4) == 7
@@ -428,7 +431,7 @@ def test_no_room_and_modules_in_full_are_refused():
     data, _ = batches_of(model)
     found = task_gradients(model, data, ["new"], 0, task_index=[0])
     with pytest.raises(ConfigError, match="no room for 30 further directions"):
-        extend_rank(model, 30, found)
+        extend_rank(model, 30, found, "sales")
     with pytest.raises(ConfigError, match="no room"):
         add_new_task(model, TOKENIZER, new_task(), 96, Settings(2, 2, extend=30))
     after = tensors(model)
@@ -436,7 +439,7 @@ def test_no_room_and_modules_in_full_are_refused():
     assert all(torch.equal(before[name], after[name]) for name in before)
     whole = bank(modules_to_save=["lm_head"])
     with pytest.raises(ConfigError, match="modules_to_save"):
-        extend_rank(whole, 1, found)
+        extend_rank(whole, 1, found, "sales")
 
 
 def narrow():
@@ -460,9 +463,10 @@ def test_more_rank_helps_where_the_subspace_holds_nothing():
     assert plain.coverage.relative < 0.1
     assert extended.after < plain.after - 0.1
     assert bank_tuner(larger).tasks == [*TASKS, "new"]
-    cores = bank_layers(larger, "default")["model.layers.1.mlp.up_proj"].colora_core["default"]
-    assert not cores[:3, 1:].any()
-    assert cores[3, 1:].any()
+    for task in larger.tasks:
+        core = larger.core(task)["model.layers.1.mlp.up_proj"]
+        assert core.shape == ((4, 4) if task == "new" else (1, 1))
+    assert core[1:, 1:].any()
 
 
 @pytest.mark.parametrize("factor_lr", [0.0, 1e-3])

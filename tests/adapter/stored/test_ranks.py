@@ -9,7 +9,8 @@ from peft import get_peft_model
 
 from colora import CoLoRAConfig, TaskAdamW, parameter_groups, store_cores, tasks_at_hand
 from colora.adapter.lookup import bank_layers
-from colora.adapter.stored.access import stored_cores
+from colora.adapter.model import bank_tuner
+from colora.adapter.stored.access import core_rank, held_tasks, stored_cores
 from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 from tests.helpers.tiny import tiny_llama
@@ -258,18 +259,44 @@ def test_a_task_is_merged_into_the_base_from_a_store(stored):
             assert torch.allclose(ours(inputs, task_ids=["a", "a"]).logits, whole(inputs, task_ids=["a", "a"]).logits)
 
 
-def test_all_tasks_are_brought_and_stay(stored):
-    model = stored()
-    step(model, make_optimizer(model), STEPS[0], 0)
-    before, store = {name: model.core(name) for name in RANKS}, stored_cores(model)
-    store.bring_all()
-    model.add_tasks(["new"], rank=1)
-    store.bring_all()
-    assert store.here.tolist() == list(range(7))
+def test_tasks_are_held_on_the_model_for_gradients_of_ones_own(stored):
+    model = stored(room=1)
+    before = {name: model.core(name) for name in RANKS}
     stacks = {name: layer.colora_core["default"] for name, layer in bank_layers(model, "default").items()}
-    for place, name in enumerate(RANKS):
-        assert all(torch.equal(stacks[key][place], padded(one)) for key, one in before[name].items())
-    assert all(torch.equal(stack[6], resized_core(torch.eye(1), RANK)) for stack in stacks.values())
+    with held_tasks(model, ["f", "b", "a"]):
+        places = [bank_tuner(model).router.place("default", number) for number in (0, 1, 5)]
+        assert places == [0, 1, 2]
+        for place, name in enumerate("abf"):
+            assert all(torch.equal(stacks[key][place], padded(one)) for key, one in before[name].items())
+        loss = model(**batch_of((0, 1, 5), 0)).loss
+        for slope in torch.autograd.grad(loss, list(stacks.values())):
+            assert slope[1].any()
+            assert not slope[0, 2:].any()
+            assert not slope[2, :, 3:].any()
+    with pytest.raises(TaskIdError, match="a backward pass outside"):
+        model(**batch_of((0, 1), 0)).loss.backward()
+    assert [core_rank(model, number) for number in range(6)] == list(RANKS.values())
+
+
+def test_a_core_is_made_larger_with_its_moments(stored):
+    """And trained further as one that was that large from the start, whose corner alone had moved."""
+    model, whole = stored(), stored()
+    optimizers = [make_optimizer(one) for one in (model, whole)]
+    for one, optimizer in zip((model, whole), optimizers, strict=True):
+        step(one, optimizer, (0, 1, 2), 0)
+    store, before = stored_cores(model), model.core("a")
+    store.set_rank(0, 4)
+    assert all(torch.equal(resized_core(before[key], 4), one) for key, one in model.core("a").items())
+    step(model, optimizers[0], (0, 1, 2), 1)
+    step(whole, optimizers[1], (0, 1, 2), 1)
+    for key, one in whole.core("a").items():
+        assert not torch.equal(one, before[key])
+        assert torch.equal(one, model.core("a")[key][:2, :2])
+        assert model.core("a")[key][2:, 2:].any()
+    for rank, fault in ((2, "cannot be made one of rank 2"), (6, "expected 1 to 5")):
+        with pytest.raises(ConfigError, match=fault):
+            store.set_rank(0, rank)
+    assert core_rank(model, 0) == 4
 
 
 def test_a_copy_keeps_the_sizes():

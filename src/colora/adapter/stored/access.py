@@ -9,7 +9,7 @@ for batch in loader:
         optimizer.zero_grad()
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from colora.adapter.routing import TaskIds
 from colora.adapter.stored.cores import StoredCores
 from colora.errors import ConfigError
 
-__all__ = ["bytes_of_task", "store_cores", "stored_cores", "tasks_at_hand"]
+__all__ = ["ROOM", "bytes_of_task", "core_rank", "held_tasks", "store_cores", "stored_cores", "tasks_at_hand"]
+
+ROOM = 256
+"""Tasks at hand of a bank that comes into a store by itself."""
 
 
 def store_cores(
@@ -65,6 +68,34 @@ def store_cores(
     stored = StoredCores(stacks, room, None if folder is None else Path(folder), wanted)
     router.stored[adapter_name] = stored
     return stored
+
+
+@contextmanager
+def held_tasks(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Have the cores of these tasks on the model inside the block, for gradients of theirs that no optimiser keeps.
+
+    A store gets as much room as that takes. Where the cores are in no store, nothing is done.
+
+    Raises:
+        as `StoredCores.bring`.
+    """
+    _, router, adapter_name = only_bank(model)
+    if (stored := router.stored.get(adapter_name)) is not None:
+        stored.make_room(len(set(names)))
+        stored.hold(np.array([router.index(name, adapter_name) for name in names]))
+    try:
+        yield
+    finally:
+        if stored is not None:
+            stored.release()
+
+
+def core_rank(model: nn.Module, task: int) -> int:
+    """The rank of a task's cores in the model's active bank."""
+    base, router, adapter_name = only_bank(model)
+    if adapter_name in router.stored:
+        return router.stored[adapter_name].kept.form(task).rank
+    return max(layer.colora_core[adapter_name].shape[-1] for layer in bank_layers(base, adapter_name).values())
 
 
 def _check_corner(task: str, rank: int, stacks: Mapping[str, nn.Parameter], index: int) -> None:

@@ -25,8 +25,6 @@ from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["StoredCores"]
 
-ROOM_FOR_ALL = 2**31
-
 
 class StoredCores:
     """The cores of K tasks, most of them not on the model; for one thread.
@@ -37,9 +35,10 @@ class StoredCores:
         folder: where the table is, in a file for each rank; None: in memory.
         ranks: of the cores, (K,): each is the leading corner of what the stacks hold; by default all are r.
         starts: of K tasks, whose cores are these, whatever the stacks hold; by default those of the stacks are kept.
+        kept: rows that there are already, in place of `folder`, `ranks` and `starts`.
 
     Attributes:
-        room: as above; where it grows, the stacks do with the next task that is added, or by `bring_all`.
+        room: as above.
         kept: the rows of all tasks.
         here: the tasks at hand, in the order of the stacks; ascending.
 
@@ -55,20 +54,25 @@ class StoredCores:
         folder: Path | None = None,
         ranks: Int[np.ndarray, " K"] | None = None,
         starts: Starts | None = None,
+        kept: KeptRows | None = None,
     ) -> None:
-        self.stacks = Stacks(stacks)
+        self.at_hand = Stacks(stacks)
         self.room = max(1, room)
         first = next(iter(stacks.values()))
         self.here: Int[np.ndarray, " n"] = np.arange(0)
-        self._versions = self.stacks.now()  # when the stacks were last equal to the table
+        self._versions = self.at_hand.now()  # when the stacks were last equal to the table
         dtype = np.float64 if first.dtype == torch.float64 else np.float32
         if ranks is None:
             ranks = np.full(len(first) if starts is None else len(starts), self.rank)
-        self.kept = KeptRows(self.stacks.ranks, ranks, dtype, folder, starts)
-        if starts is None:
-            self._take_over()
+        if kept is None:
+            self.kept = KeptRows(self.at_hand.ranks, ranks, dtype, folder, starts)
+            if starts is None:
+                self._take_over()
+        else:
+            self.kept = kept
+            kept.enlarge(self.at_hand.ranks)
         self._resize()
-        self.stacks.watch()
+        self.at_hand.watch()
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -80,12 +84,17 @@ class StoredCores:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self.forget_here()
-        self.stacks.watch()
+        self.at_hand.watch()
 
     @property
     def rank(self) -> int:
         """The highest that a core can have: that of A and B."""
-        return max(self.stacks.ranks)
+        return max(self.at_hand.ranks)
+
+    @property
+    def stacks(self) -> dict[str, nn.Parameter]:
+        """By layer, the parameters that hold the tasks at hand."""
+        return self.at_hand.by_layer
 
     @property
     def table(self) -> CoreTable:
@@ -111,11 +120,11 @@ class StoredCores:
             return
         if len(wanted) > self.room:
             raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the room of `store_cores`")
-        if self.stacks.held:
+        if self.at_hand.held:
             raise TaskIdError(
                 "other tasks are asked for while a step's are being trained: end the `tasks_at_hand` block first"
             )
-        if self.stacks.have_gradients:
+        if self.at_hand.have_gradients:
             raise TaskIdError(
                 "other tasks are asked for while gradients of those at hand wait: optimizer.step() and "
                 "optimizer.zero_grad() first, or zero_grad() alone to drop them"
@@ -124,28 +133,23 @@ class StoredCores:
         self._put(wanted)
         self.here = wanted
 
-    def bring_all(self) -> None:
-        """Have all tasks at hand from now on, those to come as well; a place in the stacks is then a task's id.
-
-        Raises:
-            as `bring`.
-        """
-        self.room = max(self.room, ROOM_FOR_ALL)
-        if self.stacks.rows != len(self):
+    def make_room(self, tasks: int) -> None:
+        """Have room for so many tasks at hand, at least; none are at hand then where that is more."""
+        if tasks > self.room:
             self.put_back()
+            self.room = tasks
             self._resize()
-        self.bring(np.arange(len(self)))
 
     def hold(self, tasks: Int[np.ndarray, " n"]) -> None:
         """Have these tasks at hand to be trained, until `release`. Raises as `bring`."""
         self.release()
         self.bring(tasks)
-        self.stacks.watch()
-        self.stacks.held = True
+        self.at_hand.watch()
+        self.at_hand.held = True
 
     def release(self) -> None:
         """Their training is over; others may take their place."""
-        self.stacks.held = False
+        self.at_hand.held = False
 
     def use(self, optimizer: object) -> None:
         """Keep this optimiser's moments with the cores; those of another one before it count no more.
@@ -153,33 +157,33 @@ class StoredCores:
         Raises:
             ConfigError: it keeps no moments task by task, or keeps some of these cores from elsewhere.
         """
-        if optimizer is self.stacks.optimizer:
+        if optimizer is self.at_hand.optimizer:
             return
         if not isinstance(optimizer, KeepsMoments):
             raise ConfigError(f"expected a colora.TaskAdamW for cores in a store, found a {type(optimizer).__name__}")
-        if optimizer.has_state(self.stacks.by_layer.values()):
+        if optimizer.has_state(self.stacks.values()):
             raise ConfigError(
                 "this optimizer has moments of these cores from before they were in the store, or from a state_dict: "
                 "make a new one"
             )
         self.put_back()
-        self.stacks.optimizer = optimizer
+        self.at_hand.optimizer = optimizer
         self.kept.begin_moments()
         self.forget_here()
 
     def put_back(self) -> None:
         """Write the cores at hand to the table if they have changed. Raises CheckpointError if that fails."""
-        if self._versions != self.stacks.now():
+        if self._versions != self.at_hand.now():
             for own in self.kept.by_form(self.here):
                 tasks = self.here[own.places]
                 rows = self.kept.read(tasks)  # without an optimiser their moments stay
-                self.stacks.take(own, torch.from_numpy(rows))
+                self.at_hand.take(own, torch.from_numpy(rows))
                 self.kept.write(tasks, rows)
-            self._versions = self.stacks.now()
+            self._versions = self.at_hand.now()
 
     def forget_here(self) -> None:
         """Have no tasks at hand; what was not put back is lost."""
-        self.here, self._versions = np.arange(0), self.stacks.now()
+        self.here, self._versions = np.arange(0), self.at_hand.now()
 
     def positions(self, ids: Int[Tensor, " *rows"]) -> Int[Tensor, " *rows"]:
         """Where the cores of these tasks are in the stacks; outside of training those that are not at hand are brought.
@@ -189,9 +193,9 @@ class StoredCores:
         """
         wanted = ids.detach().cpu().numpy()
         absent = np.setdiff1d(wanted, self.here)
-        if self.stacks.want_gradients:
-            self.stacks.watch()
-        if absent.size and self.stacks.want_gradients:
+        if self.at_hand.want_gradients:
+            self.at_hand.watch()
+        if absent.size and self.at_hand.want_gradients:
             raise TaskIdError(
                 f"the core of task {int(absent[0])} is in the store and not at hand: train inside "
                 "`with colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
@@ -207,10 +211,10 @@ class StoredCores:
         position = np.flatnonzero(self.here == task)
         form = self.kept.form(task)
         if position.size:
-            pairs = zip(self.stacks.by_layer.items(), form.ranks, strict=True)
+            pairs = zip(self.stacks.items(), form.ranks, strict=True)
             return {name: stack.detach()[int(position[0]), :rank, :rank].clone() for (name, stack), rank in pairs}
         values = form.cores(torch.from_numpy(self.kept.read(np.array([task]))[0]))
-        stacks = self.stacks.by_layer.items()
+        stacks = self.stacks.items()
         return {name: value.to(stack) for (name, stack), value in zip(stacks, values, strict=True)}
 
     def set_core(self, task: int, core: Mapping[str, Tensor]) -> None:
@@ -221,7 +225,7 @@ class StoredCores:
         """
         self.put_back()
         row, form = self.kept.read(np.array([task])), self.kept.form(task)
-        values = [core[name].detach().cpu().flatten().double() for name in self.stacks.by_layer]
+        values = [core[name].detach().cpu().flatten().double() for name in self.stacks]
         row[0, : form.numbers] = torch.cat(values).numpy()
         self.kept.write(np.array([task]), row)
         self._put(self.here)
@@ -239,7 +243,7 @@ class StoredCores:
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
         """The cores of all tasks, by layer, on the CPU; of a rank below r with zeros beyond them."""
         self.put_back()
-        stacks = self.stacks.by_layer
+        stacks = self.stacks
         found = {name: torch.zeros(len(self), *stack.shape[1:], dtype=stack.dtype) for name, stack in stacks.items()}
         for some in _chunks(len(self)):
             for own in self.kept.by_form(some):
@@ -298,6 +302,25 @@ class StoredCores:
         self.kept.add(tasks, rank, row, rotation if init == "rotated" else None)
         self._resize()
 
+    def set_rank(self, task: int, rank: int) -> None:
+        """Make a task's core larger, with zeros; what an optimiser keeps of it as well. No tasks are at hand then.
+
+        Raises:
+            ConfigError: the rank is lower than it was, or higher than that of A and B.
+        """
+        self.put_back()
+        self.kept.set_rank(task, rank)
+        self.forget_here()
+
+    def moved(self, stacks: Mapping[str, nn.Parameter]) -> "StoredCores":
+        """The same cores for a bank with larger A and B; this one must not be used any more.
+
+        Args:
+            stacks: of that bank, in the same order, (rows, r, r) with any number of rows.
+        """
+        self.put_back()
+        return StoredCores(stacks, self.room, kept=self.kept)
+
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one id."""
         self.put_back()
@@ -314,21 +337,21 @@ class StoredCores:
                 rows = np.zeros((len(tasks), form.width), dtype=self.table.dtype)
                 corners = [
                     stack.detach()[torch.from_numpy(tasks), :rank, :rank].cpu().flatten(1)
-                    for stack, rank in zip(self.stacks.by_layer.values(), form.ranks, strict=True)
+                    for stack, rank in zip(self.stacks.values(), form.ranks, strict=True)
                 ]
                 rows[:, : form.numbers] = torch.cat(corners, 1).double().numpy()
                 self.kept.write(tasks, rows)
 
     def _resize(self) -> None:
         """Give the stacks as many rows as there may be tasks at hand; none are at hand then."""
-        self.stacks.resize(min(self.room, len(self)))
+        self.at_hand.resize(min(self.room, len(self)))
         self.forget_here()
 
     def _put(self, tasks: Int[np.ndarray, " n"]) -> None:
         """Put tasks into the first places of the stacks."""
         groups = self.kept.by_form(tasks)
-        self.stacks.put([(own, torch.from_numpy(self.kept.read(tasks[own.places]))) for own in groups])
-        self._versions = self.stacks.now()
+        self.at_hand.put([(own, torch.from_numpy(self.kept.read(tasks[own.places]))) for own in groups])
+        self._versions = self.at_hand.now()
 
 
 def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:

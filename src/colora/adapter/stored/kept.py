@@ -6,6 +6,7 @@ Tasks may have cores of several ranks, and a row has the numbers of its task's r
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from colora.adapter.stored.row import RowForm
 from colora.adapter.stored.stacks import TasksOfForm
 from colora.adapter.stored.starts import Starts
 from colora.adapter.stored.table import CoreTable
+from colora.algebra import resized_core
 from colora.errors import ConfigError
 
 __all__ = ["KeptRows"]
@@ -119,6 +121,34 @@ class KeptRows:
         self._starts.add(tasks, row, rotation)
         self._moments_of = np.pad(self._moments_of, (0, tasks))
         self.changed = np.pad(self.changed, (0, tasks))
+
+    def enlarge(self, layers: list[int]) -> None:
+        """Let cores be as large as these ranks of the layers; those that are there stay as they are.
+
+        Raises:
+            ConfigError: a rank that is lower than before.
+        """
+        if any(new < old for new, old in zip(layers, self._layers, strict=True)):
+            raise ConfigError(f"expected stacks of rank {max(self._layers)} at least, found {max(layers)}")
+        self._layers = layers
+
+    def set_rank(self, task: int, rank: int) -> None:
+        """Make a task's cores larger, and the moments with them, with zeros.
+
+        Raises:
+            ConfigError: the rank is lower than it was, or higher than that of the stacks.
+        """
+        before, kind = self.form(task), self._kind(rank)
+        after = self._forms[kind]
+        if rank < before.rank:
+            raise ConfigError(f"a core of rank {before.rank} cannot be made one of rank {rank}")
+        row = torch.from_numpy(self.read(np.array([task])))
+        parts = before.parts(row, moments=True)
+        larger = [
+            [resized_core(one, own) for one, own in zip(part, after.ranks, strict=True)] for part in parts[:-1]
+        ] + [parts[-1]]
+        self.table.set_kind(task, kind)
+        self.write(np.array([task]), torch.cat([one.reshape(1, -1) for part in larger for one in part], 1).numpy())
 
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one id."""

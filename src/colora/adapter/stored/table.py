@@ -103,11 +103,20 @@ class CoreTable:
         self._place = np.concatenate([self._place, np.full(tasks, NOWHERE, dtype=np.int32)])
         self.kinds = np.concatenate([self.kinds, np.full(tasks, kind, dtype=np.uint16)])
 
+    def set_kind(self, task: int, kind: int) -> None:
+        """Let a task have rows of another kind; it has none yet."""
+        self._give_up(task)
+        self.kinds[task] = kind
+
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one."""
+        self._give_up(task)
+        self._place, self.kinds = np.delete(self._place, task), np.delete(self.kinds, task)
+
+    def _give_up(self, task: int) -> None:
         if (place := int(self._place[task])) != NOWHERE:
             self._shelves[self.kinds[task]].free.append(place)
-        self._place, self.kinds = np.delete(self._place, task), np.delete(self.kinds, task)
+            self._place[task] = NOWHERE
 
     def _kind_of(self, tasks: Int[np.ndarray, " n"]) -> int:
         kinds = self.kinds[tasks]
