@@ -10,31 +10,18 @@ moments, the second moments, and the number of steps.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from colora.adapter.stored.moments import MOMENTS, KeepsMoments
 from colora.adapter.stored.starts import Starts
-from colora.adapter.stored.table import CoreTable
+from colora.adapter.stored.table import CoreTable, chunks
 from colora.errors import ConfigError, TaskIdError
 
-__all__ = ["KeepsMoments", "StoredCores"]
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@runtime_checkable
-class KeepsMoments(Protocol):
-    """An optimiser with a state for each row of a stack of cores."""
-
-    def core_state(self, cores: Tensor) -> dict[str, Tensor]:
-        """Of a stack (n, r, r): "exp_avg" and "exp_avg_sq", (n, r, r), and "step", (n,); they may be written to."""
-
-    def has_state(self, stacks: Iterable[Tensor]) -> bool:
-        """Whether it keeps anything of one of these stacks."""
+__all__ = ["StoredCores"]
 
 
 class StoredCores:
@@ -44,6 +31,7 @@ class StoredCores:
         stacks: by layer, the parameters (K, r, r) that hold all cores now; afterwards they hold those at hand.
         room: the most tasks at hand; where it is K or more, all tasks always are.
         folder: where the table is, in a file; None: in memory.
+        starts: of K tasks, whose cores are these, whatever the stacks hold; by default those of the stacks are kept.
 
     Attributes:
         here: the tasks at hand, in the order of the stacks; ascending.
@@ -53,22 +41,31 @@ class StoredCores:
         CheckpointError: the file cannot be written.
     """
 
-    def __init__(self, stacks: Mapping[str, nn.Parameter], room: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        stacks: Mapping[str, nn.Parameter],
+        room: int,
+        folder: Path | None = None,
+        starts: Starts | None = None,
+    ) -> None:
         self.stacks = dict(stacks)
         first = next(iter(self.stacks.values()))
+        tasks = len(first) if starts is None else len(starts)
         self.room = max(1, room)
         self._optimizer: KeepsMoments | None = None
         self._sizes = [stack[0].numel() for stack in self.stacks.values()]
         self._numbers = sum(self._sizes)
         dtype, width = np.float64 if first.dtype == torch.float64 else np.float32, self._numbers * 3 + len(self._sizes)
-        self.table = CoreTable(width, len(first), dtype, folder)
-        self._starts = Starts([stack.shape[-1] for stack in self.stacks.values()], len(first))
-        self._moments_of = np.zeros(len(first), dtype=np.int32)  # the optimiser's number
+        self.table = CoreTable(width, tasks, dtype, folder)
+        self._starts = starts or Starts([stack.shape[-1] for stack in self.stacks.values()], tasks)
+        self._moments_of = np.zeros(tasks, dtype=np.int32)  # the optimiser's number
         self._optimizers = 0
-        self.changed = np.ones(len(first), dtype=bool)
+        self.changed = np.full(tasks, starts is None)
         self.here: Int[np.ndarray, " n"] = np.arange(0)
         self._held = False  # whether they are being trained, and stay
-        self._take_over(len(first))
+        if starts is None:
+            self._take_over(tasks)
+        self._resize()
         self._versions = self._now()  # when the stacks were last equal to the table
         self._watch()
 
@@ -229,14 +226,19 @@ class StoredCores:
 
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
         """The cores of all tasks, by layer, on the CPU."""
-        self.put_back()
         found = [np.empty((len(self), size), dtype=self.table.dtype) for size in self._sizes]
         ends = np.cumsum(self._sizes)[:-1]
-        for some in _chunks(len(self)):
-            for layer, values in zip(found, np.split(self.rows(some)[:, : self._numbers], ends, axis=1), strict=True):
+        for some, rows in self.core_rows():
+            for layer, values in zip(found, np.split(rows, ends, axis=1), strict=True):
                 layer[some] = values
         pairs = zip(self.stacks.items(), found, strict=True)
         return {name: torch.from_numpy(one).view(-1, *stack.shape[1:]).to(stack.dtype) for (name, stack), one in pairs}
+
+    def core_rows(self) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n numbers"]]]:
+        """All tasks and their cores, of each layer one after the other, some tasks at a time; as they are now."""
+        self.put_back()
+        for some in chunks(len(self)):
+            yield some, self.rows(some)[:, : self._numbers]
 
     def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
         """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
@@ -262,7 +264,7 @@ class StoredCores:
         """
         row = None
         if init == "mean":
-            row = torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()])
+            row = torch.from_numpy(sum(rows.sum(0, dtype=np.float64) for _, rows in self.core_rows()) / len(self))
         elif isinstance(init, int):
             row = torch.cat([one.double().cpu().flatten() for one in self.core(init).values()])
         self.put_back()
@@ -284,12 +286,11 @@ class StoredCores:
 
     def _take_over(self, tasks: int) -> None:
         """Put what the stacks hold into the table, and keep room for a few of them there."""
-        for some in _chunks(tasks):
+        for some in chunks(tasks):
             rows = np.zeros((len(some), self.table.width), dtype=self.table.dtype)
             values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in self.stacks.values()]
             rows[:, : self._numbers] = torch.cat(values, 1).double().numpy()
             self.table.write(some, rows)
-        self._resize()
 
     @torch.inference_mode(mode=False)
     def _resize(self) -> None:
@@ -305,8 +306,8 @@ class StoredCores:
     def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
         """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
         rows = self.table.read(tasks)
-        for number in np.flatnonzero(~self.table.written(tasks)):
-            rows[number, : self._numbers] = self._starts.row(int(tasks[number]))
+        if (new := np.flatnonzero(~self.table.written(tasks))).size:
+            rows[new, : self._numbers] = self._starts.rows(tasks[new])
         rows[self._moments_of[tasks] != self._optimizers, self._numbers :] = 0
         return rows
 
@@ -342,9 +343,3 @@ class StoredCores:
         if self._optimizer is None:
             return found[:1]
         return [*found, steps.split(1, 1)]
-
-
-def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
-    """The ids of all tasks, some at a time."""
-    for begin in range(0, tasks, size):
-        yield np.arange(begin, min(begin + size, tasks))

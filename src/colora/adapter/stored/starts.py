@@ -1,18 +1,29 @@
 """Where the core of a task in a store starts that was never written: such a task takes some numbers, and no row."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from colora.adapter.core_start import rotated_cores
 from colora.algebra import fresh_core
 
-__all__ = ["Starts"]
+__all__ = ["SavedCores", "Starts"]
 
-IDENTITY, ROTATED = 0, -1
+IDENTITY, ROTATED, SAVED = 0, -1, -2
+
+
+class SavedCores(Protocol):
+    """Cores of tasks that are kept elsewhere, such as in the files of a bank."""
+
+    def __len__(self) -> int:
+        """How many tasks."""
+
+    def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n numbers"]:
+        """The cores of these tasks, of each layer one after the other. Raises BankFileError if one is damaged."""
 
 
 class Starts:
@@ -21,14 +32,18 @@ class Starts:
     Args:
         ranks: of the cores, layer by layer.
         tasks: K; they start at the identity.
+        saved: where they start instead; K of them.
     """
 
-    def __init__(self, ranks: Sequence[int], tasks: int) -> None:
-        self._ranks = list(ranks)
+    def __init__(self, ranks: Sequence[int], tasks: int, saved: SavedCores | None = None) -> None:
+        self._ranks, self._saved = list(ranks), saved
         self._rows = [torch.cat([fresh_core(rank, torch.float64).flatten() for rank in ranks])]
-        self._of = np.full(tasks, IDENTITY, dtype=np.int32)
+        self._of = np.full(tasks, IDENTITY if saved is None else SAVED, dtype=np.int32)
         self._serial, self._next = np.arange(tasks, dtype=np.int32), tasks  # stays with a task, and is no other's
         self._seed, self._rotation = torch.initial_seed(), 0.0
+
+    def __len__(self) -> int:
+        return len(self._of)
 
     def add(self, tasks: int, row: Float[Tensor, " numbers"] | None = None, rotation: float | None = None) -> None:
         """Add tasks after the others.
@@ -52,8 +67,17 @@ class Starts:
         """Remove a task; those after it move up by one."""
         self._of, self._serial = np.delete(self._of, task), np.delete(self._serial, task)
 
-    def row(self, task: int) -> Float[np.ndarray, " numbers"]:
-        """Where a task starts."""
+    def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n numbers"]:
+        """Where these tasks start. Raises BankFileError if what is kept elsewhere is damaged."""
+        found = np.empty((len(tasks), len(self._rows[0])))
+        saved = self._of[tasks] == SAVED
+        if self._saved is not None and saved.any():
+            found[saved] = self._saved.rows(self._serial[tasks[saved]].astype(np.int64))
+        for number in np.flatnonzero(~saved):
+            found[number] = self._row(int(tasks[number]))
+        return found
+
+    def _row(self, task: int) -> Float[np.ndarray, " numbers"]:
         if self._of[task] != ROTATED:
             return self._rows[self._of[task]].numpy()
         generator = torch.Generator().manual_seed((self._seed + 0x9E3779B9 * (int(self._serial[task]) + 1)) % 2**63)
