@@ -43,7 +43,7 @@ def write_beside_rows(
     Args:
         folder: to write into.
         fields: of `adapter_config.json`; those that say where the cores are, are set.
-        tensors: A and B, and modules that were trained whole, by the names of the file.
+        tensors: A and B, and modules that were trained whole, by the names of the file; which may be there already.
         info: `bank.json`; its numbers by task are in the index.
         index: of the tasks.
 
@@ -51,7 +51,8 @@ def write_beside_rows(
         OSError, SafetensorError: a file cannot be written.
     """
     index.write(folder / CORES_FOLDER)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / TENSORS_FILE, {"format": "pt"})
+    if not (folder / TENSORS_FILE).exists():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / TENSORS_FILE, {"format": "pt"})
     if info is not None:
         write_json(folder / INFO_FILE, {k: v for k, v in info.as_json().items() if k not in IN_THE_INDEX})
     config = {key: value for key, value in fields.items() if key != "tasks"} | {
