@@ -1,8 +1,9 @@
 """`CoLoRAConfig`: what a task bank is, as a PEFT config."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -10,7 +11,16 @@ from peft import PeftConfig
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import BankFileError, ConfigError
 
-__all__ = ["ADAPTER_NAME", "COLORA", "FORMAT_VERSION", "INIT_WORDS", "CoLoRAConfig", "InitWord", "check_task_name"]
+__all__ = [
+    "ADAPTER_NAME",
+    "COLORA",
+    "FORMAT_VERSION",
+    "INIT_WORDS",
+    "ROWS_VERSION",
+    "CoLoRAConfig",
+    "InitWord",
+    "check_task_name",
+]
 
 InitWord = Literal["gaussian", "orthogonal"]
 INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
@@ -18,7 +28,10 @@ INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
 ADAPTER_NAME = "default"
 """What a bank is called on its model where nobody says otherwise, as PEFT calls the first adapter."""
 FORMAT_VERSION = 1
-"""Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
+"""Version of the saved form in which the cores are stacks among the tensors, which PEFT reads."""
+ROWS_VERSION = 2
+"""Version of the form in which they are rows in files of their own. A bank with a higher one was written by a newer
+CoLoRA and is refused."""
 
 
 class _PeftTypeName(str):
@@ -53,7 +66,7 @@ class CoLoRAConfig(PeftConfig):
 
     Raises:
         ConfigError: naming every field that is out of range.
-        BankFileError: if `format_version` is newer than this library can read.
+        BankFileError: if `format_version` is newer than this library can read, or that of cores in rows.
     """
 
     r: int = field(default=16, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
@@ -123,10 +136,15 @@ class CoLoRAConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.format_version, int) and self.format_version > FORMAT_VERSION:
+        if isinstance(self.format_version, int) and self.format_version > ROWS_VERSION:
             raise BankFileError(
-                f"this bank has format version {self.format_version}, but this CoLoRA reads up to {FORMAT_VERSION}; "
+                f"this bank has format version {self.format_version}, but this CoLoRA reads up to {ROWS_VERSION}; "
                 "upgrade colora to load it"
+            )
+        if self.format_version == ROWS_VERSION:
+            raise BankFileError(
+                f"the cores of this bank are in rows (format version {ROWS_VERSION}), which PEFT and transformers do "
+                "not load: use colora.load_bank(FOLDER), or colora.attach_bank(base_model, FOLDER)"
             )
         super().__post_init__()
         self.peft_type = COLORA
@@ -155,6 +173,11 @@ class CoLoRAConfig(PeftConfig):
     def scaling(self) -> float:
         """The factor s of the update."""
         return float(self.lora_alpha or self.r) / (self.r**0.5 if self.use_rslora else self.r)
+
+    def with_tasks(self, tasks: Sequence[str]) -> "CoLoRAConfig":
+        """A copy for other tasks; the names of these, of which there may be very many, are not copied."""
+        others = {one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name != "tasks"}
+        return type(self)(**copy.deepcopy(others), tasks=list(tasks))
 
     def _faults(self) -> list[str]:
         faults = []

@@ -1,5 +1,6 @@
 """What is in a bank and how large it is: of a saved one read off its files, of one in memory off its model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class TaskSize:
 class BankOverview:
     """What is in a bank: names of the tasks, rank, sizes of one task's cores and of the shared A and B."""
 
-    tasks: list[str]
+    tasks: Sequence[str]
     r: int
     per_task: TaskSize
     shared: TaskSize

@@ -17,7 +17,8 @@ import psutil
 import torch
 
 from colora.bank.core_file import CoreHeader, core_bytes
-from colora.bank.tensors import BankContents, SavedBank, split_key, write_bank
+from colora.bank.keys import split_key
+from colora.bank.tensors import BankContents, SavedBank, write_bank
 from colora.errors import ColoraError, ConfigError
 from colora.serving.access import Tenant
 from colora.serving.quotas import WaitError

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank.tensors import SavedBank, split_key
+from colora.bank.keys import split_key
+from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.serving.store import Core
 

@@ -95,7 +95,7 @@ def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
     """
     saved = SavedBank(bank)
     saved.check()
-    names, scaling = saved.tasks, saved.config.scaling
+    names, scaling = list(saved.tasks), saved.config.scaling
     _check_several(names)
     products, between = {}, {}
     for layer, (A, B, cores) in saved.layers.items():

@@ -17,9 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from colora.adapter.stored.kept import KeptRows
-from colora.adapter.stored.stacks import KeepsMoments, Stacks
+from colora.adapter.stored.moments import KeepsMoments
+from colora.adapter.stored.row import RowForm
+from colora.adapter.stored.stacks import Stacks
 from colora.adapter.stored.starts import Starts
-from colora.adapter.stored.table import CoreTable
+from colora.adapter.stored.table import CoreTable, chunks
 from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 
@@ -243,15 +245,13 @@ class StoredCores:
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
         """The cores of all tasks, by layer, on the CPU; of a rank below r with zeros beyond them."""
         self.put_back()
-        stacks = self.stacks
-        found = {name: torch.zeros(len(self), *stack.shape[1:], dtype=stack.dtype) for name, stack in stacks.items()}
-        for some in _chunks(len(self)):
-            for own in self.kept.by_form(some):
-                tasks = some[own.places]
-                (cores,) = own.form.parts(torch.from_numpy(self.kept.read(tasks)), moments=False)
-                for layer, values, rank in zip(found.values(), cores, own.form.ranks, strict=True):
-                    layer[torch.from_numpy(tasks), :rank, :rank] = values.to(layer)
-        return found
+        pairs = zip(self.stacks.items(), self.kept.all_cores(), strict=True)
+        return {name: cores.to(stack.dtype) for (name, stack), cores in pairs}
+
+    def core_rows(self) -> Iterator[tuple[Int[np.ndarray, " n"], RowForm, Float[Tensor, "n width"]]]:
+        """All tasks and their rows as they are now, see `KeptRows.all`."""
+        self.put_back()
+        return self.kept.all()
 
     def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
         """`all_cores` by the names that they have in a model's state, which end so; of these keys alone.
@@ -290,15 +290,13 @@ class StoredCores:
         """
         rank = self.rank if rank is None else rank
         form, row = self.kept.form_of(rank), None
-        found: Mapping[str, Tensor] | None = None
-        if init == "mean":
-            found = {name: one.double().mean(0) for name, one in self.all_cores().items()}
-        elif isinstance(init, int):
-            found = self.core(init)
-        if found is not None:
-            cores = zip(found.values(), form.ranks, strict=True)
-            row = torch.cat([resized_core(one.double().cpu(), own).flatten() for one, own in cores])
         self.put_back()
+        found: Iterable[Tensor] | None = self.kept.mean_core() if init == "mean" else None
+        if isinstance(init, int):
+            found = self.core(init).values()
+        if found is not None:
+            cores = zip(found, form.ranks, strict=True)
+            row = torch.cat([resized_core(one.double().cpu(), own).flatten() for one, own in cores])
         self.kept.add(tasks, rank, row, rotation if init == "rotated" else None)
         self._resize()
 
@@ -313,11 +311,7 @@ class StoredCores:
         self.forget_here()
 
     def moved(self, stacks: Mapping[str, nn.Parameter]) -> "StoredCores":
-        """The same cores for a bank with larger A and B; this one must not be used any more.
-
-        Args:
-            stacks: of that bank, in the same order, (rows, r, r) with any number of rows.
-        """
+        """The same cores for the stacks (rows, r, r) of a larger bank; this one must not be used any more."""
         self.put_back()
         return StoredCores(stacks, self.room, kept=self.kept)
 
@@ -331,7 +325,7 @@ class StoredCores:
 
     def _take_over(self) -> None:
         """Put what the stacks hold into the table."""
-        for some in _chunks(len(self)):
+        for some in chunks(len(self)):
             for own in self.kept.by_form(some):
                 tasks, form = some[own.places], own.form
                 rows = np.zeros((len(tasks), form.width), dtype=self.table.dtype)
@@ -352,9 +346,3 @@ class StoredCores:
         groups = self.kept.by_form(tasks)
         self.at_hand.put([(own, torch.from_numpy(self.kept.read(tasks[own.places]))) for own in groups])
         self._versions = self.at_hand.now()
-
-
-def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
-    """The ids of all tasks, some at a time."""
-    for begin in range(0, tasks, size):
-        yield np.arange(begin, min(begin + size, tasks))

@@ -3,6 +3,7 @@
 Tasks may have cores of several ranks, and a row has the numbers of its task's rank (see `RowForm`).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from colora.adapter.stored.row import RowForm
 from colora.adapter.stored.stacks import TasksOfForm
 from colora.adapter.stored.starts import Starts
-from colora.adapter.stored.table import CoreTable
+from colora.adapter.stored.table import CoreTable, chunks
 from colora.algebra import resized_core
 from colora.errors import ConfigError
 
@@ -100,6 +101,32 @@ class KeptRows:
         self.table.write(tasks, rows)
         self._moments_of[tasks] = self._optimizers
         self.changed[tasks] = True
+
+    def all(self) -> Iterator[tuple[Int[np.ndarray, " n"], RowForm, Float[Tensor, "n width"]]]:
+        """All tasks and their rows, some tasks of one rank at a time, and the form of these rows."""
+        for some in chunks(len(self)):
+            for own in self.by_form(some):
+                tasks = some[own.places]
+                yield tasks, own.form, torch.from_numpy(self.read(tasks))
+
+    def all_cores(self) -> list[Float[Tensor, "K r r"]]:
+        """The cores of all tasks, layer by layer, with zeros beyond them; in the type of the table."""
+        dtype = torch.from_numpy(np.empty(0, self.table.dtype)).dtype
+        found = [torch.zeros(len(self), rank, rank, dtype=dtype) for rank in self._layers]
+        for tasks, form, rows in self.all():
+            (cores,) = form.parts(rows, moments=False)
+            for layer, values, rank in zip(found, cores, form.ranks, strict=True):
+                layer[torch.from_numpy(tasks), :rank, :rank] = values
+        return found
+
+    def mean_core(self) -> list[Float[Tensor, "r r"]]:
+        """The mean of all tasks' cores, layer by layer; where one has no number, it counts as zero."""
+        found = [torch.zeros(rank, rank, dtype=torch.float64) for rank in self._layers]
+        for _, form, rows in self.all():
+            (cores,) = form.parts(rows, moments=False)
+            for layer, values, rank in zip(found, cores, form.ranks, strict=True):
+                layer[:rank, :rank] += values.sum(0, dtype=torch.float64)
+        return [layer / len(self) for layer in found]
 
     def begin_moments(self) -> None:
         """Another optimiser is in use: moments of those before it count no more."""

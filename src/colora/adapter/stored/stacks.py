@@ -4,32 +4,19 @@ A task whose cores are smaller than the stacks has them in the leading corner, a
 gradient: so nothing outside of the corner ever moves, and A, B and the core are trained as if it were not there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from colora.adapter.stored.moments import MOMENTS, KeepsMoments
 from colora.adapter.stored.row import RowForm
 from colora.errors import TaskIdError
 
-__all__ = ["KeepsMoments", "Stacks", "TasksOfForm"]
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@runtime_checkable
-class KeepsMoments(Protocol):
-    """An optimiser with a state for each row of a stack of cores."""
-
-    def core_state(self, cores: Tensor) -> dict[str, Tensor]:
-        """Of a stack (n, r, r): "exp_avg" and "exp_avg_sq", (n, r, r), and "step", (n,); they may be written to."""
-
-    def has_state(self, stacks: Iterable[Tensor]) -> bool:
-        """Whether it keeps anything of one of these stacks."""
+__all__ = ["Stacks", "TasksOfForm"]
 
 
 @dataclass(frozen=True)

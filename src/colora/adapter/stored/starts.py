@@ -1,5 +1,7 @@
 """Where the core of a task in a store starts that was never written: such a task takes some numbers, and no row."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +11,23 @@ from colora.adapter.core_start import rotated_cores
 from colora.adapter.stored.row import RowForm
 from colora.algebra import fresh_core
 
-__all__ = ["Starts"]
+__all__ = ["SavedCores", "Starts"]
 
-IDENTITY, ROTATED = 0, -1
+IDENTITY, ROTATED, SAVED = 0, -1, -2
+
+
+class SavedCores(Protocol):
+    """Cores of tasks that are kept elsewhere, such as in the files of a bank."""
+
+    def __len__(self) -> int:
+        """How many tasks."""
+
+    def rows(self, tasks: Int[np.ndarray, " n"], rank: int) -> Float[np.ndarray, "n numbers"]:
+        """The cores of these tasks, all of one rank, of each layer one after the other.
+
+        Raises:
+            BankFileError: one is damaged.
+        """
 
 
 class Starts:
@@ -19,12 +35,14 @@ class Starts:
 
     Args:
         tasks: K; they start at the identity.
+        saved: where they start instead; K of them.
     """
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, saved: SavedCores | None = None) -> None:
+        self._saved = saved
         self._identities: dict[int, Float[np.ndarray, " numbers"]] = {}  # by rank
         self._rows: list[Float[np.ndarray, " numbers"]] = [np.zeros(0)]  # IDENTITY has none of its own
-        self._of = np.full(tasks, IDENTITY, dtype=np.int32)
+        self._of = np.full(tasks, IDENTITY if saved is None else SAVED, dtype=np.int32)
         self._serial, self._next = np.arange(tasks, dtype=np.int32), tasks  # stays with a task, and is no other's
         self._seed, self._rotation = torch.initial_seed(), 0.0
 
@@ -54,10 +72,13 @@ class Starts:
         return len(self._of)
 
     def rows(self, tasks: Int[np.ndarray, " n"], form: RowForm) -> Float[np.ndarray, "n numbers"]:
-        """Where tasks start whose rows have this form."""
+        """Where tasks start whose rows have this form. Raises BankFileError if what is kept elsewhere is damaged."""
         found = np.empty((len(tasks), form.numbers))
-        for number, task in enumerate(tasks.tolist()):
-            found[number] = self._row(task, form)
+        saved = self._of[tasks] == SAVED
+        if self._saved is not None and saved.any():
+            found[saved] = self._saved.rows(self._serial[tasks[saved]].astype(np.int64), form.rank)
+        for number in np.flatnonzero(~saved):
+            found[number] = self._row(int(tasks[number]), form)
         return found
 
     def _row(self, task: int, form: RowForm) -> Float[np.ndarray, " numbers"]:

@@ -13,6 +13,7 @@ Example:
     [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -22,10 +23,16 @@ from jaxtyping import Bool, Float, Int
 
 from colora.errors import CheckpointError, ConfigError
 
-__all__ = ["CoreTable"]
+__all__ = ["CoreTable", "chunks"]
 
 BLOCK_ROWS = 256
 NOWHERE = -1
+
+
+def chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
+    """The ids of all tasks, some at a time."""
+    for begin in range(0, tasks, size):
+        yield np.arange(begin, min(begin + size, tasks))
 
 
 class CoreTable:

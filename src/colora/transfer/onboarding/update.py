@@ -12,8 +12,9 @@ from pathlib import Path
 from peft import PeftModel
 
 from colora.adapter.model import bank_tuner
+from colora.bank.keys import tensor_key
 from colora.bank.load import load_bank
-from colora.bank.tensors import SavedBank, tensor_key, write_bank
+from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskIdError

@@ -5,7 +5,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank.tensors import BankContents, tensor_key
+from colora.bank.keys import tensor_key
+from colora.bank.tensors import BankContents
 
 __all__ = ["add_to_files"]
 
