@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
+from colora.algebra import resized_core
 from colora.bank.keys import tensor_key
 from colora.bank.layout import INFO_FILE, BankInfo
 from colora.bank.rows.change import append_tasks, remove_tasks
@@ -90,8 +91,9 @@ def merge_tasks(
     info = saved.info if saved.rows is not None or (saved.folder / INFO_FILE).is_file() else None
     template = _merged_template(saved, info, list(weights), prompt)
     factors = torch.tensor(list(weights.values()), dtype=torch.float64)
+    rank = max(saved.core_rank(place) for place in places)  # of smaller ones the rest counts as zero
     new = {
-        layer: torch.einsum("k,kij->ij", factors, cores.double()).to(cores.dtype)
+        layer: resized_core(torch.einsum("k,kij->ij", factors, cores.double()).to(cores.dtype), rank)
         for layer, cores in saved.cores(places).items()
     }
     if info is not None:
@@ -114,6 +116,7 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
     """Remove tasks from a bank: it is then, byte for byte, one that holds only the others' cores.
 
     Of a bank in rows, the files that held a core of theirs are written anew, and the others stay as they are.
+    Directions of A and B that were added for tasks that go, and that no other core has, go with them.
 
     What cannot be taken back: A and B were trained with the examples of these tasks too, and other places may hold
     copies (exported LoRAs, the banks of runs that started from this one, backups). The checkpoints of the run hold the

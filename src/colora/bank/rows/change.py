@@ -1,5 +1,8 @@
 """Adding tasks to a saved bank in rows, and removing them. What stays is not written again but by hard links.
 
+A and B are as large as the largest core: a task that brings directions of its own makes them larger, and when it goes
+they go with it, for they were made of its examples.
+
 A file of rows never changes, so a link to it is as good as a copy. A bank that is changed in its place is replaced as a
 whole: whoever has opened it before goes on with the old one.
 """
@@ -10,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +21,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from colora.adapter.config import check_task_name
+from colora.adapter.task_names import TaskNames
 from colora.bank.config_file import read_fields
+from colora.bank.keys import is_part
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo
 from colora.bank.rows.codec import row_of
 from colora.bank.rows.folder import write_beside_rows
-from colora.bank.rows.index import CORES_FOLDER, UNKNOWN, TaskIndex
+from colora.bank.rows.index import CORES_FOLDER, UNKNOWN, Form, TaskIndex
 from colora.bank.rows.read import SavedRows
-from colora.bank.rows.save import columns_of
+from colora.bank.rows.save import columns_of, numbers_of
 from colora.bank.rows.write import RowWriter
 from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder
 from colora.common.text import shortened
 from colora.errors import BankFileError, CheckpointError, ConfigError
 
-__all__ = ["append_tasks", "remove_tasks"]
+__all__ = ["append_tasks", "extend_bank", "remove_tasks"]
 
 AT_ONCE = 1024
 ABSORBED = 2
@@ -116,7 +122,10 @@ def remove_tasks(saved: SavedBank, tasks: Iterable[str], info: BankInfo) -> None
             for name, column in columns_of(_read(rows, again), writer).items():
                 columns[name][after] = column
         left = TaskIndex(index.names, columns, writer.close())
-        write_beside_rows(staging, saved.fields, saved, info, left)
+        fields, tensors = _no_larger_than_cores(saved, int(columns["rank"].max()))
+        if tensors is not saved:
+            (staging / TENSORS_FILE).unlink()
+        write_beside_rows(staging, fields, tensors, info, left)
 
 
 def _in_rows(saved: SavedBank) -> SavedRows:
@@ -183,3 +192,75 @@ def _link(source: Path, folder: Path, names: Iterable[str]) -> None:
             raise
         except OSError:  # another disk, or one without links
             shutil.copyfile(source / name, folder / name)
+
+
+def extend_bank(
+    saved: SavedBank,
+    name: str,
+    core: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    info: BankInfo,
+    target: Path | None = None,
+) -> None:
+    """Write a bank in rows with one more task, and with A and B that may have further directions; atomic.
+
+    All other cores have the bytes that they had: those of a bank in rows are the same files, and stacks become rows.
+
+    Args:
+        saved: the bank, in either form, as it is on disk now.
+        name: of the new task.
+        core: of each layer (r_k, r_k), with r_k at most the new rank.
+        factors: A and B by the names of the file, as they are to be.
+        fields: of `adapter_config.json` that are others now: `r`, `lora_alpha`, `core_rank`.
+        info: of the bank with the new task.
+        target: folder to write; by default the bank's own, which is replaced.
+
+    Raises:
+        CheckpointError: it cannot be written, or another process has changed the bank; what was there still is.
+        BankFileError: the bank is damaged.
+    """
+    saved.check()
+    if info.source is not None:
+        info.sources.setdefault(name, None)  # not that of the others
+    with _changed_copy(saved, target) as staging:
+        (staging / TENSORS_FILE).unlink()
+        index, writer = _all_rows(saved, info, staging / CORES_FOLDER)
+        new = columns_of([row_of(core, writer.layers)[None]], writer)
+        for column, table in (("examples", info.examples), ("seen", info.seen)):
+            new[column] = np.array([table.get(name, UNKNOWN)])
+        tensors = {key: one for key, one in saved.items() if not is_part(key, "core")} | dict(factors)
+        longer = index.extended([name], new, writer.close())
+        write_beside_rows(staging, {**saved.fields, **fields}, tensors, info, longer)
+
+
+def _all_rows(saved: SavedBank, info: BankInfo, folder: Path) -> tuple[TaskIndex, RowWriter]:
+    """Have the cores of a bank in a folder of rows; their index, and what writes further ones."""
+    if saved.rows is not None:
+        index = saved.rows.index
+        _link(saved.rows.folder, folder, index.form.shards)
+        return index, RowWriter(folder, index.form.layers, saved.rows.dtype, index.form.shards)
+    layers, names = list(saved.layers), TaskNames(saved.tasks)
+    stacks = [layer.cores for layer in saved.layers.values()]
+    writer = RowWriter(folder, layers, stacks[0].dtype)
+    chunks = (torch.stack([one[at : at + AT_ONCE] for one in stacks], 1) for at in range(0, len(names), AT_ONCE))
+    columns = columns_of(chunks, writer)
+    columns |= {
+        column: numbers_of(names, table) for column, table in (("examples", info.examples), ("seen", info.seen))
+    }
+    return TaskIndex(names, columns, Form(layers, "", [])), writer
+
+
+def _no_larger_than_cores(saved: SavedBank, largest: int) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Fields and tensors of the bank without directions of A and B that neither a core has nor those to come will."""
+    config = saved.config
+    r = max(largest, config.rank_of_new)
+    if r == config.r:
+        return saved.fields, saved
+    alpha = config.scaling * (r**0.5 if config.use_rslora else r)
+    fields = {key: value for key, value in saved.fields.items() if key != "core_rank"} | {"r": r, "lora_alpha": alpha}
+    if config.rank_of_new != r:
+        fields["core_rank"] = config.rank_of_new
+    cut = {key: saved[key][:r].clone() for key in saved if is_part(key, "A")}
+    cut |= {key: saved[key][:, :r].contiguous() for key in saved if is_part(key, "B")}
+    return fields, {**saved, **cut}

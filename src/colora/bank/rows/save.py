@@ -21,7 +21,7 @@ from colora.bank.rows.write import RowWriter
 from colora.common.json_text import parse_json
 from colora.errors import BankFileError
 
-__all__ = ["columns_of", "save_stored"]
+__all__ = ["columns_of", "numbers_of", "save_stored"]
 
 
 def save_stored(model: PeftModel, stored: StoredCores, folder: Path, info: BankInfo) -> None:
@@ -49,7 +49,7 @@ def save_stored(model: PeftModel, stored: StoredCores, folder: Path, info: BankI
     layers = list(stored.stacks)
     writer = RowWriter(folder / CORES_FOLDER, sorted(layers), next(iter(stored.stacks.values())).dtype)
     columns = _written(stored, writer)
-    columns |= {name: _numbers(names, table) for name, table in (("examples", info.examples), ("seen", info.seen))}
+    columns |= {name: numbers_of(names, table) for name, table in (("examples", info.examples), ("seen", info.seen))}
     index = TaskIndex(names, columns, writer.close())
     fields = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     write_beside_rows(folder, fields, tensors, _with_common_source(info, names), index)
@@ -100,7 +100,8 @@ def _without_cores(model: PeftModel) -> Iterator[None]:
         config.tasks, config.weights_sha256 = tasks, digest
 
 
-def _numbers(names: TaskNames, table: object) -> np.ndarray:
+def numbers_of(names: TaskNames, table: object) -> np.ndarray:
+    """A column of the index from a mapping by name, such as `BankInfo.examples`."""
     assert hasattr(table, "get")
     return np.fromiter((table.get(name, UNKNOWN) for name in names), dtype=COLUMNS["seen"], count=len(names))
 

@@ -11,10 +11,10 @@ from peft import PeftModel
 
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.adapter.stored.access import held_tasks, stored_cores
+from colora.adapter.stored.access import ROOM, held_tasks, store_cores, stored_cores
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
-from colora.bank.tensors import SavedBank, write_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError
@@ -32,7 +32,7 @@ from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
-from colora.transfer.onboarding.write import add_to_files
+from colora.transfer.onboarding.write import write_new_task
 
 __all__ = [
     "Onboarding",
@@ -144,10 +144,7 @@ def onboard(
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
-    files = saved.load()
-    files.info = info
-    add_to_files(files, model, task.name)
-    write_bank(files, target)
+    write_new_task(saved, model, task.name, info, target)
     return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
 
 
@@ -205,10 +202,13 @@ def add_new_task(
     encoder_decoder = is_encoder_decoder(model)
     data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
+    config_rank = tuner.peft_config[tuner.active_adapters[0]].r
     if known is None:
         known = tuner.tasks
         if stored_cores(model) is not None and len(known) > MOST_KNOWN:  # they are all on the model at once
             known = known[:: -(-len(known) // MOST_KNOWN)]
+    if settings.rank not in (None, config_rank) and stored_cores(model) is None:
+        store_cores(model, min(ROOM, len(known) + 1))  # of several sizes from now on
     tuner.add_tasks([task.name], rank=settings.rank)
     try:
         return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log, known)
