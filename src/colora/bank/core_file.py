@@ -132,9 +132,9 @@ def extract_core(bank: str | Path, task: str, output: Path) -> CoreHeader:
         CheckpointError: the file cannot be written.
     """
     saved = SavedBank(bank)
-    saved.check()
-    if task not in saved.tasks:
+    if task not in saved.index:
         raise TaskIdError(f"unknown task {task!r}; {saved.folder} has {len(saved.tasks)} others")
+    saved.check([saved.index[task]])
     header = CoreHeader(task, saved.info.base, saved.shared_sha256, prompt=saved.info.prompt_of(task))
-    write_bytes(output, core_bytes(saved.core(saved.tasks.index(task)), header))
+    write_bytes(output, core_bytes(saved.core(saved.index[task]), header))
     return header

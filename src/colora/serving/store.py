@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -47,7 +48,7 @@ class CoreStore:
         self.saved = SavedBank(bank)
         self.saved.check()
         self.shared = self.saved.shared_sha256
-        self.shape = {name: tuple(one.shape) for name, one in self.saved.core(0).items()}
+        self.shape = {name: tuple(one.cores.shape[1:]) for name, one in self.saved.layers.items()}
         self._state = None if state is None else StateFolder(state, self.shared)
         self._lock = threading.RLock()
         self._in_bank = self.saved.index
@@ -78,8 +79,25 @@ class CoreStore:
             return len(self._in_bank) - len(self._removed) + sum(1 for _ in self._added_names())
 
     def __iter__(self) -> Iterator[str]:
+        return self.after(None)
+
+    def after(self, task: str | None) -> Iterator[str]:
+        """The tasks that follow one of them, as they are now: those of the bank, then those that were added.
+
+        Args:
+            task: None: all tasks. One that is not there: none.
+        """
         with self._seen():
-            return iter([*(name for name in self._in_bank if name not in self._removed), *self._added_names()])
+            # The names of the bank, of which there may be a million, are made as they are asked for.
+            in_bank, removed, added = self._in_bank, frozenset(self._removed), list(self._added_names())
+        begin = 0 if task is None else len(in_bank)
+        if task is not None and task in in_bank and task not in removed:
+            begin = in_bank[task] + 1
+        elif task is not None:
+            added = added[added.index(task) + 1 :] if task in added else []
+        names = self.saved.tasks
+        kept = (name for name in (names[place] for place in range(begin, len(names))) if name not in removed)
+        return chain(kept, added)
 
     def _added_names(self) -> Iterator[str]:
         """Tasks that were added while the server ran, without those that replace one of the bank."""

@@ -10,9 +10,10 @@ from peft import PeftModel
 
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.bank.growing import GrowingBank, start_tasks
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
-from colora.bank.tensors import SavedBank, write_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError
@@ -30,7 +31,7 @@ from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
-from colora.transfer.onboarding.write import add_to_files
+from colora.transfer.onboarding.write import write_extended
 
 __all__ = [
     "Onboarding",
@@ -106,6 +107,8 @@ def onboard(
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
+    Of a bank in rows only some cores are read, evenly spread (`START_TASKS`): the new one may start from these.
+
     Args:
         bank: folder of a bank or of a run.
         examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
@@ -130,20 +133,24 @@ def onboard(
     saved = SavedBank(bank)
     target = target_folder(saved, output)
     task = read_one_task(Path(examples), name, settings.seed)
-    if task.name in saved.tasks:
+    if task.name in saved.index:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
     if fault := unplaced_text(task, template):
         raise ConfigError(f"prompt (--prompt): task {task.name!r}, {fault}")
     task = prompted(task, template)
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    if settings.extend and saved.rows is not None:
+        raise ConfigError(f"extend (--extend): {saved.folder} has its cores in rows, whose rank stays; leave it out")
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
-    files = saved.load()
-    files.info = info
-    add_to_files(files, model, task.name)
-    write_bank(files, target)
+    if settings.extend:
+        write_extended(saved, info, model, task.name, target)
+    else:
+        growing = GrowingBank(saved, info, target)
+        growing.add(task.name, bank_tuner(model).core(task.name))
+        growing.write()
     return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
 
 

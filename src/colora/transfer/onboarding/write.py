@@ -1,14 +1,29 @@
 """A bank's files with a new task in them: all that was there is written again as it was read, to the bit."""
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.keys import tensor_key
-from colora.bank.tensors import BankContents
+from colora.bank.layout import BankInfo
+from colora.bank.tensors import BankContents, SavedBank, write_bank
 
-__all__ = ["add_to_files"]
+__all__ = ["add_to_files", "write_extended"]
+
+
+def write_extended(saved: SavedBank, info: BankInfo, model: PeftModel, name: str, target: Path) -> None:
+    """Write the bank that `model` was loaded from with the last task of `model`, and its further directions.
+
+    Raises:
+        BankFileError: the bank is damaged; CheckpointError: it cannot be written.
+    """
+    files = saved.load()
+    files.info = info
+    add_to_files(files, model, name)
+    write_bank(files, target)
 
 
 def add_to_files(files: BankContents, model: PeftModel, name: str) -> None:
