@@ -126,7 +126,10 @@ def test_extending_again_leaves_the_files_of_the_others_as_they_are(extended, tm
 def test_a_later_newcomer_may_ask_for_the_directions_of_another(extended, tmp_path):
     for rank in (4, 5):
         found = onboard(
-            extended, newcomer(tmp_path, f"rank-{rank}"), output=tmp_path / str(rank), settings=Settings(**QUICK, rank=rank)
+            extended,
+            newcomer(tmp_path, f"rank-{rank}"),
+            output=tmp_path / str(rank),
+            settings=Settings(**QUICK, rank=rank),
         )
         assert ranks(tmp_path / str(rank))[f"rank-{rank}"] == rank
         assert found.start.nll.keys() >= {"identity", "mean", "core of new", "core of legal"}

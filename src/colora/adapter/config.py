@@ -164,6 +164,12 @@ class CoLoRAConfig(PeftConfig):
         """Rank of the cores of tasks that are added."""
         return self.core_rank or self.r
 
+    def alpha_of(self, rank: int) -> float:
+        """The `lora_alpha` with which an adapter of this rank has the same factor s."""
+        if rank == self.r and self.lora_alpha is not None:
+            return self.lora_alpha
+        return self.scaling * (rank**0.5 if self.use_rslora else rank)
+
     def to_dict(self) -> dict[str, Any]:
         """As any config of PEFT's. Without `core_rank` it is that of earlier versions, which can read it."""
         fields: dict[str, Any] = super().to_dict()

@@ -215,9 +215,9 @@ class CoLoRAModel(BaseTuner):
     # ---- tasks ----------------------------------------------------------------------------------------------------
 
     @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks of the active bank, in the order of their ids."""
-        return list(self.router.tasks[self._adapter_name()])
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks of the active bank, in the order of their ids; a list, unless they are very many."""
+        return self.router.listing(self._adapter_name())
 
     def set_task(self, name: str | None) -> None:
         """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""

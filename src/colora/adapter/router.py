@@ -19,7 +19,7 @@ from torch import Tensor
 from colora.adapter.routing import Routing, TaskIds
 from colora.adapter.row_layout import RowLayout
 from colora.adapter.stored.cores import StoredCores
-from colora.adapter.task_names import TaskNames
+from colora.adapter.task_names import TaskNames, TaskSequence
 from colora.common.text import listed
 from colora.errors import ConfigError, TaskIdError
 
@@ -191,6 +191,11 @@ class Router:
         self.current = None
         if self.selected.get(adapter_name) not in self.tasks[adapter_name]:
             self.selected.pop(adapter_name, None)
+
+    def listing(self, adapter_name: str) -> Sequence[str]:
+        """Names of an adapter's tasks: a list, or where its cores are in a store, what stands for one."""
+        names = self.tasks[adapter_name]
+        return TaskSequence(names) if adapter_name in self.stored else list(names)
 
     def choose(self, adapter_name: str, name: str | None) -> None:
         """Use one task wherever no ids are given; None takes the choice back. Raises TaskIdError if unknown."""

@@ -53,7 +53,8 @@ def add(
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
     source = None if init in ("identity", "mean", "rotated") else router.index(init, adapter_name)
-    if adapter_name not in router.stored and rank not in (None, config.r):
+    rank = rank or config.rank_of_new
+    if adapter_name not in router.stored and rank != config.r:
         raise ConfigError(
             f"cores of rank {rank} in a bank of rank {config.r}: cores of several sizes are kept in a store; call "
             "colora.store_cores(model, room) first"
@@ -61,7 +62,7 @@ def add(
     after = before.extended(names)
     if adapter_name in router.stored:
         start = init if source is None else source
-        router.stored[adapter_name].add(len(names), start, config.init_rotation, rank or config.rank_of_new)
+        router.stored[adapter_name].add(len(names), start, config.init_rotation, rank)
         config.tasks = TaskSequence(after)  # type: ignore[assignment]
         router.register(adapter_name, after)
         return

@@ -15,9 +15,9 @@ import torch
 
 from colora.adapter.config import check_task_name
 from colora.algebra import resized_core
-from colora.bank.keys import tensor_key
+from colora.bank.growing import GrowingBank
 from colora.bank.layout import INFO_FILE, BankInfo
-from colora.bank.rows.change import append_tasks, remove_tasks
+from colora.bank.rows.change import remove_tasks
 from colora.bank.tensors import SavedBank, write_bank
 from colora.errors import CheckpointError, ConfigError
 from colora.tasks.prompting.templates import CHAT, PromptTemplate, template_of
@@ -100,15 +100,9 @@ def merge_tasks(
         # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
         info.sources[name] = {"merged": dict(weights)}
         info.set_template(name, template)
-    if saved.rows is not None and info is not None:
-        append_tasks(saved, {name: new}, info, target)
-        return target
-    bank = saved.load()
-    for layer, core in new.items():
-        key = tensor_key(layer, "core")
-        bank.tensors[key] = torch.cat([bank.tensors[key], core[None]])
-    bank.config["tasks"] = [*bank.tasks, name]
-    write_bank(bank, target)
+    growing = GrowingBank(saved, info, target)
+    growing.add(name, new)
+    growing.write()
     return target
 
 

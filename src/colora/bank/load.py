@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -16,15 +17,16 @@ from colora.adapter.config import ADAPTER_NAME, ROWS_VERSION
 from colora.adapter.stored.access import ROOM, store_cores, stored_cores
 from colora.bank.config_file import read_fields
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank
+from colora.bank.part import write_part
 from colora.bank.rows.save import save_stored
-from colora.bank.rows.stored import store_saved
-from colora.bank.tensors import SavedBank, write_part
+from colora.bank.rows.stored import RowChoice, store_saved
+from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["attach_adapter", "attach_bank", "load_bank", "save_bank"]
+__all__ = ["attach_adapter", "attach_bank", "attach_rows", "load_bank", "save_bank"]
 
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
@@ -106,15 +108,29 @@ def attach_bank(
         saved.check(indices)
         attached = _attach(model, saved, list(tasks), saved.cores(indices), trainable)
         ranks = {task: saved.core_rank(index) for task, index in zip(tasks, indices, strict=True)}
-        if min(ranks.values()) < saved.config.r:
+        if min(saved.config.rank_of_new, *ranks.values()) < saved.config.r:
             store_cores(attached, max(room, len(tasks)), folder, ranks)
         return attached
+    if saved.rows is not None:
+        choice = RowChoice(saved.rows.index.names, np.arange(len(saved.rows)))
+        return attach_rows(model, saved, choice, trainable, room, folder)
     saved.check()
-    if saved.rows is None:
-        return _attach(model, saved, saved.tasks, None, trainable)
-    places = [f"place {number}" for number in range(min(room, len(saved.rows)))]
+    return _attach(model, saved, saved.tasks, None, trainable)
+
+
+def attach_rows(
+    model: Any, saved: SavedBank, choice: RowChoice, trainable: bool, room: int, folder: Path | None
+) -> PeftModel:
+    """A bank of tasks that are, or start as, some of a bank in rows; see `attach_bank`.
+
+    Raises:
+        BankFileError, BaseMismatchError: as `attach_bank`; CheckpointError: the folder cannot be written.
+    """
+    saved.check()
+    assert saved.rows is not None
+    places = [f"place {number}" for number in range(min(room, len(choice.names)))]
     attached = _attach(model, saved, places, saved.cores([0] * len(places)), trainable)
-    store_saved(attached, saved.rows, room, folder)
+    store_saved(attached, saved.rows, choice, room, folder)
     return attached
 
 
@@ -130,7 +146,7 @@ def _attach(
         if cores is None:
             return _from_pretrained(model, saved.folder, trainable, config)
         with TemporaryDirectory(prefix="colora-bank-") as folder:
-            write_part(saved, tasks, cores, Path(folder) / "bank")
+            write_part(saved, tasks, cores, saved.info.of_tasks([]), Path(folder) / "bank")
             return _from_pretrained(model, Path(folder) / "bank", trainable, config)
     state = dict(saved) if cores is None else saved.tensors_with(cores)
     model_class: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)

@@ -41,10 +41,7 @@ __all__ = [
     "LayerTensors",
     "SavedBank",
     "shared_sha256",
-    "split_key",
-    "tensor_key",
     "write_bank",
-    "write_part",
 ]
 
 
@@ -214,6 +211,12 @@ class SavedBank(Mapping[str, Tensor]):
         found = self.rows.rows(np.asarray(indices, dtype=np.int64), self.config.r)
         return {name: found[:, number] for number, name in enumerate(self.rows.index.form.layers)}
 
+    def mean_core(self) -> dict[str, Tensor]:
+        """The mean of all cores, (r, r) for each layer, read some at a time. Raises as `core`."""
+        if self.rows is None:
+            return {name: layer.cores.mean(0) for name, layer in self.layers.items()}
+        return core_of(self.rows.mean(self.config.r), self.rows.index.form.layers)
+
     def tensors_with(self, cores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a bank of other tasks with this one's A, B and modules that were trained whole.
 
@@ -304,23 +307,6 @@ def write_bank(bank: BankContents, folder: Path) -> None:
         (staging / CONFIG_FILE).write_text(json.dumps(bank.config, indent=2, sort_keys=True), encoding="utf-8")
         if bank.info is not None:
             write_json(staging / INFO_FILE, bank.info.as_json())
-
-
-def write_part(saved: SavedBank, tasks: Sequence[str], cores: Mapping[str, Tensor], folder: Path) -> None:
-    """Write a bank of a few tasks with another one's A and B, as PEFT reads it; nothing else of that one's folder.
-
-    Args:
-        saved: the other bank.
-        tasks: names of the tasks.
-        cores: by layer, the stack of their cores (n, r, r).
-        folder: to write.
-
-    Raises:
-        CheckpointError: if it cannot be written.
-    """
-    fields = (saved.fields if saved.rows is None else fields_without_rows(saved.fields)) | {"tasks": list(tasks)}
-    info = saved.info.of_tasks(tasks)
-    write_bank(BankContents(folder, fields, saved.tensors_with(cores), {"format": "pt"}, info), folder)
 
 
 class _Some(Mapping[str, Tensor]):

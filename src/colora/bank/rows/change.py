@@ -9,7 +9,7 @@ whole: whoever has opened it before goes on with the old one.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,18 +30,19 @@ from colora.bank.rows.folder import write_beside_rows
 from colora.bank.rows.index import CORES_FOLDER, UNKNOWN, Form, TaskIndex
 from colora.bank.rows.read import SavedRows
 from colora.bank.rows.save import columns_of, numbers_of
-from colora.bank.rows.write import RowWriter
+from colora.bank.rows.write import RowWriter, rows_of_file
 from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder
 from colora.common.text import shortened
 from colora.errors import BankFileError, CheckpointError, ConfigError
 
-__all__ = ["append_tasks", "extend_bank", "remove_tasks"]
+__all__ = ["append_tasks", "extend_bank", "remove_tasks", "replace_core"]
 
 AT_ONCE = 1024
 ABSORBED = 2
-"""A last file of at most so many times the rows that come is written anew with them, so that files do not become many
-where tasks come one at a time; a row is then written again as often as the logarithm of what comes."""
+"""A last file of at most so many times the rows to be written is written anew with them, and then perhaps the one
+before it, so that files do not become many where tasks come one at a time: a row is written again as often as the
+logarithm of what comes."""
 
 
 def append_tasks(
@@ -70,10 +71,7 @@ def append_tasks(
     for name in cores:
         if info.source is not None:
             info.sources.setdefault(name, None)  # not that of the others
-    sizes = np.bincount(index.columns["shard"], minlength=len(index.form.shards))
-    kept = len(sizes)
-    while kept and sizes[kept - 1] <= ABSORBED * len(cores):
-        kept -= 1
+    kept = _files_that_stay(saved, len(cores))
     again = np.flatnonzero(index.columns["shard"] >= kept)  # in the order of the tasks
     with _changed_copy(saved, target) as staging:
         _link(rows.folder, staging / CORES_FOLDER, index.form.shards[:kept])
@@ -103,29 +101,79 @@ def remove_tasks(saved: SavedBank, tasks: Iterable[str], info: BankInfo) -> None
         CheckpointError: it cannot be written, or another process has changed the bank; what was there still is.
         BankFileError: the bank is damaged.
     """
-    rows = _in_rows(saved)
     gone = saved.indices(list(dict.fromkeys(tasks)))
-    index = rows.index.without(gone)
-    old = rows.index
-    touched = np.unique(old.columns["shard"][gone])
+    with _changed_copy(saved, None) as staging:
+        _rewrite(saved, gone, {}, info, staging)
+
+
+def replace_core(
+    saved: SavedBank, task: str, core: Mapping[str, Tensor], info: BankInfo, target: Path | None = None
+) -> None:
+    """Write a bank in rows with another core of one task; atomic. The file that held the old one is written anew.
+
+    Args:
+        saved: the bank, as it is on disk now.
+        task: whose core.
+        core: of each layer (r_k, r_k).
+        info: of the bank, with what has changed of the task.
+        target: folder to write; by default the bank's own, which is replaced.
+
+    Raises:
+        TaskIdError: an unknown task.
+        ConfigError: the core does not fit the bank, or holds NaN or infinity.
+        CheckpointError, BankFileError: as `append_tasks`.
+    """
+    (place,) = saved.indices([task])
+    if fault := _core_fault(saved, task, core):
+        raise ConfigError(f"this core cannot be written; nothing was changed: {fault}")
+    with _changed_copy(saved, target) as staging:
+        _rewrite(saved, [], {place: core}, info, staging)
+
+
+def _rewrite(
+    saved: SavedBank,
+    gone: Sequence[int],
+    replaced: Mapping[int, Mapping[str, Tensor]],
+    info: BankInfo,
+    staging: Path,
+) -> None:
+    """Write the bank without some tasks, and with other cores of some: the files that had theirs anew, links else."""
+    rows = _in_rows(saved)
+    old, index = rows.index, rows.index.without(gone)
+    dropped = np.array([*gone, *replaced])
+    touched = np.unique(old.columns["shard"][dropped])
     moved = np.cumsum(~np.isin(np.arange(len(old.form.shards)), touched)) - 1  # numbers of the files that stay
     names = [name for number, name in enumerate(old.form.shards) if number not in touched]
-    again = np.flatnonzero(np.isin(old.columns["shard"], touched))
-    again = again[~np.isin(again, gone)]
-    with _changed_copy(saved, None) as staging:
-        _link(rows.folder, staging / CORES_FOLDER, names)
-        writer = RowWriter(staging / CORES_FOLDER, old.form.layers, rows.dtype, names)
-        columns = {name: np.array(column) for name, column in index.columns.items()}
-        columns["shard"] = moved[columns["shard"]].astype(columns["shard"].dtype)
-        if len(again):
-            after = again - np.searchsorted(np.sort(gone), again)  # their ids when the others are gone
-            for name, column in columns_of(_read(rows, again), writer).items():
+    again = np.setdiff1d(np.flatnonzero(np.isin(old.columns["shard"], touched)), dropped)
+    _link(rows.folder, staging / CORES_FOLDER, names)
+    writer = RowWriter(staging / CORES_FOLDER, old.form.layers, rows.dtype, names)
+    columns = {name: np.array(column) for name, column in index.columns.items()}
+    columns["shard"] = moved[columns["shard"]].astype(columns["shard"].dtype)
+    new = (row_of(core, old.form.layers)[None] for core in replaced.values())
+    for tasks, cores in ((again, _read(rows, again)), (np.array([*replaced], dtype=np.int64), new)):
+        if len(tasks):
+            after = tasks - np.searchsorted(np.sort(gone), tasks)  # their ids when the others are gone
+            for name, column in columns_of(cores, writer).items():
                 columns[name][after] = column
-        left = TaskIndex(index.names, columns, writer.close())
-        fields, tensors = _no_larger_than_cores(saved, int(columns["rank"].max()))
-        if tensors is not saved:
-            (staging / TENSORS_FILE).unlink()
-        write_beside_rows(staging, fields, tensors, info, left)
+    for name, table in (("examples", info.examples), ("seen", info.seen)):
+        for place in replaced:
+            columns[name][place] = table.get(old.names.name(place), UNKNOWN)
+    fields, tensors = _no_larger_than_cores(saved, int(columns["rank"].max()))
+    if tensors is not saved:
+        (staging / TENSORS_FILE).unlink()
+    write_beside_rows(staging, fields, tensors, info, TaskIndex(index.names, columns, writer.close()))
+
+
+def _files_that_stay(saved: SavedBank, coming: int) -> int:
+    """How many files of rows stay as they are when so many rows come; those after them are written anew."""
+    rows = _in_rows(saved)
+    sizes = np.bincount(rows.index.columns["shard"], minlength=len(rows.index.form.shards))
+    most = rows_of_file(len(rows.index.form.layers), saved.config.r, rows.dtype)
+    kept = len(sizes)
+    while kept and sizes[kept - 1] <= ABSORBED * coming and coming + sizes[kept - 1] <= most:
+        coming += int(sizes[kept - 1])
+        kept -= 1
+    return kept
 
 
 def _in_rows(saved: SavedBank) -> SavedRows:
@@ -141,6 +189,11 @@ def _fault(saved: SavedBank, name: str, core: Mapping[str, Tensor]) -> str | Non
         return fault
     if name in saved.index:
         return f"{name!r} is already a task of {saved.folder}"
+    return _core_fault(saved, name, core)
+
+
+def _core_fault(saved: SavedBank, name: str, core: Mapping[str, Tensor]) -> str | None:
+    """What of a core does not fit the bank, or None."""
     if core.keys() != saved.layers.keys():
         odd = sorted(core.keys() ^ saved.layers.keys())
         return f"{name}: expected a core for each adapted layer, found others: {', '.join(shortened(odd, 3))}"
@@ -257,8 +310,8 @@ def _no_larger_than_cores(saved: SavedBank, largest: int) -> tuple[Mapping[str, 
     r = max(largest, config.rank_of_new)
     if r == config.r:
         return saved.fields, saved
-    alpha = config.scaling * (r**0.5 if config.use_rslora else r)
-    fields = {key: value for key, value in saved.fields.items() if key != "core_rank"} | {"r": r, "lora_alpha": alpha}
+    fields = {key: value for key, value in saved.fields.items() if key != "core_rank"}
+    fields |= {"r": r, "lora_alpha": config.alpha_of(r)}
     if config.rank_of_new != r:
         fields["core_rank"] = config.rank_of_new
     cut = {key: saved[key][:r].clone() for key in saved if is_part(key, "A")}

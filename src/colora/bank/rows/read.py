@@ -96,6 +96,13 @@ class SavedRows:
             tasks = np.arange(begin, min(begin + at_once, len(self)))
             yield tasks, self.rows(tasks, rank)
 
+    def mean(self, rank: int) -> Float[Tensor, "layers {rank} {rank}"]:
+        """The mean of all cores, in float64; they are read some at a time. Raises as `row`."""
+        total = torch.zeros(len(self.index.form.layers), rank, rank, dtype=torch.float64)
+        for _, rows in self.chunks(rank):
+            total += rows.double().sum(0)
+        return total / len(self)
+
     def _runs(self, tasks: Int[np.ndarray, " n"]) -> list[int]:
         """Lengths of the runs of tasks that follow each other in the bank, and lie in that order in one file."""
         shard, row = (self.index.columns[name][tasks].astype(np.int64) for name in ("shard", "row"))

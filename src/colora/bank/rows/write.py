@@ -18,7 +18,7 @@ from colora.bank.rows.codec import digests
 from colora.bank.rows.index import DIGEST_BYTES, Form
 from colora.bank.rows.read import ROWS
 
-__all__ = ["SHARD_BYTES", "Placed", "RowWriter"]
+__all__ = ["SHARD_BYTES", "Placed", "RowWriter", "rows_of_file"]
 
 SHARD_BYTES = 2**26
 
@@ -37,6 +37,11 @@ class _Open:
     shard: int
     rows: list[Tensor] = field(default_factory=list)
     count: int = 0
+
+
+def rows_of_file(layers: int, rank: int, dtype: torch.dtype) -> int:
+    """How many cores of a rank a file holds."""
+    return max(1, SHARD_BYTES // (layers * rank**2 * dtype.itemsize))
 
 
 class RowWriter:
@@ -60,7 +65,7 @@ class RowWriter:
     def add(self, rows: Float[Tensor, "n layers k k"]) -> Placed:
         """Write cores of one rank."""
         rows = rows.detach().to("cpu", self.dtype).contiguous()
-        rank, most = rows.shape[-1], self._most(rows.shape[-1])
+        rank, most = rows.shape[-1], rows_of_file(len(self.layers), rows.shape[-1], self.dtype)
         shard, row = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int32)
         begin = 0
         while begin < len(rows):
@@ -83,9 +88,6 @@ class RowWriter:
         for rank in list(self._open):
             self._flush(rank)
         return Form(self.layers, str(self.dtype).removeprefix("torch."), self._shards)
-
-    def _most(self, rank: int) -> int:
-        return max(1, SHARD_BYTES // (len(self.layers) * rank**2 * self.dtype.itemsize))
 
     def _flush(self, rank: int) -> None:
         file = self._open.pop(rank)

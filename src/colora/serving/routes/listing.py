@@ -1,7 +1,6 @@
 """The list of tasks, in OpenAI's form; page by page for who asks so."""
 
-from collections.abc import Iterator
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -22,11 +21,10 @@ def models(
     limit: Annotated[int | None, Query(ge=1, le=MOST_ON_A_PAGE)] = None,
     after: str | None = None,
 ) -> dict[str, Any]:
-    """All tasks of the tenant, or `limit` of them, those that follow `after`."""
-    names: Iterator[str] = (name for name in service.store if tenant.may(name))
+    """The tasks of the tenant, those that follow `after`: `limit` of them, or as many as fit on a page."""
     if after is not None:
         check_task(service, tenant, after)
-        names = islice(dropwhile(lambda name: name != after, names), 1, None)
-    page = list(names if limit is None else islice(names, limit + 1))
+    limit = MOST_ON_A_PAGE if limit is None else limit
+    page = list(islice((name for name in service.store.after(after) if tenant.may(name)), limit + 1))
     shown = page[:limit]
     return {"object": "list", "data": [model_object(name) for name in shown], "has_more": len(page) > len(shown)}

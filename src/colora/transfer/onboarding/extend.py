@@ -10,8 +10,6 @@ their place. No other task uses them, so they may be trained with the new task's
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
-from math import sqrt
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -68,9 +66,8 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, task: st
 
 def _larger(config: CoLoRAConfig, extra: int, task: str) -> CoLoRAConfig:
     """The config of the larger bank, of one task as yet: no cores of r + extra are made for the others."""
-    fields, r, scaling = config.to_dict() | {"tasks": [task]}, config.r + extra, config.scaling
-    alpha = scaling * (sqrt(r) if config.use_rslora else r)
-    return type(config)(**deepcopy(fields) | {"r": r, "lora_alpha": alpha, "core_rank": config.rank_of_new})
+    larger = {"r": config.r + extra, "lora_alpha": config.alpha_of(config.r + extra), "core_rank": config.rank_of_new}
+    return type(config)(**config.with_tasks([task]).to_dict() | larger)
 
 
 @torch.no_grad()

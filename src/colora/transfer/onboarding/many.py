@@ -7,9 +7,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from colora.adapter.model import bank_tuner
+from colora.bank.growing import GrowingBank, start_tasks
 from colora.bank.layout import CONFIG_FILE
 from colora.bank.load import load_bank
-from colora.bank.tensors import BankContents, SavedBank, write_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
@@ -20,7 +22,6 @@ from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import Onboarding, add_new_task, note_task, source_of, target_folder
-from colora.transfer.onboarding.write import add_to_files
 
 __all__ = ["Onboardings", "onboard_many"]
 
@@ -86,23 +87,22 @@ def onboard_many(
     found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
-    known = [name for name in saved.tasks if name not in names] or saved.tasks
+    others = start_tasks(saved) or saved.tasks
+    known = [name for name in others if name not in names] or others
     found.skipped = [task.name for task in tasks if task.name in saved.index]
     if found.skipped:
         log(f"{len(found.skipped)} of {len(tasks)} tasks are in {saved.folder} already")
     template = saved.info.template() if prompt is None else template_of(prompt)
     new = _prompted([task for task in tasks if task.name not in saved.index], template)
     if new:
-        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
         check_chat([prompt], model, tokenizer)
-        files = saved.load()
-        files.info = info
-        _add_all(files, new, (model, tokenizer), template, known, settings, log, found)
+        _add_all(GrowingBank(saved, info, found.bank), new, (model, tokenizer), template, known, settings, log, found)
     return found
 
 
 def _add_all(
-    files: BankContents,
+    files: GrowingBank,
     new: Sequence[Task],
     loaded: tuple[PeftModel, Tokenizer],
     template: PromptTemplate | None,
@@ -112,7 +112,6 @@ def _add_all(
     found: Onboardings,
 ) -> None:
     (model, tokenizer), info = loaded, files.info
-    assert info is not None
     unsaved, last = 0, time.monotonic()
     for number, task in enumerate(new, start=1):
         began = time.monotonic()
@@ -124,12 +123,12 @@ def _add_all(
             found.failed[task.name] = str(error)
         else:
             note_task(info, task, settings, template)
-            add_to_files(files, model, task.name)
+            files.add(task.name, bank_tuner(model).core(task.name))
             seconds = time.monotonic() - began
             found.done.append(Onboarding(**vars(fit), task=task.name, bank=found.bank, seconds=seconds))
             unsaved += 1
         if unsaved and (number == len(new) or time.monotonic() - last > SAVE_SECONDS):
-            write_bank(files, found.bank)
+            files.write()
             unsaved, last = 0, time.monotonic()
 
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.stored.access import ROOM, held_tasks, store_cores, stored_cores
+from colora.bank.growing import start_tasks
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
@@ -110,6 +111,8 @@ def onboard(
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
+    Of a bank in rows only some cores are read, evenly spread (`START_TASKS`): the new one may start from these.
+
     Args:
         bank: folder of a bank or of a run.
         examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
@@ -134,13 +137,13 @@ def onboard(
     saved = SavedBank(bank)
     target = target_folder(saved, output)
     task = read_one_task(Path(examples), name, settings.seed)
-    if task.name in saved.tasks:
+    if task.name in saved.index:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
     if fault := unplaced_text(task, template):
         raise ConfigError(f"prompt (--prompt): task {task.name!r}, {fault}")
     task = prompted(task, template)
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
@@ -202,14 +205,15 @@ def add_new_task(
     encoder_decoder = is_encoder_decoder(model)
     data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
-    config_rank = tuner.peft_config[tuner.active_adapters[0]].r
     if known is None:
         known = tuner.tasks
         if stored_cores(model) is not None and len(known) > MOST_KNOWN:  # they are all on the model at once
             known = known[:: -(-len(known) // MOST_KNOWN)]
-    if settings.rank not in (None, config_rank) and stored_cores(model) is None:
+    config = tuner.peft_config[tuner.active_adapters[0]]
+    rank = settings.rank or config.rank_of_new
+    if rank != config.r and stored_cores(model) is None:
         store_cores(model, min(ROOM, len(known) + 1))  # of several sizes from now on
-    tuner.add_tasks([task.name], rank=settings.rank)
+    tuner.add_tasks([task.name], rank=rank)
     try:
         return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log, known)
     except BaseException:  # Ctrl-C too

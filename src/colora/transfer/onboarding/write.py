@@ -9,10 +9,11 @@ from torch import Tensor
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.bank.keys import tensor_key
 from colora.bank.layout import BankInfo
-from colora.bank.rows.change import append_tasks, extend_bank
-from colora.bank.tensors import BankContents, SavedBank, write_bank
+from colora.bank.growing import GrowingBank
+from colora.bank.rows.change import extend_bank
+from colora.bank.tensors import SavedBank
 
-__all__ = ["add_to_files", "write_new_task"]
+__all__ = ["write_new_task"]
 
 
 def write_new_task(saved: SavedBank, model: PeftModel, name: str, info: BankInfo, target: Path) -> None:
@@ -22,7 +23,7 @@ def write_new_task(saved: SavedBank, model: PeftModel, name: str, info: BankInfo
     extended for the new task.
 
     Raises:
-        CheckpointError: it cannot be written; what was there still is.
+        BankFileError: the bank is damaged; CheckpointError: it cannot be written, what was there still is.
     """
     tuner = bank_tuner(model)
     config, core = tuner.peft_config[tuner.active_adapters[0]], tuner.core(name)
@@ -30,27 +31,10 @@ def write_new_task(saved: SavedBank, model: PeftModel, name: str, info: BankInfo
         fields = {"r": config.r, "lora_alpha": config.lora_alpha, "core_rank": config.core_rank}
         fields = {key: value for key, value in fields.items() if value is not None}
         extend_bank(saved, name, core, _factors(saved, model), fields, info, target)
-    elif saved.rows is not None:
-        append_tasks(saved, {name: core}, info, target)
     else:
-        files = saved.load()
-        files.info = info
-        add_to_files(files, model, name)
-        write_bank(files, target)
-
-
-def add_to_files(files: BankContents, model: PeftModel, name: str) -> None:
-    """Add the task `name` of the bank in `model` to the bank that `model` was loaded from, of the same rank.
-
-    Files may hold other numbers than the model computes in (bfloat16, float64). What they hold stays; only stacks that
-    grow become as fine as both, so that neither is rounded.
-    """
-    for layer, core in bank_tuner(model).core(name).items():
-        key = tensor_key(layer, "core")
-        before = files.tensors[key]
-        work = torch.promote_types(before.dtype, core.dtype)
-        files.tensors[key] = torch.cat([before.to(work), core.detach().cpu()[None].to(work)])
-    files.config["tasks"] = [*files.tasks, name]
+        growing = GrowingBank(saved, info, target)
+        growing.add(name, core)
+        growing.write()
 
 
 def _factors(saved: SavedBank, model: PeftModel) -> dict[str, Tensor]:
