@@ -154,8 +154,6 @@ def test_the_core_of_a_newcomer_is_the_one_that_was_trained(small, tmp_path):
     assert found.after < found.start.nll[found.start.name]
     core = cores(tmp_path / "b")["new"]
     assert any(bool(one[3:, 3:].any()) for one in core.values())
-    result = cli("evaluate", tmp_path / "b")
-    assert result.exit_code in (0, 1)  # a bank without a run has no test examples
 
 
 def test_forgetting_the_last_larger_task_takes_its_directions_away(small, extended, tmp_path):
@@ -206,7 +204,8 @@ def test_a_task_is_exported_with_the_rank_of_its_core(small, extended, tmp_path)
 @pytest.mark.parametrize("task", ["legal", "new"])
 def test_a_task_is_merged_into_the_base(extended, tmp_path, task):
     expected = logits(extended, [task])[task]
-    export_merged(load_bank(extended, dtype=torch.float64)[0], task, tmp_path / "merged")
+    model, tokenizer, _ = load_bank(extended, dtype=torch.float64)
+    export_merged(model, task, tmp_path / "merged", tokenizer)
     merged, _ = load_base(str(tmp_path / "merged"), dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=IDS).logits, expected, atol=1e-9, rtol=0)
@@ -240,7 +239,7 @@ def test_a_bank_of_several_sizes_is_loaded_and_saved_as_it_is(extended, tmp_path
 
 def test_a_core_is_a_file_of_its_own_size(extended, tmp_path):
     saved = SavedBank(extended)
-    shape = {name: (5, 5) for name in saved.layers}
+    shape = dict.fromkeys(saved.layers, (5, 5))
     for task in ("legal", "new"):
         header = extract_core(extended, task, tmp_path / task)
         core, _ = read_core((tmp_path / task).read_bytes(), shape, header.shared, least=3)

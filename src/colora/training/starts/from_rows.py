@@ -28,7 +28,7 @@ def stays_in_rows(config: RunConfig, start: SavedBank | None, tasks: int) -> boo
     several = int(start.rows.index.columns["rank"].min()) < start.config.r or start.config.rank_of_new < start.config.r
     if several and config.training.cores == "device":
         raise ConfigError(
-            f"training.cores: {start.folder} has cores of several sizes, which are kept in memory or on disk and not on "
+            f"training.cores: {start.folder} has cores of several sizes, which are kept in memory or on disk, not on "
             "the device; leave it out, or say memory or disk"
         )
     return several or (config.training.cores != "device" and tasks > ON_DEVICE)

@@ -7,9 +7,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.bank.growing import GrowingBank
 from colora.bank.keys import tensor_key
 from colora.bank.layout import BankInfo
-from colora.bank.growing import GrowingBank
 from colora.bank.rows.change import extend_bank
 from colora.bank.tensors import SavedBank
 
