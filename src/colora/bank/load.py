@@ -119,7 +119,7 @@ def attach_bank(
 
 
 def attach_rows(
-    model: Any, saved: SavedBank, choice: RowChoice, trainable: bool, room: int, folder: Path | None
+    model: PreTrainedModel, saved: SavedBank, choice: RowChoice, trainable: bool, room: int, folder: Path | None
 ) -> PeftModel:
     """A bank of tasks that are, or start as, some of a bank in rows; see `attach_bank`.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.identity import check_base, name_base
@@ -123,7 +124,7 @@ def start_bank(
     return bank
 
 
-def _start_on_model(start: SavedBank, model: Any, names: list[str]) -> PeftModel:
+def _start_on_model(start: SavedBank, model: PreTrainedModel, names: list[str]) -> PeftModel:
     """With all cores on the model; of a bank in rows only those of the run's tasks are read, if none is new."""
     known = [name for name in names if name in start.index]
     row = {name: index for index, name in enumerate(known)}

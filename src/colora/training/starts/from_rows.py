@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from colora.adapter.task_names import TaskNames
 from colora.bank.load import attach_rows
@@ -34,7 +34,7 @@ def stays_in_rows(config: RunConfig, start: SavedBank | None, tasks: int) -> boo
     return several or (config.training.cores != "device" and tasks > ON_DEVICE)
 
 
-def start_from_rows(model: Any, start: SavedBank, names: Sequence[str], config: RunConfig) -> PeftModel:
+def start_from_rows(model: PreTrainedModel, start: SavedBank, names: Sequence[str], config: RunConfig) -> PeftModel:
     """The bank that a run starts from, trainable, with the run's tasks in its order; new ones start at the mean core.
 
     Raises:

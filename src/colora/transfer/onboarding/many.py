@@ -112,6 +112,7 @@ def _add_all(
     found: Onboardings,
 ) -> None:
     (model, tokenizer), info = loaded, files.info
+    assert info is not None
     unsaved, last = 0, time.monotonic()
     for number, task in enumerate(new, start=1):
         began = time.monotonic()
