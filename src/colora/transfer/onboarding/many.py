@@ -65,18 +65,18 @@ def onboard_many(
         examples: for each task a file, or a folder of train, val and test files, with the task's name.
         output: folder for the new bank; it may hold what an earlier start has written there. By default it takes the
             old one's place.
-        base, settings, log, prompt: as for `onboard`; `extend` cannot be.
+        base, settings, log, prompt: as for `onboard`; `extend` cannot be, and `rank` in a bank of several sizes alone.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
         TaskFileError: listing all faults of all files, names that stand twice among them; nothing is trained.
-        ConfigError: a prompt that has no place for an instruction, another bank at `output`, or `extend`.
+        ConfigError: a prompt that has no place for an instruction, another bank at `output`, `extend`, or `rank`.
         CheckpointError: the bank cannot be written; what was there still is.
     """
     configure_threads()
     settings = settings or Settings()
     if settings.extend:
-        raise ConfigError("extend: with one new task at a time, for it makes the core of every task larger")
+        raise ConfigError("extend: with one new task at a time, for A and B grow with each of them")
     goes_on = output is not None and (Path(output) / CONFIG_FILE).is_file()
     saved = SavedBank(bank)
     if goes_on and output is not None:
@@ -84,6 +84,11 @@ def onboard_many(
         if begun.shared_sha256 != saved.shared_sha256:
             raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
         saved = begun
+    if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
+        raise ConfigError(
+            f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
+            "another rank first, by itself"
+        )
     found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
