@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 
 __all__ = ["NameArrays", "TaskNames", "TaskSequence"]
 
-AT_ONCE = 4096
+AT_ONCE = 1024
 """Names that are made Python objects at a time."""
 
 
