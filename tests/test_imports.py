@@ -45,7 +45,7 @@ ONLY_USED_IN = {
     "matplotlib": {"transfer", "theory", "experiments"},
     "scipy": {"transfer", "theory", "evaluation"},
     "typer": {"cli"},
-    "sklearn": {"theory"},
+    "sklearn": {"transfer", "theory"},
     "vllm": {"vllm"},
     "fastapi": {"serving", "vllm"},
     "uvicorn": {"serving"},

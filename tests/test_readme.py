@@ -157,6 +157,14 @@ def test_what_a_newcomer_gets_is_that_of_the_records():
     assert told.groups() == tuple(rouge[name] for name in ("extended", "retrained, seven tasks", "own LoRA"))
 
 
+def test_what_a_newcomer_costs_is_that_of_the_records():
+    told = {cells[1].strip(): cells[-2].strip() for line in onboarding_table().splitlines()
+            if len(cells := line.split("|")) > 2}  # fmt: skip
+    costs = re.search(r"The small core costs (\d+ kB); extended, a task costs (\d+ kB \+ [\d.]+ MB)", README)
+    assert costs.groups() == (told["onboarded"], told["extended"])
+    assert told["second of its kind"] == told["extended"].split(" + ")[0]
+
+
 def test_the_cost_of_a_step_is_that_of_the_record():
     record = json.loads((ROOT / "benchmarks" / "adapter" / "records" / "step.json").read_text(encoding="utf-8"))
     (row,) = [line for line in step_markdown(record).splitlines() if "bank of 1024 tasks" in line]

@@ -4,6 +4,7 @@
     python -m benchmarks.transfer.onboarding --table
     python -m benchmarks.transfer.onboarding --choices [--table]     # what the settings were chosen by, on other dates
     python -m benchmarks.transfer.onboarding --clock     # seconds of the command; nothing else should run beside
+    python -m benchmarks.transfer.onboarding --sizes     # numbers of a core and of a direction on this base; counted
 
 For each seed a bank of the demo's six languages is trained as in the demo. Galician, Occitan and Asturian are held out:
 
@@ -11,8 +12,8 @@ For each seed a bank of the demo's six languages is trained as in the demo. Gali
     onboarded   `colora onboard` on that bank: A and B frozen (also with 40 steps in place of 20)
     extended    the same with `--extend 16`: A and B get sixteen further directions, what they had is frozen; with and
                 without the proximal regularisation ("no pull"), and with these directions trained beside the core
-    second      a core alone in the bank that was extended for another new task; with the settings for such cores, and
-                with those for smaller ones
+    second      a core alone in the bank that was extended for another new task, as large as that one's (`--rank 24`);
+                with the settings for such cores, and with those for smaller ones
     retrained   one bank of the six and this task from the start, or of all nine tasks, where the new tasks help
                 each other too; with as many steps and rows of a task
     own LoRA    a plain LoRA, trained for as long as the onboarding took, at the demo's rate
@@ -40,8 +41,10 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
+from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_tuner
 from colora.bank.load import load_bank
+from colora.bank.overview import task_sizes
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
@@ -64,6 +67,7 @@ CHOICES_RECORD = HERE / "records" / "onboarding_choices.jsonl"
 NEW_LOCALES = ("gl", "oc", "ast")
 CLOCKED = {"core alone": [], "--extend 16": ["--extend", "16"]}
 CLOCK_RECORD = HERE / "records" / "onboarding_seconds.json"
+SIZES_RECORD = HERE / "records" / "onboarding_sizes.json"
 SEEDS, CHOICES_SEEDS = [0, 1, 2], [3]
 TRAINED = 5e-3
 CHOICES = {f"lr {lr:g}": Settings(40, lr=lr) for lr in (0.03, 0.06, 0.12)} | {
@@ -82,7 +86,13 @@ ONBOARDED = {
     "extended, no pull, directions trained": Settings(extend=16, proximal=0, factor_lr=TRAINED),
     "extended": Settings(extend=16),
 }
-SECOND = {"second of its kind, as small cores": Settings(lr=0.12, proximal=0), "second of its kind": Settings()}
+RECORDED_RANK = 8
+"""Of the banks in the record: that of the demo when they were trained."""
+LARGE = RANK + ONBOARDED["extended"].extend
+SECOND = {
+    "second of its kind, as small cores": Settings(lr=0.12, proximal=0, rank=LARGE),
+    "second of its kind": Settings(rank=LARGE),
+}
 METHODS = ("before", *ONBOARDED, *SECOND, "retrained, seven tasks", "retrained", "own LoRA")
 DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seconds": 0}
 
@@ -92,6 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--choices", action="store_true", help="the settings tried, on the dates of other seeds")
     parser.add_argument("--clock", action="store_true", help="time onboarding alone, by the bank of the first seed")
+    parser.add_argument("--sizes", action="store_true", help="count the numbers of a core and of a direction")
     parser.add_argument("--only", nargs="+", help="methods, by their names in the table")
     parser.add_argument("--record", type=Path, help="where the records are, and go")
     parser.add_argument("--threads", type=int)
@@ -103,12 +114,37 @@ def main() -> None:
         parser.error(f"--only: expected some of {'; '.join(known)}; found {'; '.join(unknown)}")
     seeds = args.seeds or (CHOICES_SEEDS if args.choices else SEEDS)
     record = args.record or (CHOICES_RECORD if args.choices else RECORD)
-    if args.clock:
+    if args.sizes:
+        count_sizes()
+    elif args.clock:
         Seed(args.output / f"seed-{seeds[0]}", seeds[0], args.threads, record).clock()
     elif not args.table:
         for seed in seeds:
             Seed(args.output / f"seed-{seed}", seed, args.threads, record).run(args.choices, args.only)
     print(table(args.choices, record))
+
+
+def count_sizes() -> None:
+    """What a task's core and the shared A and B have on this base, at the rank of the banks in the record."""
+    model, _ = load_base(DEFAULT_BASE, chat_template=False)
+    bank = get_peft_model(model, CoLoRAConfig(r=RECORDED_RANK, tasks=["one"], task_type="CAUSAL_LM"))
+    core, shared = task_sizes(bank)
+    numbers = {"rank": RECORDED_RANK, "core": core.parameters, "shared": shared.parameters}
+    write_json(SIZES_RECORD, numbers | {"environment": environment()})
+
+
+def task_bytes(method: str) -> str:
+    """What a new task costs in float32: its core, and what of A and B is there for it alone."""
+    if method == "before":
+        return "–"
+    counted = json.loads(SIZES_RECORD.read_text("utf-8"))
+    rank, extend = counted["rank"], ONBOARDED.get(method, Settings()).extend
+    of_core, of_direction = 4 * counted["core"] / rank**2, 4 * counted["shared"] / rank
+    if method == "own LoRA":
+        return f"{rank * of_direction / 1e6:.1f} MB"
+    more = LARGE - RANK if method in SECOND else extend
+    core = f"{of_core * (rank + more) ** 2 / 1e3:.0f} kB"
+    return f"{core} + {extend * of_direction / 1e6:.1f} MB" if extend else core
 
 
 class Seed:
@@ -265,7 +301,8 @@ class Seed:
 
 
 def _short(settings: Settings) -> str:
-    values = (settings.lr, settings.proximal, settings.steps, settings.rows, settings.extend, settings.factor_lr)
+    values = [settings.lr, settings.proximal, settings.steps, settings.rows, settings.extend, settings.factor_lr]
+    values += [] if settings.rank is None else [settings.rank]
     return "-".join("default" if value is None else f"{value:g}" for value in values)
 
 
@@ -278,7 +315,8 @@ def table(choices: bool = False, record: Path | None = None) -> str:
     record = record or (CHOICES_RECORD if choices else RECORD)
     records = read_records(record)
     titles = " | ".join(metric.title for metric in METRICS.values())
-    lines = [f"| method | {titles} | seconds |", f"|---|{'---:|' * len(DIGITS)}"]
+    cost = " a task's bytes |" if record == RECORD else ""
+    lines = [f"| method | {titles} | seconds |{cost}", f"|---|{'---:|' * (len(DIGITS) + bool(cost))}"]
     measured = {one.method for one in records}
     for method in [one for one in ((*CHOICES, "retrained") if choices else METHODS) if one in measured]:
         cells = []
@@ -293,7 +331,7 @@ def table(choices: bool = False, record: Path | None = None) -> str:
             else:
                 spread = f" ± {stdev(means):.{digits}f}" if len(means) > 1 else ""
                 cells.append(f"{fmean(means):.{digits}f}{spread}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append(f"| {method} | {' | '.join(cells)} |" + (f" {task_bytes(method)} |" if cost else ""))
     if record == RECORD and CLOCK_RECORD.is_file():
         lines += ["", clock_line(json.loads(CLOCK_RECORD.read_text("utf-8"))["seconds"])]
     return "\n".join(lines)

@@ -34,6 +34,7 @@ from .training.config_file import load_config
 from .training.loop.optimizer import TaskAdamW, parameter_groups
 from .training.run import evaluate_bank, train, train_and_evaluate
 from .transfer.before_training import run_similarity
+from .transfer.neighbours import nearest_tasks
 from .transfer.onboarding.many import onboard_many
 from .transfer.onboarding.onboard import onboard
 from .transfer.onboarding.update import update
@@ -80,6 +81,7 @@ __all__ = [
     "load_config",
     "load_experiment",
     "merge_tasks",
+    "nearest_tasks",
     "onboard",
     "onboard_many",
     "parameter_groups",

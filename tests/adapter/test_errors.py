@@ -262,10 +262,10 @@ def test_the_identity_knows_the_base_below_a_bank(saved):
 
 @pytest.mark.parametrize("extra", [{}, {"of_the_future": 1}])
 def test_a_newer_format_is_refused(edited, extra):
-    edited.config(format_version=2, **extra)
-    with pytest.raises(BankFileError, match="format version 2, but this CoLoRA reads up to 1; upgrade colora"):
+    edited.config(format_version=3, **extra)
+    with pytest.raises(BankFileError, match="format version 3, but this CoLoRA reads up to 2; upgrade colora"):
         edited.load()
-    with pytest.raises(BankFileError, match="format version 2"):
+    with pytest.raises(BankFileError, match="format version 3"):
         PeftConfig.from_pretrained(edited.folder)
 
 

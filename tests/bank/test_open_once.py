@@ -10,10 +10,11 @@ import colora.bank.load
 import colora.bank.tensors as reader
 from colora.adapter.digest import tensors_sha256
 from colora.bank.edit import forget_tasks, merge_tasks
+from colora.bank.keys import split_key, tensor_key
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
 from colora.bank.overview import bank_overview
-from colora.bank.tensors import SavedBank, split_key, tensor_key
+from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError
 from colora.serving.store import CoreStore
 from colora.transfer.onboarding.fit import Settings
@@ -48,7 +49,7 @@ def counts(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(reader, "_read_fields", counting("config", reader._read_fields))
+    monkeypatch.setattr(reader, "read_fields", counting("config", reader.read_fields))
     monkeypatch.setattr(reader, "safe_open", counting("tensors", reader.safe_open))
     monkeypatch.setattr("colora.adapter.model.tensors_sha256", counting("digest", tensors_sha256))
     monkeypatch.setattr(reader, "tensors_sha256", counting("digest", reader.tensors_sha256))
@@ -91,8 +92,9 @@ def test_nothing_else_opens_the_tensors_of_a_bank():
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("safe_open", "load_file"):
                 opening.add(module.removeprefix("colora."))
     assert opening == {
-        "bank.tensors", "bank.core_file", "bank.importing.read", "training.loop.checkpoint",
-        "training.loop.core_files", "federated.storage", "experiments.own.handover.weights", "vllm.checkpoint",
+        "bank.tensors", "bank.rows.index", "bank.rows.read", "bank.core_file", "bank.importing.read",
+        "training.loop.checkpoint", "training.loop.core_files", "federated.storage", "experiments.own.handover.weights",
+        "vllm.checkpoint",
     }  # fmt: skip
 
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
-from contextlib import contextmanager
 
 import pytest
 
 import colora.common.files
 from colora.common.files import STAGING_PREFIX, staged_folder, write_json, write_text
 from colora.errors import CheckpointError
+from tests.helpers.full_disk import no_file_longer_than
 
 
 def inventory(folder):
@@ -154,19 +153,6 @@ def test_an_interrupted_text_leaves_the_old(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "a.txt", "new")
     assert inventory(tmp_path) == {"a.txt": "old"}
-
-
-@contextmanager
-def no_file_longer_than(size):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_is_full(final, tmp_path):

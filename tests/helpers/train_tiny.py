@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from colora import CoLoRAConfig
 from colora.adapter.stored.access import store_cores
+from colora.algebra import resized_core
 from colora.tasks.encode import encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Example, Task
@@ -56,12 +57,12 @@ def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
     bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), room=None,
-    cores_folder=None, **training,
+    cores_folder=None, ranks=None, **training,
 ):  # fmt: skip
     """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be.
 
-    `room` keeps the cores in a store. `training` has further fields of a run file's section of that name: core_lr,
-    schedule, patience, ...
+    `room` keeps the cores in a store, of these `ranks` by task. `training` has further fields of a run file's section
+    of that name: core_lr, schedule, patience, ...
     """
     tasks = tiny_tasks(names, val=val, unlike=unlike)
     model = base()
@@ -73,7 +74,10 @@ def make_trainer(
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         model = get_peft_model(model, LoraConfig(**common) if lora else bank)
     if room is not None:
-        store_cores(model, room, cores_folder)
+        for name, rank in (ranks or {}).items():
+            corner = {key: resized_core(one[:rank, :rank], 4) for key, one in model.core(name).items()}
+            model.set_core(name, corner)
+        store_cores(model, room, cores_folder, ranks)
     devices = int(os.environ.get("WORLD_SIZE", 1))
     args = TrainingArguments(
         str(folder), max_steps=steps, gradient_accumulation_steps=accumulate, learning_rate=lr, save_steps=save_steps,

@@ -1,8 +1,9 @@
 """`CoLoRAConfig`: what a task bank is, as a PEFT config."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -10,7 +11,16 @@ from peft import PeftConfig
 from colora.common.files import NAME_RULE, fits_name_rule
 from colora.errors import BankFileError, ConfigError
 
-__all__ = ["ADAPTER_NAME", "COLORA", "FORMAT_VERSION", "INIT_WORDS", "CoLoRAConfig", "InitWord", "check_task_name"]
+__all__ = [
+    "ADAPTER_NAME",
+    "COLORA",
+    "FORMAT_VERSION",
+    "INIT_WORDS",
+    "ROWS_VERSION",
+    "CoLoRAConfig",
+    "InitWord",
+    "check_task_name",
+]
 
 InitWord = Literal["gaussian", "orthogonal"]
 INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
@@ -18,7 +28,10 @@ INIT_WORDS: tuple[InitWord, ...] = get_args(InitWord)
 ADAPTER_NAME = "default"
 """What a bank is called on its model where nobody says otherwise, as PEFT calls the first adapter."""
 FORMAT_VERSION = 1
-"""Version of the saved form. A bank with a higher one was written by a newer CoLoRA and is refused."""
+"""Version of the saved form in which the cores are stacks among the tensors, which PEFT reads."""
+ROWS_VERSION = 2
+"""Version of the form in which they are rows in files of their own. A bank with a higher one was written by a newer
+CoLoRA and is refused."""
 
 
 class _PeftTypeName(str):
@@ -53,12 +66,19 @@ class CoLoRAConfig(PeftConfig):
 
     Raises:
         ConfigError: naming every field that is out of range.
-        BankFileError: if `format_version` is newer than this library can read.
+        BankFileError: if `format_version` is newer than this library can read, or that of cores in rows.
     """
 
     r: int = field(default=16, metadata={"help": "Rank of the shared factors; a core has r × r numbers per layer."})
     lora_alpha: float | None = field(
         default=None, metadata={"help": "Scale: the update is multiplied by lora_alpha / r (or / √r); r by default."}
+    )
+    core_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rank of the cores of tasks that are added; r by default. Lower where A and B have further "
+            "directions that were added for single tasks."
+        },
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead of lora_alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A while training."})
@@ -116,10 +136,15 @@ class CoLoRAConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.format_version, int) and self.format_version > FORMAT_VERSION:
+        if isinstance(self.format_version, int) and self.format_version > ROWS_VERSION:
             raise BankFileError(
-                f"this bank has format version {self.format_version}, but this CoLoRA reads up to {FORMAT_VERSION}; "
+                f"this bank has format version {self.format_version}, but this CoLoRA reads up to {ROWS_VERSION}; "
                 "upgrade colora to load it"
+            )
+        if self.format_version == ROWS_VERSION:
+            raise BankFileError(
+                f"the cores of this bank are in rows (format version {ROWS_VERSION}), which PEFT and transformers do "
+                "not load: use colora.load_bank(FOLDER), or colora.attach_bank(base_model, FOLDER)"
             )
         super().__post_init__()
         self.peft_type = COLORA
@@ -135,14 +160,37 @@ class CoLoRAConfig(PeftConfig):
             raise ConfigError("this CoLoRAConfig cannot be used:", faults)
 
     @property
+    def rank_of_new(self) -> int:
+        """Rank of the cores of tasks that are added."""
+        return self.core_rank or self.r
+
+    def alpha_of(self, rank: int) -> float:
+        """The `lora_alpha` with which an adapter of this rank has the same factor s."""
+        if rank == self.r and self.lora_alpha is not None:
+            return self.lora_alpha
+        return self.scaling * (rank**0.5 if self.use_rslora else rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any config of PEFT's. Without `core_rank` it is that of earlier versions, which can read it."""
+        fields: dict[str, Any] = super().to_dict()
+        return {name: value for name, value in fields.items() if name != "core_rank" or value is not None}
+
+    @property
     def scaling(self) -> float:
         """The factor s of the update."""
         return float(self.lora_alpha or self.r) / (self.r**0.5 if self.use_rslora else self.r)
+
+    def with_tasks(self, tasks: Sequence[str]) -> "CoLoRAConfig":
+        """A copy for other tasks; the names of these, of which there may be very many, are not copied."""
+        others = {one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name != "tasks"}
+        return type(self)(**copy.deepcopy(others), tasks=list(tasks))
 
     def _faults(self) -> list[str]:
         faults = []
         if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
             faults.append(f"r: expected a whole number of at least 1, found {self.r!r}")
+        elif self.core_rank is not None and not (type(self.core_rank) is int and 1 <= self.core_rank <= self.r):
+            faults.append(f"core_rank: expected a whole number from 1 to r={self.r}, found {self.core_rank!r}")
         if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha < float("inf"):
             faults.append(f"lora_alpha: expected a number above 0, found {self.lora_alpha!r}")
         if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:

@@ -190,9 +190,8 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         Raises:
             TaskIdError: if there are several tasks and none was chosen.
         """
-        self.router.check_on_model(adapter)
-        task = self._task_to_merge(adapter) if task is None else task
-        A, B, core = self.colora_A[adapter], self.colora_B[adapter], self.colora_core[adapter][task]
+        place = self.router.place(adapter, self._task_to_merge(adapter) if task is None else task)
+        A, B, core = self.colora_A[adapter], self.colora_B[adapter], self.colora_core[adapter][place]
         work = torch.promote_types(core.dtype, torch.float32)
         delta = compose(A.to(work), B.to(work), core.to(work), self.scaling[adapter]).to(core.dtype)
         return delta.T if self.transposed else delta

@@ -1,6 +1,6 @@
 """What there is of a bank in a model, whatever wraps that: its layers, its router, its forward hook, its tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from peft import PeftModel
@@ -131,14 +131,14 @@ def check_unwrapped(model: nn.Module, adapter_name: str) -> None:
         )
 
 
-def bank_tasks(model: nn.Module) -> list[str]:
-    """Names of the tasks of the model's active bank, in the order of their ids.
+def bank_tasks(model: nn.Module) -> Sequence[str]:
+    """Names of the tasks of the model's active bank, in the order of their ids; a list, unless they are very many.
 
     Raises:
         ConfigError: if the model has no bank, or several are active.
     """
     _, router, adapter_name = only_bank(model)
-    return list(router.tasks[adapter_name])
+    return router.listing(adapter_name)
 
 
 def set_task(model: nn.Module, name: str | None) -> None:

@@ -215,28 +215,29 @@ class CoLoRAModel(BaseTuner):
     # ---- tasks ----------------------------------------------------------------------------------------------------
 
     @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks of the active bank, in the order of their ids."""
-        return list(self.router.tasks[self._adapter_name()])
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks of the active bank, in the order of their ids; a list, unless they are very many."""
+        return self.router.listing(self._adapter_name())
 
     def set_task(self, name: str | None) -> None:
         """Use one task wherever no `task_ids` are given; None takes the choice back. Raises TaskIdError if unknown."""
         self.router.choose(self._adapter_name(), name)
 
-    def add_tasks(self, names: Sequence[str], init: str = "identity") -> None:
+    def add_tasks(self, names: Sequence[str], init: str = "identity", rank: int | None = None) -> None:
         """Add tasks to the active bank, in place: `TaskAdamW` keeps its state for all others.
 
         Args:
             names: new names.
             init: their cores: "identity", "rotated" as in a new bank (`init_rotation`), "mean" of the others, or the
                 name of a task to copy.
+            rank: of their cores; by default the bank's, `core_rank` or r. Any other needs `store_cores`.
 
         Raises:
-            ConfigError: if a name is taken, stands twice, or cannot be a name.
+            ConfigError: if a name is taken, stands twice, or cannot be a name; or a rank that cannot be.
             TaskIdError: if `init` is no task of the bank.
         """
         adapter_name = self._adapter_name()
-        tasklist.add(self._layers(), self.peft_config[adapter_name], self.router, adapter_name, names, init)
+        tasklist.add(self._layers(), self.peft_config[adapter_name], self.router, adapter_name, names, init, rank)
 
     def remove_task(self, name: str) -> None:
         """Remove a task; later tasks move up by one id. Raises TaskIdError if unknown, ConfigError if the last."""
@@ -244,7 +245,7 @@ class CoLoRAModel(BaseTuner):
         tasklist.remove(self._layers(), self.peft_config[adapter_name], self.router, adapter_name, name)
 
     def core(self, name: str) -> dict[str, Tensor]:
-        """A copy of a task's cores: for each adapted layer, by its name in the base model, an (r, r) tensor."""
+        """A copy of a task's cores: for each adapted layer, by its name in the base model, (r, r) with its own r."""
         return tasklist.read(self._layers(), self.router, self._adapter_name(), name)
 
     def set_core(self, name: str, core: Mapping[str, Tensor]) -> None:
@@ -315,8 +316,7 @@ class CoLoRAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         # PEFT writes the config after the tensors, so what is recorded here is saved with them. The tasks again, for
         # one config object may serve two models.
-        router = wrapped_router(model)
-        if router is not None:
+        if (router := wrapped_router(model)) is not None:
             config.tasks = list(router.tasks[adapter_name])
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         if router is not None and adapter_name in router.stored:

@@ -19,7 +19,7 @@ from torch import Tensor
 from colora.adapter.routing import Routing, TaskIds
 from colora.adapter.row_layout import RowLayout
 from colora.adapter.stored.cores import StoredCores
-from colora.adapter.task_names import TaskNames
+from colora.adapter.task_names import TaskNames, TaskSequence
 from colora.common.text import listed
 from colora.errors import ConfigError, TaskIdError
 
@@ -192,6 +192,11 @@ class Router:
         if self.selected.get(adapter_name) not in self.tasks[adapter_name]:
             self.selected.pop(adapter_name, None)
 
+    def listing(self, adapter_name: str) -> Sequence[str]:
+        """Names of an adapter's tasks: a list, or where its cores are in a store, what stands for one."""
+        names = self.tasks[adapter_name]
+        return TaskSequence(names) if adapter_name in self.stored else list(names)
+
     def choose(self, adapter_name: str, name: str | None) -> None:
         """Use one task wherever no ids are given; None takes the choice back. Raises TaskIdError if unknown."""
         self.current = None  # ids of an earlier batch
@@ -241,6 +246,14 @@ class Router:
                 "colora.TaskIdsCollator(trainer.data_collator, model)), "
                 "or choose one with set_task(name)"
             )
+        return self.place(adapter_name, task)
+
+    def place(self, adapter_name: str, task: int) -> int:
+        """Where a task's core is in the stacks: at its id, but where most cores are in a store; there it is brought.
+
+        Raises:
+            TaskIdError: see `StoredCores.positions`.
+        """
         return int(self.stored[adapter_name].positions(torch.tensor(task))) if adapter_name in self.stored else task
 
     @contextmanager
@@ -282,7 +295,7 @@ class Router:
         if asked is routing and here is stored.here:  # by the layer before
             return placed
         ids = routing.ids[adapter_name]
-        places = stored.positions(ids) if isinstance(ids, Tensor) else int(stored.positions(torch.tensor(ids)))
+        places = stored.positions(ids) if isinstance(ids, Tensor) else self.place(adapter_name, ids)
         placed = Routing({adapter_name: places}, routing.tokens, routing.expandable)
         self._asked[adapter_name] = routing, stored.here, placed
         return placed

@@ -1,19 +1,49 @@
 """Names of tasks and their ids, in 20 bytes a task and the letters, where a dict would take ten times that.
 
+Its arrays may be those of a file that is mapped: a name is then looked up without reading the others.
+
 Example:
     >>> names = TaskNames(["billing", "legal"])
     >>> names["legal"], names.name(0), "sales" in names
     (1, 'billing', False)
     >>> list(names.extended(["sales"]))
     ['billing', 'legal', 'sales']
+    >>> list(names.without([0]))
+    ['legal']
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from hashlib import blake2b
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-__all__ = ["TaskNames", "TaskSequence"]
+__all__ = ["NameArrays", "TaskNames", "TaskSequence"]
+
+AT_ONCE = 1024
+"""Names that are made Python objects at a time."""
+
+
+class NameArrays(NamedTuple):
+    """What names are kept as.
+
+    Attributes:
+        letters: of all names in UTF-8, one name after the other.
+        ends: of each name among the letters.
+        hashes: of all names, ascending; they are the same in every process, see `_hashes`.
+        order: the id of each of them.
+    """
+
+    letters: UInt8[np.ndarray, " letters"]
+    ends: Int[np.ndarray, " K"]
+    hashes: Int[np.ndarray, " K"]
+    order: Int[np.ndarray, " K"]
+
+
+NOTHING = NameArrays(
+    np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
+)
 
 
 class TaskNames(Mapping[str, int]):
@@ -21,60 +51,90 @@ class TaskNames(Mapping[str, int]):
 
     Args:
         names: none of them twice.
+
+    Attributes:
+        arrays: what they are kept as; never changed.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._letters, self._ends = b"", np.zeros(0, dtype=np.int64)
-        self._hashes, self._order = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
-        self._add(list(names))
+        self.arrays = NOTHING
+        self._add(names if isinstance(names, Sequence) else list(names))
+
+    @classmethod
+    def of_arrays(cls, arrays: NameArrays) -> "TaskNames":
+        """The names that are kept as these arrays."""
+        names = cls()
+        names.arrays = arrays
+        return names
 
     def extended(self, names: Sequence[str]) -> "TaskNames":
         """These and further names."""
-        other = TaskNames()
-        other.__dict__.update(self.__dict__)  # arrays, none of which is ever changed
+        other = TaskNames.of_arrays(self.arrays)
         other._add(names)
         return other
+
+    def without(self, tasks: Sequence[int]) -> "TaskNames":
+        """The names without those of these ids; those after them move up."""
+        keep = np.ones(len(self), dtype=bool)
+        keep[list(tasks)] = False
+        lengths = np.diff(self.arrays.ends, prepend=0)
+        moved, kept = np.cumsum(keep, dtype=np.int32) - 1, keep[self.arrays.order]
+        letters = self.arrays.letters[np.repeat(keep, lengths)]
+        ends = np.cumsum(lengths[keep], dtype=np.int64)
+        order = moved[self.arrays.order[kept]].astype(np.int32)
+        return TaskNames.of_arrays(NameArrays(letters, ends, self.arrays.hashes[kept], order))
 
     def name(self, task: int) -> str:
         """The name of an id. Raises IndexError if there is no such task."""
         if not 0 <= task < len(self):
             raise IndexError(f"no task {task}: there are {len(self)}")
-        begin = self._ends[task - 1] if task else 0
-        return self._letters[begin : self._ends[task]].decode()
+        letters, ends, _, _ = self.arrays
+        begin = int(ends[task - 1]) if task else 0
+        return letters[begin : int(ends[task])].tobytes().decode()
 
     def __getitem__(self, name: str) -> int:
         if isinstance(name, str):
-            wanted = hash(name)
-            place = int(np.searchsorted(self._hashes, wanted))
-            while place < len(self) and self._hashes[place] == wanted:
-                task = int(self._order[place])
+            _, _, hashes, order = self.arrays
+            wanted = _hashes([name.encode()])[0]
+            place = int(np.searchsorted(hashes, wanted))
+            while place < len(self) and hashes[place] == wanted:
+                task = int(order[place])
                 if self.name(task) == name:
                     return task
                 place += 1
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
+        letters, ends, _, _ = self.arrays
         begin = 0
-        for end in self._ends.tolist():
-            yield self._letters[begin:end].decode()
-            begin = end
+        for first in range(0, len(self), AT_ONCE):
+            some = ends[first : first + AT_ONCE].tolist()
+            text, base = letters[begin : some[-1]].tobytes(), begin
+            for end in some:
+                yield text[begin - base : end - base].decode()
+                begin = end
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.arrays.ends)
 
     def __reduce__(self) -> Any:
-        return TaskNames, (list(self),)  # another process hashes otherwise
+        return TaskNames.of_arrays, (NameArrays(*map(np.array, self.arrays)),)  # and not of a file
 
     def _add(self, names: Sequence[str]) -> None:
         encoded = [name.encode() for name in names]
+        letters, ends, hashes, order = self.arrays
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        self._ends = np.concatenate([self._ends, len(self._letters) + np.cumsum(lengths)])
-        self._letters += b"".join(encoded)
-        hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(encoded))
-        hashes = np.concatenate([self._hashes, hashes])
-        order = np.concatenate([self._order, np.arange(len(self) - len(encoded), len(self), dtype=np.int32)])
-        sorting = np.argsort(hashes, kind="stable")
-        self._hashes, self._order = hashes[sorting], order[sorting]
+        new_ends = np.concatenate([ends, len(letters) + np.cumsum(lengths)])
+        new_letters = np.concatenate([letters, np.frombuffer(b"".join(encoded), dtype=np.uint8)])
+        new_hashes = np.concatenate([hashes, _hashes(encoded)])
+        new_order = np.concatenate([order, np.arange(len(ends), len(new_ends), dtype=np.int32)])
+        sorting = np.argsort(new_hashes, kind="stable")
+        self.arrays = NameArrays(new_letters, new_ends, new_hashes[sorting], new_order[sorting])
+
+
+def _hashes(names: Iterable[bytes]) -> Int[np.ndarray, " n"]:
+    """Eight bytes of BLAKE2b of each name. Not Python's own, which are others in each process."""
+    return np.frombuffer(b"".join(blake2b(name, digest_size=8).digest() for name in names), dtype="<i8")
 
 
 class TaskSequence(Sequence[str]):

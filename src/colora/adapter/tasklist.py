@@ -41,6 +41,7 @@ def add(
     adapter_name: str,
     names: Sequence[str],
     init: str = "identity",
+    rank: int | None = None,
 ) -> None:
     """See `CoLoRAModel.add_tasks`."""
     if isinstance(names, str):
@@ -52,9 +53,16 @@ def add(
     if faults:
         raise ConfigError("these tasks cannot be added; nothing was changed:", faults)
     source = None if init in ("identity", "mean", "rotated") else router.index(init, adapter_name)
+    rank = rank or config.rank_of_new
+    if adapter_name not in router.stored and rank != config.r:
+        raise ConfigError(
+            f"cores of rank {rank} in a bank of rank {config.r}: cores of several sizes are kept in a store; call "
+            "colora.store_cores(model, room) first"
+        )
     after = before.extended(names)
     if adapter_name in router.stored:
-        router.stored[adapter_name].add(len(names), init if source is None else source, config.init_rotation)
+        start = init if source is None else source
+        router.stored[adapter_name].add(len(names), start, config.init_rotation, rank)
         config.tasks = TaskSequence(after)  # type: ignore[assignment]
         router.register(adapter_name, after)
         return
@@ -111,7 +119,10 @@ def write(
     """See `CoLoRAModel.set_core`."""
     index = router.index(name, adapter_name)
     _check_unmerged(layers)
-    _check_core(layers, adapter_name, core)
+    ranks = [layer.colora_core[adapter_name].shape[-1] for layer in layers.values()]
+    if adapter_name in router.stored:
+        ranks = router.stored[adapter_name].kept.form(index).ranks
+    _check_core(dict(zip(layers, ranks, strict=True)), core)
     if adapter_name in router.stored:
         router.stored[adapter_name].set_core(index, core)
         return
@@ -121,11 +132,11 @@ def write(
             cores[index] = core[name].to(cores)
 
 
-def _check_core(layers: Mapping[str, CoLoRALinear], adapter_name: str, core: Mapping[str, Tensor]) -> None:
-    """Raises ConfigError naming what a core lacks, or what of it does not fit the bank."""
-    faults = [f"{name}: no such adapted layer" for name in core if name not in layers]
-    for name, layer in layers.items():
-        shape = tuple(layer.colora_core[adapter_name].shape[1:])
+def _check_core(ranks: Mapping[str, int], core: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError naming what a core lacks, or what of it does not fit the task's rank in each layer."""
+    faults = [f"{name}: no such adapted layer" for name in core if name not in ranks]
+    for name, rank in ranks.items():
+        shape = (rank, rank)
         if name not in core:
             faults.append(f"{name}: missing")
         elif tuple(core[name].shape) != shape:

@@ -66,13 +66,17 @@ def _fields(header: CoreHeader) -> dict[str, object]:
     }
 
 
-def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) -> tuple[dict[str, Tensor], CoreHeader]:
+def read_core(
+    content: bytes, like: Mapping[str, tuple[int, ...]], shared: str, least: int | None = None
+) -> tuple[dict[str, Tensor], CoreHeader]:
     """A core and its header, checked against the bank it is for.
 
     Args:
         content: of the file.
         like: shape of the core in each adapted layer, by its name in the base model.
         shared: digest of the bank's A and B.
+        least: the smallest rank that a core may have, the same in all layers: it is the leading corner of one as `like`
+            says, and counts as zero beyond. None: it must be as large.
 
     Raises:
         BankFileError: it is no core file, of another base model, other A and B, other layers or shapes, or holds NaN,
@@ -100,9 +104,10 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
         )
     faults += [f"{name[:100]!r}: no such adapted layer" for name in sorted(tensors.keys() - like.keys())]
     faults += [f"{name}: missing" for name in sorted(like.keys() - tensors.keys())]
+    faults += _sizes(tensors, like, least)
     for name in sorted(like.keys() & tensors.keys()):
         found = tensors[name]
-        if tuple(found.shape) != tuple(like[name]):
+        if least is None and tuple(found.shape) != tuple(like[name]):
             faults.append(f"{name}: expected shape {tuple(like[name])}, found {tuple(found.shape)}")
         elif not found.is_floating_point() or not bool(torch.isfinite(found.float()).all()):  # as it is kept
             faults.append(f"{name}: expected finite numbers, found NaN, infinity or integers")
@@ -111,6 +116,16 @@ def read_core(content: bytes, like: Mapping[str, tuple[int, ...]], shared: str) 
     if faults:
         raise BankFileError("this core does not fit the bank: " + "; ".join(shortened(faults, 5)))
     return {name: one.float() for name, one in tensors.items()}, header
+
+
+def _sizes(tensors: Mapping[str, Tensor], like: Mapping[str, tuple[int, ...]], least: int | None) -> list[str]:
+    """What is wrong with the sizes of a core that may be smaller."""
+    found = {tuple(one.shape) for one in tensors.values()}
+    most = min(shape[-1] for shape in like.values())
+    if least is None or found in [{(rank, rank)} for rank in range(least, most + 1)]:
+        return []
+    told = ", ".join(map(str, sorted(found)[:5]))
+    return [f"expected matrices of one size from {least} × {least} to {most} × {most}, found {told}"]
 
 
 def read_core_header(path: Path) -> CoreHeader:
@@ -132,9 +147,9 @@ def extract_core(bank: str | Path, task: str, output: Path) -> CoreHeader:
         CheckpointError: the file cannot be written.
     """
     saved = SavedBank(bank)
-    saved.check()
-    if task not in saved.tasks:
+    if task not in saved.index:
         raise TaskIdError(f"unknown task {task!r}; {saved.folder} has {len(saved.tasks)} others")
+    saved.check([saved.index[task]])
     header = CoreHeader(task, saved.info.base, saved.shared_sha256, prompt=saved.info.prompt_of(task))
-    write_bytes(output, core_bytes(saved.core(saved.tasks.index(task)), header))
+    write_bytes(output, core_bytes(saved.core(saved.index[task]), header))
     return header

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
-from colora.bank.layout import INFO_FILE
-from colora.bank.tensors import BankContents, SavedBank, write_bank
-from colora.common.text import listed
-from colora.errors import CheckpointError, ConfigError, TaskIdError
+from colora.algebra import resized_core
+from colora.bank.growing import GrowingBank
+from colora.bank.layout import INFO_FILE, BankInfo
+from colora.bank.rows.change import remove_tasks
+from colora.bank.tensors import SavedBank, write_bank
+from colora.errors import CheckpointError, ConfigError
 from colora.tasks.prompting.templates import CHAT, PromptTemplate, template_of
 
 __all__ = ["Forgotten", "forget_tasks", "merge_tasks"]
@@ -40,7 +42,7 @@ class Forgotten:
     """
 
     bank: Path
-    tasks: list[str]
+    tasks: Sequence[str]
     purged: list[Path] = field(default_factory=list)
     cores_left: list[Path] = field(default_factory=list)
     names_left: list[Path] = field(default_factory=list)
@@ -71,36 +73,44 @@ def merge_tasks(
             output that is there already, tasks whose prompts differ and no prompt for the new one.
         CheckpointError: the bank cannot be written.
     """
-    bank = SavedBank(bank_folder).load()
+    saved = SavedBank(bank_folder)
+    saved.check()
     if fault := check_task_name(name):
         raise ConfigError(fault)
-    if name in bank.tasks:
-        raise ConfigError(f"{name!r} is already a task of {bank.folder}; choose another name, or forget it first")
+    if name in saved.index:
+        raise ConfigError(f"{name!r} is already a task of {saved.folder}; choose another name, or forget it first")
     if not weights:
         raise ConfigError("expected the weight of at least one task, found none")
     for task, weight in weights.items():
         if not math.isfinite(weight):
             raise ConfigError(f"weight of {task!r}: expected a finite number, found {weight}")
-    rows = _indices(bank, list(weights))
-    target = bank.folder if output is None else Path(output)
+    places = saved.indices(list(weights))
+    target = saved.folder if output is None else Path(output)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
-    template = _merged_template(bank, list(weights), prompt)
+    info = saved.info if saved.rows is not None or (saved.folder / INFO_FILE).is_file() else None
+    template = _merged_template(saved, info, list(weights), prompt)
     factors = torch.tensor(list(weights.values()), dtype=torch.float64)
-    for key, cores in bank.cores.items():
-        new = torch.einsum("k,kij->ij", factors, cores[rows].double())
-        bank.tensors[key] = torch.cat([cores, new[None].to(cores.dtype)])
-    bank.config["tasks"] = [*bank.tasks, name]
-    if bank.info is not None:
+    rank = max(saved.core_rank(place) for place in places)  # of smaller ones the rest counts as zero
+    new = {
+        layer: resized_core(torch.einsum("k,kij->ij", factors, cores.double()).to(cores.dtype), rank)
+        for layer, cores in saved.cores(places).items()
+    }
+    if info is not None:
         # Forgetting one of them must not leave it behind in a sum. A bank without bank.json has no place to say so.
-        bank.info.sources[name] = {"merged": dict(weights)}
-        bank.info.set_template(name, template)
-    write_bank(bank, target)
+        info.sources[name] = {"merged": dict(weights)}
+        info.set_template(name, template)
+    growing = GrowingBank(saved, info, target)
+    growing.add(name, new)
+    growing.write()
     return target
 
 
 def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = False) -> Forgotten:
     """Remove tasks from a bank: it is then, byte for byte, one that holds only the others' cores.
+
+    Of a bank in rows, the files that held a core of theirs are written anew, and the others stay as they are.
+    Directions of A and B that were added for tasks that go, and that no other core has, go with them.
 
     What cannot be taken back: A and B were trained with the examples of these tasks too, and other places may hold
     copies (exported LoRAs, the banks of runs that started from this one, backups). The checkpoints of the run hold the
@@ -118,16 +128,24 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
             nothing is changed.
         CheckpointError: the bank cannot be written, or a checkpoint not removed.
     """
-    bank = SavedBank(bank_folder).load()
+    saved = SavedBank(bank_folder)
+    saved.check()
     if not tasks:
         raise ConfigError("expected the name of at least one task, found none")
-    _indices(bank, tasks)
+    saved.indices(tasks)
     gone = set(tasks)
-    keep = [place for place, name in enumerate(bank.tasks) if name not in gone]
-    if not keep:
-        raise ConfigError(f"no task would be left in {bank.folder}: remove the folder instead")
-    if held := [f"{name}: merged from {', '.join(parts)}" for name, parts in _mixtures(bank, gone).items()]:
+    if len(gone) == len(saved.index):
+        raise ConfigError(f"no task would be left in {saved.folder}: remove the folder instead")
+    if held := [f"{name}: merged from {', '.join(parts)}" for name, parts in _mixtures(saved.info, gone).items()]:
         raise ConfigError("these tasks hold what is to be forgotten; forget them too. Nothing was changed:", held)
+    if saved.rows is not None:
+        info = saved.info
+        info.sources = {name: source for name, source in info.sources.items() if name not in gone}
+        info.prompts = {name: prompt for name, prompt in info.prompts.items() if name not in gone}
+        remove_tasks(saved, tasks, info)
+        return _beside(saved.folder, gone, purge)
+    bank = saved.load()
+    keep = [place for place, name in enumerate(bank.tasks) if name not in gone]
     for key, cores in bank.cores.items():
         bank.tensors[key] = cores[keep].contiguous()
     bank.config["tasks"] = [bank.tasks[place] for place in keep]
@@ -136,24 +154,18 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
             for name in gone & table.keys():
                 del table[name]
     write_bank(bank, bank.folder)
-    return _beside(bank, gone, purge)
+    return _beside(bank.folder, gone, purge)
 
 
-def _indices(bank: BankContents, names: Sequence[str]) -> list[int]:
-    place = {name: number for number, name in enumerate(bank.tasks)}
-    if unknown := [name for name in names if name not in place]:
-        missing = ", ".join(map(repr, unknown))
-        raise TaskIdError(f"{bank.folder} has no task {missing}; it has {listed(bank.tasks, 10)}")
-    return [place[name] for name in names]
-
-
-def _merged_template(bank: BankContents, tasks: Sequence[str], prompt: str | None) -> PromptTemplate | None:
+def _merged_template(
+    bank: SavedBank, info: BankInfo | None, tasks: Sequence[str], prompt: str | None
+) -> PromptTemplate | None:
     """The template of a sum of these tasks."""
     if prompt is not None:
-        if bank.info is None:
+        if info is None:
             raise ConfigError(f"{bank.folder} has no {INFO_FILE} to keep a prompt in; leave the prompt out")
         return template_of(prompt)
-    found = {} if bank.info is None else {name: bank.info.template(name) for name in tasks}
+    found = {} if info is None else {name: info.template(name) for name in tasks}
     if len(set(found.values())) > 1:
         raise ConfigError(
             "expected tasks with the same prompt, or the prompt of the new task (prompt=..., --prompt); found:",
@@ -162,11 +174,11 @@ def _merged_template(bank: BankContents, tasks: Sequence[str], prompt: str | Non
     return next(iter(found.values()), None)
 
 
-def _mixtures(bank: BankContents, gone: set[str]) -> dict[str, list[str]]:
+def _mixtures(info: BankInfo, gone: set[str]) -> dict[str, list[str]]:
     """Tasks that would be left and are sums with a part that is to go, with these parts; sums of sums as well."""
     recipes = {
         name: set(source["merged"])
-        for name, source in (bank.info.sources if bank.info is not None else {}).items()
+        for name, source in info.sources.items()
         if isinstance(source, dict) and isinstance(source.get("merged"), dict)
     }
     held: dict[str, list[str]] = {}
@@ -179,10 +191,10 @@ def _mixtures(bank: BankContents, gone: set[str]) -> dict[str, list[str]]:
     return held
 
 
-def _beside(bank: BankContents, gone: set[str], purge: bool) -> Forgotten:
-    run = bank.folder.parent
-    result = Forgotten(bank.folder, bank.tasks)
-    if bank.folder.name != "bank" or not (run / "run.yaml").is_file():
+def _beside(bank: Path, gone: set[str], purge: bool) -> Forgotten:
+    run = bank.parent
+    result = Forgotten(bank, SavedBank(bank).tasks)
+    if bank.name != "bank" or not (run / "run.yaml").is_file():
         return result  # not the bank of a run: what lies beside it is not its own
     for folder in filter(Path.is_dir, (run / name for name in HOLD_CORES)):
         if purge:

@@ -19,6 +19,7 @@ from torch import Tensor
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.stored.access import core_rank
 from colora.adapter.targets.tied import tied_parts
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
@@ -48,7 +49,7 @@ LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
 def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
-    """The tensors of a task's plain LoRA, by the names that PEFT saves them under.
+    """The tensors of a task's plain LoRA, by the names that PEFT saves them under; its rank is that of the task's core.
 
     `lora_B` is computed in float64 and rounded once to the bank's own precision. In float64 the LoRA gives the bank's
     logits to about 1e-12; in float32 they differ by rounding, up to some 1e-4 on logits of magnitude 35.
@@ -63,6 +64,7 @@ def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()
         core = cores[name]
+        A, B = A[: len(core)], B[:, : len(core)]  # a smaller core mixes the leading directions alone
         own_B = (B.cpu().double() @ core.cpu().double()).to(B.dtype)  # not every accelerator has float64
         if isinstance(layer, ExpertLinear):
             fused.setdefault(name.rpartition(".")[0], []).append((A.cpu(), own_B))
@@ -125,10 +127,11 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
     linear = [name for name, layer in layers.items() if not isinstance(layer, ExpertLinear)]
     modules, parameters = spell_targets(bank_tuner(model).model, linear, experts)
     transposed = {layers[name].transposed for name in linear}
+    rank = core_rank(model, bank_tuner(model).router.index(task, bank))
     lora = LoraConfig(
-        r=config.r,
+        r=rank,
         # The scale is made from r, alpha and use_rslora as the bank's is; PEFT takes floats, whatever its annotation.
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha_of(rank),  # type: ignore[arg-type]
         use_rslora=config.use_rslora,
         lora_dropout=config.lora_dropout if not parameters else 0.0,  # PEFT takes none beside target_parameters
         target_modules=modules,

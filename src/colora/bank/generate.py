@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from colora.bank.load import load_bank
+from colora.bank.tensors import SavedBank
 from colora.common.json_text import JsonFault, parse_json
 from colora.common.text import listed, shortened
 from colora.common.threads import configure_threads
@@ -79,15 +80,16 @@ def generate_texts(
         BankFileError: no bank there.
     """
     configure_threads()
-    model, tokenizer, info = load_bank(bank, base, device=torch.accelerator.current_accelerator(check_available=True))
+    saved = SavedBank(bank)
+    if any(request.task is None for request in requests) and len(saved.tasks) > 1:
+        raise TaskIdError(f"which task? Name one with --task; this bank knows {listed(saved.tasks, 20)}")
+    wanted = [saved.tasks[0] if request.task is None else request.task for request in requests]
+    only = None if saved.rows is None else list(dict.fromkeys(wanted))
+    device = torch.accelerator.current_accelerator(check_available=True)
+    model, tokenizer, info = load_bank(saved, base, device=device, tasks=only)
     lay_out_by_columns(model)
-    names: list[str] = model.base_model.tasks
-    if any(request.task is None for request in requests) and len(names) > 1:
-        raise TaskIdError(f"which task? Name one with --task; this bank knows {listed(names, 20)}")
-    wanted = [names[0] if request.task is None else request.task for request in requests]
-    device = next(model.parameters()).device
     router = model.base_model.router
-    ids = router.resolve(wanted, model.active_adapters, device)[model.active_adapters[0]]
+    ids = router.resolve(wanted, model.active_adapters, next(model.parameters()).device)[model.active_adapters[0]]
     rows = [
         (task, Example(one.input, (), one.instruction, template=info.template(task)))
         for task, one in zip(wanted, requests, strict=True)

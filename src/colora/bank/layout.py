@@ -2,10 +2,11 @@
 
 BANK/adapter_config.json, adapter_model.safetensors    what stock PEFT (with colora imported) loads
 BANK/bank.json                                         base, prompt style, examples seen by each task
+BANK/cores/                                            of a bank in rows: an index of the tasks, and files of rows
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class BankInfo:
         max_length: longest prompt and output in training, in tokens.
         examples, seen: for each task, how many training examples it had, and how many rows of it were trained on.
         sources: for each task, the seed of drawn splits.
+        source: that of tasks which are not among `sources`; None: nothing is known of those.
         prompt: the template of the bank's tasks, and of tasks that are added to it. None, which "chat" becomes: the
             chat template, or the plain text where there is none, as in banks of earlier versions.
         prompts: the same of the tasks that have another.
@@ -43,11 +45,12 @@ class BankInfo:
     base: str
     chat_template: bool = True
     max_length: int = 512
-    examples: dict[str, int] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
+    examples: MutableMapping[str, int] = field(default_factory=dict)
+    seen: MutableMapping[str, int] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     prompts: dict[str, str | None] = field(default_factory=dict)
+    source: Any = None
 
     def __post_init__(self) -> None:
         # Texts and not names: what a name stands for may be changed.
@@ -74,9 +77,26 @@ class BankInfo:
         """The tasks with the prompts of the bank; a task whose examples have a template keeps it."""
         return [task if task_template(task) else prompted(task, self.template(task.name)) for task in tasks]
 
+    def source_of(self, task: str) -> Any:
+        """What is known of where a task's examples come from."""
+        return self.sources.get(task, self.source)
+
+    def of_tasks(self, tasks: Sequence[str]) -> "BankInfo":
+        """The same of these tasks alone, of which there are few."""
+        return replace(
+            self,
+            examples={task: self.examples[task] for task in tasks if task in self.examples},
+            seen={task: self.seen[task] for task in tasks if task in self.seen},
+            sources={task: found for task in tasks if (found := self.source_of(task)) is not None},
+            prompts={task: self.prompts[task] for task in tasks if task in self.prompts},
+            source=None,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """What `bank.json` holds. Without prompts it is that of earlier versions, which can read it."""
-        return {name: value for name, value in asdict(self).items() if name not in ("prompt", "prompts") or value}
+        later = ("prompt", "prompts", "source")
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in found.items() if name not in later or value}
 
 
 def _checked(prompt: str | None) -> str | None:

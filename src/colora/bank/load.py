@@ -1,28 +1,46 @@
 """A bank on its base model: saved from there, and brought back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from colora.adapter.config import ADAPTER_NAME
-from colora.bank.layout import INFO_FILE, TENSORS_FILE, BankInfo, find_bank
+from colora.adapter.config import ADAPTER_NAME, ROWS_VERSION
+from colora.adapter.stored.access import ROOM, store_cores, stored_cores
+from colora.bank.config_file import read_fields
+from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank
+from colora.bank.part import write_part
+from colora.bank.rows.save import save_stored
+from colora.bank.rows.stored import RowChoice, store_saved
 from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["attach_adapter", "attach_bank", "load_bank", "save_bank"]
+__all__ = ["attach_adapter", "attach_bank", "attach_rows", "load_bank", "save_bank"]
 
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
-    """Write a bank atomically. Raises CheckpointError if that fails; what was in `folder` is then still there."""
+    """Write a bank atomically; one whose cores are in a store (`store_cores`), in rows, which are never all in memory.
+
+    Raises:
+        CheckpointError: if that fails; what was in `folder` is then still there.
+        BankFileError: a core in a store holds NaN or infinity, or cannot be read where it is kept.
+    """
+    stored = stored_cores(model)
     with staged_folder(folder) as staging:
+        if stored is not None:
+            save_stored(model, stored, staging, info)
+            return
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
         write_json(staging / INFO_FILE, info.as_json())
@@ -34,44 +52,107 @@ def load_bank(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     trainable: bool = False,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[Any, Tokenizer, BankInfo]:
     """A bank on its base model, the tokenizer with the prompt style of training, and what is known about the bank.
 
     Args:
         bank: folder of a bank or of a run, or one that is open already.
         base: another place of the same base model.
+        tasks: the only ones that are wanted, whose cores alone are read; see `attach_bank`.
 
     Raises:
         BankFileError: a file is missing, truncated, edited, or of a newer version; the message names it.
         BaseMismatchError: the base is another model.
+        TaskIdError: the bank does not know one of the tasks.
     """
     saved = bank if isinstance(bank, SavedBank) else SavedBank(bank)
     info = saved.info
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
     model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
-    return attach_bank(model, saved, trainable), tokenizer, info
+    return attach_bank(model, saved, trainable, tasks), tokenizer, info
 
 
-def attach_bank(model: Any, bank: str | Path | SavedBank, trainable: bool = False) -> PeftModel:
+def attach_bank(
+    model: Any,
+    bank: str | Path | SavedBank,
+    trainable: bool = False,
+    tasks: Sequence[str] | None = None,
+    *,
+    room: int = ROOM,
+    folder: Path | None = None,
+) -> PeftModel:
     """A saved bank on a base model that is loaded already, as `PeftModel.from_pretrained` would attach it.
+
+    Of a bank in rows the cores are in a store then (`store_cores`), which reads each from the bank's files when it is
+    wanted, and keeps those that change.
+
+    Args:
+        model: the base model.
+        bank: folder of a bank or of a run, or one that is open already.
+        trainable: whether it is to be trained.
+        tasks: the only ones that are wanted, in this order: the bank on the model is one of these tasks, with all
+            their cores on the model (in a store with room for them, where they are of several sizes). By default all.
+        room: of a bank in rows, the most tasks at a time; `store_cores` says more.
+        folder: of a bank in rows, where cores that change are kept; None: in memory.
 
     Raises:
         BankFileError: a file is missing, truncated, edited, or of a newer version.
         BaseMismatchError: the base is another model.
+        TaskIdError: the bank does not know one of the tasks.
     """
     saved = bank if isinstance(bank, SavedBank) else SavedBank(bank)
+    if tasks is not None:
+        indices = saved.indices(tasks)
+        saved.check(indices)
+        attached = _attach(model, saved, list(tasks), saved.cores(indices), trainable)
+        ranks = {task: saved.core_rank(index) for task, index in zip(tasks, indices, strict=True)}
+        if min(saved.config.rank_of_new, *ranks.values()) < saved.config.r:
+            store_cores(attached, max(room, len(tasks)), folder, ranks)
+        return attached
+    if saved.rows is not None:
+        choice = RowChoice(saved.rows.index.names, np.arange(len(saved.rows)))
+        return attach_rows(model, saved, choice, trainable, room, folder)
     saved.check()
-    config = type(saved.config)(**saved.config.to_dict())
+    return _attach(model, saved, saved.tasks, None, trainable)
+
+
+def attach_rows(
+    model: PreTrainedModel, saved: SavedBank, choice: RowChoice, trainable: bool, room: int, folder: Path | None
+) -> PeftModel:
+    """A bank of tasks that are, or start as, some of a bank in rows; see `attach_bank`.
+
+    Raises:
+        BankFileError, BaseMismatchError: as `attach_bank`; CheckpointError: the folder cannot be written.
+    """
+    saved.check()
+    assert saved.rows is not None
+    places = [f"place {number}" for number in range(min(room, len(choice.names)))]
+    attached = _attach(model, saved, places, saved.cores([0] * len(places)), trainable)
+    store_saved(attached, saved.rows, choice, room, folder)
+    return attached
+
+
+def _attach(
+    model: PreTrainedModel, saved: SavedBank, tasks: Sequence[str], cores: Mapping[str, Tensor] | None, trainable: bool
+) -> PeftModel:
+    """A bank of these tasks with the saved one's A and B; `cores` None: it is the saved one, as it is."""
+    config = saved.config.with_tasks(tasks)
     config.inference_mode = not trainable
     config.unchecked_sha256 = None  # it has been checked
     if getattr(model, "hf_device_map", None) or getattr(model, "_checkpoint_conversion_mapping", None):
-        # Weights that lie elsewhere or have other names: PEFT knows what to do about them.
-        return _from_pretrained(model, saved.folder, trainable, config)
+        # Weights that lie elsewhere or have other names: PEFT knows what to do about them, with a folder.
+        if cores is None:
+            return _from_pretrained(model, saved.folder, trainable, config)
+        with TemporaryDirectory(prefix="colora-bank-") as folder:
+            write_part(saved, tasks, cores, saved.info.of_tasks([]), Path(folder) / "bank")
+            return _from_pretrained(model, Path(folder) / "bank", trainable, config)
+    state = dict(saved) if cores is None else saved.tensors_with(cores)
     model_class: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with _told_of(saved.folder):
         attached = model_class(model, config, ADAPTER_NAME, autocast_adapter_dtype=model.dtype != torch.float64)
-        set_peft_model_state_dict(attached, dict(saved), ADAPTER_NAME)
+        set_peft_model_state_dict(attached, state, ADAPTER_NAME)
     peft_model: PeftModel = attached if trainable else attached.eval()
     return peft_model
 
@@ -82,7 +163,10 @@ def attach_adapter(model: Any, folder: Path) -> PeftModel:
     Raises:
         as `attach_bank`.
     """
-    return _from_pretrained(model, find_bank(folder))  # what is missing PEFT would ask the hub for
+    found = find_bank(folder)  # what is missing PEFT would ask the hub for
+    if read_fields(found / CONFIG_FILE).get("format_version") == ROWS_VERSION:
+        return attach_bank(model, found)
+    return _from_pretrained(model, found)
 
 
 def _from_pretrained(model: Any, folder: Path, trainable: bool = False, config: Any = None) -> PeftModel:

@@ -27,6 +27,9 @@ def onboard(
         float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 24 on 0.06.")
     ] = None,
     extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of its core, up to that of A and B; by default as trained.")
+    ] = None,
     proximal: Annotated[
         float | None,
         typer.Option(
@@ -42,7 +45,8 @@ def onboard(
 ) -> None:
     """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
 
-    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough.
+    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough;
+    the cores of all others keep their size. `--rank 24` lets a later task use such directions too.
 
     Its prompt is that of the bank's tasks, unless `--prompt` says another.
 
@@ -57,7 +61,7 @@ def onboard(
         from colora.transfer.onboarding.many import onboard_many
         from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
-        settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed)
+        settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
         if len(examples) == 1:
             result = add_to_bank(
                 bank, examples[0], name=name, output=output, base=base, settings=settings, log=say, prompt=prompt

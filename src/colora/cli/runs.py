@@ -1,4 +1,4 @@
-"""Commands for a run and its bank: train, check, evaluate, generate, export, tasks, demo."""
+"""Commands for a run and its bank: train, check, evaluate, generate, export, demo."""
 
 import json
 from pathlib import Path
@@ -119,14 +119,19 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
     base: Base = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many tasks, drawn by the run's seed.")] = None,
 ) -> None:
-    """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl."""
+    """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl.
+
+    With --task or --sample only those are measured, and of a bank in rows only their cores are read.
+    """
     with errors():
         from colora.common.files import write_text
         from colora.training.run import evaluate_bank
 
         chosen = {key: value for key, value in {"split": split, "limit": limit}.items() if value is not None}
-        result = evaluate_bank(bank, base=base, overrides=chosen)
+        result = evaluate_bank(bank, base=base, overrides=chosen, only=task or None, sample=sample)
         _print_evaluation(result)
         if predictions is not None:
             lines = [json.dumps(vars(one), ensure_ascii=False) for one in result.predictions]
@@ -175,7 +180,10 @@ def generate(
 def export(
     bank: Bank,
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    task: Annotated[str | None, typer.Option(help="The task; without it, every task to OUT/TASK.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="The task; given again, each to OUT/TASK, and without it, every task of the bank."),
+    ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the update merged in.")] = False,
     base: Base = None,
 ) -> None:
@@ -189,43 +197,18 @@ def export(
         from colora.bank.load import load_bank
         from colora.errors import ConfigError
 
-        model, tokenizer, info = load_bank(bank, base)
-        use = HowToPrompt(info, tokenizer, bool(model.config.is_encoder_decoder))
-        if merged and task is None:
+        names = None if not task else list(dict.fromkeys(task))
+        if merged and (names is None or len(names) > 1):
             raise ConfigError("--merged writes the model of one task: name it with --task")
-        if merged and task is not None:
-            export_merged(model, task, out_folder, tokenizer, use)
-        elif task is not None:
-            export_lora(model, task, out_folder, use)
+        model, tokenizer, info = load_bank(bank, base, tasks=names)
+        use = HowToPrompt(info, tokenizer, bool(model.config.is_encoder_decoder))
+        if names is None or len(names) > 1:
+            export_loras(model, out_folder, names, use=use)
+        elif merged:
+            export_merged(model, names[0], out_folder, tokenizer, use)
         else:
-            export_loras(model, out_folder, use=use)
+            export_lora(model, names[0], out_folder, use)
         say(f"written: {out_folder}")
-
-
-@app.command()
-def tasks(bank: Bank) -> None:
-    """List a bank's tasks: examples, rows seen in training, parameters and bytes of each."""
-    with errors():
-        from rich.markup import escape
-        from rich.table import Table
-
-        from colora.bank.overview import bank_overview
-
-        overview = bank_overview(bank)
-        table = Table(title=escape(f"{len(overview.tasks)} tasks on {overview.info.base}, r = {overview.r}"))
-        columns(table, "task", "examples", "seen", "parameters", "bytes")
-        own = overview.per_task
-        for name in overview.tasks:
-            seen = [str(counts.get(name, "?")) for counts in (overview.info.examples, overview.info.seen)]
-            table.add_row(name, *seen, f"{own.parameters:,}", f"{own.bytes:,}")
-        table.add_section()
-        table.add_row("shared A and B", "", "", f"{overview.shared.parameters:,}", f"{overview.shared.bytes:,}")
-        out.print(table)
-        if overview.info.prompt is not None:
-            out.print(escape(f"prompt: {overview.info.prompt!r}"), highlight=False, soft_wrap=True)
-        for name, text in overview.info.prompts.items():
-            shown = "chat" if text is None else repr(text)
-            out.print(escape(f"prompt of {name}: {shown}"), highlight=False, soft_wrap=True)
 
 
 @app.command()

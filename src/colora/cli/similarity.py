@@ -7,7 +7,8 @@ import typer
 
 from colora.cli.console import app, columns, errors, out, say
 
-if TYPE_CHECKING:  # its import takes seconds
+if TYPE_CHECKING:  # their imports take seconds
+    from colora.bank.tensors import SavedBank
     from colora.transfer.similarity import Similarity
 
 SHOWN = 12  # tasks whose cosines fit a terminal
@@ -26,27 +27,32 @@ def similarity(
     centred: Annotated[
         bool, typer.Option("--centred", help="Of what each has beyond the mean of all; sets trained tasks apart.")
     ] = False,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only what is nearest to this task of a bank; may be given again.")
+    ] = None,
 ) -> None:
     """Similarity of tasks: after training by their cores, before it by their gradients.
 
     With a BANK: exact cosines of the full updates B Λ_k A, from the cores alone; takes a second.
 
+    Of a bank of more than 2000 tasks, and with --task of any, only the nearest neighbours of some tasks are looked for:
+    of those named, or of twelve that are drawn. All cores are read, some at a time.
+
     With a RUN.yaml: nothing is trained. One forward and backward pass over a few examples of each task on the base
     model says what the task would change first; takes about a minute for ten tasks on two cores.
     """
     with errors():
-        from rich.text import Text
-
-        from colora.common.files import write_json
+        from colora.bank.tensors import SavedBank
         from colora.errors import ConfigError
-        from colora.transfer.clusters import cluster_tree
-        from colora.transfer.similarity import bank_similarity
+        from colora.transfer.similarity import MOST_TASKS, bank_similarity
 
         if figure is not None:  # before what takes a minute
-            from colora.transfer.figure import check_figure, draw_similarity
+            from colora.transfer.figure import check_figure
 
             check_figure(figure)
         if path.suffix in (".yaml", ".yml"):
+            if task:
+                raise ConfigError("--task: neighbours are looked for in a bank, and not before training")
             from colora.training.config_file import load_config
             from colora.transfer.before_training import run_similarity
 
@@ -54,21 +60,64 @@ def similarity(
         elif overrides:
             raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
         else:
-            measured = bank_similarity(path, angles=json_file is not None)
+            saved = SavedBank(path)
+            if task or len(saved.tasks) > MOST_TASKS:
+                _print_neighbours(saved, task, centred, json_file, figure or groups)
+                return
+            measured = bank_similarity(saved, angles=json_file is not None)
         if centred:
             measured = measured.centred()
-        tree = cluster_tree(measured)
-        together = tree.groups(count=groups)
-        _print_cosines(measured, tree.leaves)
-        for number, names in enumerate(together, start=1):
-            # Text: in a plain string a name such as a:de:b would show a flag, and [b] nothing.
-            out.print(Text(f"group {number}: {', '.join(names)}"))
-        if json_file is not None:
-            write_json(json_file, measured.as_json() | {"groups": together})
-            say(f"written: {json_file}")
-        if figure is not None:
-            draw_similarity(measured, tree, figure)
-            say(f"written: {figure}")
+        _tell_groups(measured, groups, json_file, figure)
+
+
+def _tell_groups(measured: "Similarity", groups: int | None, json_file: Path | None, figure: Path | None) -> None:
+    from rich.text import Text
+
+    from colora.common.files import write_json
+    from colora.transfer.clusters import cluster_tree
+
+    tree = cluster_tree(measured)
+    together = tree.groups(count=groups)
+    _print_cosines(measured, tree.leaves)
+    for number, names in enumerate(together, start=1):
+        # Text: in a plain string a name such as a:de:b would show a flag, and [b] nothing.
+        out.print(Text(f"group {number}: {', '.join(names)}"))
+    if json_file is not None:
+        write_json(json_file, measured.as_json() | {"groups": together})
+        say(f"written: {json_file}")
+    if figure is not None:
+        from colora.transfer.figure import draw_similarity
+
+        draw_similarity(measured, tree, figure)
+        say(f"written: {figure}")
+
+
+def _print_neighbours(
+    saved: "SavedBank", tasks: list[str] | None, centred: bool, json_file: Path | None, whole: object
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from colora.common.files import write_json
+    from colora.errors import ConfigError
+    from colora.transfer.neighbours import nearest_tasks
+
+    if whole is not None:
+        raise ConfigError(
+            "--figure and --groups compare all tasks with each other, which is not done here, with neighbours alone "
+            f"({len(saved.tasks)} tasks)"
+        )
+    found = nearest_tasks(saved, tasks, centred=centred)
+    drawn = "" if tasks else ", drawn"
+    table = Table(title=f"nearest of {found.tasks} tasks, for {len(found.nearest)} of them{drawn}; all layers together")
+    columns(table, "task", "nearest", "cosine", "next", "cosine")
+    for name, others in found.nearest.items():
+        shown = [cell for other, value in others[:2] for cell in (Text(other), f"{value:.2f}")]
+        table.add_row(Text(name), *shown)
+    out.print(table)
+    if json_file is not None:
+        write_json(json_file, found.as_json())
+        say(f"written: {json_file}")
 
 
 def _print_cosines(measured: "Similarity", order: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Long lists in messages: the first items, and how many more there are."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 __all__ = ["listed", "shortened"]
 
@@ -12,9 +13,9 @@ def shortened(items: Iterable[str], most: int) -> list[str]:
         >>> shortened(["a", "b", "c", "d"], most=2)
         ['a', 'b', '... and 2 more']
     """
-    every = list(items)
+    every = items if isinstance(items, Collection) else list(items)
     more = [f"... and {len(every) - most} more"] if len(every) > most else []
-    return [*every[:most], *more]
+    return [*islice(every, most), *more]
 
 
 def listed(names: Iterable[str], most: int) -> str:

@@ -10,14 +10,17 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import psutil
 import torch
 
+from colora.algebra import resized_core
 from colora.bank.core_file import CoreHeader, core_bytes
-from colora.bank.tensors import BankContents, SavedBank, split_key, write_bank
+from colora.bank.part import write_part
+from colora.bank.tensors import SavedBank
 from colora.errors import ColoraError, ConfigError
 from colora.serving.access import Tenant
 from colora.serving.quotas import WaitError
@@ -188,7 +191,7 @@ class Jobs:
         if self._process.returncode:
             raise ColoraError(output or f"the onboarding ended with code {self._process.returncode}")
         after = SavedBank(folder / "after")
-        core = after.core(after.tasks.index(job.task))
+        core = after.core(after.index[job.task])
         header = CoreHeader(job.task, after.info.base, store.shared, prompt=after.info.prompt_of(job.task))
         self.put(job.task, core_bytes(core, header), job.tenant)
         return output
@@ -200,17 +203,13 @@ def write_start_bank(store: CoreStore, new_task: str, folder: Path) -> None:
     Raises:
         ConfigError: there is no task besides `new_task`.
     """
-    names = [name for name in store if name != new_task]
-    step = max(1, len(names) // START_TASKS)
-    chosen = names[::step][:START_TASKS]
+    step = max(1, len(store) // START_TASKS)
+    chosen = list(islice((name for name in islice(store, None, None, step) if name != new_task), START_TASKS))
+    chosen = chosen or [name for name in store if name != new_task]
     if not chosen:
         raise ConfigError("expected at least one task besides the new one, found none")
-    bank = store.saved
     cores = [store.read(name)[1] for name in chosen]
-    tensors = dict(bank)
-    for key in bank:
-        layer, part = split_key(key) or ("", "")
-        if part == "core":
-            tensors[key] = torch.stack([core[layer] for core in cores])
-    info = replace(bank.info, examples={}, seen={}, sources={}, prompts={})
-    write_bank(BankContents(bank.folder, bank.fields | {"tasks": chosen}, tensors, {"format": "pt"}, info), folder)
+    r = store.saved.config.r
+    stacks = {layer: torch.stack([resized_core(core[layer], r) for core in cores]) for layer in cores[0]}
+    info = replace(store.saved.info, examples={}, seen={}, sources={}, prompts={}, source=None)
+    write_part(store.saved, chosen, stacks, info, folder)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.bank.tensors import SavedBank, split_key
+from colora.algebra import resized_core
+from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.serving.store import Core
 
@@ -33,16 +34,13 @@ def attach_slots(base: PreTrainedModel, saved: SavedBank, slots: int) -> PeftMod
         BaseMismatchError: the base is another model.
     """
     names = [f"slot-{slot}" for slot in range(slots)]
-    config = type(saved.config)(**saved.config.to_dict() | {"tasks": names})
+    config = saved.config.with_tasks(names)
     config.inference_mode = True
     # They are digests of the tensors with all cores; the store has checked them.
     config.weights_sha256 = config.unchecked_sha256 = None
     model = get_peft_model(base, config, ADAPTER_NAME, autocast_adapter_dtype=base.dtype != torch.float64)
-    r = config.r
-    state = {
-        key: torch.zeros(slots, r, r) if (split_key(key) or ("", ""))[1] == "core" else saved[key] for key in saved
-    }
-    set_peft_model_state_dict(model, state, ADAPTER_NAME)
+    cores = {name: torch.zeros(slots, config.r, config.r) for name in saved.layers}
+    set_peft_model_state_dict(model, saved.tensors_with(cores), ADAPTER_NAME)
     model.requires_grad_(False)
     return model.eval()
 
@@ -160,4 +158,4 @@ class Resident:
     @torch.inference_mode()
     def _write(self, slot: int, core: Core) -> None:
         for name, stack in self.stacks.items():
-            stack.data[slot].copy_(core[name])
+            stack.data[slot].copy_(resized_core(core[name], stack.shape[-1]))

@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ class CoreStore:
     Attributes:
         saved: the bank as it is on disk.
         shared: digest of its A and B.
-        shape: of the core in each adapted layer.
+        shape: of the core in each adapted layer; of the largest, where they are of several sizes.
+        least: the smallest rank of a core, that of tasks that are added.
         reserved: names that no task may have, for the server answers to them with the base alone.
 
     Raises:
@@ -48,7 +50,8 @@ class CoreStore:
         self.saved = SavedBank(bank)
         self.saved.check()
         self.shared = self.saved.shared_sha256
-        self.shape = {name: tuple(one.shape) for name, one in self.saved.core(0).items()}
+        self.shape = {name: tuple(one.cores.shape[1:]) for name, one in self.saved.layers.items()}
+        self.least = self.saved.config.rank_of_new
         self._state = None if state is None else StateFolder(state, self.shared)
         self._lock = threading.RLock()
         self._in_bank = self.saved.index
@@ -79,8 +82,25 @@ class CoreStore:
             return len(self._in_bank) - len(self._removed) + sum(1 for _ in self._added_names())
 
     def __iter__(self) -> Iterator[str]:
+        return self.after(None)
+
+    def after(self, task: str | None) -> Iterator[str]:
+        """The tasks that follow one of them, as they are now: those of the bank, then those that were added.
+
+        Args:
+            task: None: all tasks. One that is not there: none.
+        """
         with self._seen():
-            return iter([*(name for name in self._in_bank if name not in self._removed), *self._added_names()])
+            # The names of the bank, of which there may be a million, are made as they are asked for.
+            in_bank, removed, added = self._in_bank, frozenset(self._removed), list(self._added_names())
+        begin = 0 if task is None else len(in_bank)
+        if task is not None and task in in_bank and task not in removed:
+            begin = in_bank[task] + 1
+        elif task is not None:
+            added = added[added.index(task) + 1 :] if task in added else []
+        names = self.saved.tasks
+        kept = (name for name in (names[place] for place in range(begin, len(names))) if name not in removed)
+        return chain(kept, added)
 
     def _added_names(self) -> Iterator[str]:
         """Tasks that were added while the server ran, without those that replace one of the bank."""
@@ -128,7 +148,7 @@ class CoreStore:
                 content = added.path.read_bytes()
             except FileNotFoundError:  # another server has just removed it
                 raise TaskIdError(f"unknown task {task!r}") from None
-        return version, read_core(content, self.shape, self.shared)[0]
+        return version, read_core(content, self.shape, self.shared, self.least)[0]
 
     def core_file(self, task: str) -> bytes:
         """A task's core as a file. Raises TaskIdError if there is no such task, BankFileError if it is damaged."""
@@ -157,7 +177,7 @@ class CoreStore:
             CheckpointError: the file cannot be written; nothing is changed.
         """
         self._check_name(task)
-        core, header = read_core(content, self.shape, self.shared)
+        core, header = read_core(content, self.shape, self.shared, self.least)
         named = CoreHeader(task, header.base, header.shared, tenant=tenant, prompt=header.prompt)
         written = core_bytes(core, named)
         with self._seen():
@@ -186,7 +206,7 @@ class CoreStore:
             ConfigError: a task cannot have this name.
         """
         self._check_name(task)
-        size = 4 * sum(math.prod(shape) for shape in self.shape.values())
+        size = 4 * len(self.shape) * self.least**2
         with self._lock:
             self.holdings.check(tenant, task, size * (1 + coming), limits, coming)
 

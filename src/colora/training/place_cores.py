@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 from peft import PeftModel
 
-from colora.adapter.stored.access import bytes_of_task, store_cores
+from colora.adapter.stored.access import bytes_of_task, store_cores, stored_cores
 from colora.training.config import ON_DEVICE, RunConfig
 
 __all__ = ["place_cores"]
@@ -18,7 +18,7 @@ def place_cores(bank: PeftModel, config: RunConfig, tasks: int, log: Callable[[s
     """Put the cores of a new bank where the run file says.
 
     Args:
-        bank: with all its cores on the device.
+        bank: with all its cores on the device; one whose cores are in a store already stays as it is.
         config: the run.
         tasks: K.
         log: takes a line that says where.
@@ -26,6 +26,8 @@ def place_cores(bank: PeftModel, config: RunConfig, tasks: int, log: Callable[[s
     Raises:
         CheckpointError: the disk cannot be written.
     """
+    if stored_cores(bank) is not None:
+        return
     place, size = config.training.cores, tasks * bytes_of_task(bank)
     if place == "auto":
         fits = size < SHARE_OF_MEMORY * psutil.virtual_memory().available

@@ -10,7 +10,7 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from colora.adapter.model import bank_tuner
 from colora.bank.layout import BankInfo, find_bank
 from colora.bank.load import attach_adapter, load_bank, save_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
 from colora.common.provenance import environment
@@ -38,6 +39,7 @@ from colora.tasks.schema import Task, task_template
 from colora.tasks.splits.shared import seen_note
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
+from colora.training.chosen import chosen_tasks
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 from colora.training.encode import EncodedRun, encode_run
@@ -172,7 +174,7 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
 def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
     """The run's bank on its base model, as training begins with it; where a checkpoint follows, its shape is enough."""
     if run.start is not None:
-        return start_bank(run.adapter, run.start, model, log)
+        return start_bank(run.adapter, run.start, model, log, run.config)
     bank = get_peft_model(model, run.adapter_on(model))
     if is_new:
         start_run(run.config, bank, encoded.train, run.names, encoded.pad_token_id, log)
@@ -211,16 +213,23 @@ def evaluate_bank(
     tasks: list[Task] | None = None,
     overrides: dict[str, Any] | None = None,
     progress: bool = True,
+    only: Sequence[str] | None = None,
+    sample: int | None = None,
 ) -> Evaluation:
     """Measure a bank on the tasks of its run, and append the records to the run's `records.jsonl`.
+
+    Where only some tasks are measured, only their cores are read.
 
     Args:
         path: folder of a run, or of its bank.
         base: another place of the same base model.
         tasks: instead of those of the run; where their examples have no template, they get the bank's prompts.
         overrides: fields of `EvaluationSpec` that replace those of the run.
+        only: names of the only tasks to measure.
+        sample: how many tasks to measure at most, drawn by the run's seed.
 
     Raises:
+        TaskIdError: one of `only` is no task of the run.
         BankFileError: no bank there, or a damaged one.
         ConfigError: no run file beside it, or an override that cannot be.
         TaskFileError: the run's task files have faults now, or hold other examples than the bank was trained with.
@@ -237,9 +246,11 @@ def evaluate_bank(
         check_same_tasks(run, task_manifest(tasks))
     configure_threads(config.training.threads)
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
-    model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
+    saved, chosen = SavedBank(folder), chosen_tasks(tasks, only, sample, config.seed)
+    some = [task.name for task in chosen if task.name in saved.index] if len(chosen) < len(tasks) else []
+    model, tokenizer, info = load_bank(saved, base, dtype=dtype, device=device, tasks=some or None)
     config.output = str(run)
-    return measure(config, model, tokenizer, info.prompted(tasks), info.max_length, progress)
+    return measure(config, model, tokenizer, info.prompted(chosen), info.max_length, progress)
 
 
 def measure(

@@ -18,7 +18,10 @@ from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError
 from colora.training.task_gradients import TaskGradients
 
-__all__ = ["Similarity", "bank_similarity", "gradient_similarity", "principal_angles"]
+__all__ = ["MOST_TASKS", "Similarity", "bank_similarity", "gradient_similarity", "principal_angles"]
+
+MOST_TASKS = 2000
+"""That are compared each with each; of more, neighbours are looked for."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +85,32 @@ class Similarity:
         return result
 
 
-def bank_similarity(bank: str | Path, angles: bool = True) -> Similarity:
+def bank_similarity(bank: str | Path | SavedBank, angles: bool = True) -> Similarity:
     """Similarity of the updates of a saved bank's tasks; its base model is not loaded.
 
     Args:
-        bank: folder of a bank or of a run.
+        bank: folder of a bank or of a run, or one that is open already.
         angles: whether principal angles are wanted too: K² small SVDs for each layer, slow for hundreds of tasks.
 
     Raises:
         BankFileError: a file is missing or damaged, or its tensors hold NaN or infinity.
-        ConfigError: the bank has one task only.
+        ConfigError: the bank has one task only, or more than `MOST_TASKS`.
     """
-    saved = SavedBank(bank)
+    saved = bank if isinstance(bank, SavedBank) else SavedBank(bank)
     saved.check()
-    names, scaling = saved.tasks, saved.config.scaling
+    if len(saved.tasks) > MOST_TASKS:
+        raise ConfigError(
+            f"{saved.folder} has {len(saved.tasks)} tasks, more than {MOST_TASKS}: too many to compare each with each. "
+            "colora.nearest_tasks finds those that are most like some of them"
+        )
+    names, scaling = list(saved.tasks), saved.config.scaling
     _check_several(names)
     products, between = {}, {}
-    for layer, (A, B, cores) in saved.layers.items():
-        canonical = canonical_gauge(A.double(), B.double(), cores.double())[2]
+    stacks = saved.cores(range(len(names)))
+    for layer, (A, B, _) in saved.layers.items():
+        canonical = canonical_gauge(A.double(), B.double(), stacks[layer].double())[2]
         if not torch.isfinite(canonical).all():
-            raise BankFileError(f"{bank}: layer {layer} holds NaN or infinity")
+            raise BankFileError(f"{saved.folder}: layer {layer} holds NaN or infinity")
         products[layer] = core_gram(canonical, scaling)
         if angles:
             between[layer] = principal_angles(canonical)

@@ -44,7 +44,8 @@ class LoRAFolders:
         if not folder.is_dir():
             with staged_folder(folder) as staging:
                 save_file(_tensors(store, cores), staging / "adapter_model.safetensors", metadata={"format": "pt"})
-                write_json(staging / "adapter_config.json", _config(store))
+                rank = len(next(iter(cores.values())))
+                write_json(staging / "adapter_config.json", _config(store, rank))
         return folder
 
 
@@ -52,20 +53,21 @@ def _tensors(store: CoreStore, cores: dict[str, Tensor]) -> dict[str, Tensor]:
     """A and B Λ, formed in float64 and rounded once."""
     found = {}
     for name, layer in store.saved.layers.items():
-        found[f"base_model.model.{name}.lora_A.weight"] = layer.A.contiguous()
-        product = layer.B.double() @ cores[name].double()
+        core = cores[name]  # a smaller one mixes the leading directions alone
+        found[f"base_model.model.{name}.lora_A.weight"] = layer.A[: len(core)].contiguous()
+        product = layer.B[:, : len(core)].double() @ core.double()
         found[f"base_model.model.{name}.lora_B.weight"] = product.to(layer.B.dtype).contiguous()
     return found
 
 
-def _config(store: CoreStore) -> dict[str, object]:
+def _config(store: CoreStore, rank: int) -> dict[str, object]:
     config = store.saved.config
     return {
         "peft_type": "LORA",
         "task_type": config.task_type,
         "base_model_name_or_path": config.base_model_name_or_path,
-        "r": config.r,
-        "lora_alpha": config.scaling * config.r,
+        "r": rank,
+        "lora_alpha": config.scaling * rank,
         "target_modules": sorted({name.rpartition(".")[2] for name in store.saved.layers}),
         "bias": "none",
     }

@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
+from colora.algebra import resized_core
 from colora.bank.core_file import read_core
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError
@@ -207,12 +208,13 @@ class BankWorkerManager:
         content = path.content()
         if content is not None:
             shape = {name: tuple(one.cores.shape[1:]) for name, one in self.bank.layers.items()}
-            cores, _ = read_core(content, shape, self.bank.shared_sha256)
+            cores, _ = read_core(content, shape, self.bank.shared_sha256, self.bank.config.rank_of_new)
         elif path.task in self.bank.index:
             cores = self.bank.core(self.bank.index[path.task])
         else:
             raise TaskIdError(f"unknown task {path.task!r}; {self.bank.folder} has {len(self.bank.index)} others")
-        stacked = torch.stack([cores[layer] for layer in self._order]).to(self.dtype)
+        rank = self.bank.config.r  # of the slots; a smaller core is in the leading corner
+        stacked = torch.stack([resized_core(cores[layer], rank) for layer in self._order]).to(self.dtype)
         if not bool(torch.isfinite(stacked).all()):
             raise BankFileError(f"the core of {path.task!r} has numbers that {self.dtype} does not hold")
         return stacked

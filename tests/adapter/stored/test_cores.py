@@ -256,9 +256,6 @@ def test_what_cannot_be_is_refused(stored):
     with torch.no_grad(), pytest.raises(TaskIdError, match="gradients of those at hand wait"):
         model(**batch_of((3, 4), 0))
     model.zero_grad(set_to_none=False)
-    model.set_task("task-1")
-    with pytest.raises(ConfigError, match="in a store"):
-        model.merge_adapter()
     with pytest.raises(ConfigError, match="in a store"):
         set_peft_model_state_dict(model, get_peft_model_state_dict(make_bank()))
     with pytest.raises(ConfigError, match=r"expected a colora\.TaskAdamW"), tasks_at_hand(model, [1], None):

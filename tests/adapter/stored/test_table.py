@@ -51,14 +51,14 @@ def test_more_rows_than_a_block(make):
 def test_a_file_takes_the_room_of_the_rows_that_were_written(tmp_path):
     table = CoreTable(1000, 1_000_000, folder=tmp_path)
     table.write(np.array([999_999, 3]), np.ones((2, 1000)))
-    assert os.fstat(table._rows.file.fileno()).st_size == 2 * 1000 * 4
+    assert os.fstat(table._shelves[0].rows.file.fileno()).st_size == 2 * 1000 * 4
     assert not list(tmp_path.iterdir())  # nothing is left behind by a process that is killed
 
 
 def test_a_file_that_is_cut_short_or_cannot_be_written_is_told(tmp_path):
     table = CoreTable(WIDTH, 3, folder=tmp_path)
     table.write(np.array([0, 1]), np.ones((2, WIDTH)))
-    table._rows.file.truncate(30)
+    table._shelves[0].rows.file.truncate(30)
     with pytest.raises(CheckpointError, match="cut short at row 1"):
         table.read(np.array([0, 1]))
     (tmp_path / "plain").write_text("")
@@ -70,9 +70,12 @@ def test_a_file_that_is_cut_short_or_cannot_be_written_is_told(tmp_path):
 def test_a_full_disk_is_told_and_rows_of_before_stay(tmp_path):
     table = CoreTable(WIDTH, 3, folder=tmp_path)
     table.write(np.array([0]), np.ones((1, WIDTH)))
-    kept = table._rows.file
-    with open("/dev/full", "r+b", buffering=0) as table._rows.file, pytest.raises(CheckpointError, match="No space"):
+    kept = table._shelves[0].rows.file
+    with (
+        open("/dev/full", "r+b", buffering=0) as table._shelves[0].rows.file,
+        pytest.raises(CheckpointError, match="No space"),
+    ):
         table.write(np.array([1]), np.ones((1, WIDTH)))
-    table._rows.file = kept
+    table._shelves[0].rows.file = kept
     assert table.written(np.arange(3)).tolist() == [True, False, False]
     assert table.read(np.array([0])).sum() == WIDTH

@@ -4,37 +4,28 @@ The stacks of the layers, (room, r, r), hold the cores of a few tasks. Bringing 
 back, with what an optimiser keeps of them, and puts the others' in their place. So a step costs what its tasks cost,
 however many there are, and the parameters keep their shape, as optimisers and data parallelism want.
 
-A row of the table is a task: of each layer, one layer after the other, the core; then, in the same order, the first
-moments, the second moments, and the number of steps.
+A row of the table is a task, see `RowForm`. Tasks may have cores of several ranks, up to that of A and B: a row has the
+numbers of its task's rank, and the stacks have zeros beyond them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from colora.adapter.stored.kept import KeptRows
+from colora.adapter.stored.moments import KeepsMoments
+from colora.adapter.stored.row import RowForm
+from colora.adapter.stored.stacks import Stacks
 from colora.adapter.stored.starts import Starts
-from colora.adapter.stored.table import CoreTable
+from colora.adapter.stored.table import CoreTable, chunks
+from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 
-__all__ = ["KeepsMoments", "StoredCores"]
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@runtime_checkable
-class KeepsMoments(Protocol):
-    """An optimiser with a state for each row of a stack of cores."""
-
-    def core_state(self, cores: Tensor) -> dict[str, Tensor]:
-        """Of a stack (n, r, r): "exp_avg" and "exp_avg_sq", (n, r, r), and "step", (n,); they may be written to."""
-
-    def has_state(self, stacks: Iterable[Tensor]) -> bool:
-        """Whether it keeps anything of one of these stacks."""
+__all__ = ["StoredCores"]
 
 
 class StoredCores:
@@ -43,46 +34,74 @@ class StoredCores:
     Args:
         stacks: by layer, the parameters (K, r, r) that hold all cores now; afterwards they hold those at hand.
         room: the most tasks at hand; where it is K or more, all tasks always are.
-        folder: where the table is, in a file; None: in memory.
+        folder: where the table is, in a file for each rank; None: in memory.
+        ranks: of the cores, (K,): each is the leading corner of what the stacks hold; by default all are r.
+        starts: of K tasks, whose cores are these, whatever the stacks hold; by default those of the stacks are kept.
+        kept: rows that there are already, in place of `folder`, `ranks` and `starts`.
 
     Attributes:
+        room: as above.
+        kept: the rows of all tasks.
         here: the tasks at hand, in the order of the stacks; ascending.
-        changed: for each task, whether its row may have changed since `changed` was last cleared.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        ConfigError: a rank that is not from 1 to r.
+        CheckpointError: a file cannot be written.
     """
 
-    def __init__(self, stacks: Mapping[str, nn.Parameter], room: int, folder: Path | None = None) -> None:
-        self.stacks = dict(stacks)
-        first = next(iter(self.stacks.values()))
+    def __init__(
+        self,
+        stacks: Mapping[str, nn.Parameter],
+        room: int,
+        folder: Path | None = None,
+        ranks: Int[np.ndarray, " K"] | None = None,
+        starts: Starts | None = None,
+        kept: KeptRows | None = None,
+    ) -> None:
+        self.at_hand = Stacks(stacks)
         self.room = max(1, room)
-        self._optimizer: KeepsMoments | None = None
-        self._sizes = [stack[0].numel() for stack in self.stacks.values()]
-        self._numbers = sum(self._sizes)
-        dtype, width = np.float64 if first.dtype == torch.float64 else np.float32, self._numbers * 3 + len(self._sizes)
-        self.table = CoreTable(width, len(first), dtype, folder)
-        self._starts = Starts([stack.shape[-1] for stack in self.stacks.values()], len(first))
-        self._moments_of = np.zeros(len(first), dtype=np.int32)  # the optimiser's number
-        self._optimizers = 0
-        self.changed = np.ones(len(first), dtype=bool)
+        first = next(iter(stacks.values()))
         self.here: Int[np.ndarray, " n"] = np.arange(0)
-        self._held = False  # whether they are being trained, and stay
-        self._take_over(len(first))
-        self._versions = self._now()  # when the stacks were last equal to the table
-        self._watch()
+        self._versions = self.at_hand.now()  # when the stacks were last equal to the table
+        dtype = np.float64 if first.dtype == torch.float64 else np.float32
+        if ranks is None:
+            ranks = np.full(len(first) if starts is None else len(starts), self.rank)
+        if kept is None:
+            self.kept = KeptRows(self.at_hand.ranks, ranks, dtype, folder, starts)
+            if starts is None:
+                self._take_over()
+        else:
+            self.kept = kept
+            kept.enlarge(self.at_hand.ranks)
+        self._resize()
+        self.at_hand.watch()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.kept)
 
     def __getstate__(self) -> dict[str, object]:
         self.put_back()
-        return self.__dict__ | {"_optimizer": None, "_held": False}
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self.forget_here()
-        self._watch()
+        self.at_hand.watch()
+
+    @property
+    def rank(self) -> int:
+        """The highest that a core can have: that of A and B."""
+        return max(self.at_hand.ranks)
+
+    @property
+    def stacks(self) -> dict[str, nn.Parameter]:
+        """By layer, the parameters that hold the tasks at hand."""
+        return self.at_hand.by_layer
+
+    @property
+    def table(self) -> CoreTable:
+        """What the rows are in."""
+        return self.kept.table
 
     # ---- tasks at hand ----------------------------------------------------------------------------------------------
 
@@ -103,28 +122,36 @@ class StoredCores:
             return
         if len(wanted) > self.room:
             raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the room of `store_cores`")
-        if self._held:
+        if self.at_hand.held:
             raise TaskIdError(
                 "other tasks are asked for while a step's are being trained: end the `tasks_at_hand` block first"
             )
-        if any(stack.grad is not None and bool(stack.grad.any()) for stack in self.stacks.values()):
+        if self.at_hand.have_gradients:
             raise TaskIdError(
                 "other tasks are asked for while gradients of those at hand wait: optimizer.step() and "
                 "optimizer.zero_grad() first, or zero_grad() alone to drop them"
             )
         self.put_back()
-        self._put(torch.from_numpy(self.rows(wanted)))
+        self._put(wanted)
         self.here = wanted
+
+    def make_room(self, tasks: int) -> None:
+        """Have room for so many tasks at hand, at least; none are at hand then where that is more."""
+        if tasks > self.room:
+            self.put_back()
+            self.room = tasks
+            self._resize()
 
     def hold(self, tasks: Int[np.ndarray, " n"]) -> None:
         """Have these tasks at hand to be trained, until `release`. Raises as `bring`."""
         self.release()
         self.bring(tasks)
-        self._held = True
+        self.at_hand.watch()
+        self.at_hand.held = True
 
     def release(self) -> None:
         """Their training is over; others may take their place."""
-        self._held = False
+        self.at_hand.held = False
 
     def use(self, optimizer: object) -> None:
         """Keep this optimiser's moments with the cores; those of another one before it count no more.
@@ -132,7 +159,7 @@ class StoredCores:
         Raises:
             ConfigError: it keeps no moments task by task, or keeps some of these cores from elsewhere.
         """
-        if optimizer is self._optimizer:
+        if optimizer is self.at_hand.optimizer:
             return
         if not isinstance(optimizer, KeepsMoments):
             raise ConfigError(f"expected a colora.TaskAdamW for cores in a store, found a {type(optimizer).__name__}")
@@ -142,21 +169,23 @@ class StoredCores:
                 "make a new one"
             )
         self.put_back()
-        self._optimizer = optimizer
-        self._optimizers += 1
+        self.at_hand.optimizer = optimizer
+        self.kept.begin_moments()
         self.forget_here()
 
     def put_back(self) -> None:
         """Write the cores at hand to the table if they have changed. Raises CheckpointError if that fails."""
-        if self._versions != self._now():
-            self.table.write(self.here, self._taken().numpy())
-            self._moments_of[self.here] = self._optimizers
-            self.changed[self.here] = True
-            self._versions = self._now()
+        if self._versions != self.at_hand.now():
+            for own in self.kept.by_form(self.here):
+                tasks = self.here[own.places]
+                rows = self.kept.read(tasks)  # without an optimiser their moments stay
+                self.at_hand.take(own, torch.from_numpy(rows))
+                self.kept.write(tasks, rows)
+            self._versions = self.at_hand.now()
 
     def forget_here(self) -> None:
         """Have no tasks at hand; what was not put back is lost."""
-        self.here, self._versions = np.arange(0), self._now()
+        self.here, self._versions = np.arange(0), self.at_hand.now()
 
     def positions(self, ids: Int[Tensor, " *rows"]) -> Int[Tensor, " *rows"]:
         """Where the cores of these tasks are in the stacks; outside of training those that are not at hand are brought.
@@ -166,7 +195,9 @@ class StoredCores:
         """
         wanted = ids.detach().cpu().numpy()
         absent = np.setdiff1d(wanted, self.here)
-        if absent.size and torch.is_grad_enabled() and any(stack.requires_grad for stack in self.stacks.values()):
+        if self.at_hand.want_gradients:
+            self.at_hand.watch()
+        if absent.size and self.at_hand.want_gradients:
             raise TaskIdError(
                 f"the core of task {int(absent[0])} is in the store and not at hand: train inside "
                 "`with colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
@@ -175,71 +206,64 @@ class StoredCores:
             self.bring(wanted)
         return torch.from_numpy(np.asarray(np.searchsorted(self.here, wanted))).to(ids.device).view(ids.shape)
 
-    def _now(self) -> list[int]:
-        """A number for each stack that grows when it changes."""
-        return [stack._version for stack in self.stacks.values()]
-
-    def _watch(self) -> None:
-        """Refuse gradients that come when no tasks are held: they may be those of tasks that have left."""
-
-        def check(grad: Tensor) -> None:
-            if not self._held:
-                raise TaskIdError(
-                    "a backward pass outside of `tasks_at_hand`: its cores may have left the model; run forward and "
-                    "backward pass and the step inside one block"
-                )
-
-        for stack in self.stacks.values():
-            if stack.requires_grad:
-                stack.register_hook(check)
-
     # ---- single tasks -----------------------------------------------------------------------------------------------
 
     def core(self, task: int) -> dict[str, Tensor]:
-        """A task's core in each layer, (r, r), as it is now."""
+        """A task's core in each layer as it is now, (r, r) with r the task's own."""
         position = np.flatnonzero(self.here == task)
+        form = self.kept.form(task)
         if position.size:
-            return {name: stack.detach()[int(position[0])].clone() for name, stack in self.stacks.items()}
-        values = torch.from_numpy(self.rows(np.array([task]))[0, : self._numbers]).split(self._sizes)
-        pairs = zip(self.stacks.items(), values, strict=True)
-        return {name: value.view(stack.shape[1:]).to(stack) for (name, stack), value in pairs}
+            pairs = zip(self.stacks.items(), form.ranks, strict=True)
+            return {name: stack.detach()[int(position[0]), :rank, :rank].clone() for (name, stack), rank in pairs}
+        values = form.cores(torch.from_numpy(self.kept.read(np.array([task]))[0]))
+        stacks = self.stacks.items()
+        return {name: value.to(stack) for (name, stack), value in zip(stacks, values, strict=True)}
 
     def set_core(self, task: int, core: Mapping[str, Tensor]) -> None:
-        """Write a task's core; what an optimiser keeps of it stays. Raises CheckpointError if it cannot be written."""
+        """Write a task's core, as `core` gives it; what an optimiser keeps of it stays.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         self.put_back()
-        row = self.rows(np.array([task]))
+        row, form = self.kept.read(np.array([task])), self.kept.form(task)
         values = [core[name].detach().cpu().flatten().double() for name in self.stacks]
-        row[0, : self._numbers] = torch.cat(values).numpy()
-        self.table.write(np.array([task]), row)
-        self.changed[task] = True
-        self._put(torch.from_numpy(self.rows(self.here)))
+        row[0, : form.numbers] = torch.cat(values).numpy()
+        self.kept.write(np.array([task]), row)
+        self._put(self.here)
 
     def set_rows(self, tasks: Int[np.ndarray, " n"], rows: Float[np.ndarray, "n width"]) -> None:
-        """Write whole rows of the table, with the moments of the optimiser in use; no tasks are at hand then.
+        """Write whole rows of the table, of tasks of one rank, with the moments of the optimiser in use; no tasks are
+        at hand then.
 
         Raises:
             ValueError, IndexError: they do not fit the table; CheckpointError: they cannot be written.
         """
-        if rows.shape != (len(tasks), self.table.width):
-            raise ValueError(f"expected rows of shape {(len(tasks), self.table.width)}, found {rows.shape}")
         self.forget_here()
-        self.table.write(tasks, rows)
-        self._moments_of[tasks] = self._optimizers
-        self.changed[tasks] = True
+        self.kept.write(tasks, rows)
 
     def all_cores(self) -> dict[str, Float[Tensor, "K r r"]]:
-        """The cores of all tasks, by layer, on the CPU."""
+        """The cores of all tasks, by layer, on the CPU; of a rank below r with zeros beyond them."""
         self.put_back()
-        found = [np.empty((len(self), size), dtype=self.table.dtype) for size in self._sizes]
-        ends = np.cumsum(self._sizes)[:-1]
-        for some in _chunks(len(self)):
-            for layer, values in zip(found, np.split(self.rows(some)[:, : self._numbers], ends, axis=1), strict=True):
-                layer[some] = values
-        pairs = zip(self.stacks.items(), found, strict=True)
-        return {name: torch.from_numpy(one).view(-1, *stack.shape[1:]).to(stack.dtype) for (name, stack), one in pairs}
+        pairs = zip(self.stacks.items(), self.kept.all_cores(), strict=True)
+        return {name: cores.to(stack.dtype) for (name, stack), cores in pairs}
+
+    def core_rows(self) -> Iterator[tuple[Int[np.ndarray, " n"], RowForm, Float[Tensor, "n width"]]]:
+        """All tasks and their rows as they are now, see `KeptRows.all`."""
+        self.put_back()
+        return self.kept.all()
 
     def whole_state(self, keys: Iterable[str], end: str) -> dict[str, Tensor]:
-        """`all_cores` by the names that they have in a model's state, which end so; of these keys alone."""
+        """`all_cores` by the names that they have in a model's state, which end so; of these keys alone.
+
+        Raises:
+            ConfigError: a core is smaller than r × r, which stacks cannot say.
+        """
+        if len(smaller := np.flatnonzero(self.kept.ranks < self.rank)):
+            raise ConfigError(
+                f"{len(smaller)} of {len(self)} tasks have cores smaller than {self.rank} × {self.rank}, and PEFT "
+                "saves stacks of one size: save the bank with colora.save_bank"
+            )
         cores = self.all_cores()
         names = {
             key: key.removeprefix("base_model.model.").removesuffix(f".{end}") for key in keys if key.endswith(end)
@@ -251,100 +275,74 @@ class StoredCores:
 
     # ---- which tasks there are ---------------------------------------------------------------------------------------
 
-    def add(self, tasks: int, init: int | str = "identity", rotation: float = 0.0) -> None:
+    def add(self, tasks: int, init: int | str = "identity", rotation: float = 0.0, rank: int | None = None) -> None:
         """Add tasks, which take no room before they are trained.
 
         Args:
             tasks: how many.
             init: where they start: "identity"; "rotated", each at a rotation of its own; "mean", at the mean core; or
-                at the core of another task, by its id.
+                at the core of another task, by its id. Of a higher rank, its leading corner.
             rotation: share of the directions that are rotated.
+            rank: of their cores; by default that of A and B.
+
+        Raises:
+            ConfigError: a rank that is not from 1 to that of A and B.
         """
-        row = None
-        if init == "mean":
-            row = torch.cat([one.double().mean(0).flatten() for one in self.all_cores().values()])
-        elif isinstance(init, int):
-            row = torch.cat([one.double().cpu().flatten() for one in self.core(init).values()])
+        rank = self.rank if rank is None else rank
+        form, row = self.kept.form_of(rank), None
         self.put_back()
-        self.table.append(tasks)
-        self._starts.add(tasks, row, rotation if init == "rotated" else None)
-        self._moments_of = np.pad(self._moments_of, (0, tasks))
-        self.changed = np.pad(self.changed, (0, tasks))
+        found: Iterable[Tensor] | None = self.kept.mean_core() if init == "mean" else None
+        if isinstance(init, int):
+            found = self.core(init).values()
+        if found is not None:
+            cores = zip(found, form.ranks, strict=True)
+            row = torch.cat([resized_core(one.double().cpu(), own).flatten() for one, own in cores])
+        self.kept.add(tasks, rank, row, rotation if init == "rotated" else None)
         self._resize()
+
+    def set_rank(self, task: int, rank: int) -> None:
+        """Make a task's core larger, with zeros; what an optimiser keeps of it as well. No tasks are at hand then.
+
+        Raises:
+            ConfigError: the rank is lower than it was, or higher than that of A and B.
+        """
+        self.put_back()
+        self.kept.set_rank(task, rank)
+        self.forget_here()
+
+    def moved(self, stacks: Mapping[str, nn.Parameter]) -> "StoredCores":
+        """The same cores for the stacks (rows, r, r) of a larger bank; this one must not be used any more."""
+        self.put_back()
+        return StoredCores(stacks, self.room, kept=self.kept)
 
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one id."""
         self.put_back()
-        self.table.remove(task)
-        self._starts.remove(task)
-        self._moments_of, self.changed = np.delete(self._moments_of, task), np.delete(self.changed, task)
+        self.kept.remove(task)
         self._resize()
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    def _take_over(self, tasks: int) -> None:
-        """Put what the stacks hold into the table, and keep room for a few of them there."""
-        for some in _chunks(tasks):
-            rows = np.zeros((len(some), self.table.width), dtype=self.table.dtype)
-            values = [stack.detach()[torch.from_numpy(some)].cpu().flatten(1) for stack in self.stacks.values()]
-            rows[:, : self._numbers] = torch.cat(values, 1).double().numpy()
-            self.table.write(some, rows)
-        self._resize()
+    def _take_over(self) -> None:
+        """Put what the stacks hold into the table."""
+        for some in chunks(len(self)):
+            for own in self.kept.by_form(some):
+                tasks, form = some[own.places], own.form
+                rows = np.zeros((len(tasks), form.width), dtype=self.table.dtype)
+                corners = [
+                    stack.detach()[torch.from_numpy(tasks), :rank, :rank].cpu().flatten(1)
+                    for stack, rank in zip(self.stacks.values(), form.ranks, strict=True)
+                ]
+                rows[:, : form.numbers] = torch.cat(corners, 1).double().numpy()
+                self.kept.write(tasks, rows)
 
-    @torch.inference_mode(mode=False)
     def _resize(self) -> None:
         """Give the stacks as many rows as there may be tasks at hand; none are at hand then."""
+        self.at_hand.resize(min(self.room, len(self)))
         self.forget_here()
-        rows = min(self.room, len(self))
-        for stack in self.stacks.values():
-            if stack.shape[0] != rows:
-                stack.grad = None  # its shape must be that of the data at all times
-                stack.data = stack.data.new_zeros(rows, *stack.shape[1:])
-                stack.colora_task_uids = list(range(rows))  # type: ignore[attr-defined]
 
-    def rows(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
-        """Rows of the table; where there are none yet, the task's start, and moments of the optimiser in use alone."""
-        rows = self.table.read(tasks)
-        for number in np.flatnonzero(~self.table.written(tasks)):
-            rows[number, : self._numbers] = self._starts.row(int(tasks[number]))
-        rows[self._moments_of[tasks] != self._optimizers, self._numbers :] = 0
-        return rows
-
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
-    def _put(self, rows: Float[Tensor, "n width"]) -> None:
-        """Write rows into the first places of the stacks, and of what the optimiser keeps."""
-        for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
-            torch._foreach_copy_(views, [one.view_as(view) for one, view in zip(values, views, strict=True)])
-        self._versions = self._now()
-
-    @torch.inference_mode(mode=False)
-    @torch.no_grad()
-    def _taken(self) -> Float[Tensor, "n width"]:
-        """The rows of the tasks at hand as they are now."""
-        rows = torch.from_numpy(self.rows(self.here))  # without an optimiser its moments stay
-        for views, values in zip(self._views(len(rows)), self._parts(rows), strict=True):
-            torch._foreach_copy_([one.view_as(view) for one, view in zip(values, views, strict=True)], views)
-        return rows
-
-    def _views(self, tasks: int) -> list[list[Tensor]]:
-        """What rows of the table are made of on the model: cores, and with an optimiser both moments and steps."""
-        found = [[stack.detach()[:tasks] for stack in self.stacks.values()]]
-        if self._optimizer is not None:
-            states = [self._optimizer.core_state(stack) for stack in self.stacks.values()]
-            found += [[state[name][:tasks] for state in states] for name in (*MOMENTS, "step")]
-        return found
-
-    def _parts(self, rows: Float[Tensor, "n width"]) -> list[tuple[Tensor, ...]]:
-        """Columns of rows in the order of `_views`, layer by layer."""
-        values, first, second, steps = rows.split([self._numbers] * 3 + [len(self._sizes)], 1)
-        found = [part.split(self._sizes, 1) for part in (values, first, second)]
-        if self._optimizer is None:
-            return found[:1]
-        return [*found, steps.split(1, 1)]
-
-
-def _chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
-    """The ids of all tasks, some at a time."""
-    for begin in range(0, tasks, size):
-        yield np.arange(begin, min(begin + size, tasks))
+    def _put(self, tasks: Int[np.ndarray, " n"]) -> None:
+        """Put tasks into the first places of the stacks."""
+        groups = self.kept.by_form(tasks)
+        self.at_hand.put([(own, torch.from_numpy(self.kept.read(tasks[own.places]))) for own in groups])
+        self._versions = self.at_hand.now()

@@ -2,6 +2,9 @@
 
 A file that is read and written, and not a mapped one: where the disk is full, a write into a mapping ends the process.
 
+Rows may have several widths. All rows of one width lie together, in blocks or a file of their own, and a task takes two
+bytes to say which width it has; a table for each width would take a place for each task in each of them.
+
 Example:
     >>> import numpy as np
     >>> table = CoreTable(3, tasks=1_000_000)
@@ -10,6 +13,7 @@ Example:
     [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,80 +23,134 @@ from jaxtyping import Bool, Float, Int
 
 from colora.errors import CheckpointError, ConfigError
 
-__all__ = ["CoreTable"]
+__all__ = ["CoreTable", "chunks"]
 
 BLOCK_ROWS = 256
 NOWHERE = -1
+
+
+def chunks(tasks: int, size: int = 1024) -> Iterator[Int[np.ndarray, " n"]]:
+    """The ids of all tasks, some at a time."""
+    for begin in range(0, tasks, size):
+        yield np.arange(begin, min(begin + size, tasks))
 
 
 class CoreTable:
     """The rows of K tasks.
 
     Args:
-        width: numbers of a row.
-        tasks: K.
+        width: numbers of a row, of the first kind.
+        tasks: K, with rows of this width.
         dtype: of the numbers.
-        folder: where the rows are kept, in a file without a name that goes with the process; None: in memory.
+        folder: where the rows are kept, in files without names that go with the process; None: in memory.
+
+    Attributes:
+        widths: numbers of a row of each kind.
+        kinds: for each task, which of these widths its row has, uint16 (K,).
 
     Raises:
-        CheckpointError: the file cannot be written or read.
+        CheckpointError: a file cannot be written or read.
     """
 
     def __init__(
         self, width: int, tasks: int, dtype: type[np.floating] = np.float32, folder: Path | None = None
     ) -> None:
-        self.width, self.dtype = width, np.dtype(dtype)
-        self._rows = _MemoryRows(width, self.dtype) if folder is None else _FileRows(width, self.dtype, folder)
+        self.dtype, self._folder = np.dtype(dtype), folder
+        self.widths: list[int] = []
+        self._shelves: list[_Shelf] = []
+        self.add_kind(width)
+        self.kinds: Int[np.ndarray, " K"] = np.zeros(tasks, dtype=np.uint16)
         self._place = np.full(tasks, NOWHERE, dtype=np.int32)
-        self._free: list[int] = []
-        self._used = 0
 
     def __len__(self) -> int:
         return len(self._place)
 
     @property
     def file_descriptor(self) -> int:
-        """Of the file. Raises ConfigError if the rows are in memory."""
-        if isinstance(self._rows, _MemoryRows):
+        """Of the file of the first kind's rows. Raises ConfigError if they are in memory."""
+        rows = self._shelves[0].rows
+        if isinstance(rows, _MemoryRows):
             raise ConfigError("these cores are in memory, not in a file")
-        return int(self._rows.file.fileno())
+        return int(rows.file.fileno())
+
+    def add_kind(self, width: int) -> int:
+        """Have rows of another width too; the number of this kind. Raises CheckpointError if there is no file."""
+        self.widths.append(width)
+        self._shelves.append(_Shelf(width, self.dtype, self._folder))
+        return len(self.widths) - 1
 
     def written(self, tasks: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which of these tasks have a row."""
         return self._place[tasks] != NOWHERE
 
     def read(self, tasks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n width"]:
-        """The rows of these tasks; zeros for those that have none."""
-        rows = np.zeros((len(tasks), self.width), dtype=self.dtype)
+        """The rows of these tasks, all of one kind; zeros for those that have none."""
+        kind = self._kind_of(tasks)
+        rows = np.zeros((len(tasks), self.widths[kind]), dtype=self.dtype)
         for number, place in enumerate(self._place[tasks]):
             if place != NOWHERE:
-                self._rows.read(int(place), rows[number])
+                self._shelves[kind].rows.read(int(place), rows[number])
         return rows
 
     def write(self, tasks: Int[np.ndarray, " n"], rows: Float[np.ndarray, "n width"]) -> None:
-        """Set the rows of these tasks; where one cannot be written, it and those after it stay as they were."""
+        """Set the rows of these tasks, all of one kind; where one cannot be written, it and those after it stay."""
+        shelf = self._shelves[self._kind_of(tasks)]
         for task, row in zip(tasks.tolist(), np.ascontiguousarray(rows, dtype=self.dtype), strict=True):
             place = int(self._place[task])
             new = place == NOWHERE
             if new:
-                place = self._free[-1] if self._free else self._used
-            self._rows.write(place, row)
+                place = shelf.next
+            shelf.rows.write(place, row)
             if new:
                 self._place[task] = place
-                if self._free:
-                    self._free.pop()
-                else:
-                    self._used += 1
+                shelf.take()
 
-    def append(self, tasks: int) -> None:
+    def append(self, tasks: int, kind: int = 0) -> None:
         """Add tasks, without rows yet, after the others."""
         self._place = np.concatenate([self._place, np.full(tasks, NOWHERE, dtype=np.int32)])
+        self.kinds = np.concatenate([self.kinds, np.full(tasks, kind, dtype=np.uint16)])
+
+    def set_kind(self, task: int, kind: int) -> None:
+        """Let a task have rows of another kind; it has none yet."""
+        self._give_up(task)
+        self.kinds[task] = kind
 
     def remove(self, task: int) -> None:
         """Remove a task; those after it move up by one."""
+        self._give_up(task)
+        self._place, self.kinds = np.delete(self._place, task), np.delete(self.kinds, task)
+
+    def _give_up(self, task: int) -> None:
         if (place := int(self._place[task])) != NOWHERE:
-            self._free.append(place)
-        self._place = np.delete(self._place, task)
+            self._shelves[self.kinds[task]].free.append(place)
+            self._place[task] = NOWHERE
+
+    def _kind_of(self, tasks: Int[np.ndarray, " n"]) -> int:
+        kinds = self.kinds[tasks]
+        if (kinds != kinds[:1]).any():
+            raise ValueError("expected tasks whose rows have the same width")
+        return int(kinds[0]) if len(kinds) else 0
+
+
+class _Shelf:
+    """The rows of one width, and which of its places nobody has any more."""
+
+    def __init__(self, width: int, dtype: "np.dtype[np.floating]", folder: Path | None) -> None:
+        self.rows = _MemoryRows(width, dtype) if folder is None else _FileRows(width, dtype, folder)
+        self.free: list[int] = []
+        self._used = 0
+
+    @property
+    def next(self) -> int:
+        """The place that the next row takes."""
+        return self.free[-1] if self.free else self._used
+
+    def take(self) -> None:
+        """That place has a row now."""
+        if self.free:
+            self.free.pop()
+        else:
+            self._used += 1
 
 
 class _MemoryRows:

@@ -1,7 +1,6 @@
 """The list of tasks, in OpenAI's form; page by page for who asks so."""
 
-from collections.abc import Iterator
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -24,17 +23,16 @@ def models(
     after: str | None = None,
     search: Annotated[str, Query(max_length=MOST_SEARCHED)] = "",
 ) -> dict[str, Any]:
-    """All tasks of the tenant, or `limit` of them, those that follow `after`; with `search` only those whose names have
-    this text somewhere, in capitals or not. `base` names the base model, which is no task; null if this key does not
-    open it.
+    """The tasks of the tenant, those that follow `after`: `limit` of them, or as many as fit on a page; with `search`
+    only those whose names have this text somewhere, in capitals or not. `base` names the base model, which is no task;
+    null if this key does not open it.
     """
     wanted, base = search.casefold(), service.store.base_name
-    found = (name for name in service.store if not wanted or wanted in name.casefold())
-    names: Iterator[str] = filter(tenant.may, found)
     if after is not None:
         check_task(service, tenant, after)
-        names = islice(dropwhile(lambda name: name != after, names), 1, None)
-    page = list(names if limit is None else islice(names, limit + 1))
+    limit = MOST_ON_A_PAGE if limit is None else limit
+    names = (name for name in service.store.after(after) if tenant.may(name) and wanted in name.casefold())
+    page = list(islice(names, limit + 1))
     shown = page[:limit]
     return {
         "object": "list",

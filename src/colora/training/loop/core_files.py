@@ -1,6 +1,6 @@
 """Checkpoints of a store of cores that cost what changed: each writes the rows of the tasks that were trained since.
 
-CHECKPOINTS/cores/STEP-TOKEN-PART.safetensors    rows of tasks, and their ids
+CHECKPOINTS/cores/STEP-TOKEN-PART.safetensors    rows of tasks of one rank, and their ids
 CHECKPOINTS/checkpoint-STEP/cores.json           the files that make up the state at this step, the oldest first
 
 A file is whole or not there, and no file is written twice. Once the files hold twice the rows that there are, one
@@ -57,14 +57,14 @@ class CoreFiles:
             TrainingDivergedError: a core holds NaN or infinity.
         """
         stored.put_back()
-        changed = np.flatnonzero(stored.changed)
+        changed = np.flatnonzero(stored.kept.changed)
         if write and len(changed):
             everything = np.flatnonzero(stored.table.written(np.arange(len(stored))))
             anew = self._rows + len(changed) > 2 * len(everything) + SPARE_ROWS
             files = self._written(stored, everything if anew else changed, step)
             self._files = files if anew else [*self._files, *files]
             self._rows = len(everything) if anew else self._rows + len(changed)
-        stored.changed[:] = False
+        stored.kept.changed[:] = False
 
     def note(self, checkpoint: Path) -> None:
         """Say in a checkpoint which files belong to it, and whose rows they are."""
@@ -92,7 +92,7 @@ class CoreFiles:
         if folder.resolve() != self.folder.resolve():  # of another run, whose files may go
             self._files, self._rows = [], 0
         else:
-            stored.changed[:] = False
+            stored.kept.changed[:] = False
 
     def collect(self, checkpoints: Path) -> None:
         """Delete the files that no checkpoint in this folder names."""
@@ -103,15 +103,17 @@ class CoreFiles:
                 path.unlink(missing_ok=True)
 
     def _written(self, stored: StoredCores, tasks: Int[np.ndarray, " n"], step: int) -> list[str]:
-        size = max(1, PART_BYTES // (stored.table.width * stored.table.dtype.itemsize))
-        files, token = [], secrets.token_hex(4)  # another run in this folder has other files
-        for part, begin in enumerate(range(0, len(tasks), size)):
-            some = tasks[begin : begin + size]
-            rows = stored.rows(some)
-            if len(bad := some[~np.isfinite(rows).all(1)]):
-                raise TrainingDivergedError(f"the core of task {int(bad[0])} became NaN or infinite by step {step}")
-            files.append(f"{step:09d}-{token}-{part:04d}.safetensors")
-            write_bytes(self.folder / files[-1], safetensors.numpy.save({"tasks": some, "rows": rows}))
+        files, token = list[str](), secrets.token_hex(4)  # another run in this folder has other files
+        for own in stored.kept.by_form(tasks):
+            of_rank = tasks[own.places]
+            size = max(1, PART_BYTES // (own.form.width * stored.table.dtype.itemsize))
+            for begin in range(0, len(of_rank), size):
+                some = of_rank[begin : begin + size]
+                rows = stored.kept.read(some)
+                if len(bad := some[~np.isfinite(rows).all(1)]):
+                    raise TrainingDivergedError(f"the core of task {int(bad[0])} became NaN or infinite by step {step}")
+                files.append(f"{step:09d}-{token}-{len(files):04d}.safetensors")
+                write_bytes(self.folder / files[-1], safetensors.numpy.save({"tasks": some, "rows": rows}))
         return files
 
 

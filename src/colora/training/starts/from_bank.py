@@ -6,12 +6,14 @@ left out. The bank's adapter settings hold; the run file may repeat them, not ch
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.identity import check_base, name_base
@@ -22,13 +24,15 @@ from colora.adapter.targets.linear import name_all_linear
 from colora.adapter.targets.rule import is_target
 from colora.bank.load import attach_bank
 from colora.bank.tensors import SavedBank
-from colora.common.text import shortened
+from colora.common.text import listed, shortened
 from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, RunConfig
 from colora.training.run_folder import run_config
+from colora.training.starts.from_rows import start_from_rows, stays_in_rows
 
 __all__ = ["check_start", "resolve_adapter", "start_bank"]
 
+MOST_TOLD = 10_000  # tasks of the first bank that are looked through for those that are left out
 # Which layers: the same ones can be said in several ways, so these are compared on the base model (`check_start`).
 LAYERS = {"target_modules", "target_parameters", "exclude_modules", "layers_to_transform"}
 
@@ -90,31 +94,50 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
         choose_targets(asked, model)  # the same layers, but perhaps a name beside them that is none
 
 
-def start_bank(adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callable[[str], None]) -> PeftModel:
+def start_bank(
+    adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callable[[str], None], config: RunConfig | None = None
+) -> PeftModel:
     """The bank that a run starts from, on the base model, trainable and with the run's tasks in its order.
+
+    Args:
+        config: of the run, which says where very many cores are kept.
 
     Raises:
         as `check_start`.
     """
     check_start(adapter, start, model)
-    bank, names = attach_bank(model, start, trainable=True), adapter.tasks
+    names = adapter.tasks
+    if new := [name for name in names if name not in start.index]:
+        log(f"not in {start.folder}, start at the mean core: {listed(new, 100)}")
+    if left := len(start.tasks) - (len(names) - len(new)):
+        told = [name for name in islice(start.tasks, MOST_TOLD) if name not in set(names)][:100]
+        log(f"only in {start.folder}, left out: {listed(told, 100) if len(told) == left else f'{left} tasks'}")
+    if config is not None and stays_in_rows(config, start, len(names)):
+        bank = start_from_rows(model, start, names, config)
+    else:
+        bank = _start_on_model(start, model, names)
     tuner = bank_tuner(bank)
-    row = {name: index for index, name in enumerate(tuner.tasks)}
-    if new := [name for name in names if name not in row]:
-        log(f"not in {start.folder}, start at the mean core: {', '.join(new)}")
-    if left := [name for name in row if name not in names]:
-        log(f"only in {start.folder}, left out: {', '.join(left)}")
-    (adapter_name,) = tuner.active_adapters
-    with torch.no_grad():
-        for layer in bank_layers(bank, adapter_name).values():
-            cores = layer.colora_core[adapter_name]
-            mean = cores.mean(0)
-            cores.data = torch.stack([cores[row[name]] if name in row else mean for name in names])
-    settings = tuner.peft_config[adapter_name]
-    settings.tasks, settings.base_model_name_or_path = list(names), model.name_or_path
+    settings = tuner.peft_config[tuner.active_adapters[0]]
+    settings.base_model_name_or_path = model.name_or_path
     if settings.base_identity is not None:
         name_base(settings, model)
-    tuner.router.register(adapter_name, settings.tasks)
+    return bank
+
+
+def _start_on_model(start: SavedBank, model: PreTrainedModel, names: list[str]) -> PeftModel:
+    """With all cores on the model; of a bank in rows only those of the run's tasks are read, if none is new."""
+    known = [name for name in names if name in start.index]
+    row = {name: index for index, name in enumerate(known)}
+    bank = attach_bank(model, start, True, known or start.tasks[:1])
+    mean = start.mean_core() if len(known) < len(names) else {}
+    tuner = bank_tuner(bank)
+    (adapter_name,) = tuner.active_adapters
+    with torch.no_grad():
+        for key, layer in bank_layers(bank, adapter_name).items():
+            cores = layer.colora_core[adapter_name]
+            cores.data = torch.stack([cores[row[name]] if name in row else mean[key].to(cores) for name in names])
+    tuner.peft_config[adapter_name].tasks = list(names)
+    tuner.router.register(adapter_name, names)
     return bank
 
 

@@ -1,21 +1,24 @@
 """More rank for a new task that the shared subspace does not hold, with every other task's model as it was.
 
-A gets further rows and B further columns; the cores of all tasks get zeros there, so that B Λ_k A is the same. The new
+A gets further rows and B further columns. The cores of all other tasks stay what they are, r × r numbers that mix the
+first r directions, so that B Λ_k A is the same; the new task's is (r + extra) × (r + extra). Cores of several sizes are
+in a store. Tasks that come later have the size that the bank was trained with (`CoLoRAConfig.core_rank`): a core that
+reaches into the directions of one other task must be asked for. The new
 directions are the leading ones of the new task's gradient outside the subspace: of G (I − P_A) for A, of (I − P_B) G
 for B, each as long as the bank's own are on average. Where the gradient has fewer of them, random directions take
 their place. No other task uses them, so they may be trained with the new task's core (`Settings.factor_lr`).
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
-from math import sqrt
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from colora.adapter.config import CoLoRAConfig
+from colora.adapter.config import ADAPTER_NAME, CoLoRAConfig
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.stored.access import ROOM, store_cores
+from colora.adapter.task_names import TaskSequence
 from colora.errors import ConfigError
 from colora.training.task_gradients import TaskGradients
 from colora.transfer.onboarding.coverage import orthonormal
@@ -23,20 +26,23 @@ from colora.transfer.onboarding.coverage import orthonormal
 __all__ = ["extend_rank"]
 
 
-def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, index: int = 0) -> PeftModel:
-    """A bank of rank r + `extra` on the same base, which it takes out of `model`.
+def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, task: str, index: int = 0) -> PeftModel:
+    """A bank with A and B of rank r + `extra` on the same base, which it takes out of `model`; cores are in a store.
 
     Args:
         model: with one active bank.
         gradients: of the new task, at `index`.
+        task: the new task, whose core gets zeros for the new directions; those of all others stay.
 
     Raises:
         ConfigError: a layer is smaller than the new rank, or the bank has modules trained in full; `model` is then as
             it was.
+        TaskIdError: the bank has no such task.
     """
     tuner = bank_tuner(model)
     bank = tuner.active_adapters[0]
-    config: CoLoRAConfig = deepcopy(tuner.peft_config[bank])
+    number, names = tuner.router.index(task, bank), tuner.router.tasks[bank]
+    config: CoLoRAConfig = tuner.peft_config[bank]
     if config.modules_to_save:
         raise ConfigError("a bank with modules_to_save cannot be extended")
     grown = {}
@@ -45,21 +51,31 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, index: i
         left, right = (factor[index] for factor in gradients.factors[name])
         if min(layer.in_features - A.shape[0], layer.out_features - B.shape[1]) < extra:
             raise ConfigError(f"layer {name} has no room for {extra} further directions: choose fewer")
-        grown[name] = (*_grown(A, B, left, right, extra), layer.colora_core[bank].detach().cpu())
-    scaling, r = config.scaling, config.r + extra
-    config.r, config.lora_alpha = r, scaling * (sqrt(r) if config.use_rslora else r)
-    larger = get_peft_model(tuner.unload(), config)
-    _fill(larger, grown, extra)
+        grown[name] = _grown(A, B, left, right, extra)
+    stored = tuner.router.stored.get(bank) or store_cores(model, min(ROOM, len(names)))
+    larger = get_peft_model(tuner.unload(), _larger(config, extra, task))
+    _fill(larger, grown)
+    router = bank_tuner(larger).router
+    stacks = {name: layer.colora_core[ADAPTER_NAME] for name, layer in bank_layers(larger, ADAPTER_NAME).items()}
+    moved = router.stored[ADAPTER_NAME] = stored.moved(stacks)
+    moved.set_rank(number, config.r + extra)
+    bank_tuner(larger).peft_config[ADAPTER_NAME].tasks = TaskSequence(names)
+    router.register(ADAPTER_NAME, names)
     return larger
 
 
+def _larger(config: CoLoRAConfig, extra: int, task: str) -> CoLoRAConfig:
+    """The config of the larger bank, of one task as yet: no cores of r + extra are made for the others."""
+    larger = {"r": config.r + extra, "lora_alpha": config.alpha_of(config.r + extra), "core_rank": config.rank_of_new}
+    return type(config)(**config.with_tasks([task]).to_dict() | larger)
+
+
 @torch.no_grad()
-def _fill(model: PeftModel, grown: Mapping[str, tuple[Tensor, Tensor, Tensor]], extra: int) -> None:
-    for name, layer in bank_layers(model, "default").items():
-        A, B, cores = grown[name]
-        layer.colora_A["default"].copy_(A)
-        layer.colora_B["default"].copy_(B)
-        layer.colora_core["default"].copy_(torch.nn.functional.pad(cores, (0, extra, 0, extra)))
+def _fill(model: PeftModel, grown: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    for name, layer in bank_layers(model, ADAPTER_NAME).items():
+        A, B = grown[name]
+        layer.colora_A[ADAPTER_NAME].copy_(A)
+        layer.colora_B[ADAPTER_NAME].copy_(B)
 
 
 def _grown(A: Tensor, B: Tensor, left: Tensor, right: Tensor, extra: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from colora.adapter.model import bank_layers
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.stored.access import core_rank, held_tasks
 from colora.common.progress import progress_bar
 from colora.errors import ConfigError, TrainingDivergedError
 from colora.models.batching import device_of
@@ -35,6 +36,8 @@ class Settings:
         steps: optimiser steps. rows: examples of a step.
         lr: peak learning rate of the core, which falls as a cosine; None: 0.12, or 0.06 for large cores.
         extend: further directions of A and B for the new task, see `colora.transfer.onboarding.extend`.
+        rank: of its core before that; by default the bank's, `CoLoRAConfig.core_rank`. A higher one lets it use the
+            directions that were added for other tasks.
         factor_lr: peak learning rate of those directions; 0: they stay as its gradient gave them, which measured no
             worse.
         proximal: strength of the proximal regularisation towards the start (L2-SP, arXiv:1802.01483, decoupled as in
@@ -56,6 +59,7 @@ class Settings:
     factor_lr: float = 0.0
     proximal: float | None = None
     seed: int = 0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "rows": 1, "extend": 0, "seed": 0}
@@ -64,6 +68,8 @@ class Settings:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        if self.rank is not None and self.rank < 1:
+            faults.append(f"rank: expected at least 1, found {self.rank}")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             faults.append(f"lr: expected a number above 0, found {self.lr}")
         if not 0 <= self.factor_lr < float("inf"):
@@ -87,15 +93,17 @@ def fit_core(model: PeftModel, index: int, data: EncodedTasks, collate: TaskColl
     Raises:
         TrainingDivergedError: the loss or what is trained became NaN or infinite.
     """
-    device = device_of(model)
+    device, name = device_of(model), bank_tuner(model).tasks[index]
     modes = [module.training for module in model.modules()]
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
-        with _trainable(model, settings.extend if settings.factor_lr else 0) as parameters, generators:
+        fresh = settings.extend if settings.factor_lr else 0
+        with held_tasks(model, [name]), _trainable(model, fresh) as parameters, generators:
             torch.manual_seed(settings.seed)  # for dropout
             model.train()
             _steps(model, index, data, collate, settings)
-            if not all(torch.isfinite(part[index] if part.ndim == 3 else part).all() for part in parameters):
+            place = bank_tuner(model).router.place(model.active_adapters[0], index)
+            if not all(torch.isfinite(part[place] if part.ndim == 3 else part).all() for part in parameters):
                 raise TrainingDivergedError(f"the core became NaN or infinite in step {settings.steps}: lower lr")
     finally:
         for module, mode in zip(model.modules(), modes, strict=True):
@@ -104,12 +112,12 @@ def fit_core(model: PeftModel, index: int, data: EncodedTasks, collate: TaskColl
 
 def _steps(model: PeftModel, index: int, data: EncodedTasks, collate: TaskCollator, settings: Settings) -> None:
     bank, device = model.active_adapters[0], device_of(model)
-    rank = max(layer.colora_core[bank].shape[-1] for layer in bank_layers(model, bank).values())
-    lr, proximal = settings.rates(rank)
+    lr, proximal = settings.rates(core_rank(model, index))
+    place = bank_tuner(model).router.place(bank, index)
     optimizer = TaskAdamW(parameter_groups(model, settings.factor_lr, lr), betas=BETAS)
     optimizer.zero_grad()
     (cores,) = [group for group in optimizer.param_groups if group["role"] == "core"]
-    starts = [core.detach()[index].clone() for core in cores["params"]]
+    starts = [core.detach()[place].clone() for core in cores["params"]]
     scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
     order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
     encoder_decoder = is_encoder_decoder(model)
@@ -124,12 +132,12 @@ def _steps(model: PeftModel, index: int, data: EncodedTasks, collate: TaskCollat
             if not torch.isfinite(loss):
                 raise TrainingDivergedError(f"the loss became {loss.item()} in step {step + 1}: lower lr")
             loss.backward()
-            optimizer.expect(torch.tensor([index]))
+            optimizer.expect(torch.tensor([place]))
             optimizer.step()
             if proximal:
                 with torch.no_grad():
                     for core, start in zip(cores["params"], starts, strict=True):
-                        core[index].lerp_(start, proximal * cores["lr"] / lr)
+                        core[place].lerp_(start, proximal * cores["lr"] / lr)
             scheduler.step()
             optimizer.zero_grad()
             bar.advance(counter)

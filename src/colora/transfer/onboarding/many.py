@@ -7,9 +7,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from colora.adapter.model import bank_tuner
+from colora.bank.growing import GrowingBank, start_tasks
 from colora.bank.layout import CONFIG_FILE
 from colora.bank.load import load_bank
-from colora.bank.tensors import BankContents, SavedBank, write_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
@@ -20,7 +22,6 @@ from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import Onboarding, add_new_task, note_task, source_of, target_folder
-from colora.transfer.onboarding.write import add_to_files
 
 __all__ = ["Onboardings", "onboard_many"]
 
@@ -64,18 +65,18 @@ def onboard_many(
         examples: for each task a file, or a folder of train, val and test files, with the task's name.
         output: folder for the new bank; it may hold what an earlier start has written there. By default it takes the
             old one's place.
-        base, settings, log, prompt: as for `onboard`; `extend` cannot be.
+        base, settings, log, prompt: as for `onboard`; `extend` cannot be, and `rank` in a bank of several sizes alone.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
         TaskFileError: listing all faults of all files, names that stand twice among them; nothing is trained.
-        ConfigError: a prompt that has no place for an instruction, another bank at `output`, or `extend`.
+        ConfigError: a prompt that has no place for an instruction, another bank at `output`, `extend`, or `rank`.
         CheckpointError: the bank cannot be written; what was there still is.
     """
     configure_threads()
     settings = settings or Settings()
     if settings.extend:
-        raise ConfigError("extend: with one new task at a time, for it makes the core of every task larger")
+        raise ConfigError("extend: with one new task at a time, for A and B grow with each of them")
     goes_on = output is not None and (Path(output) / CONFIG_FILE).is_file()
     saved = SavedBank(bank)
     if goes_on and output is not None:
@@ -83,26 +84,30 @@ def onboard_many(
         if begun.shared_sha256 != saved.shared_sha256:
             raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
         saved = begun
+    if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
+        raise ConfigError(
+            f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
+            "another rank first, by itself"
+        )
     found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
-    known = [name for name in saved.tasks if name not in names] or saved.tasks
+    others = start_tasks(saved) or saved.tasks
+    known = [name for name in others if name not in names] or others
     found.skipped = [task.name for task in tasks if task.name in saved.index]
     if found.skipped:
         log(f"{len(found.skipped)} of {len(tasks)} tasks are in {saved.folder} already")
     template = saved.info.template() if prompt is None else template_of(prompt)
     new = _prompted([task for task in tasks if task.name not in saved.index], template)
     if new:
-        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
         check_chat([prompt], model, tokenizer)
-        files = saved.load()
-        files.info = info
-        _add_all(files, new, (model, tokenizer), template, known, settings, log, found)
+        _add_all(GrowingBank(saved, info, found.bank), new, (model, tokenizer), template, known, settings, log, found)
     return found
 
 
 def _add_all(
-    files: BankContents,
+    files: GrowingBank,
     new: Sequence[Task],
     loaded: tuple[PeftModel, Tokenizer],
     template: PromptTemplate | None,
@@ -124,12 +129,12 @@ def _add_all(
             found.failed[task.name] = str(error)
         else:
             note_task(info, task, settings, template)
-            add_to_files(files, model, task.name)
+            files.add(task.name, bank_tuner(model).core(task.name))
             seconds = time.monotonic() - began
             found.done.append(Onboarding(**vars(fit), task=task.name, bank=found.bank, seconds=seconds))
             unsaved += 1
         if unsaved and (number == len(new) or time.monotonic() - last > SAVE_SECONDS):
-            write_bank(files, found.bank)
+            files.write()
             unsaved, last = 0, time.monotonic()
 
 

@@ -1,8 +1,9 @@
 """Onboarding: a new task in a trained bank. r × r parameters per layer are trained, all that was there stays."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from peft import PeftModel
 
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.adapter.stored.access import ROOM, held_tasks, store_cores, stored_cores
+from colora.bank.growing import start_tasks
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
-from colora.bank.tensors import SavedBank, write_bank
+from colora.bank.tensors import SavedBank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError
@@ -25,12 +28,12 @@ from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
-from colora.training.task_gradients import task_gradients
+from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings, fit_core
 from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
-from colora.transfer.onboarding.write import add_to_files
+from colora.transfer.onboarding.write import write_new_task
 
 __all__ = [
     "Onboarding",
@@ -48,6 +51,8 @@ __all__ = [
 ENOUGH = 0.005
 """Relative coverage that tasks like the bank's own exceed, and others do not (benchmarks/transfer/coverage.py)."""
 GRADIENT_EXAMPLES = 16
+MOST_KNOWN = 256
+"""Tasks of a bank in a store that a new one looks at for its start, evenly spread."""
 START_EXAMPLES = 4
 """Examples that starts are compared on: each start is a pass over them, and training follows anyway."""
 
@@ -106,6 +111,8 @@ def onboard(
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
+    Of a bank in rows only some cores are read, evenly spread (`START_TASKS`): the new one may start from these.
+
     Args:
         bank: folder of a bank or of a run.
         examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
@@ -130,20 +137,17 @@ def onboard(
     saved = SavedBank(bank)
     target = target_folder(saved, output)
     task = read_one_task(Path(examples), name, settings.seed)
-    if task.name in saved.tasks:
+    if task.name in saved.index:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
     if fault := unplaced_text(task, template):
         raise ConfigError(f"prompt (--prompt): task {task.name!r}, {fault}")
     task = prompted(task, template)
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
-    files = saved.load()
-    files.info = info
-    add_to_files(files, model, task.name)
-    write_bank(files, target)
+    write_new_task(saved, model, task.name, info, target)
     return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
 
 
@@ -181,7 +185,7 @@ def add_new_task(
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
 
     Args:
-        known: the tasks whose cores it may start from; by default all that are there.
+        known: the tasks whose cores it may start from; by default all that are there, and of a store `MOST_KNOWN`.
 
     If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
     that was to be returned has it.
@@ -190,18 +194,26 @@ def add_new_task(
         the model, another one than before if its rank was extended; and what the training came to.
 
     Raises:
-        ConfigError: the name is taken, the bank is merged into the base, or there is no room for `extend`.
+        ConfigError: the name is taken, the bank is merged into the base, there is no room for `extend`, or the bank has
+            no cores of the rank that is asked for.
         TaskFileError: listing every example that is too long.
         TrainingDivergedError: a loss became NaN or infinite.
     """
     tuner = bank_tuner(model)
-    tuner.router.check_on_model(tuner.active_adapters[0])
     if any(layer.merged for layer in bank_layers(model, tuner.active_adapters[0]).values()):
         raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before adding a task")
     encoder_decoder = is_encoder_decoder(model)
     data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
-    tuner.add_tasks([task.name])
+    if known is None:
+        known = tuner.tasks
+        if stored_cores(model) is not None and len(known) > MOST_KNOWN:  # they are all on the model at once
+            known = known[:: -(-len(known) // MOST_KNOWN)]
+    config = tuner.peft_config[tuner.active_adapters[0]]
+    rank = settings.rank or config.rank_of_new
+    if rank != config.r and stored_cores(model) is None:
+        store_cores(model, min(ROOM, len(known) + 1))  # of several sizes from now on
+    tuner.add_tasks([task.name], rank=rank)
     try:
         return _add(model, tokenizer.pad_token_id, task.name, data, held_out, settings, log, known)
     except BaseException:  # Ctrl-C too
@@ -218,15 +230,35 @@ def _add(
     held_out: EncodedTasks,
     settings: Settings,
     log: Callable[[str], None],
-    known: Sequence[str] | None,
+    known: Sequence[str],
 ) -> tuple[PeftModel, TaskFit]:
-    collate = TaskCollator(pad_token_id)
-    batches, validation = batches_of(data, collate), batches_of(held_out, collate)
-    tuner = bank_tuner(model)
+    with held_tasks(model, [*known, name]):
+        fit, left = _started(model, pad_token_id, name, data, settings, log, known)
+    if left is not None:
+        model = extend_rank(model, settings.extend, left, name)
+    collate, index = TaskCollator(pad_token_id), bank_tuner(model).tasks.index(name)
+    fit_core(model, index, data, collate, settings)
+    after = mean_nll(model, batches_of(data, collate), index)
+    validation = mean_nll(model, batches_of(held_out, collate), index) if len(held_out) else None
+    return model, replace(fit, after=after, validation=validation)
+
+
+def _started(
+    model: PeftModel,
+    pad_token_id: int,
+    name: str,
+    data: EncodedTasks,
+    settings: Settings,
+    log: Callable[[str], None],
+    known: Sequence[str],
+) -> tuple[TaskFit, TaskGradients | None]:
+    """Look at a new task, and write its start; with the gradient there, if its rank is to be extended."""
+    collate, tuner = TaskCollator(pad_token_id), bank_tuner(model)
     bank, index = tuner.active_adapters[0], tuner.tasks.index(name)
     tuner.set_core(name, {layer: torch.zeros_like(core) for layer, core in tuner.core(name).items()})
     gradients = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
-    before = float(gradients.loss[0]) if len(data) <= GRADIENT_EXAMPLES else mean_nll(model, batches, index)
+    few = len(data) <= GRADIENT_EXAMPLES
+    before = float(gradients.loss[0]) if few else mean_nll(model, batches_of(data, collate), index)
     factors = {
         layer_name: (layer.colora_A[bank].detach().cpu(), layer.colora_B[bank].detach().cpu())
         for layer_name, layer in bank_layers(model, bank).items()
@@ -235,12 +267,10 @@ def _add(
     first_batch = batches_of(data, collate, START_EXAMPLES)[:1]
     start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0), known)
     log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
+    left = None
     if settings.extend:  # along what is left to learn from there
         left = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
-        model = extend_rank(model, settings.extend, left)
-    fit_core(model, index, data, collate, settings)
-    after = mean_nll(model, batches, index)
-    return model, TaskFit(start, covered, before, after, mean_nll(model, validation, index) if validation else None)
+    return TaskFit(start, covered, before, math.nan, None), left
 
 
 def read_one_task(source: Path, name: str | None, seed: int, validation: int = 0) -> Task:

@@ -9,7 +9,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.algebra import fresh_core
+from colora.adapter.stored.access import core_rank
+from colora.algebra import fresh_core, resized_core
 from colora.models.batching import device_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode, eval_mode_with_gradients
@@ -50,7 +51,8 @@ def choose_start(
     optimiser trains them.
 
     Args:
-        model: with one active bank of at least two tasks, `task` among them.
+        model: with one active bank of at least two tasks, `task` among them; where its cores are in a store, with this
+            one and the known ones held.
         batches: of `TaskCollator`; their `task_ids` are not looked at.
         at_zero: the gradient of the new task's loss by its core at Λ = 0, of `core_gradient` or `gradient_at_zero`.
         known: the other tasks that are looked at; by default all.
@@ -59,11 +61,16 @@ def choose_start(
     names = tuner.tasks
     bank, index = tuner.active_adapters[0], names.index(task)
     known = [name for name in names if name != task] if known is None else known
-    stacks = {name: layer.colora_core[bank].detach() for name, layer in bank_layers(model, bank).items()}
-    places = {name: place for place, name in enumerate(names)}
-    others = torch.tensor([places[name] for name in known])
+    rank = core_rank(model, index)
+    # Of larger cores than the new one's, what it can have of them: their leading corners, which are views.
+    layers = bank_layers(model, bank).items()
+    stacks = {name: resized_core(layer.colora_core[bank].detach(), rank) for name, layer in layers}
+    at_zero = _resized(at_zero, rank)
+    ids = {name: number for number, name in enumerate(names)}
+    others = torch.tensor([tuner.router.place(bank, ids[name]) for name in known])
     mean = {name: stack[others.to(stack.device)].mean(0).clone() for name, stack in stacks.items()}
     near = _nearest(model, task, batches, stacks, mean, known)
+    larger = [name for name in near if core_rank(model, ids[name]) > rank]
     starts: dict[str, Core] = {
         "identity": {name: fresh_core(stack.shape[-1]) for name, stack in stacks.items()},
         "mean": mean,
@@ -73,14 +80,16 @@ def choose_start(
     length = float(torch.stack([slope.square().sum() for slope in at_zero.values()]).sum().sqrt()) or 1.0
     for scale in SCALES:
         starts[f"gradient × {scale:g}"] = {name: -scale * norm / length * slope for name, slope in at_zero.items()}
+    starts |= {f"core of {name}": _resized(tuner.core(name), rank) for name in larger}
+    near = [name for name in near if name not in larger]
     nll = {}
     for name, core in starts.items():
         tuner.set_core(task, core)
         nll[name] = mean_nll(model, batches, index)
-    of_near = mean_nlls(model, batches, [tuner.tasks.index(name) for name in near])
+    of_near = mean_nlls(model, batches, [ids[name] for name in near])
     nll |= {f"core of {name}": value for name, value in zip(near, of_near, strict=True)}
     best = min(nll, key=lambda name: nll[name] if math.isfinite(nll[name]) else math.inf)
-    core = starts[best] if best in starts else tuner.core(best.removeprefix("core of "))
+    core = starts[best] if best in starts else _resized(tuner.core(best.removeprefix("core of ")), rank)
     tuner.set_core(task, core)
     return Start(best, core, nll)
 
@@ -97,9 +106,10 @@ def _nearest(
     if len(others) <= NEIGHBOURS:
         return list(others)
     slope = core_gradient(model, task, batches, mean)
+    tuner, (bank,) = bank_tuner(model), model.active_adapters
     gain = torch.stack([((stacks[name] - mean[name]) * slope[name]).sum((1, 2)) for name in stacks]).sum(0)
-    places = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
-    rows = torch.tensor([places[name] for name in others])
+    ids = {name: number for number, name in enumerate(tuner.tasks)}
+    rows = torch.tensor([tuner.router.place(bank, ids[name]) for name in others])
     return [others[row] for row in gain[rows.to(gain.device)].argsort()[:NEIGHBOURS].tolist()]
 
 
@@ -145,8 +155,8 @@ def core_gradient(model: PeftModel, task: str, batches: Batches, core: Core) -> 
     tuner.set_core(task, core)
     index, bank = tuner.tasks.index(task), tuner.active_adapters[0]
     layers = bank_layers(model, bank)
-    stacks = [layer.colora_core[bank] for layer in layers.values()]
-    total = [torch.zeros_like(stack[index]) for stack in stacks]
+    stacks, place = [layer.colora_core[bank] for layer in layers.values()], tuner.router.place(bank, index)
+    total = [torch.zeros_like(stack[place]) for stack in stacks]
     count = sum(int(label_tokens(batch["labels"], is_encoder_decoder(model)).sum()) for batch in batches)
     with eval_mode_with_gradients(model, stacks):
         for batch in batches:
@@ -154,8 +164,12 @@ def core_gradient(model: PeftModel, task: str, batches: Batches, core: Core) -> 
             loss = row_nll(model, inputs, labels).sum() / max(count, 1)
             slopes = torch.autograd.grad(loss, stacks, materialize_grads=True)
             for sum_of_layer, slope in zip(total, slopes, strict=True):
-                sum_of_layer += slope[index]
-    return dict(zip(layers, total, strict=True))
+                sum_of_layer += slope[place]
+    return _resized(dict(zip(layers, total, strict=True)), core_rank(model, index))
+
+
+def _resized(core: Core, rank: int) -> Core:
+    return {name: resized_core(one, rank) for name, one in core.items()}
 
 
 def _of_task(model: PeftModel, batch: Mapping[str, Tensor], index: int) -> tuple[dict[str, Tensor], Tensor]:

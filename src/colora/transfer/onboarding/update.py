@@ -5,15 +5,19 @@ was.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
 
 from colora.adapter.model import bank_tuner
+from colora.bank.keys import tensor_key
+from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
-from colora.bank.tensors import SavedBank, tensor_key, write_bank
+from colora.bank.rows.change import replace_core
+from colora.bank.tensors import SavedBank, write_bank
 from colora.common.device import training_device
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskIdError
@@ -102,21 +106,30 @@ def update(
     template = saved.info.template(task.name)
     if fault := unplaced_text(task, template):
         raise ConfigError(f"task {task.name!r}, {fault}")
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"))
+    only = None if saved.rows is None else [task.name]
+    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=only)
     before, after = _trained(model, tokenizer, prompted(task, template), info.max_length, settings, log)
     kept = after < before or force
     if kept:
         info.examples[task.name] = info.examples.get(task.name, 0) + len(task.splits["train"])
         info.seen[task.name] = info.seen.get(task.name, 0) + settings.steps * settings.rows
-        files = saved.load()
-        files.info = info
-        for layer, core in bank_tuner(model).core(task.name).items():
-            stack = files.tensors[tensor_key(layer, "core")]
-            stack[saved.index[task.name]] = core.to(stack)
-        write_bank(files, target)
+        _write(saved, task.name, bank_tuner(model).core(task.name), info, target)
     sizes = len(task.splits["train"]), len(task.splits["val"])
     target = target if kept else saved.folder
     return Update(task.name, target, before, after, *sizes, kept, time.monotonic() - began)
+
+
+def _write(saved: SavedBank, task: str, core: Mapping[str, Tensor], info: BankInfo, target: Path) -> None:
+    """The bank with this core of the task."""
+    if saved.rows is not None:
+        replace_core(saved, task, core, info, target)
+        return
+    files = saved.load()
+    files.info = info
+    for layer, one in core.items():
+        stack = files.tensors[tensor_key(layer, "core")]
+        stack[saved.index[task]] = one.to(stack)
+    write_bank(files, target)
 
 
 def _trained(
