@@ -169,9 +169,7 @@ class _BySize:
         return rng.permutation(np.concatenate(found))
 
 
-def _points(
-    weights: Float[np.ndarray, " n"], points: int, rng: np.random.Generator
-) -> Int[np.ndarray, " {points}"]:
+def _points(weights: Float[np.ndarray, " n"], points: int, rng: np.random.Generator) -> Int[np.ndarray, " {points}"]:
     """Which pieces of a circle, laid out in random order, are met at equal distances from a random start."""
     layout = rng.permutation(len(weights))
     ends = np.cumsum(weights[layout])
