@@ -141,9 +141,9 @@ class _Divided:
     """The splits of tasks as numbers of rows, as they come."""
 
     letters: bytearray = field(default_factory=bytearray)
-    name_ends: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
-    rows: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
-    row_ends: array = field(default_factory=lambda: array("q"))  # type: ignore[type-arg]
+    name_ends: array = field(default_factory=lambda: array("q"))
+    rows: array = field(default_factory=lambda: array("q"))
+    row_ends: array = field(default_factory=lambda: array("q"))
     splits: dict[str, tuple[Any, Any]] = field(default_factory=lambda: {s: (array("q"), array("q")) for s in SPLITS})
     drawn: int = 0
     noted: int = 0

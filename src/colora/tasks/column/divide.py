@@ -41,7 +41,7 @@ def divided(
         examples[split].append(example_of(row))
         if source.group_by is not None:
             groups[split].append(row["group"])
-    name, each = rows[0]["task"], source.of_each()
+    name, each = rows[0]["task"], source.each
     own, notes = Faults(), list[str]()
     splits, drawn = make_splits(examples, each, name, seed, own, Grouping(groups), notes)
     if len(own):
@@ -50,8 +50,8 @@ def divided(
             faults.add(source.origin, f"{found}; give one file, of which splits are drawn, or leave group_by out")
             return None
         own, notes = Faults(), []
-        shares = {split: None if each.count(split) else each.count(split) for split in SPLITS}
-        splits, drawn = make_splits(examples, replace(each, **shares), name, seed, own, Grouping(groups), notes)
+        shares = replace(each, train=None, val=each.val and None, test=each.test and None)
+        splits, drawn = make_splits(examples, shares, name, seed, own, Grouping(groups), notes)
         if len(own):
             return None
         splits = {split: some[: each.count(split)] for split, some in splits.items()}

@@ -66,7 +66,7 @@ def write_examples(parts: Iterator[tuple[str, Table]], source: TasksSource, path
                 files.append(table.file)
             key = (split, table.file)
             if key not in reading:  # by its first rows; what others lack is told row by row
-                reading[key] = row_reader(table, source.of_each(), faults)
+                reading[key] = row_reader(table, source.each, faults)
             if (read := reading[key]) is not None:
                 rows = [_written(row, table.file, source, read, faults) for row in table.rows]
                 common = {"split": SPLITS.index(split), "file": files.index(table.file)}

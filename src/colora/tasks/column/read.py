@@ -46,7 +46,7 @@ def read_column_tasks(source: TasksSource, seed: int = 0) -> ColumnTasks:
         CheckpointError: the cache cannot be written.
     """
     faults = Faults()
-    each = source.of_each()
+    each = source.each
     tables: dict[str, Any] = {}
     if is_usable(each, faults):
         saved = source.path is not None and is_saved_dataset(Path(source.path))
@@ -63,7 +63,7 @@ def read_column_tasks(source: TasksSource, seed: int = 0) -> ColumnTasks:
 
 
 def _parts(source: TasksSource, tables: dict[str, Any], faults: Faults) -> Iterator[tuple[str, Table]]:
-    wanted = used_columns(source.of_each()) | {source.task, source.task.split(".")[0]}
+    wanted = used_columns(source.each) | {source.task, source.task.split(".")[0]}
     for split, table in tables.items():
         if isinstance(table, Path):
             parts = file_parts(table, wanted, faults)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Literal
 
 from colora.tasks.schema import TaskSource
@@ -36,7 +37,8 @@ class TasksSource:
     test: int | None = None
     group_by: str | None = None
 
-    def of_each(self) -> TaskSource:
+    @cached_property
+    def each(self) -> TaskSource:
         """The same for a single task."""
         common = {one.name for one in fields(TaskSource)} & {one.name for one in fields(self)}
         return TaskSource(**{name: getattr(self, name) for name in common})
@@ -44,4 +46,4 @@ class TasksSource:
     @property
     def origin(self) -> str:
         """The path or the dataset, for messages and records."""
-        return self.of_each().origin
+        return self.each.origin

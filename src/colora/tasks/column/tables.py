@@ -7,7 +7,7 @@ import gzip
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colora.tasks.faults import Faults
 from colora.tasks.formats.delimited import delimited_rows
@@ -69,15 +69,10 @@ def _table(file: str, rows: list[Row]) -> Table:
     return Table(file, tuple(dict.fromkeys(column for row in rows for column in row.values)), rows)
 
 
-def _opened(path: Path, packed: bool) -> IO[bytes]:
-    opened: Any = gzip.open(path) if packed else path.open("rb")
-    return opened  # type: ignore[no-any-return]
-
-
 def _lines(path: Path, packed: bool, faults: Faults) -> Iterator[str]:
     """The lines of a file with their ends; up to one that is no UTF-8, which is noted."""
     offset = 0
-    with _opened(path, packed) as stream:
+    with gzip.open(path) if packed else path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -40,7 +40,10 @@ class CoreFiles:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
-        self.names_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for number, name in enumerate(names):  # not all in one text: there may be a million
+            digest.update(f"\n{name}".encode() if number else name.encode())
+        self.names_sha256 = digest.hexdigest()
         self._files: list[str] = []
         self._rows = 0  # in these files
 
