@@ -40,5 +40,6 @@ def bank_info(run: ResolvedRun, encoded: EncodedRun, steps: int) -> BankInfo:
         for task in run.tasks:
             info.set_template(task.name, task_template(task))
     else:
-        info.sources = dict.fromkeys(names, {"split_seed": run.manifest["tasks_from"]["split_seed"]})
+        seeds = ({"split_seed": run.column.seed if drawn else None} for drawn in run.column.drawn)
+        info.sources = dict(zip(names, seeds, strict=True))
     return info

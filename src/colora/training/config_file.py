@@ -57,8 +57,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     if config.start_from is not None:
         config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
-    tables = [] if config.tasks_from is None else [config.tasks_from]
-    for task in (*config.tasks, *config.shared_with, *tables):
+    sources: list[TaskSpec | TasksFromSpec] = [*config.tasks, *config.shared_with]
+    for task in sources if config.tasks_from is None else [config.tasks_from]:
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())
     return config

@@ -117,6 +117,7 @@ def resolve_run(
     read: Sequence[Task] = read_run_tasks(config, Path(config.output)) if tasks is None else tuple(tasks)
     ended = _ended_bank(config)
     prompt = read_choice(config, ended)
+    names: Sequence[str]
     if isinstance(read, ColumnTasks):
         _check_many(config, len(read))
         names, known = read.names, task_manifest(read)

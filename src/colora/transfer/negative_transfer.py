@@ -123,7 +123,7 @@ def measure_transfer(
     if seen := seen_note(tasks, SPLIT):
         log(seen)
     result = train(config, log=log)
-    tasks = result.tasks  # with their prompts
+    tasks = list(result.tasks)  # with their prompts
     config = config.model_copy(update={"prompt": result.run.prompt})
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
     if gone := [task.name for task in tasks if task.name not in index]:

@@ -3,6 +3,7 @@
 FOLDER/examples.arrow      every example, see `examples.py`
 FOLDER/letters.npy, ends.npy                      names of the tasks, see `names.py`
 FOLDER/rows.npy, row_ends.npy                     the examples of each task, as it was given
+FOLDER/drawn.npy           whether any of a task's splits was drawn by chance
 FOLDER/SPLIT.npy, SPLIT_ends.npy                  those of each split of each task, in their order
 FOLDER/summary.json        numbers, digests, and what a user would not expect
 
@@ -145,7 +146,7 @@ class _Divided:
     rows: array = field(default_factory=lambda: array("q"))
     row_ends: array = field(default_factory=lambda: array("q"))
     splits: dict[str, tuple[Any, Any]] = field(default_factory=lambda: {s: (array("q"), array("q")) for s in SPLITS})
-    drawn: int = 0
+    drawn: bytearray = field(default_factory=bytearray)
     noted: int = 0
     notes: list[str] = field(default_factory=list)
     left: int = 0
@@ -166,7 +167,7 @@ class _Divided:
         self.name_ends.append(len(self.letters))
         self.rows.extend(numbers)
         self.row_ends.append(len(self.rows))
-        self.drawn += task.split_seed is not None
+        self.drawn.append(task.split_seed is not None)
         if task.notes:
             self.noted += 1
             self.notes += [f"task {task.name}: {note}" for note in task.notes][: SHOWN - len(self.notes)]
@@ -189,6 +190,7 @@ class _Divided:
         """Write all but the examples."""
         arrays: dict[str, Any] = {"letters": np.frombuffer(self.letters, np.uint8), "ends": _whole(self.name_ends)}
         arrays |= {"rows": _whole(self.rows), "row_ends": _whole(self.row_ends)}
+        arrays["drawn"] = np.frombuffer(self.drawn, dtype=bool)
         for split, (chosen, ends) in self.splits.items():
             arrays |= {split: _whole(chosen), f"{split}_ends": _whole(ends)}
         for name, values in arrays.items():
@@ -201,7 +203,6 @@ class _Divided:
                 split: {"examples": len(chosen), "sha256": self.digests[split].hexdigest()}
                 for split, (chosen, _) in self.splits.items()
             },
-            "drawn": self.drawn,
             "noted": self.noted,
             "notes": self.notes,
             "left": self.left,

@@ -41,12 +41,13 @@ class ColumnRows(EncodedTasks):
         self._encode = encode_seq2seq if encoder_decoder else encode_causal
         self._end_id = end_token_id(tokenizer, encoder_decoder)
         self._notes = bool(tokenizer.chat_template) and not encoder_decoder
-        self.sizes = tasks.sizes(split)
-        self.offsets = np.cumsum(self.sizes) - self.sizes
+        self.sizes = sizes = tasks.sizes(split)
+        self.offsets = np.cumsum(sizes) - sizes
+        self._count = int(sizes.sum())
         self.report: list[EncodingReport] = []
 
     def __len__(self) -> int:
-        return int(self.sizes.sum())
+        return self._count
 
     def __getitem__(self, index: int) -> EncodedRow:
         """Example `index` of all tasks, counted through.

@@ -36,6 +36,7 @@ class ColumnTasks(Sequence[Task]):
 
     Attributes:
         names: of the tasks.
+        drawn: of each task whether any of its splits was drawn by chance, (K,).
         template: of all examples; None for the tokenizer's chat template, or the plain text.
         summary: what `build` wrote down.
     """
@@ -47,6 +48,7 @@ class ColumnTasks(Sequence[Task]):
         self._examples = mapped_examples(folder)
         self._splits = {split: (self._array(split), self._array(f"{split}_ends")) for split in SPLITS}
         self._rows, self._row_ends = self._array("rows"), self._array("row_ends")
+        self.drawn = self._array("drawn")
         self.template: PromptTemplate | None = None
 
     def __len__(self) -> int:
@@ -111,7 +113,7 @@ class ColumnTasks(Sequence[Task]):
         summary = self.summary
         return {
             "source": self.source.origin,
-            "split_seed": self.seed if summary["drawn"] else None,
+            "split_seed": self.seed if self.drawn.any() else None,
             "tasks": summary["tasks"],
             "splits": summary["splits"],
         }
