@@ -285,9 +285,7 @@ class RunConfig(Spec):
     @classmethod
     def _no_contradictions(cls, value: list[TaskSpec], info: ValidationInfo) -> list[TaskSpec]:
         if "tasks_from" in info.data and bool(value) == (info.data["tasks_from"] is not None):
-            raise ValueError(
-                f"expected a list of tasks or tasks_from, one of them; found {'both' if value else 'none'}"
-            )
+            raise ValueError(f"expected either tasks or tasks_from, found {'both' if value else 'neither'}")
         for number, task in enumerate(value):
             allowed_prompt(task.prompt, info, f"{number}.prompt: ")
         return value

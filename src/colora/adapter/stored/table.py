@@ -84,6 +84,12 @@ class CoreTable:
                 else:
                     self._used += 1
 
+    def forget(self, tasks: Int[np.ndarray, " n"]) -> None:
+        """Have no rows of these tasks any more."""
+        places = self._place[tasks]
+        self._free += places[places != NOWHERE].tolist()
+        self._place[tasks] = NOWHERE
+
     def append(self, tasks: int) -> None:
         """Add tasks, without rows yet, after the others."""
         self._place = np.concatenate([self._place, np.full(tasks, NOWHERE, dtype=np.int32)])
