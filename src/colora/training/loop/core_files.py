@@ -87,7 +87,7 @@ class CoreFiles:
         """Bring a store to the state of a checkpoint, whose files are in the folder `cores` beside it.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or it is of other tasks, or tasks that no file has would start
+            CheckpointError: a file is missing or damaged, or it is of other tasks, or tasks that no file has start
                 elsewhere than they did in that run.
         """
         note, folder = _note(checkpoint), checkpoint.parent / self.folder.name
@@ -107,12 +107,11 @@ class CoreFiles:
             known[found["tasks"]] = True
         stored.forget_here()
         stored.table.forget(np.flatnonzero(stored.table.written(np.arange(len(stored))) & ~known))
-        if (starts := note["starts"]) and starts["sha256"] != _rows_digest(
-            stored, np.array(starts["tasks"], dtype=int)
-        ):
+        starts = note["starts"]
+        if starts and starts["sha256"] != _rows_digest(stored, np.array(starts["tasks"], dtype=np.int64)):
             raise CheckpointError(
-                f"{checkpoint}: tasks that were not trained by then have another start in this model: build it as it was "
-                "built for that run, with the same seed and the same add_tasks"
+                f"{checkpoint}: tasks that were not trained by then have another start in this model: build it as it "
+                "was built for that run, with the same seed and the same add_tasks"
             )
         if folder.resolve() != self.folder.resolve():  # of another run, whose files may go
             self._files, self._rows = [], 0
