@@ -56,23 +56,25 @@ def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
     bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), room=None,
-    cores_folder=None, **training,
+    cores_folder=None, model=None, rank=4, **training,
 ):  # fmt: skip
     """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be.
 
-    `room` keeps the cores in a store. `training` has further fields of a run file's section of that name: core_lr,
-    schedule, patience, ...
+    `room` keeps the cores in a store; `model` is one that another trainer has. `training` has further fields of a run
+    file's section of that name: core_lr, schedule, patience, ...
     """
     tasks = tiny_tasks(names, val=val, unlike=unlike)
-    model = base()
+    given, model = model, base()
     train, held_out = (encode_tasks(tasks, TOKENIZER, s, 64, model.config.is_encoder_decoder) for s in ("train", "val"))
     torch.manual_seed(0)
-    common = {"r": 4, "lora_dropout": dropout, "target_modules": "all-linear"}
+    common = {"r": rank, "lora_dropout": dropout, "target_modules": "all-linear"}
     bank = CoLoRAConfig(**common, tasks=list(names), init_weights=init_weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         model = get_peft_model(model, LoraConfig(**common) if lora else bank)
-    if room is not None:
+    if given is not None:
+        model = given
+    elif room is not None:
         store_cores(model, room, cores_folder)
     devices = int(os.environ.get("WORLD_SIZE", 1))
     args = TrainingArguments(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from colora.adapter.stored.access import stored_cores
+from colora.common.locks import file_lock
 from colora.errors import ConfigError
 from colora.models.base import load_base
 from colora.training import resolve
@@ -179,3 +180,9 @@ def test_commands_that_hold_all_tasks_in_memory_refuse_very_many(base, tmp_path,
     column_config(tmp_path / "column", base)
     for command in ("similarity", "compare"):
         assert "has all examples in memory" in refusal(command, tmp_path / "column" / "run.yaml")
+
+
+def test_two_processes_do_not_train_one_run_at_the_same_time(base, tmp_path):
+    config = column_config(tmp_path / "column", base)
+    with file_lock(tmp_path / "column" / ".out.training"), pytest.raises(ConfigError, match="another process"):
+        train_and_evaluate(config)

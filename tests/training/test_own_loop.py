@@ -204,3 +204,24 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path):
     with pytest.raises(TrainingDivergedError, match=r"colora_A.*NaN or infinite by step 2"):
         loop.save(tmp_path, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_loop_writes_is_refused_until_it_is_gone_on_from(tmp_path):
+    loop, other = Loop().train(0, 2), Loop(seed=3)
+    loop.save(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 is of another loop.*load_training"):
+        other.save(tmp_path, 3)
+    other.load(tmp_path)
+    other.save(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="checkpoint-3 is of another loop"):
+        loop.save(tmp_path, 4)
+
+
+def test_a_checkpoint_of_a_bank_of_another_rank_is_refused(tmp_path):
+    Loop().train(0, 2).save(tmp_path, 2)
+    config = CoLoRAConfig(r=2, tasks=list(NAMES), target_modules="all-linear")
+    model = get_peft_model(tiny_llama(), config)
+    store_cores(model, room=3)
+    optimizer = TaskAdamW(parameter_groups(model, lr=1e-2, core_lr=2e-2))
+    with pytest.raises(CheckpointError, match=r"is of another model: .*colora_A.* has the shape"):
+        load_training(model, optimizer, tmp_path)

@@ -9,7 +9,8 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from colora.bank.layout import find_bank
 from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
+from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
@@ -119,6 +121,7 @@ def train(
             from and a spectral start are asked for, or a bank for each of several groups; or see `resolve_run`.
         TaskFileError: listing all faults of the task files; nothing is trained.
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
+            Or another process trains the same run.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
         TrainingDivergedError, CheckpointError: see `CoLoRATrainer`.
     """
@@ -149,12 +152,22 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
         loaded = attach_adapter(model if device is None else model.to(device), run.output / "bank")
         return TrainResult(run, run.output / "bank", loaded, tokenizer, config.training.steps)
 
-    trainer, run = trained(run, model, tokenizer, make_model, log if is_first else _silent)
+    with _alone(run.output) if is_first else nullcontext():
+        trainer, run = trained(run, model, tokenizer, make_model, log if is_first else _silent)
     encoded, steps = trainer.data, trainer.state.global_step
     if is_first:
         save_bank(trainer.model, run.output / "bank", bank_info(run, encoded, steps))
     trainer.accelerator.wait_for_everyone()
     return TrainResult(run, run.output / "bank", trainer.model, tokenizer, steps, encoded)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
+    with file_lock(output.with_name(f".{output.name}.training")) as mine:
+        if not mine:
+            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
+        yield
 
 
 def trained(

@@ -22,10 +22,13 @@ from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.training.loop import checkpoint
 from colora.training.loop.core_files import CoreFiles, names_digest
 from colora.training.loop.optimizer import TaskAdamW
+from colora.training.loop.weights import check_weights, put_weights
 
 __all__ = ["TrainingState", "load_training", "save_training"]
 
 NOTE = "training.json"
+_KNOWN: WeakKeyDictionary[TaskAdamW, set[Path]] = WeakKeyDictionary()
+"""The checkpoints that a loop has written, or gone on from."""
 _FILES: WeakKeyDictionary[StoredCores, tuple[Path, TaskNames, CoreFiles]] = WeakKeyDictionary()
 
 
@@ -68,7 +71,7 @@ def save_training(
         the folder of the checkpoint.
 
     Raises:
-        CheckpointError: it cannot be written; those before stay.
+        CheckpointError: it cannot be written, or the folder has checkpoints of another loop; those before stay.
         TrainingDivergedError: a weight is NaN or infinite; those before stay.
         ConfigError: no bank, several active ones, or another optimiser.
         TypeError: `extra` holds something else.
@@ -76,6 +79,11 @@ def save_training(
     inner, (_, router, adapter_name) = _task_adamw(optimizer), only_bank(model)
     folder, names = Path(folder), router.tasks[adapter_name]
     stored = router.stored.get(adapter_name)
+    if foreign := [path for path in _checkpoints(folder) if path.resolve() not in _KNOWN.setdefault(inner, set())]:
+        raise CheckpointError(
+            f"{foreign[-1]} is of another loop, or of this one before it was started again: go on from it with "
+            "colora.load_training, or choose another folder"
+        )
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     if bad := [name for name, one in trained.items() if not bool(torch.isfinite(one).all())]:
         raise TrainingDivergedError(f"{bad[0]} became NaN or infinite by step {step}; it is not saved")
@@ -94,6 +102,7 @@ def save_training(
             files.note(staging)
         digest = names_digest(names) if files is None else files.names_sha256
         write_json(staging / NOTE, {"step": step, "names_sha256": digest, "stored": stored is not None})
+    _KNOWN.setdefault(inner, set()).add(final.resolve())
     for old in _checkpoints(folder)[: -max(keep, 1)]:
         shutil.rmtree(old)
     if files is not None:
@@ -132,16 +141,15 @@ def load_training(model: nn.Module, optimizer: object, folder: str | Path) -> Tr
     if note["names_sha256"] != names_digest(names):
         raise CheckpointError(f"{last} is of other tasks, or of these in another order; expected those of this model")
     weights = checkpoint.load_state(last, "weights")
-    _check_same(model, weights, stored is not None, last)
+    check_weights(model, weights, last, cores=stored is None)
     state, extra = checkpoint.load_state(last, "optimizer"), checkpoint.load_state(last, "extra")
     if stored is not None:
         stored.use(inner)
         _files(stored, folder, names).load(stored, last)
-    with torch.no_grad():
-        for name, value in weights.items():
-            model.get_parameter(name).copy_(value)
+    put_weights(model, weights)
     inner.load_state_dict(state)
     checkpoint.load_random_state(last, 0)
+    _KNOWN.setdefault(inner, set()).update(path.resolve() for path in found)
     return TrainingState(int(note["step"]), extra)
 
 
@@ -172,15 +180,3 @@ def _note(folder: Path) -> dict[str, Any]:
         return {"step": int(note["step"]), "names_sha256": note["names_sha256"], "stored": bool(note["stored"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / NOTE}: cannot be read ({error})") from error
-
-
-def _check_same(model: nn.Module, weights: dict[str, torch.Tensor], stored: bool, folder: Path) -> None:
-    """Raises CheckpointError unless these are the weights of this model, before any of them is changed."""
-    own = {name: one.shape for name, one in model.named_parameters() if one.requires_grad}
-    own = {name: shape for name, shape in own.items() if not (stored and "colora_core" in name)}
-    if odd := sorted(own.keys() ^ weights.keys()):
-        raise CheckpointError(f"{folder} is of another model: {odd[0]} is in one of the two alone")
-    for name, shape in own.items():
-        if weights[name].shape != shape:
-            found = f"{tuple(weights[name].shape)}, expected {tuple(shape)}"
-            raise CheckpointError(f"{folder} is of another model: {name} has the shape {found}")

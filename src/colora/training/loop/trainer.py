@@ -29,13 +29,12 @@ from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups, shared_parameters, unwrapped
 from colora.training.loop.step_tasks import TaskLosses, tasks_of_step
 from colora.training.loop.stopping import TaskEarlyStopping
+from colora.training.loop.weights import check_weights, put_weights
 from colora.training.resolve import ResolvedRun
 
 __all__ = ["CoLoRATrainer"]
 
-MOST_SHOWN = 20
-MOST_LOGGED = 1024
-"""Tasks; of more than these the losses by task are not in the log, which each checkpoint holds whole."""
+MOST_LOGGED = 1024  # tasks; of more the losses by task are not in the log, which each checkpoint holds whole
 
 
 class CoLoRATrainer(Trainer):
@@ -144,6 +143,7 @@ class CoLoRATrainer(Trainer):
         active = self._active(tasks)
         present = tasks[totals[1] * active > 0]
         if self.stored is not None:
+            self.stored.use(self._task_adamw)  # another trainer of this model may have had it meanwhile
             self.stored.hold(tasks.cpu().numpy())
             present = self.stored.positions(present)
         self._task_adamw.expect(present)
@@ -317,8 +317,9 @@ class CoLoRATrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if self.stored is not None:
-            for name, value in checkpoint.load_state(folder, "shared").items():
-                self.model.get_parameter(name).data.copy_(value)
+            saved = checkpoint.load_state(folder, "shared")
+            check_weights(self.model, saved, folder, cores=False)
+            put_weights(self.model, saved)
             return
         if (folder / "shared.json").is_file():
             raise CheckpointError(f"{folder} has its cores in a store (training.cores): expected them on the device")
@@ -330,8 +331,8 @@ class CoLoRATrainer(Trainer):
             raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
         if self.routed and saved.get("tasks", self.task_names) != self.task_names:
             raise CheckpointError(
-                f"{folder} holds the tasks {listed(saved['tasks'], MOST_SHOWN)}, in this order; expected "
-                f"{listed(self.task_names, MOST_SHOWN)}"
+                f"{folder} holds the tasks {listed(saved['tasks'], 20)}, in this order; expected "
+                f"{listed(self.task_names, 20)}"
             )
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
