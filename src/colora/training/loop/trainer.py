@@ -153,9 +153,8 @@ class CoLoRATrainer(Trainer):
 
     def _active(self, tasks: Tensor) -> Tensor:
         """Which of these tasks, (n,), have not stopped."""
-        stopped: list[dict[str, int]] = [cb.stopped_at for cb in self._callbacks(TaskEarlyStopping) if cb.stopped_at]
-        names = [self.task_names[task] for task in tasks.tolist()] if stopped else []
-        active = [not any(name in one for one in stopped) for name in names] or [True] * len(tasks)
+        stopped = [cb.stopped_at for cb in self._callbacks(TaskEarlyStopping) if cb.stopped_at]
+        active = [not any(self.task_names[task] in one for one in stopped) for task in tasks.tolist()]
         return torch.tensor(active, device=tasks.device)
 
     def _callbacks(self, kind: type[Any]) -> list[Any]:
