@@ -32,6 +32,7 @@ from .training.collators import TaskIdsCollator
 from .training.config import RunConfig
 from .training.config_file import load_config
 from .training.loop.optimizer import TaskAdamW, parameter_groups
+from .training.loop.own_loop import load_training, save_training
 from .training.run import evaluate_bank, train, train_and_evaluate
 from .transfer.before_training import run_similarity
 from .transfer.neighbours import nearest_tasks
@@ -80,6 +81,7 @@ __all__ = [
     "load_base",
     "load_config",
     "load_experiment",
+    "load_training",
     "merge_tasks",
     "nearest_tasks",
     "onboard",
@@ -93,6 +95,7 @@ __all__ = [
     "run_experiment",
     "run_similarity",
     "save_bank",
+    "save_training",
     "set_task",
     "simulate",
     "store_cores",

@@ -57,25 +57,27 @@ def make_trainer(
     folder, *, steps=12, rows=6, accumulate=1, names=NAMES, unlike=(), val=3, dropout=0.1, init_weights=True,
     base=tiny_llama, lora=False, seed=3, policy="uniform", lr=1e-2, save_steps=4, log_steps=4, eval_steps=None,
     bf16=False, max_grad_norm=1.0, report_to=(), save_total_limit=None, mixture_steps=None, callbacks=(), room=None,
-    cores_folder=None, ranks=None, **training,
+    cores_folder=None, ranks=None, model=None, rank=4, **training,
 ):  # fmt: skip
     """A trainer of `rows` rows a step, over all devices and accumulation, as small as can be.
 
-    `room` keeps the cores in a store, of these `ranks` by task. `training` has further fields of a run file's section
-    of that name: core_lr, schedule, patience, ...
+    `room` keeps the cores in a store, of these `ranks` by task; `model` is one that another trainer has. `training` has
+    further fields of a run file's section of that name: core_lr, schedule, patience, ...
     """
     tasks = tiny_tasks(names, val=val, unlike=unlike)
-    model = base()
+    given, model = model, base()
     train, held_out = (encode_tasks(tasks, TOKENIZER, s, 64, model.config.is_encoder_decoder) for s in ("train", "val"))
     torch.manual_seed(0)
-    common = {"r": 4, "lora_dropout": dropout, "target_modules": "all-linear"}
+    common = {"r": rank, "lora_dropout": dropout, "target_modules": "all-linear"}
     bank = CoLoRAConfig(**common, tasks=list(names), init_weights=init_weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         model = get_peft_model(model, LoraConfig(**common) if lora else bank)
-    if room is not None:
-        for name, rank in (ranks or {}).items():
-            corner = {key: resized_core(one[:rank, :rank], 4) for key, one in model.core(name).items()}
+    if given is not None:
+        model = given
+    elif room is not None:
+        for name, own in (ranks or {}).items():
+            corner = {key: resized_core(one[:own, :own], rank) for key, one in model.core(name).items()}
             model.set_core(name, corner)
         store_cores(model, room, cores_folder, ranks)
     devices = int(os.environ.get("WORLD_SIZE", 1))

@@ -8,7 +8,15 @@ import yaml
 from pydantic import BaseModel
 
 from colora.errors import ConfigError
-from colora.training.config import AdapterSpec, EvaluationSpec, FederationSpec, RunConfig, TaskSpec, TrainingSpec
+from colora.training.config import (
+    AdapterSpec,
+    EvaluationSpec,
+    FederationSpec,
+    RunConfig,
+    TasksFromSpec,
+    TaskSpec,
+    TrainingSpec,
+)
 from colora.training.config_file import field_rows, load_config, load_federation
 from tests.helpers.run_files import cli
 
@@ -222,7 +230,7 @@ def leaves(spec: type[BaseModel], prefix: str = "") -> dict[str, str]:
     found = {}
     for name, info in spec.model_fields.items():
         inner = {"tasks": TaskSpec, "adapter": AdapterSpec, "training": TrainingSpec, "evaluation": EvaluationSpec}
-        inner["federation"] = FederationSpec
+        inner |= {"federation": FederationSpec, "tasks_from": TasksFromSpec}
         if spec is RunConfig and name in inner:
             found |= leaves(inner[name], f"{name}.N." if name == "tasks" else f"{name}.")
         else:
@@ -269,7 +277,8 @@ def test_schema_json_is_a_json_schema_of_every_field():
             assert target.removeprefix("#/$defs/") in schema["$defs"]
     # What an editor needs to mark a misspelt or a missing key.
     assert {part["additionalProperties"] for part in parts.values()} == {False}
-    assert set(schema["required"]) == {"output", "tasks"}
+    assert schema["required"] == ["output"]
+    assert schema["oneOf"] == [{"required": ["tasks"]}, {"required": ["tasks_from"]}]
     assert found["TrainingSpec", "scheduler"]["enum"] == ["cosine", "linear", "constant"]
     assert found["TrainingSpec", "steps"]["minimum"] == 1
 

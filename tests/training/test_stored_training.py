@@ -1,13 +1,15 @@
 """`CoLoRATrainer` with the cores in a store: the same bank to the bit, and checkpoints that cost what changed."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 import safetensors.numpy
 import torch
 
-from colora.errors import CheckpointError, TrainingDivergedError
+from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.training.loop import core_files
 from colora.training.place_cores import place_cores
 from colora.training.run import train_and_evaluate
@@ -189,6 +191,61 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     resumed = make_trainer(tmp_path, **COMMON, room=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert equal(whole_bank(whole), whole_bank(resumed))
+
+
+def test_two_trainers_of_one_model_cannot_take_turns(tmp_path):
+    first = make_trainer(tmp_path / "one", **COMMON | {"steps": 4}, room=4)
+    first.train()
+    second = make_trainer(tmp_path / "two", **COMMON | {"steps": 4}, room=4, model=first.model)
+    second.train()
+    with pytest.raises(ConfigError, match="has moments of these cores from before"):
+        first.train()
+
+
+def test_a_disk_that_fills_while_cores_are_written_back_is_told_and_leaves_the_checkpoint_before(tmp_path):
+    def full(step):
+        if step == 5:
+            trainer.stored.table._rows.file = Full(trainer.stored.table._rows.file)
+
+    settings = COMMON | {"room": 4, "cores_folder": tmp_path, "steps": 8}
+    trainer = make_trainer(tmp_path / "run", **settings, callbacks=[EachStep(before=full)])
+    with pytest.raises(CheckpointError, match=r"cores cannot be written there: .*No space left"):
+        trainer.train()
+    resumed = make_trainer(tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    assert equal(whole_bank(resumed), whole_bank(whole))
+
+
+class Full:
+    """A file on a disk that has just become full."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_torn_store_is_told(tmp_path):
+    def tear(step):
+        if step == 5:
+            os.ftruncate(trainer.stored.table.file_descriptor, 100)
+
+    trainer = make_trainer(tmp_path / "run", **COMMON, room=4, cores_folder=tmp_path, callbacks=[EachStep(before=tear)])
+    with pytest.raises(CheckpointError, match="the file of cores there is cut short at row"):
+        trainer.train()
+
+
+def test_a_checkpoint_of_a_bank_of_another_rank_is_refused_by_name(tmp_path):
+    make_trainer(tmp_path, **COMMON, room=4).train()
+    other = make_trainer(tmp_path / "x", **COMMON, room=4, rank=2)
+    with pytest.raises(CheckpointError, match=r"checkpoint-8 is of another model: .*colora_A.* has the shape"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
 # ---- run files -------------------------------------------------------------------------------------------------------

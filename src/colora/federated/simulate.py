@@ -31,7 +31,7 @@ from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, save_client, save_server
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_prompts, check_federated_start
-from colora.training.resolve import ResolvedRun, resolve_run
+from colora.training.resolve import ResolvedRun, resolve_run, tasks_in_memory
 from colora.training.run import evaluate_bank, measure
 from colora.training.run_folder import check_free, claim
 
@@ -78,7 +78,8 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
     agreed = FederationConfig.of(config)
     local, tokenizer = local_model(agreed)
     spec, max_length = config.federation, config.training.max_length
-    data = {task.name: local_data(task, tokenizer, local, max_length) for task in run.tasks}
+    tasks = tasks_in_memory(run.tasks, "a federation")
+    data = {task.name: local_data(task, tokenizer, local, max_length) for task in tasks}
     private = _private(config, output / "privacy.json")
     claim(output, config, run.manifest)
     state, clients = _resume(output / "checkpoint", local, data)
@@ -98,7 +99,7 @@ def _simulate(run: ResolvedRun, log: Callable[[str], None]) -> Evaluation:
         seen={name: client.position * spec.rows for name, client in clients.items()},
     )
     save_bank(bank, output / "bank", info)
-    return measure(config, bank, tokenizer, list(run.tasks), max_length)
+    return measure(config, bank, tokenizer, tasks, max_length)
 
 
 class _RoundWriter:

@@ -6,7 +6,6 @@ then on it loads in a fraction of a second.
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import sys
 import uuid
@@ -16,6 +15,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
+from colora.common.cache import cache_folder
 from colora.errors import BaseModelError
 from colora.models.auto_class import auto_class
 from colora.tasks.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def unpacked_gguf(path: Path) -> Path:
     Raises:
         BaseModelError: the package gguf is missing, the file cannot be read, or the cache cannot be written.
     """
-    folder = _cache_folder() / "unpacked" / f"{path.stem}-{_gguf_digest(path)}"
+    folder = cache_folder() / "unpacked" / f"{path.stem}-{_gguf_digest(path)}"
     if _is_complete(folder):
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -54,10 +54,6 @@ def unpacked_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("COLORA_CACHE") or "~/.cache/colora").expanduser()
 
 
 def _gguf_digest(path: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypedDict
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from colora.errors import ConfigError, TaskIdError
@@ -126,6 +127,9 @@ class EncodedTasks(Dataset[EncodedRow]):
         offsets: index of each task's first row.
         report: an `EncodingReport` for each task.
     """
+
+    sizes: Sequence[int] | np.ndarray
+    offsets: Sequence[int] | np.ndarray
 
     def __init__(self, items: list[EncodedRow], sizes: list[int], report: list[EncodingReport]) -> None:
         self._items = items

@@ -1,6 +1,8 @@
 """Rows to examples: every value is checked, and every fault is noted with its place."""
 
 import unicodedata
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from colora.tasks.conversations import conversation_example, text_fault
@@ -8,7 +10,7 @@ from colora.tasks.faults import Faults, describe, quoted
 from colora.tasks.schema import Example, TaskSource
 from colora.tasks.tables import Row, Table
 
-__all__ = ["table_examples", "table_groups", "used_columns"]
+__all__ = ["row_group", "row_reader", "table_examples", "table_groups", "used_columns"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "input": ("input",),
@@ -25,19 +27,27 @@ def table_examples(table: Table, source: TaskSource, faults: Faults) -> list[Exa
     A table without inputs and outputs may have conversations in "messages", or "prompt" and "completion" as TRL has
     them, both texts or both lists of turns.
     """
+    read = row_reader(table, source, faults)
+    examples = [] if read is None else [read(row) for row in table.rows]
+    return [example for example in examples if example is not None]
+
+
+def row_reader(table: Table, source: TaskSource, faults: Faults) -> Callable[[Row], Example | None] | None:
+    """What makes examples of the rows of this table, and of further rows of its file; None if it has none.
+
+    It gives None for a row with faults, which are noted in `faults`; columns that no row of the table has are one
+    fault, noted now.
+    """
     if not table.rows:
-        return []
+        return None
     columns = _TRL_NAMES if _is_plain(table, source) and _has(table, "prompt", "completion") else _NAMES
     if columns is _NAMES and _is_plain(table, source) and _has(table, _TURNS):
-        examples = [_conversation(row, (_TURNS,), table, source, faults) for row in table.rows]
-    elif columns is _TRL_NAMES and any(isinstance(row.values.get("prompt"), list | tuple) for row in table.rows):
-        examples = [_conversation(row, ("prompt", "completion"), table, source, faults) for row in table.rows]
-    else:
-        named = _columns(table, columns, source, faults)
-        if named is None:
-            return []
-        examples = [_example(row, named, table, source, faults) for row in table.rows]
-    return [example for example in examples if example is not None]
+        return partial(_conversation, columns=(_TURNS,), table=table, source=source, faults=faults)
+    if columns is _TRL_NAMES and any(isinstance(row.values.get("prompt"), list | tuple) for row in table.rows):
+        turns = ("prompt", "completion")
+        return partial(_conversation, columns=turns, table=table, source=source, faults=faults)
+    named = _columns(table, columns, source, faults)
+    return None if named is None else partial(_example, columns=named, table=table, source=source, faults=faults)
 
 
 def table_groups(table: Table, column: str, faults: Faults) -> list[str]:
@@ -45,17 +55,18 @@ def table_groups(table: Table, column: str, faults: Faults) -> list[str]:
 
     The number 1 and the text "1" are one group, and so are texts that differ in white space or composition alone.
     """
-    groups: list[str] = []
-    for row in table.rows:
-        present, value = row.find(column)
-        if isinstance(value, str | int) and (text := " ".join(unicodedata.normalize("NFC", str(value)).split())):
-            groups.append(text)
-        else:
-            found = describe(value) if present else quoted(row.values)
-            faults.add(
-                table.file, f'expected a text or a whole number in "{column}" (group_by), found {found}', row.place
-            )
-    return groups
+    found = [row_group(table.file, row, column, "group_by", faults) for row in table.rows]
+    return [group for group in found if group is not None]
+
+
+def row_group(file: str, row: Row, column: str, field: str, faults: Faults) -> str | None:
+    """The same of one row; None with a fault that names the run file's `field`."""
+    present, value = row.find(column)
+    if isinstance(value, str | int) and (text := " ".join(unicodedata.normalize("NFC", str(value)).split())):
+        return text
+    found = describe(value) if present else quoted(row.values)
+    faults.add(file, f'expected a text or a whole number in "{column}" ({field}), found {found}', row.place)
+    return None
 
 
 def used_columns(source: TaskSource) -> set[str]:

@@ -1,6 +1,7 @@
 """Tables from the `datasets` library: a hub id, anything else `load_dataset` takes, or a saved folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colora.tasks.examples import used_columns
 from colora.tasks.faults import Faults, quoted
@@ -8,7 +9,10 @@ from colora.tasks.formats.parquet import dataset_table
 from colora.tasks.schema import SPLITS, TaskSource
 from colora.tasks.tables import Table
 
-__all__ = ["VAL_NAMES", "is_saved_dataset", "read_dataset"]
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["VAL_NAMES", "dataset_splits", "is_saved_dataset", "read_dataset"]
 
 VAL_NAMES = ("val", "validation", "dev")
 
@@ -24,6 +28,15 @@ def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
     Nothing from the dataset is executed: loading scripts are refused by the library (4.0 and later), and
     `trust_remote_code` is never passed.
     """
+    wanted = used_columns(source)
+    return {
+        ours: dataset_table(source.origin, data, wanted, split, faults)
+        for ours, (split, data) in dataset_splits(source, faults).items()
+    }
+
+
+def dataset_splits(source: TaskSource, faults: Faults) -> "dict[str, tuple[str, datasets.Dataset]]":
+    """The datasets themselves, by our names, each with its own name; what keeps them from being used is noted."""
     from datasets import load_dataset, load_from_disk  # here, because the import takes a second that most runs save
 
     try:
@@ -38,11 +51,10 @@ def read_dataset(source: TaskSource, faults: Faults) -> dict[str, Table]:
     if list(names.values()).count("val") > 1:
         faults.add(source.origin, f"expected one validation split, found {quoted(loaded)}")
         return {}
-    tables = {}
-    for split, ours in names.items():
-        if ours in SPLITS and source.count(ours) != 0:
-            tables[ours] = dataset_table(source.origin, loaded[split], used_columns(source), split, faults)
-    if "train" not in tables and source.train != 0:
+    found = {
+        ours: (split, loaded[split]) for split, ours in names.items() if ours in SPLITS and source.count(ours) != 0
+    }
+    if "train" not in found and source.train != 0:
         faults.add(source.origin, f'expected a split "train", found {quoted(loaded)}')
         return {}
-    return tables
+    return found

@@ -19,7 +19,7 @@ from colora.tasks.splits.joined import JoinedSets
 from colora.tasks.splits.shared import draw_apart, shared_places
 from colora.tasks.tables import Table
 
-__all__ = ["read_tasks", "task_name"]
+__all__ = ["given_files", "is_usable", "read_tasks", "task_name"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_tasks(
     read: list[_Read] = []
     names: dict[str, TaskSource] = {}
     for source in sources:
-        if not _usable(source, faults):
+        if not is_usable(source, faults):
             continue
         name = task_name(source)
         # A name is also a folder's name, and on some systems those do not tell case or composition apart.
@@ -79,7 +79,8 @@ def read_tasks(
     return tasks
 
 
-def _usable(source: TaskSource, faults: Faults) -> bool:
+def is_usable(source: TaskSource, faults: Faults) -> bool:
+    """Whether a source says where examples are, and which; what is wrong with it is noted."""
     before = len(faults)
     if (source.path is None) == (source.dataset is None):
         found = "neither" if source.path is None else f'both "{source.path}" and "{source.dataset}"'
@@ -156,23 +157,29 @@ def _shared_tasks(read: Sequence[_Read], seed: int, faults: Faults) -> list[Task
 
 
 def _tables(source: TaskSource, faults: Faults) -> dict[str, Table]:
-    if source.path is None:
+    if source.path is None or is_saved_dataset(Path(source.path)):
         return read_dataset(source, faults)
-    path = Path(source.path)
+    wanted = used_columns(source)
+    return {split: read_table(path, wanted, faults) for split, path in given_files(source, faults).items()}
+
+
+def given_files(source: TaskSource, faults: Faults) -> dict[str, Path]:
+    """The files of a source with a path, by the splits that it uses; what is wrong with their names is noted."""
+    path = Path(source.path or "")
     if path.is_dir():
-        return read_dataset(source, faults) if is_saved_dataset(path) else _folder_tables(path, source, faults)
+        return _folder_files(path, source, faults)
     if not path.exists():
-        faults.add(source.path, f"expected a file or a folder, found none{_suggestion(path)}")
+        faults.add(str(source.path), f"expected a file or a folder, found none{_suggestion(path)}")
     elif not stem_and_suffix(path)[1]:
         found = f'"{path.suffix}"' if path.suffix else "no suffix"
         wanted = f"{', '.join(SUFFIXES)} (or .gz after one of these)"
-        faults.add(source.path, f"expected a file ending in {wanted}, found {found}")
+        faults.add(str(source.path), f"expected a file ending in {wanted}, found {found}")
     else:
-        return {"train": read_table(path, used_columns(source), faults)}
+        return {"train": path}
     return {}
 
 
-def _folder_tables(folder: Path, source: TaskSource, faults: Faults) -> dict[str, Table]:
+def _folder_files(folder: Path, source: TaskSource, faults: Faults) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem, suffix = stem_and_suffix(path)
@@ -185,8 +192,7 @@ def _folder_tables(folder: Path, source: TaskSource, faults: Faults) -> dict[str
     if "train" not in paths:
         found = quoted(sorted(path.name for path in folder.iterdir()))
         faults.add(str(folder), f"expected train.jsonl or train.csv (and val and test, if given), found {found}")
-    wanted = used_columns(source)
-    return {split: read_table(path, wanted, faults) for split, path in paths.items() if source.count(split) != 0}
+    return {split: path for split, path in paths.items() if source.count(split) != 0}
 
 
 def _suggestion(path: Path) -> str:

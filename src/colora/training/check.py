@@ -16,15 +16,18 @@ from colora.common.device import DTYPES
 from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport, prompt_and_answer
 from colora.tasks.prompting.marked import MarkedRow, mark_row
-from colora.tasks.splits.shared import seen_note
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import RunConfig
 from colora.training.encode import encode_run
-from colora.training.resolve import resolve_run, settle_prompt
+from colora.training.place_cores import room_for
+from colora.training.resolve import ResolvedRun, resolve_run, settle_prompt
+from colora.training.seen import run_seen_note
 from colora.training.starts.from_bank import check_start
 from colora.training.starts.spectral import start_cost
 
 __all__ = ["RunPlan", "check_run"]
+
+FEW = 3  # tasks of a column whose first example is shown
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class RunPlan:
     """What would be trained.
 
     Attributes:
-        reports: tokens of each task's training examples.
-        manifest: source and splits of each task.
+        reports: tokens of each task's training examples; of `tasks_from` one report, of those that the run draws.
+        manifest: source and splits of each task; of `tasks_from` one entry for all.
         base_parameters, shared, per_task: sizes of the base, of A and B, and of one task's cores.
         tokens_per_step: of an average step; padding not counted.
         notes: what `prompt: auto` takes, layers that the bank does not have, what else a run does than to train one
             bank from an ordinary start, and what is unusual about splits.
-        examples: the first training example of each task in tokens, its prompt and its answer.
+        examples: the first training example of each task in tokens, its prompt and its answer; of `tasks_from` those
+            of a few.
         memory_bytes: estimated peak of weights, gradients, optimiser state and activations; good to about a factor 1.5.
     """
 
@@ -82,9 +86,10 @@ def check_run(config: RunConfig) -> RunPlan:
         if model.dtype == torch.float64:
             bank.double()  # PEFT does that where the weights are real
     per_task, shared = task_sizes(bank)
-    tokens = sum(report.tokens for report in data.report) / len(data)
+    tokens = sum(report.tokens for report in data.report) / sum(report.examples for report in data.report)
     longest = max(report.max_tokens for report in data.report)
-    trained = shared.bytes + per_task.bytes * len(run.tasks)
+    at_hand = room_for(config) if run.begins_small else len(run.tasks)
+    trained = shared.bytes + per_task.bytes * at_hand
     rows = config.training.rows // config.training.accumulation
     return RunPlan(
         reports=data.report,
@@ -99,14 +104,14 @@ def check_run(config: RunConfig) -> RunPlan:
             *told,
             *map(str, bank_tuner(bank).left_out),
             *_notes(config, len(run.tasks)),
-            *(f"task {task.name}: {note}" for task in run.tasks for note in task.notes),
-            *([seen] if (seen := seen_note(run.tasks)) else []),
+            *_task_notes(run, data),
         ),
     )
 
 
 def _first_examples(data: EncodedTasks, names: Sequence[str], tokenizer: Tokenizer) -> dict[str, MarkedRow]:
-    rows = {name: data[offset] for name, offset, size in zip(names, data.offsets, data.sizes, strict=True) if size}
+    few = range(len(names) if isinstance(data.sizes, list) else min(len(names), FEW))
+    rows = {names[task]: data[int(data.offsets[task])] for task in few if data.sizes[task]}
     return {name: mark_row(*prompt_and_answer(row), tokenizer) for name, row in rows.items()}
 
 
@@ -120,6 +125,16 @@ def _notes(config: RunConfig, tasks: int) -> tuple[str, ...]:
     elif config.grouping != "none":
         found.append(f"grouping: {len(config.grouping)} banks, each with an A and a B of its own")
     return (*found, *start_cost(config, tasks))
+
+
+def _task_notes(run: ResolvedRun, data: EncodedTasks) -> list[str]:
+    if run.column is None:
+        seen = run_seen_note(run.tasks)
+        return [*(f"task {task.name}: {note}" for task in run.tasks for note in task.notes), *([seen] if seen else [])]
+    splits, (report,) = run.manifest["tasks_from"]["splits"], data.report
+    sizes = ", ".join(f"{entry['examples']:,} {split}" for split, entry in splits.items())
+    told = f"tasks_from: {len(run.tasks):,} tasks of {run.column.source.task}, with {sizes} examples"
+    return [f"{told}; the run draws {report.examples:,} of those for training", *run.column.notes()]
 
 
 def _activations(model_config: Any, tokens: int, config: RunConfig) -> int:

@@ -24,7 +24,7 @@ def chosen_tasks(
     Raises:
         TaskIdError: a name that is no task's.
     """
-    chosen = list(tasks)
+    chosen = tasks
     if only is not None:
         names = {task.name for task in tasks}
         if unknown := [name for name in only if name not in names]:
@@ -33,5 +33,5 @@ def chosen_tasks(
         chosen = [task for task in tasks if task.name in set(only)]
     if sample is not None and sample < len(chosen):
         places = np.random.default_rng(seed).choice(len(chosen), sample, replace=False)
-        chosen = [chosen[place] for place in sorted(places)]
-    return chosen
+        return [chosen[place] for place in sorted(places)]
+    return list(chosen)

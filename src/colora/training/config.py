@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from colora.adapter.config import InitWord
 from colora.evaluation.metrics import metric_options
@@ -21,6 +21,7 @@ from colora.training.fields import (
     allowed_prompt,
 )
 from colora.training.rates import CORE_LR, FEDERATED_CORE_LR, FEDERATED_LR, LR
+from colora.training.task_spec import TasksFromSpec, TaskSpec
 
 __all__ = [
     "AUTO",
@@ -33,53 +34,15 @@ __all__ = [
     "FederationSpec",
     "RunConfig",
     "TaskSpec",
+    "TasksFromSpec",
     "TrainingSpec",
 ]
 
 ON_DEVICE = 1024  # tasks: up to here a step costs no more for the others
+MEASURED = 1000  # tasks of a column, where a run file names no number
 MOST_WARMUP = 5  # steps, where a run file names none
 SPECTRAL = ("spectral", "spectral_neutral", "spectral_factors")
 """Values of `adapter.init_weights` that begin with the tasks' gradients; see `colora.training.starts`."""
-
-
-class TaskSpec(Spec):
-    """One task: where its examples are and how many to use."""
-
-    name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
-    path: str | None = Field(
-        None,
-        description="A .jsonl, .csv, .tsv, .json or .parquet file (or one with .gz after it), a folder of "
-        "train/val/test files, or one of `save_to_disk`; relative to the YAML file.",
-    )
-    dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
-    subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
-    fields: dict[Literal["input", "output", "instruction"], str] = Field(
-        {},
-        description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'; a dotted "
-        "name such as question.text goes down into objects.",
-    )
-    group_by: str | None = Field(
-        None,
-        description="A column, such as a person or a document: examples with the same value in it stay in one split.",
-    )
-    instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
-    prompt: Prompt | None = Field(None, description="The prompt of this task, in place of the run's; not auto.")
-    train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
-    val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
-    test: int | None = Field(None, ge=0, description="Test examples to use; all, or 20 % where drawn, by default.")
-
-    @field_validator("prompt")
-    @classmethod
-    def _decided(cls, value: str | None) -> str | None:
-        if value == AUTO:
-            raise ValueError("auto is decided for the run as a whole: set prompt: auto at the top, or name one here")
-        return value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "TaskSpec":
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("expected exactly one of 'path' and 'dataset'")
-        return self
 
 
 class AdapterSpec(Spec):
@@ -201,6 +164,12 @@ class EvaluationSpec(Spec):
     )
     split: Literal["train", "val", "test"] = Field("test", description="The examples to measure on.")
     limit: int | None = Field(None, ge=1, description="At most so many examples of each task.")
+    tasks: int | None = Field(
+        None,
+        ge=1,
+        description="Measure at most so many tasks, drawn by seed from those that have examples; all by default, and "
+        f"{MEASURED} of tasks_from.",
+    )
     max_new_tokens: Count = Field(64, description="Longest output to generate.")
     rows: Count = Field(16, description="Rows of a batch.")
 
@@ -259,6 +228,8 @@ class FederationSpec(Spec):
 class RunConfig(Spec):
     """A run: a base model, tasks, and how to train them together."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["tasks"]}, {"required": ["tasks_from"]}]})
+
     base: str = Field("smollm2", description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
     chat_template: bool = Field(
         True, description="Whether prompts may use the tokenizer's chat template; where no `prompt` is named, they do."
@@ -282,7 +253,12 @@ class RunConfig(Spec):
         description="'none': one bank for all tasks. 'auto': one for each group of tasks whose gradients at the base "
         "model are alike, in OUTPUT/groups. Or the groups themselves, as lists of task names.",
     )
-    tasks: list[TaskSpec] = Field(..., min_length=1, description="The tasks.")
+    tasks_from: TasksFromSpec | None = Field(
+        None, description="Instead of tasks: one table for all of them, with a column that names the task of each row."
+    )
+    tasks: list[TaskSpec] = Field(
+        [], validate_default=True, description="The tasks, one by one; either these or tasks_from is needed."
+    )
     shared_splits: bool = Field(
         False,
         description="Whether an input, or a value of a task's `group_by`, that several tasks have is in the same split "
@@ -308,14 +284,22 @@ class RunConfig(Spec):
     @field_validator("tasks")
     @classmethod
     def _no_contradictions(cls, value: list[TaskSpec], info: ValidationInfo) -> list[TaskSpec]:
+        if "tasks_from" in info.data and bool(value) == (info.data["tasks_from"] is not None):
+            raise ValueError(f"expected either tasks or tasks_from, found {'both' if value else 'neither'}")
         for number, task in enumerate(value):
             allowed_prompt(task.prompt, info, f"{number}.prompt: ")
         return value
 
     @model_validator(mode="after")
-    def _shared(self) -> "RunConfig":
+    def _consistent(self) -> "RunConfig":
+        faults = []
+        if self.tasks_from is not None:
+            one_by_one = {"grouping": self.grouping != "none", "shared_splits": self.shared_splits}
+            faults += [f"{name} needs tasks and not tasks_from" for name, is_set in one_by_one.items() if is_set]
         if self.shared_with and not self.shared_splits:
-            raise ValueError("shared_with: says whose splits are shared, and needs shared_splits: true")
+            faults.append("shared_with: says whose splits are shared, and needs shared_splits: true")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 

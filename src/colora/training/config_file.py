@@ -17,6 +17,7 @@ from colora.training.config import (
     FederationConfig,
     FederationSpec,
     RunConfig,
+    TasksFromSpec,
     TaskSpec,
     TrainingSpec,
 )
@@ -35,7 +36,7 @@ __all__ = [
 
 FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
 
-NOT_AGREED = ("tasks", "shared_splits", "shared_with", "examples_a_task", "output", "evaluation")
+NOT_AGREED = ("tasks", "tasks_from", "shared_splits", "shared_with", "examples_a_task", "output", "evaluation")
 """Fields that the clients of a federation do not agree on: each reads its own task."""
 
 
@@ -56,7 +57,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     if config.start_from is not None:
         config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
-    for task in (*config.tasks, *config.shared_with):
+    sources: list[TaskSpec | TasksFromSpec] = [*config.tasks, *config.shared_with]
+    for task in sources if config.tasks_from is None else [config.tasks_from]:
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())
     return config
@@ -140,6 +142,7 @@ def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[
     for name, info in spec.model_fields.items():
         inner: dict[str, type[BaseModel]] = {
             "tasks": TaskSpec,
+            "tasks_from": TasksFromSpec,
             "adapter": AdapterSpec,
             "training": TrainingSpec,
             "evaluation": EvaluationSpec,

@@ -9,7 +9,7 @@ from peft import PeftModel
 from colora.adapter.stored.access import bytes_of_task, store_cores, stored_cores
 from colora.training.config import ON_DEVICE, RunConfig
 
-__all__ = ["place_cores"]
+__all__ = ["place_cores", "room_for"]
 
 SHARE_OF_MEMORY = 0.5
 
@@ -34,6 +34,10 @@ def place_cores(bank: PeftModel, config: RunConfig, tasks: int, log: Callable[[s
         place = "device" if tasks <= ON_DEVICE else "memory" if fits else "disk"
     if place == "device":
         return
-    room = max(config.training.rows, config.evaluation.rows)
-    store_cores(bank, room, Path(config.output) if place == "disk" else None)
+    store_cores(bank, room_for(config), Path(config.output) if place == "disk" else None)
     log(f"the cores of {tasks} tasks are kept {'in memory' if place == 'memory' else 'on disk'}, {size / 1e9:.1f} GB")
+
+
+def room_for(config: RunConfig) -> int:
+    """The most tasks that are at hand at once."""
+    return max(config.training.rows, config.evaluation.rows)

@@ -19,11 +19,13 @@ from colora.common.json_text import parse_json
 from colora.errors import ConfigError
 from colora.models.likelihood import is_encoder_decoder
 from colora.models.prompt_choice import likeliest_template
+from colora.tasks.column.source import TasksSource
+from colora.tasks.column.tasks import ColumnTasks
 from colora.tasks.prompting.templates import CHAT, NAMED_TEMPLATES, PromptTemplate, template_of
 from colora.tasks.read import task_name
 from colora.tasks.schema import Task, TaskSource, prompted, task_template
 from colora.tasks.tokenizer import Tokenizer
-from colora.training.config import AUTO, RunConfig, TaskSpec
+from colora.training.config import AUTO, RunConfig, TasksFromSpec, TaskSpec
 
 __all__ = [
     "FILE",
@@ -34,6 +36,7 @@ __all__ = [
     "prompted_tasks",
     "read_choice",
     "source_of",
+    "table_of",
     "unplaced_text",
 ]
 
@@ -69,7 +72,14 @@ def source_of(spec: TaskSpec) -> TaskSource:
     return TaskSource(**spec.model_dump(exclude={"prompt"}))
 
 
-def prompted_tasks(config: RunConfig, tasks: Sequence[Task], prompt: str | None, start: BankInfo | None) -> list[Task]:
+def table_of(spec: TasksFromSpec) -> TasksSource:
+    """Where the examples of all tasks of a run file are."""
+    return TasksSource(**spec.model_dump())
+
+
+def prompted_tasks(
+    config: RunConfig, tasks: Sequence[Task], prompt: str | None, start: BankInfo | None
+) -> Sequence[Task]:
     """The tasks of a run with the prompts that its files say.
 
     Of each task the first of these that is given: the prompt of its entry, the template that its examples have
@@ -85,6 +95,8 @@ def prompted_tasks(config: RunConfig, tasks: Sequence[Task], prompt: str | None,
     Raises:
         ConfigError: listing each task with an instruction that its prompt has no place for, or with a conversation.
     """
+    if isinstance(tasks, ColumnTasks):
+        return _prompted_column(tasks, prompt, start)
     own = _own_prompts(config)
     result, faults = [], []
     for task in tasks:
@@ -102,6 +114,23 @@ def prompted_tasks(config: RunConfig, tasks: Sequence[Task], prompt: str | None,
     if faults:
         raise ConfigError("texts that have no place in their prompts:", faults)
     return result
+
+
+def _prompted_column(tasks: ColumnTasks, prompt: str | None, start: BankInfo | None) -> ColumnTasks:
+    if prompt == AUTO:
+        return tasks
+    template = _template(prompt, start)
+    for task in tasks.unplaced():
+        if fault := unplaced_text(task, template):
+            raise ConfigError(f"a text that has no place in its prompt: prompt: task {task.name!r}, {fault}")
+    return tasks.prompted(template)
+
+
+def _template(prompt: str | None, start: BankInfo | None) -> PromptTemplate | None:
+    """Of tasks that have none of their own."""
+    if prompt is not None:
+        return template_of(prompt)
+    return None if start is None else start.template()
 
 
 def read_choice(config: RunConfig, ended: BankInfo | None) -> str | None:
@@ -148,11 +177,15 @@ def choose_prompt(
     Raises:
         ConfigError: no example fits `max_length` whole, or conversations and no chat template.
     """
-    own = _own_prompts(config)
-    open_tasks = [task for task in tasks if task.name not in own and task_template(task) is None]
-    if not open_tasks:
-        return None
-    conversations = any(example.history for task in open_tasks for example in task.splits["train"])
+    open_tasks: Sequence[Task] = tasks
+    if isinstance(tasks, ColumnTasks):
+        conversations = "history" in tasks.summary["first"]
+    else:
+        own = _own_prompts(config)
+        open_tasks = [task for task in tasks if task.name not in own and task_template(task) is None]
+        if not open_tasks:
+            return None
+        conversations = any(example.history for task in open_tasks for example in task.splits["train"])
     candidates = {CHAT: None} if conversations else None
     device = training_device(config.training.device) if int(os.environ.get("WORLD_SIZE", "1")) == 1 else None
     before = model.device
@@ -184,10 +217,10 @@ def check_chat(prompts: Sequence[str | None], model: torch.nn.Module, tokenizer:
 def common_template(prompt: str | None, tasks: Sequence[Task], start: BankInfo | None) -> PromptTemplate | None:
     """The template of tasks that come to a run's bank later: the run's, or that of the bank it starts from, or what all
     its tasks have."""
-    if prompt is not None:
-        return template_of(prompt)
-    if start is not None:
-        return start.template()
+    if prompt is not None or start is not None:
+        return _template(prompt, start)
+    if isinstance(tasks, ColumnTasks):
+        return tasks.template
     found = {task_template(task) for task in tasks}
     return found.pop() if len(found) == 1 else None
 

@@ -12,12 +12,14 @@ from colora.adapter.config import CoLoRAConfig
 from colora.bank.layout import BankInfo, read_bank_info
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError, TaskFileError
+from colora.tasks.column.read import read_column_tasks
+from colora.tasks.column.tasks import ColumnTasks
 from colora.tasks.faults import quoted
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.adapter_config import bank_config
-from colora.training.config import AUTO, SPECTRAL, RunConfig
+from colora.training.config import AUTO, ON_DEVICE, SPECTRAL, RunConfig
 from colora.training.config_file import check_grouping
 from colora.training.prompts import (
     PromptChoice,
@@ -26,11 +28,12 @@ from colora.training.prompts import (
     prompted_tasks,
     read_choice,
     source_of,
+    table_of,
 )
 from colora.training.run_folder import as_begun, differing_tasks, task_manifest
 from colora.training.starts.from_bank import resolve_adapter
 
-__all__ = ["ResolvedRun", "read_run_tasks", "resolve_run", "settle_prompt"]
+__all__ = ["ResolvedRun", "read_run_tasks", "resolve_run", "settle_prompt", "tasks_in_memory"]
 
 Log = Callable[[str], None]
 
@@ -41,16 +44,18 @@ class ResolvedRun:
 
     Attributes:
         config: the run file, with the adapter settings that hold: those of the bank it starts from, if it does.
-        tasks: the tasks as they were read.
-        manifest: for each task its source, the seed of drawn splits, and size and digest of each split.
-        adapter: the config of the run's bank; a copy of it goes on a model, see `adapter_on`.
+        tasks: the tasks as they were read; those of `tasks_from` are made as they are asked for.
+        manifest: for each task its source, the seed of drawn splits, and size and digest of each split; of
+            `tasks_from` one entry for all.
+        adapter: the config of the run's bank; a copy of it goes on a model, see `adapter_on`. Of a bank that
+            `begins_small` it has the first task alone.
         start: the bank to start from, open; None if the run starts from none, or has ended.
         prompt: the run's prompt as in a run file; "auto" until it is decided, see `settle_prompt`.
         choice: what was decided just now, to be written when the run begins.
     """
 
     config: RunConfig
-    tasks: tuple[Task, ...]
+    tasks: Sequence[Task]
     manifest: Mapping[str, Any]
     adapter: CoLoRAConfig
     start: SavedBank | None
@@ -58,9 +63,19 @@ class ResolvedRun:
     choice: PromptChoice | None = None
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Names of the tasks, in the order of their ids."""
-        return [task.name for task in self.tasks]
+        return self.tasks.names if isinstance(self.tasks, ColumnTasks) else [task.name for task in self.tasks]
+
+    @property
+    def column(self) -> ColumnTasks | None:
+        """The tasks of `tasks_from`; None for tasks that were named one by one."""
+        return self.tasks if isinstance(self.tasks, ColumnTasks) else None
+
+    @property
+    def begins_small(self) -> bool:
+        """Whether the bank begins with one task, to which the others are added once the cores are in a store."""
+        return _begins_small(self.config, len(self.tasks))
 
     @property
     def output(self) -> Path:
@@ -99,17 +114,60 @@ def resolve_run(
             "on from; remove one of the two"
         )
     config, start = resolve_adapter(as_begun(config))
-    read = tuple(read_run_tasks(config, Path(config.output)) if tasks is None else tasks)
-    names = [task.name for task in read]
-    check_grouping(config, names)
-    known = task_manifest(read) if manifest is None else {name: manifest[name] for name in names}
+    read: Sequence[Task] = read_run_tasks(config, Path(config.output)) if tasks is None else tuple(tasks)
     ended = _ended_bank(config)
     prompt = read_choice(config, ended)
-    if ended is not None:
-        read = tuple(ended.prompted(read))
+    names: Sequence[str]
+    if isinstance(read, ColumnTasks):
+        _check_many(config, len(read))
+        names, known = read.names, task_manifest(read)
     else:
-        read = tuple(prompted_tasks(config, read, prompt, None if start is None else start.info))
-    return ResolvedRun(config, read, known, bank_config(config.adapter, names), start, prompt)
+        names = [task.name for task in read]
+        check_grouping(config, names)
+        known = task_manifest(read) if manifest is None else {name: manifest[name] for name in names}
+    if ended is not None:
+        read = ended.prompted(read) if not isinstance(read, ColumnTasks) else read.prompted(ended.template())
+    else:
+        read = prompted_tasks(config, read, prompt, None if start is None else start.info)
+    read = read if isinstance(read, ColumnTasks) else tuple(read)
+    first = names[:1] if _begins_small(config, len(names)) else list(names)
+    return ResolvedRun(config, read, known, bank_config(config.adapter, first), start, prompt)
+
+
+def _begins_small(config: RunConfig, tasks: int) -> bool:
+    """A bank of few tasks is drawn whole, so that it is the same to the bit wherever its cores are."""
+    begins = config.start_from is None and config.adapter.init_weights not in SPECTRAL
+    return begins and tasks > ON_DEVICE and config.training.cores != "device"
+
+
+def _check_many(config: RunConfig, tasks: int) -> None:
+    """Raises ConfigError if a run is to have the cores of very many tasks of a column on the device at once."""
+    if tasks <= ON_DEVICE or _begins_small(config, tasks):
+        return
+    why = {
+        "start_from": config.start_from is not None,
+        "adapter.init_weights": config.adapter.init_weights in SPECTRAL,
+        "training.cores: device": config.training.cores == "device",
+    }
+    named = " and ".join(name for name, is_set in why.items() if is_set)
+    raise ConfigError(
+        f"{named}: has all cores on the device at once, and tasks_from has {tasks} tasks, more than {ON_DEVICE}: "
+        "remove it from the run file"
+    )
+
+
+def tasks_in_memory(tasks: Sequence[Task], what: str) -> list[Task]:
+    """All tasks of a run, for what looks at all of them at once.
+
+    Raises:
+        ConfigError: saying that `what` does, where a column names more tasks than that is good for.
+    """
+    if isinstance(tasks, ColumnTasks) and len(tasks) > ON_DEVICE:
+        raise ConfigError(
+            f"{what} has all examples in memory, and tasks_from has {len(tasks)} tasks, more than {ON_DEVICE}: write "
+            "the rows of some of them into a table of their own"
+        )
+    return list(tasks)
 
 
 def settle_prompt(run: ResolvedRun, model: PreTrainedModel, tokenizer: Tokenizer, log: Log) -> ResolvedRun:
@@ -123,12 +181,12 @@ def settle_prompt(run: ResolvedRun, model: PreTrainedModel, tokenizer: Tokenizer
         return run
     choice = choose_prompt(run.config, run.tasks, model, tokenizer, log)
     prompt = None if choice is None else choice.prompt
-    tasks = tuple(prompted_tasks(run.config, run.tasks, prompt, None))
-    return replace(run, tasks=tasks, prompt=prompt, choice=choice)
+    tasks = prompted_tasks(run.config, run.tasks, prompt, None)
+    return replace(run, tasks=tasks if isinstance(tasks, ColumnTasks) else tuple(tasks), prompt=prompt, choice=choice)
 
 
-def read_run_tasks(config: RunConfig, run: Path | None = None) -> list[Task]:
-    """The tasks of a run.
+def read_run_tasks(config: RunConfig, run: Path | None = None) -> Sequence[Task]:
+    """The tasks of a run; those of `tasks_from` are made as they are asked for.
 
     Args:
         config: names the task files.
@@ -141,6 +199,8 @@ def read_run_tasks(config: RunConfig, run: Path | None = None) -> list[Task]:
     Warns:
         UserWarning: if tasks have the splits of the first version.
     """
+    if config.tasks_from is not None:
+        return read_column_tasks(table_of(config.tasks_from), config.seed)
     sources = [source_of(spec) for spec in config.tasks]
     if config.shared_splits:
         others = [source_of(spec) for spec in config.shared_with]

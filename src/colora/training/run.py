@@ -9,10 +9,9 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from peft import PeftModel, get_peft_model
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from colora.adapter.model import bank_tuner
-from colora.bank.layout import BankInfo, find_bank
+from colora.adapter.lookup import only_bank
+from colora.bank.layout import find_bank
 from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.bank.tensors import SavedBank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
+from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
@@ -35,24 +35,34 @@ from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.base import load_base
 from colora.tasks.encode import EncodedTasks, EncodingReport
-from colora.tasks.schema import Task, task_template
-from colora.tasks.splits.shared import seen_note
+from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
+from colora.training.bank_info import bank_info
 from colora.training.chosen import chosen_tasks
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
-from colora.training.encode import EncodedRun, encode_run
+from colora.training.encode import EncodedRun, encode_run, measured_tasks
 from colora.training.loop.trainer import CoLoRATrainer
 from colora.training.place_cores import place_cores
 from colora.training.prompts import FILE as PROMPT_FILE
-from colora.training.prompts import common_template
 from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run, settle_prompt
 from colora.training.run_folder import check_free, check_same_tasks, claim, run_config, task_manifest
+from colora.training.seen import run_seen_note
 from colora.training.starts.from_bank import start_bank
+from colora.training.starts.small import small_start
 from colora.training.starts.spectral import start_run
 
-__all__ = ["TrainResult", "evaluate_bank", "measure", "measure_result", "train", "train_and_evaluate", "train_resolved"]
+__all__ = [
+    "TrainResult",
+    "evaluate_bank",
+    "measure",
+    "measure_result",
+    "train",
+    "train_and_evaluate",
+    "train_resolved",
+    "trained",
+]
 
 Log = Callable[[str], None]
 MakeModel = Callable[[Any, list[str]], PeftModel]
@@ -82,9 +92,9 @@ class TrainResult:
     encoded: EncodedRun | None = None
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> Sequence[Task]:
         """The tasks as they were read."""
-        return list(self.run.tasks)
+        return self.run.tasks
 
     @property
     def reports(self) -> list[EncodingReport]:
@@ -113,6 +123,7 @@ def train(
             from and a spectral start are asked for, or a bank for each of several groups; or see `resolve_run`.
         TaskFileError: listing all faults of the task files; nothing is trained.
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
+            Or another process trains the same run.
         InterruptedRunError: after Ctrl-C; a checkpoint has been saved.
         TrainingDivergedError, CheckpointError: see `CoLoRATrainer`.
     """
@@ -143,17 +154,50 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
         loaded = attach_adapter(model if device is None else model.to(device), run.output / "bank")
         return TrainResult(run, run.output / "bank", loaded, tokenizer, config.training.steps)
 
-    own_log = log if is_first else _silent
-    run = settle_prompt(run, model, tokenizer, own_log)
-    if seen := seen_note(run.tasks):
-        own_log(seen)
+    with _alone(run.output) if is_first else nullcontext():
+        trainer, run = trained(run, model, tokenizer, make_model, log if is_first else _silent)
+    encoded, steps = trainer.data, trainer.state.global_step
+    if is_first:
+        save_bank(trainer.model, run.output / "bank", bank_info(run, encoded, steps))
+    trainer.accelerator.wait_for_everyone()
+    return TrainResult(run, run.output / "bank", trainer.model, tokenizer, steps, encoded)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
+    with file_lock(output.with_name(f".{output.name}.training")) as mine:
+        if not mine:
+            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
+        yield
+
+
+def trained(
+    run: ResolvedRun, model: Any, tokenizer: Tokenizer, make_model: MakeModel | None = None, log: Log = _silent
+) -> tuple[CoLoRATrainer, ResolvedRun]:
+    """A run from its tasks to its last checkpoint, or on from the last one there is; no bank is written.
+
+    Returns:
+        the trainer, with all that was trained, and the run with the prompt that was decided.
+
+    Raises:
+        as `train`.
+    """
+    config, is_first = run.config, int(os.environ.get("RANK", "0")) == 0
+    run = settle_prompt(run, model, tokenizer, log)
+    if seen := run_seen_note(run.tasks):
+        log(seen)
     encoded = encode_run(run, tokenizer, model)
     set_seed(config.seed)
     checkpoints = run.output / "checkpoints"
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    bank = make_model(model, run.names) if make_model else _start(run, model, encoded, checkpoint is None, own_log)
-    if make_model is None:
-        place_cores(bank, config, len(run.names), own_log)
+    if make_model is not None:
+        bank = make_model(model, list(run.names))
+    elif run.begins_small:
+        bank = small_start(config, run.adapter_on(model), run.names, model, log)
+    else:
+        bank = _start(run, model, encoded, checkpoint is None, log)
+        place_cores(bank, config, len(run.names), log)
     if is_first:
         claim(run.output, config, run.manifest)
         if run.choice is not None:
@@ -162,13 +206,10 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
     if checkpoint is not None:
         log(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    steps = trainer.state.global_step
     if trainer.interrupt.interrupted:
-        raise InterruptedRunError(f"interrupted at step {steps}; run the same command again to go on from there")
-    if is_first:
-        save_bank(bank, run.output / "bank", _info(run, encoded, steps))
-    trainer.accelerator.wait_for_everyone()
-    return TrainResult(run, run.output / "bank", bank, tokenizer, steps, encoded)
+        step = trainer.state.global_step
+        raise InterruptedRunError(f"interrupted at step {step}; run the same command again to go on from there")
+    return trainer, run
 
 
 def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
@@ -177,7 +218,7 @@ def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log:
         return start_bank(run.adapter, run.start, model, log, run.config)
     bank = get_peft_model(model, run.adapter_on(model))
     if is_new:
-        start_run(run.config, bank, encoded.train, run.names, encoded.pad_token_id, log)
+        start_run(run.config, bank, encoded.train, list(run.names), encoded.pad_token_id, log)
     return bank
 
 
@@ -203,14 +244,15 @@ def measure_result(result: TrainResult) -> Evaluation | None:
     if result.reused and (records := _measured(config)):
         return Evaluation(records, [])
     encoded = None if result.encoded is None else result.encoded.evaluation
-    return measure(config, result.model, result.tokenizer, result.tasks, config.training.max_length, encoded=encoded)
+    tasks = measured_tasks(config.evaluation, result.tasks, config.seed)
+    return measure(config, result.model, result.tokenizer, tasks, config.training.max_length, encoded=encoded)
 
 
 def evaluate_bank(
     path: str | Path,
     *,
     base: str | None = None,
-    tasks: list[Task] | None = None,
+    tasks: Sequence[Task] | None = None,
     overrides: dict[str, Any] | None = None,
     progress: bool = True,
     only: Sequence[str] | None = None,
@@ -246,7 +288,9 @@ def evaluate_bank(
         check_same_tasks(run, task_manifest(tasks))
     configure_threads(config.training.threads)
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
-    saved, chosen = SavedBank(folder), chosen_tasks(tasks, only, sample, config.seed)
+    saved, chosen = SavedBank(folder), measured_tasks(config.evaluation, tasks, config.seed)
+    if only is not None or sample is not None:
+        chosen = chosen_tasks(tasks, only, sample, config.seed)
     some = [task.name for task in chosen if task.name in saved.index] if len(chosen) < len(tasks) else []
     model, tokenizer, info = load_bank(saved, base, dtype=dtype, device=device, tasks=some or None)
     config.output = str(run)
@@ -268,7 +312,8 @@ def measure(
         encoded: what is measured of these tasks, in tokens, if it has been encoded.
     """
     run, spec = Path(config.output), config.evaluation
-    index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
+    _, router, adapter_name = only_bank(model)
+    index = router.tasks[adapter_name]
     kept = [task for task in tasks if task.name in index] or tasks  # of none at all, evaluate tells what is wrong
     settings = EvaluationSettings(
         split=spec.split,
@@ -290,8 +335,9 @@ def measure(
 
 def _method(config: RunConfig) -> str:
     """The method's name in records; a part of the split is told apart from the whole."""
-    limit = config.evaluation.limit
-    return "colora" if limit is None else f"colora, first {limit}"
+    limit, tasks = config.evaluation.limit, config.evaluation.tasks
+    told = [*([] if limit is None else [f"first {limit}"]), *([] if tasks is None else [f"{tasks} tasks"])]
+    return ", ".join(["colora", *told])
 
 
 def _measured(config: RunConfig) -> list[Record]:
@@ -301,21 +347,3 @@ def _measured(config: RunConfig) -> list[Record]:
     records = [one for one in known if (one.split, one.method) == (spec.split, _method(config))]
     wanted = {metric_options()[option].name for option in spec.metrics}
     return records if wanted <= {one.metric for one in records} else []
-
-
-def _info(run: ResolvedRun, encoded: EncodedRun, steps: int) -> BankInfo:
-    config, data = run.config, encoded.train
-    rows = Counter(int(data[index]["task_ids"]) for index in islice(encoded.mixture, steps * config.training.rows))
-    common = common_template(run.prompt, run.tasks, None if run.start is None else run.start.info)
-    info = BankInfo(
-        base=config.base,
-        chat_template=config.chat_template,
-        max_length=config.training.max_length,
-        examples={task.name: len(task.splits["train"]) for task in run.tasks},
-        seen={name: rows[task_id] for task_id, name in enumerate(run.names)},
-        sources={name: {"split_seed": entry["split_seed"]} for name, entry in run.manifest.items()},
-        prompt=None if common is None else common.text,
-    )
-    for task in run.tasks:
-        info.set_template(task.name, task_template(task))
-    return info

@@ -13,6 +13,7 @@ from colora.common.json_text import parse_json
 from colora.common.text import shortened
 from colora.common.yaml import read_yaml
 from colora.errors import ConfigError
+from colora.tasks.column.tasks import ColumnTasks
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
@@ -32,6 +33,7 @@ FREE = (
     "output",
     "evaluation",
     "examples_a_task",
+    "tasks_from.path",
     "training.threads",
     "training.log_every",
     "training.save_every",
@@ -51,7 +53,12 @@ EARLIER = {
 
 
 def task_manifest(tasks: Sequence[Task]) -> dict[str, Any]:
-    """For each task its source, the seed of drawn splits, and size and digest of each split, ready for JSON."""
+    """For each task its source, the seed of drawn splits, and size and digest of each split, ready for JSON.
+
+    Of the tasks of `tasks_from` one entry of that name, with the same of all of them together.
+    """
+    if isinstance(tasks, ColumnTasks):
+        return {"tasks_from": tasks.manifest()}
     return {
         task.name: {
             "source": task.source,

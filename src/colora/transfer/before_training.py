@@ -13,7 +13,7 @@ from colora.models.positions import check_positions
 from colora.tasks.encode import encode_tasks
 from colora.training.adapter_config import bank_config
 from colora.training.config import RunConfig
-from colora.training.resolve import resolve_run, settle_prompt
+from colora.training.resolve import resolve_run, settle_prompt, tasks_in_memory
 from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.similarity import Similarity, gradient_similarity
 
@@ -38,7 +38,8 @@ def run_gradients(config: RunConfig, rows: int = 16, log: Callable[[str], None] 
     """The gradients of a run's tasks; see `run_similarity`."""
     configure_threads(config.training.threads)
     run = resolve_run(config)
-    config, names = run.config, run.names
+    tasks_in_memory(run.tasks, "colora similarity")
+    config, names = run.config, list(run.names)
     if len(names) < 2:
         raise ConfigError(f"similarity needs two tasks at least, found one: {', '.join(names)}")
     device = training_device(config.training.device)

@@ -29,7 +29,7 @@ from colora.training.config import AUTO, RunConfig
 from colora.training.config_file import check_grouping
 from colora.training.prompts import FILE as PROMPT_FILE
 from colora.training.prompts import PromptChoice, choose_prompt, prompted_tasks, read_choice
-from colora.training.resolve import read_run_tasks, resolve_run
+from colora.training.resolve import read_run_tasks, resolve_run, tasks_in_memory
 from colora.training.run import measure_result, train_resolved
 from colora.training.run_folder import as_begun, check_free, claim, task_manifest
 from colora.transfer.before_training import run_gradients
@@ -72,7 +72,7 @@ def train_groups(config: RunConfig, log: Callable[[str], None] = lambda line: No
             "torchrun"
         )
     config, output = as_begun(config), Path(config.output)
-    tasks = read_run_tasks(config, output)
+    tasks = tasks_in_memory(read_run_tasks(config, output), "grouping")
     manifest = task_manifest(tasks)
     check_grouping(config, [task.name for task in tasks])
     check_free(output, config, manifest)

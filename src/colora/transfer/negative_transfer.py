@@ -25,7 +25,7 @@ from colora.evaluation.settings import EvaluationSettings
 from colora.tasks.schema import Task
 from colora.tasks.splits.shared import seen_note
 from colora.training.config import RunConfig
-from colora.training.resolve import read_run_tasks
+from colora.training.resolve import read_run_tasks, tasks_in_memory
 from colora.training.run import TrainResult, train
 from colora.transfer.grouping import folder_names, part_of
 
@@ -112,7 +112,7 @@ def measure_transfer(
     output = Path(config.output)
     if config.grouping != "none":
         raise ConfigError(f"{output} is a run in groups: name the run of one group, {output / 'groups'}/NAME")
-    tasks = read_run_tasks(config, output)
+    tasks = tasks_in_memory(read_run_tasks(config, output), "colora transfer")
     if len(tasks) < 2:
         raise ConfigError(f"expected several tasks, found only {tasks[0].name!r}: transfer is between tasks")
     if without := [task.name for task in tasks if not task.splits[SPLIT]]:
@@ -123,7 +123,7 @@ def measure_transfer(
     if seen := seen_note(tasks, SPLIT):
         log(seen)
     result = train(config, log=log)
-    tasks = result.tasks  # with their prompts
+    tasks = list(result.tasks)  # with their prompts
     config = config.model_copy(update={"prompt": result.run.prompt})
     index = {name: place for place, name in enumerate(bank_tuner(result.model).tasks)}
     if gone := [task.name for task in tasks if task.name not in index]:

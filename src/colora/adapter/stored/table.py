@@ -105,6 +105,11 @@ class CoreTable:
                 self._place[task] = place
                 shelf.take()
 
+    def forget(self, tasks: Int[np.ndarray, " n"]) -> None:
+        """Have no rows of these tasks any more."""
+        for task in tasks.tolist():
+            self._give_up(task)
+
     def append(self, tasks: int, kind: int = 0) -> None:
         """Add tasks, without rows yet, after the others."""
         self._place = np.concatenate([self._place, np.full(tasks, NOWHERE, dtype=np.int32)])

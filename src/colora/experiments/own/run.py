@@ -45,7 +45,7 @@ from colora.experiments.own.verdict.measure import measure_of
 from colora.experiments.trial import Trial
 from colora.experiments.worker import Log
 from colora.training.config import RunConfig
-from colora.training.resolve import ResolvedRun, resolve_run
+from colora.training.resolve import ResolvedRun, resolve_run, tasks_in_memory
 
 __all__ = ["compare_own"]
 
@@ -87,6 +87,7 @@ def compare_own(
 def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Callable[..., Runner]) -> Comparison:
     """Read the files, load the base, and see that every example can be used."""
     run = resolve_run(config)
+    tasks_in_memory(run.tasks, "colora compare")
     runner = make_runner(
         config.base,
         config.training.base_dtype,
@@ -96,7 +97,7 @@ def _prepared(config: RunConfig, options: OwnOptions, log: Log, make_runner: Cal
     if run.prompt is None:
         _check_examples(run, runner)  # as `colora check` does, before prompts are compared on them
     run = settled(run, runner.model, runner.tokenizer, log)
-    tasks, prompt = run.tasks, prompt_in_words(run, runner.tokenizer)
+    tasks, prompt = tasks_in_memory(run.tasks, "colora compare"), prompt_in_words(run, runner.tokenizer)
     data = OwnTasks(tasks, style=prompt)
     _check_examples(run, runner)
     contenders, missing = known_contenders(tasks)

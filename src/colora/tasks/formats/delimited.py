@@ -3,13 +3,14 @@
 import csv
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.tables import Row
 
-__all__ = ["csv_rows", "tsv_rows"]
+__all__ = ["csv_rows", "delimited_rows", "tsv_rows"]
 
 _LIMIT = threading.Lock()
 _LARGEST = 2**31 - 1  # of a C long on some systems
@@ -25,32 +26,48 @@ def tsv_rows(file: str, text: str, faults: Faults) -> list[Row]:
     return _rows(file, text, "\t", faults)
 
 
+def delimited_rows(
+    file: str, lines: Iterable[str], separator: str, faults: Faults, longest: int, at_once: int
+) -> Iterator[list[Row]]:
+    """The rows of a file that is read line by line, `at_once` at a time; a cell may have `longest` characters."""
+    rows = _each_row(file, lines, separator, faults)
+    while True:
+        with _cells_of_any_size(longest):  # not over a yield: whoever takes these rows may read another file
+            some = list(islice(rows, at_once))
+        if not some:
+            return
+        yield some
+
+
 def _rows(file: str, text: str, separator: str, faults: Faults) -> list[Row]:
-    header: list[str] | None = None
-    rows, line = [], 1
     with _cells_of_any_size(len(text)):
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
-        try:
-            for cells in reader:
-                # A quoted cell may span lines, and the reader counts those it has consumed: a row begins one after.
-                start, line = line, reader.line_num + 1
-                if not cells:
-                    continue
-                if header is None:
-                    header = [cell.strip() for cell in cells]
-                    if not _usable(file, header, separator, start, faults):
-                        return []
-                elif len(cells) != len(header):
-                    faults.add(file, f"expected {len(header)} columns, found {len(cells)}", start)
-                elif [cell.strip().removeprefix("\ufeff") for cell in cells] == header:
-                    faults.add(file, "expected a row, found the header again", start)
-                else:
-                    named = zip(header, cells, strict=True)
-                    rows.append(Row({name: cell for name, cell in named if name}, start))
-        except csv.Error as error:
-            rule = "a cell that begins with a quotation mark has to end with one, and those inside stand twice"
-            faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}; {rule}", line)
-    return rows
+        return list(_each_row(file, io.StringIO(text, newline=""), separator, faults))
+
+
+def _each_row(file: str, lines: Iterable[str], separator: str, faults: Faults) -> Iterator[Row]:
+    header: list[str] | None = None
+    line = 1
+    reader = csv.reader(lines, strict=True, delimiter=separator)
+    try:
+        for cells in reader:
+            # A quoted cell may span lines, and the reader counts those it has consumed: a row begins one after.
+            start, line = line, reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if not _usable(file, header, separator, start, faults):
+                    return
+            elif len(cells) != len(header):
+                faults.add(file, f"expected {len(header)} columns, found {len(cells)}", start)
+            elif [cell.strip().removeprefix("\ufeff") for cell in cells] == header:
+                faults.add(file, "expected a row, found the header again", start)
+            else:
+                named = zip(header, cells, strict=True)
+                yield Row({name: cell for name, cell in named if name}, start)
+    except csv.Error as error:
+        rule = "a cell that begins with a quotation mark has to end with one, and those inside stand twice"
+        faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}; {rule}", line)
 
 
 def _usable(file: str, header: list[str], separator: str, line: int, faults: Faults) -> bool:

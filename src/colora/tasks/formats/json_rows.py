@@ -13,11 +13,15 @@ __all__ = ["json_rows", "jsonl_rows"]
 _ONE_A_LINE = "write each example on a line of its own, or a list of all into a .json file"
 
 
-def jsonl_rows(file: str, text: str, faults: Faults) -> list[Row]:
-    """One object a line. Not `splitlines()`: it also splits at U+2028 and others, which JSON strings may hold."""
+def jsonl_rows(file: str, text: str, faults: Faults, first_line: int = 1) -> list[Row]:
+    """One object a line. Not `splitlines()`: it also splits at U+2028 and others, which JSON strings may hold.
+
+    Args:
+        first_line: number of the text's first line in the file.
+    """
     rows = []
-    first = True
-    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
+    first = first_line == 1
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=first_line):
         if not line.strip():
             continue
         try:

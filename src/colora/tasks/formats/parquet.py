@@ -36,8 +36,10 @@ def parquet_table(file: str, content: bytes, wanted: Collection[str], faults: Fa
     return Table(file, (), [])
 
 
-def dataset_table(file: str, data: "datasets.Dataset", wanted: Collection[str], split: str, faults: Faults) -> Table:
-    """The rows of a dataset; each one's place is its number in `split`."""
+def dataset_table(
+    file: str, data: "datasets.Dataset", wanted: Collection[str], split: str, faults: Faults, first: int = 0
+) -> Table:
+    """The rows of a dataset; each one's place is its number in `split`, counted from `first`."""
     from datasets import ClassLabel
 
     columns = tuple(data.column_names)
@@ -46,7 +48,7 @@ def dataset_table(file: str, data: "datasets.Dataset", wanted: Collection[str], 
     labels = {c: data.features[c].names for c in used if isinstance(data.features[c], ClassLabel)}
     rows = []
     # Only the columns in use: images or audio beside them would be decoded one by one.
-    for index, values in enumerate(data.select_columns(used) if used else ()):
+    for index, values in enumerate(data.select_columns(used) if used else (), start=first):
         for column, names in labels.items():
             label = values[column]
             # -1 marks a hidden label on the hub; it stays a number and is reported as such.

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import safetensors.numpy
@@ -23,11 +24,15 @@ from colora.adapter.stored.cores import StoredCores
 from colora.common.files import write_bytes, write_json
 from colora.errors import CheckpointError, TrainingDivergedError
 
-__all__ = ["CoreFiles"]
+__all__ = ["CoreFiles", "names_digest"]
+
+_LAST: WeakKeyDictionary[StoredCores, "CoreFiles"] = WeakKeyDictionary()
+"""For each store who saved or loaded it last: what its `changed` says is since then, and of use to nobody else."""
 
 NOTE = "cores.json"
 PART_BYTES = 2**26
 SPARE_ROWS = 4096
+STARTS = 8  # tasks that were never trained, whose starts a checkpoint remembers
 
 
 class CoreFiles:
@@ -40,8 +45,9 @@ class CoreFiles:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
-        self.names_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        self.names_sha256 = names_digest(names)
         self._files: list[str] = []
+        self._starts: dict[str, Any] | None = None
         self._rows = 0  # in these files
 
     def save(self, stored: StoredCores, step: int, *, write: bool = True) -> None:
@@ -57,6 +63,10 @@ class CoreFiles:
             TrainingDivergedError: a core holds NaN or infinity.
         """
         stored.put_back()
+        if _LAST.get(stored, self) is not self:
+            self._files, self._rows = [], 0
+            stored.kept.changed[:] = stored.table.written(np.arange(len(stored)))
+        _LAST[stored] = self
         changed = np.flatnonzero(stored.kept.changed)
         if write and len(changed):
             everything = np.flatnonzero(stored.table.written(np.arange(len(stored))))
@@ -65,23 +75,28 @@ class CoreFiles:
             self._files = files if anew else [*self._files, *files]
             self._rows = len(everything) if anew else self._rows + len(changed)
         stored.kept.changed[:] = False
+        untrained = np.flatnonzero(~stored.table.written(np.arange(len(stored))))
+        some = untrained[np.linspace(0, len(untrained) - 1, min(len(untrained), STARTS)).astype(int)]
+        self._starts = {"tasks": some.tolist(), "sha256": _rows_digest(stored, some)}
 
     def note(self, checkpoint: Path) -> None:
         """Say in a checkpoint which files belong to it, and whose rows they are."""
-        write_json(checkpoint / NOTE, {"files": self._files, "names_sha256": self.names_sha256})
+        write_json(checkpoint / NOTE, {"files": self._files, "names_sha256": self.names_sha256, "starts": self._starts})
 
     def load(self, stored: StoredCores, checkpoint: Path) -> None:
         """Bring a store to the state of a checkpoint, whose files are in the folder `cores` beside it.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or it is of other tasks.
+            CheckpointError: a file is missing or damaged, or it is of other tasks, or tasks that no file has start
+                elsewhere than they did in that run.
         """
         note, folder = _note(checkpoint), checkpoint.parent / self.folder.name
         if note["names_sha256"] != self.names_sha256:
             raise CheckpointError(
                 f"{checkpoint} is of other tasks, or of these in another order; expected those of now"
             )
-        self._files, self._rows = note["files"], 0
+        self._files, self._rows, _LAST[stored] = note["files"], 0, self
+        known = np.zeros(len(stored), dtype=bool)
         for name in self._files:
             try:
                 found = safetensors.numpy.load_file(folder / name)
@@ -89,6 +104,15 @@ class CoreFiles:
             except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
                 raise CheckpointError(f"{folder / name}: cannot be read ({error}); {checkpoint} needs it") from error
             self._rows += len(found["tasks"])
+            known[found["tasks"]] = True
+        stored.forget_here()
+        stored.table.forget(np.flatnonzero(stored.table.written(np.arange(len(stored))) & ~known))
+        starts = note["starts"]
+        if starts and starts["sha256"] != _rows_digest(stored, np.array(starts["tasks"], dtype=np.int64)):
+            raise CheckpointError(
+                f"{checkpoint}: tasks that were not trained by then have another start in this model: build it as it "
+                "was built for that run, with the same seed and the same add_tasks"
+            )
         if folder.resolve() != self.folder.resolve():  # of another run, whose files may go
             self._files, self._rows = [], 0
         else:
@@ -117,9 +141,25 @@ class CoreFiles:
         return files
 
 
+def _rows_digest(stored: StoredCores, tasks: Int[np.ndarray, " n"]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:  # one by one, for their ranks may differ
+        digest.update(stored.kept.read(np.array([task])).tobytes())
+    return digest.hexdigest()
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """A digest of names in their order."""
+    digest = hashlib.sha256()
+    for number, name in enumerate(names):  # not all in one text: there may be a million
+        digest.update(f"\n{name}".encode() if number else name.encode())
+    return digest.hexdigest()
+
+
 def _note(checkpoint: Path) -> dict[str, Any]:
     try:
         note = json.loads((checkpoint / NOTE).read_text("utf-8"))
-        return {"files": list(note["files"]), "names_sha256": str(note["names_sha256"])}
+        known = {"files": list(note["files"]), "names_sha256": str(note["names_sha256"])}
+        return known | {"starts": note.get("starts")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / NOTE}: cannot be read ({error})") from error

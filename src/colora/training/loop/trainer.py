@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from colora.adapter.stored.access import stored_cores
 from colora.common.files import staged_folder
+from colora.common.text import listed
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.tasks.collate import TaskCollator
@@ -26,11 +27,14 @@ from colora.training.loop.callbacks import InterruptCallback, TaskProgressCallba
 from colora.training.loop.core_files import CoreFiles
 from colora.training.loop.loss import TaskWeighting, row_weights
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups, shared_parameters, unwrapped
-from colora.training.loop.step_tasks import losses_by_task, tasks_of_step
+from colora.training.loop.step_tasks import TaskLosses, tasks_of_step
 from colora.training.loop.stopping import TaskEarlyStopping
+from colora.training.loop.weights import check_weights, put_weights
 from colora.training.resolve import ResolvedRun
 
 __all__ = ["CoLoRATrainer"]
+
+MOST_LOGGED = 1024  # tasks; of more the losses by task are not in the log, which each checkpoint holds whole
 
 
 class CoLoRATrainer(Trainer):
@@ -91,6 +95,7 @@ class CoLoRATrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True  # row weights already count all micro-batches
         self.task_names = task_names
+        self.data = data
         self.mixture = mixture
         self.core_lr = spec.core_lr
         self.core_weight_decay = spec.core_weight_decay
@@ -99,7 +104,7 @@ class CoLoRATrainer(Trainer):
         self.stored = stored_cores(model) if routed else None
         self.core_files = CoreFiles(Path(args.output_dir) / "cores", task_names)
         self._staging: Path | None = None
-        self._sums = torch.zeros(2, len(task_names), dtype=torch.float64)
+        self._losses = TaskLosses()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.interrupt = InterruptCallback()
@@ -110,7 +115,7 @@ class CoLoRATrainer(Trainer):
         if routed:
             self.add_callback(AlternatingCallback(spec.schedule, spec.turn))
         if spec.patience is not None and data.validation is not None:
-            measured = [name for name, size in zip(task_names, data.validation.sizes, strict=True) if size]
+            measured = [entry.name for entry in data.validation.report if entry.examples]
             self.add_callback(TaskEarlyStopping(measured, spec.patience))
         for callback in callbacks or []:
             self.add_callback(callback)
@@ -138,6 +143,7 @@ class CoLoRATrainer(Trainer):
         active = self._active(tasks)
         present = tasks[totals[1] * active > 0]
         if self.stored is not None:
+            self.stored.use(self._task_adamw)  # another trainer of this model may have had it meanwhile
             self.stored.hold(tasks.cpu().numpy())
             present = self.stored.positions(present)
         self._task_adamw.expect(present)
@@ -147,8 +153,9 @@ class CoLoRATrainer(Trainer):
 
     def _active(self, tasks: Tensor) -> Tensor:
         """Which of these tasks, (n,), have not stopped."""
-        stopped = {name for cb in self._callbacks(TaskEarlyStopping) for name in cb.stopped_at}
-        return torch.tensor([self.task_names[task] not in stopped for task in tasks.tolist()], device=tasks.device)
+        stopped = [cb.stopped_at for cb in self._callbacks(TaskEarlyStopping) if cb.stopped_at]
+        active = [not any(self.task_names[task] in one for one in stopped) for task in tasks.tolist()]
+        return torch.tensor(active, device=tasks.device)
 
     def _callbacks(self, kind: type[Any]) -> list[Any]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, kind)]
@@ -168,8 +175,7 @@ class CoLoRATrainer(Trainer):
             bad = task_ids[~torch.isfinite(losses.detach())].unique().tolist()
             raise self._diverged("the loss", [self.task_names[task] for task in bad])
         tokens = label_tokens(labels, is_encoder_decoder(model))
-        seen = torch.stack([losses.detach().cpu().double(), tokens.cpu().double()])  # some devices have no float64
-        self._sums.index_add_(1, task_ids.cpu(), seen)
+        self._losses.add(task_ids.cpu(), losses.detach().cpu(), tokens.cpu())
         # DDP takes the mean over ranks of what is here a sum over them.
         return (losses * weights.to(losses)).sum() * self.args.world_size
 
@@ -192,13 +198,9 @@ class CoLoRATrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            sums = self._sums.clone()
-            if dist.is_initialized():
-                moved = sums.to(self.args.device)
-                dist.all_reduce(moved)
-                sums = moved.cpu()
-            self._sums.zero_()
-            logs |= {f"loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()}
+            losses, self._losses = self._losses.of_all(self.args.device), TaskLosses()
+            if len(self.task_names) <= MOST_LOGGED:
+                logs |= {f"loss/{name}": loss for name, loss in losses.by_name(self.task_names).items()}
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -213,7 +215,7 @@ class CoLoRATrainer(Trainer):
             self.stored.release()
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         model, rows = self.model, self.args.per_device_eval_batch_size
-        sums = torch.zeros(2, len(self.task_names), dtype=torch.float64)
+        measured = TaskLosses()
         was_training = model.training
         model.eval()
         for start in range(0, len(data), rows):
@@ -225,17 +227,14 @@ class CoLoRATrainer(Trainer):
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 losses = row_nll(model, batch, labels)
             tokens = label_tokens(labels, is_encoder_decoder(model))
-            sums.index_add_(1, task_ids.cpu(), torch.stack([losses.cpu().double(), tokens.cpu().double()]))
+            measured.add(task_ids.cpu(), losses.cpu(), tokens.cpu())
         model.train(was_training)
-        if dist.is_initialized():
-            moved = sums.to(self.args.device)
-            dist.broadcast(moved, 0)  # a rounding apart, and one rank would stop a task that the others go on with
-            sums = moved.cpu()
-        means = {
-            f"{metric_key_prefix}_loss/{name}": loss for name, loss in losses_by_task(sums, self.task_names).items()
-        }
-        metrics = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1), **means}
-        self.log(dict(metrics))
+        # A rounding apart, and one rank would stop a task that the others go on with.
+        found = measured.of_first(self.args.device).by_name(self.task_names)
+        means = {f"{metric_key_prefix}_loss/{name}": loss for name, loss in found.items()}
+        mean = {f"{metric_key_prefix}_loss": sum(means.values()) / max(len(means), 1)}
+        metrics = mean | means
+        self.log(dict(metrics if len(self.task_names) <= MOST_LOGGED else mean))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -317,8 +316,9 @@ class CoLoRATrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if self.stored is not None:
-            for name, value in checkpoint.load_state(folder, "shared").items():
-                self.model.get_parameter(name).data.copy_(value)
+            saved = checkpoint.load_state(folder, "shared")
+            check_weights(self.model, saved, folder, cores=False)
+            put_weights(self.model, saved)
             return
         if (folder / "shared.json").is_file():
             raise CheckpointError(f"{folder} has its cores in a store (training.cores): expected them on the device")
@@ -330,8 +330,8 @@ class CoLoRATrainer(Trainer):
             raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
         if self.routed and saved.get("tasks", self.task_names) != self.task_names:
             raise CheckpointError(
-                f"{folder} holds the tasks {', '.join(saved['tasks'])}, in this order; expected "
-                f"{', '.join(self.task_names)}"
+                f"{folder} holds the tasks {listed(saved['tasks'], 20)}, in this order; expected "
+                f"{listed(self.task_names, 20)}"
             )
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:

@@ -1,0 +1,58 @@
+"""Names of many tasks by number: their letters one after the other, and where each ends; both may lie on disk."""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+__all__ = ["Names"]
+
+
+class Names(Sequence[str]):
+    """The names of K tasks.
+
+    Args:
+        letters: UTF-8, all names one after the other.
+        ends: where each name ends, (K,).
+
+    Example:
+        >>> names = Names.of(["ada", "bo"])
+        >>> names[1], names[-2:], len(names)
+        ('bo', ['ada', 'bo'], 2)
+    """
+
+    def __init__(self, letters: UInt8[np.ndarray, " n"], ends: Int[np.ndarray, " K"]) -> None:
+        self.letters, self.ends = letters, ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        """These names."""
+        encoded = [name.encode() for name in names]
+        ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"no task {index}: there are {len(self)}")
+        begin = int(self.ends[number - 1]) if number else 0
+        return bytes(self.letters[begin : int(self.ends[number])]).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), 1024):
+            yield from self[begin : begin + 1024]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
