@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from colora.common.device import cpu_multiplies_bfloat16
 from colora.bank.tensors import SavedBank
 from colora.models.base import load_base
-from colora.serving.precision import cpu_multiplies_bfloat16, keeps_answers, suitable_base
+from colora.serving.precision import keeps_answers, suitable_base
 from tests.helpers.servers import make_bank, process, serving
 from tests.helpers.tiny import tiny_llama
 

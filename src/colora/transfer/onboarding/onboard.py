@@ -77,12 +77,14 @@ class Onboarding(TaskFit):
     Attributes:
         task: the new task's name.
         bank: folder of the bank that has it.
-        seconds: for all of it, loading the base model included.
+        seconds: for all of it, loading the base model included; of several tasks trained together, its share.
+        examples: how many it was trained on.
     """
 
     task: str
     bank: Path
     seconds: float
+    examples: int
 
     @property
     def advice(self) -> str:
@@ -144,7 +146,8 @@ def onboard(
     files.info = info
     add_to_files(files, model, task.name)
     write_bank(files, target)
-    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
+    seconds, examples = time.monotonic() - began, len(task.splits["train"])
+    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=seconds, examples=examples)
 
 
 def target_folder(saved: SavedBank, output: str | Path | None) -> Path:
