@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
@@ -48,6 +49,27 @@ class Onboardings:
     done: list[Onboarding] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What became of each task, a row for each: "outcome" is "added", "was there" or "left out"."""
+        rows: list[dict[str, Any]] = [
+            {
+                "task": one.task,
+                "outcome": "added",
+                "examples": one.examples,
+                "start": one.start.name,
+                "coverage": one.coverage.relative,
+                "before": one.before,
+                "at_start": one.start.nll[one.start.name],
+                "after": one.after,
+                "validation": one.validation,
+                "seconds": one.seconds,
+                "advice": one.advice,
+            }
+            for one in self.done
+        ]
+        rows += [{"task": name, "outcome": "was there"} for name in self.skipped]
+        return rows + [{"task": name, "outcome": "left out", "why": why} for name, why in self.failed.items()]
 
 
 def onboard_many(
