@@ -142,7 +142,8 @@ from colora.transfer.onboarding import many
 from colora.transfer.onboarding.fit import Settings
 many.SAVE_SECONDS, many.most_tokens_of = 0.0, lambda device: 1
 bank, output, *files = sys.argv[1:]
-many.onboard_many(bank, files, output=output, settings=Settings(steps=6, rows=4), log=lambda line: print(line, flush=True))
+settings = Settings(steps=6, rows=4)
+many.onboard_many(bank, files, output=output, settings=settings, log=lambda line: print(line, flush=True))
 """
 
 

@@ -42,8 +42,8 @@ def onboard(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of what rests while several tasks are trained, float32 or bfloat16; by default bfloat16 on a CPU that "
-            "multiplies it. Cores are float32."
+            help="Of what rests while several tasks are trained, float32 or bfloat16; by default bfloat16 on a CPU "
+            "that multiplies it. Cores are float32."
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="A JSON file for what became of each of several tasks.")] = None,

@@ -44,7 +44,8 @@ class TaskGradients:
     Attributes:
         names: the tasks.
         factors: of each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32, or
-            float64 of such a model, on the CPU: G_k ≈ B_k A_k. Where a gradient has fewer directions, the rest of both is zero.
+            float64 of such a model, on the CPU: G_k ≈ B_k A_k. Where a gradient has fewer directions, the rest of both
+            is zero.
         loss: nats per token of each task, (K,).
     """
 

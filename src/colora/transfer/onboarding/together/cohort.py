@@ -65,7 +65,7 @@ def train_together(
     with slots_in_place(model, max(map(len, groups))) as (slots, cores):
         # Of the whole bank no copy: only a few of its tasks left out need one.
         own = cores if chosen == names else cores[[places[name] for name in chosen]]
-        passes = Passes(model, pad_token_id, most_tokens, whole=alone)
+        passes = Passes(model, pad_token_id, most_tokens, random=alone)
         look, start_from = FirstLook(slots, passes), Known(chosen, own)
         for cohort in groups:
             choose_starts(slots, passes, cohort, start_from, look(cohort))

@@ -105,9 +105,7 @@ class FirstLook:
             x, ids = args[0].detach(), self._slots_of(module, args)
 
             def backward(gradient: Tensor) -> None:
-                slopes = [
-                    self._reduce(name, gradient[ids == slot], x[ids == slot], own) for slot, own in sums.items()
-                ]
+                slopes = [self._reduce(name, gradient[ids == slot], x[ids == slot], own) for slot, own in sums.items()]
                 gradients[name] = gradients[name] + torch.stack(slopes) if name in gradients else torch.stack(slopes)
 
             output.register_hook(backward)

@@ -66,9 +66,7 @@ def _steps(
         for slot in live
     }
     for step in range(settings.steps):
-        lines = [
-            Line(slot, newcomers[slot].rows[next(orders[slot])]) for slot in live for _ in range(settings.rows)
-        ]
+        lines = [Line(slot, newcomers[slot].rows[next(orders[slot])]) for slot in live for _ in range(settings.rows)]
         if not lines:
             return
         with torch.enable_grad():
@@ -97,7 +95,7 @@ def _backward(passes: Passes, lines: Sequence[Line], slots: int) -> list[float]:
     """Add up the gradients of each task's nats per token, in as many passes as it takes; these nats, by slot."""
     tokens = passes.tokens(lines, slots)
     totals = torch.zeros(slots, dtype=torch.float64)
-    for batch in passes.batches(lines):
+    for batch in passes.step_batches(lines):
         index = torch.tensor([line.slot for line in batch], device=tokens.device)
         losses: Tensor = passes.row_nll(batch) / tokens[index]
         fine = torch.isfinite(losses)

@@ -19,9 +19,7 @@ MOST_TOKENS = {"cpu": 1024}  # more of them are no faster there, and need more m
 MOST_TOKENS_ELSEWHERE = 16384
 
 
-def load_for_training(
-    saved: SavedBank, base: str | None, dtype: str | None
-) -> tuple[Any, Tokenizer, BankInfo]:
+def load_for_training(saved: SavedBank, base: str | None, dtype: str | None) -> tuple[Any, Tokenizer, BankInfo]:
     """The model, its tokenizer, and what is known of the bank.
 
     Args:

@@ -38,16 +38,17 @@ class Passes:
         model: with slots.
         pad_token_id: what fills shorter rows.
         most_tokens: of a pass, padding included; a single row may be longer.
-        whole: let the last token of each row through the model too, although nothing is predicted after it. Where the
-            model draws random numbers, they then are those of a batch of whole rows.
+        random: whether the model draws random numbers in training. Then those of a step are what they would be for one
+            task alone: its rows stay in their order, in one pass, and whole, with the last token of each, after which
+            nothing is predicted.
     """
 
-    def __init__(self, model: PeftModel, pad_token_id: int, most_tokens: int, whole: bool = False) -> None:
+    def __init__(self, model: PeftModel, pad_token_id: int, most_tokens: int, random: bool = False) -> None:
         self.model, self.most_tokens = model, most_tokens
         self.encoder_decoder = is_encoder_decoder(model)
         self.device = device_of(model)
         self._collate = TaskCollator(pad_token_id)
-        self._whole = whole or self.encoder_decoder
+        self._random = random
 
     def batches(self, lines: Sequence[Line]) -> Iterator[list[Line]]:
         """The lines in batches, the longest first."""
@@ -60,13 +61,17 @@ class Passes:
         if batch:
             yield batch
 
+    def step_batches(self, lines: Sequence[Line]) -> Iterator[list[Line]]:
+        """The lines of a training step in batches."""
+        return iter([list(lines)]) if self._random else self.batches(lines)
+
     def row_nll(self, lines: Sequence[Line]) -> Float[Tensor, " lines"]:
         """Nats of each line, with the core in its slot, in one pass."""
         batch = self._collate([line.row for line in lines])
         batch["task_ids"] = torch.tensor([line.slot for line in lines])
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
         labels = inputs.pop("labels")
-        if not self._whole and labels.shape[1] > 1:
+        if not (self._random or self.encoder_decoder) and labels.shape[1] > 1:
             for name in ("input_ids", "attention_mask"):
                 inputs[name] = inputs[name][:, :-1]
         return row_nll(self.model, inputs, labels)
