@@ -4,12 +4,12 @@
     python -m benchmarks.transfer.newcomers --table
 
 For each seed a bank of the demo's six languages is trained as in the demo, sixteen dates each. The new tasks are dates
-in other languages, each as CLDR writes it. "together" is one `colora onboard` of all of them, "together, float32" one of
-the sample with `--dtype float32`, "one by one" a `colora onboard` for each of the sample. Seconds are those of the
-whole commands, with a thread for each core: nothing else should run beside. Token NLL is that of 24 test dates, computed
-in float32 for all; the figures are of the tasks of the sample, which were done in all ways.
+in other languages, each as CLDR writes it. "together" is one `colora onboard` of all of them, "together, float32" one
+of the sample with `--dtype float32`, "one by one" a `colora onboard` for each of the sample. Seconds are those of the
+whole commands, with a thread for each core: nothing else should run beside. Token NLL is that of 24 test dates, in
+float32 for all; the figures are of the tasks of the sample, which were done in all ways.
 
-A run that has ended is not run again. One of all tasks that was cut off begins anew, for its seconds would mean nothing.
+A run that has ended is not run again. One of all tasks that was cut off begins anew, for its seconds mean nothing.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def read(record: Path) -> dict[str, Any]:
 
 
 def table(record: Path = RECORD) -> str:
-    """Markdown: of each way the seconds, and the token NLL of the sample as median and quartiles; differences by task."""
+    """Markdown: of each way the seconds, and the token NLL of the sample; differences are those task by task."""
     rows = read(record)["rows"]
     lines = [
         "| method | seed | tasks | seconds, all | seconds, a task | token NLL, median (quartiles) | less "
