@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
@@ -25,6 +26,7 @@ from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import encode_tasks
 from colora.tasks.families.calendar import DEMO_LOCALES, date_tasks
 from colora.tasks.schema import Task
+from colora.tasks.tokenizer import Tokenizer
 from colora.training.config import AdapterSpec, RunConfig, TaskSpec, TrainingSpec
 from colora.training.run import train
 from colora.transfer.onboarding.fit import Settings
@@ -65,7 +67,7 @@ def run(folder: Path, seed: int, rates: tuple[float, ...], threads: int) -> None
         keep(seed, "anew", {task.name: {"nll": nll(anew, task)} for task in tasks})
 
 
-def trained(folder: Path, tasks: list[Task], part: slice, seed: int, threads: int) -> Path:
+def trained(folder: Path, tasks: list[Task], part: slice, seed: int, threads: int | None) -> Path:
     """A bank of some of the tasks' examples, trained as the demo's."""
     sources = [TaskSpec(name=task.name, path=written(folder, task, part), val=0, test=0) for task in tasks]
     training = TrainingSpec(
@@ -104,7 +106,12 @@ def updated(folder: Path, bank: Path, task: Task, lr: float) -> dict[str, Any]:
 
 def nll(bank: Path, task: Task) -> float:
     """Nats per token of a task's test dates."""
-    model, tokenizer, info = load_bank(bank)
+    return nll_of(load_bank(bank), task)
+
+
+def nll_of(loaded: tuple[Any, Tokenizer, BankInfo], task: Task) -> float:
+    """The same of a bank that is loaded."""
+    model, tokenizer, info = loaded
     data = encode_tasks([task], tokenizer, "test", info.max_length, False, {task.name: 0})
     return mean_nll(model, batches_of(data, TaskCollator(tokenizer.pad_token_id)), model.tasks.index(task.name))
 

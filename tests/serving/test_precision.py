@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from colora.bank.tensors import SavedBank
+from colora.common.device import cpu_multiplies_bfloat16
 from colora.models.base import load_base
-from colora.serving.precision import cpu_multiplies_bfloat16, keeps_answers, suitable_base
+from colora.serving.precision import keeps_answers, suitable_base
 from tests.helpers.servers import make_bank, process, serving
 from tests.helpers.tiny import tiny_llama
 

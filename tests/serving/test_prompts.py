@@ -9,7 +9,7 @@ from colora.bank.core_file import extract_core
 from colora.bank.generate import Request, generate_texts
 from colora.bank.layout import read_bank_info
 from colora.models.base import load_base
-from colora.serving.jobs import write_start_bank
+from colora.serving.onboarding import write_start_bank
 from colora.serving.store import CoreStore
 from colora.tasks.encode import encode_causal
 from colora.tasks.schema import Example
@@ -110,7 +110,7 @@ def test_a_core_brings_its_prompt_and_keeps_it(bank, tmp_path):
 
 
 def test_onboarding_on_a_server_begins_with_the_prompt_of_the_bank(bank, tmp_path):
-    write_start_bank(CoreStore(bank), "new", tmp_path / "start")
+    write_start_bank(CoreStore(bank), ["new"], tmp_path / "start")
     info = read_bank_info(tmp_path / "start")
     assert (info.prompt, info.prompts) == (QA, {})
 

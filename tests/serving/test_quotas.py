@@ -9,7 +9,8 @@ from colora.bank.core_file import extract_core, read_core_header
 from colora.errors import ColoraError, ConfigError
 from colora.models.decoding.sampling import Sampling
 from colora.serving.access import Access, Tenant, WrongKeyError, add_tenant, read_tenants, renew_key, retire_key
-from colora.serving.jobs import MOST_EXAMPLES, MOST_REMEMBERED, MOST_WAITING, Jobs
+from colora.serving.jobs import MOST_EXAMPLES, MOST_REMEMBERED, MOST_TOGETHER, MOST_WAITING, Jobs
+from colora.serving.onboarding import Onboarded
 from colora.serving.quotas import Limits, QuotaError, Uploads, WaitError, rows_of
 from colora.serving.store import CoreStore
 from tests.helpers.run_files import cli, refusal
@@ -100,15 +101,15 @@ class HeldJobs(Jobs):
     """Jobs that wait for the test instead of training."""
 
     def __init__(self, store, tenants):
-        self.free, self.order = threading.Semaphore(0), []
+        self.free, self.order, self.together = threading.Semaphore(0), [], []
         super().__init__(lambda: store, lambda *_: None, None, lambda: tenants)
 
-    def _onboard(self, job, folder):
-        self.order.append(job.task)
-        self.free.acquire()
-        if job.task == "bad":
-            raise ColoraError("x" * 10_000)
-        return "y" * 10_000
+    def _onboard(self, jobs, folder):
+        self.together.append([job.task for job in jobs])
+        for job in jobs:
+            self.order.append(job.task)
+            self.free.acquire()
+            self._end(job, ColoraError("x" * 10_000) if job.task == "bad" else Onboarded("y" * 10_000, b""))
 
 
 @pytest.fixture
@@ -143,6 +144,11 @@ def test_onboardings_of_tenants_alternate_and_none_takes_the_queue(jobs):
         jobs.free.release()
     settled(jobs, 9)
     assert jobs.order == [f"{name}-{number}" for number in range(4) for name in ("many", "few")] + ["many-4"]
+    # What waited when the first had ended is taken together, at most so much of it.
+    for _ in range(8):
+        jobs.free.release()
+    settled(jobs, 13)
+    assert [len(tasks) for tasks in jobs.together] == [1, MOST_TOGETHER, 4]
 
 
 def test_an_onboarding_counts_as_a_task_while_it_is_under_way(jobs):

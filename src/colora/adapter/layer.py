@@ -181,7 +181,7 @@ class CoLoRALinear(nn.Module, BaseTunerLayer):
         r = A.shape[0]
         own = F.embedding(rows.to(cores.device), cores.flatten(1)).unflatten(-1, (r, r)) * self.scaling[adapter_name]
         if rows.ndim == 1:
-            return torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.mT).view_as(hidden)
+            return torch.bmm(hidden.reshape(rows.shape[0], -1, r), own.to(hidden.dtype).mT).view_as(hidden)
         return torch.einsum("bti,btji->btj", hidden, own.to(hidden.dtype))
 
     def get_delta_weight(self, adapter: str, task: int | None = None) -> Float[Tensor, "rows columns"]:

@@ -1,6 +1,6 @@
 """A saved bank that tasks are added to, in either of its forms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -45,20 +45,24 @@ class GrowingBank:
             self._files.info = info
 
     def add(self, name: str, core: Mapping[str, Tensor]) -> None:
-        """Add a task with its core, (r, r) for each layer; nothing is written yet.
+        """`add_all` of one task."""
+        self.add_all([(name, core)])
 
-        Files may hold other numbers than the core has (bfloat16, float64): stacks become as fine as both, so that
-        neither is rounded; rows stay as they are, and the core is rounded to them.
+    def add_all(self, cores: Sequence[tuple[str, Mapping[str, Tensor]]]) -> None:
+        """Add tasks in this order, each with its core, (r, r) for each layer; nothing is written yet.
+
+        Files may hold other numbers than the cores have (bfloat16, float64): stacks become as fine as both, so that
+        neither is rounded; rows stay as they are, and the cores are rounded to them.
         """
         if self._files is None:
-            self._new[name] = core
+            self._new |= dict(cores)
             return
-        for layer, new in core.items():
+        for layer in cores[0][1] if cores else ():
             key = tensor_key(layer, "core")
-            before = self._files.tensors[key]
+            before, new = self._files.tensors[key], torch.stack([core[layer].detach().cpu() for _, core in cores])
             work = torch.promote_types(before.dtype, new.dtype)
-            self._files.tensors[key] = torch.cat([before.to(work), new.detach().cpu()[None].to(work)])
-        self._files.config["tasks"] = [*self._files.tasks, name]
+            self._files.tensors[key] = torch.cat([before.to(work), new.to(work)])
+        self._files.config["tasks"] = [*self._files.tasks, *(name for name, _ in cores)]
 
     def write(self) -> None:
         """Write the bank with what was added. Raises as `write_bank` and `append_tasks`."""

@@ -42,6 +42,14 @@ def onboard(
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
     prompt: Prompt = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of what rests while several tasks are trained, float32 or bfloat16; by default bfloat16 on a CPU "
+            "that multiplies it. Cores are float32."
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="A JSON file for what became of each of several tasks.")] = None,
 ) -> None:
     """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
 
@@ -52,8 +60,9 @@ def onboard(
 
     Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
 
-    Several tasks (new/*.jsonl) do not look at each other. The bank is written every minute; after a crash the same
-    command goes on with those that the bank has not yet.
+    Several tasks (new/*.jsonl) are trained in the same passes and do not look at each other. The bank is written every
+    minute; after a crash the same command goes on with those that the bank has not yet. One that cannot be trained is
+    left out.
     """
     with errors():
         from colora.errors import ConfigError
@@ -63,42 +72,65 @@ def onboard(
 
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
         if len(examples) == 1:
+            if dtype is not None or report is not None:
+                raise ConfigError("--dtype, --report: for several tasks at once; one alone is trained in float32")
             result = add_to_bank(
                 bank, examples[0], name=name, output=output, base=base, settings=settings, log=say, prompt=prompt
             )
-            _print_onboarded([result])
+            _print_onboarded(result)
             say(result.advice)
             say(f"bank: {result.bank}")
             return
         if name is not None:
             raise ConfigError("--name: names one task; of several, each has the name of its file")
-        found = onboard_many(bank, examples, output=output, base=base, settings=settings, log=say, prompt=prompt)
+        found = onboard_many(
+            bank, examples, output=output, base=base, settings=settings, log=say, prompt=prompt, dtype=dtype
+        )
+        if report is not None:
+            from colora.common.files import write_json
+
+            write_json(report, found.as_json())
         _print_onboardings(found)
 
 
+def _print_onboarded(result: "Onboarding") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="nats per token")
+    columns(table, "task", "start", "without adapter", "at the start", "trained", "on its val", "coverage", "seconds")
+    start = f"{result.start.nll[result.start.name]:.3f}"
+    numbers = (f"{result.before:.3f}", start, f"{result.after:.3f}", _optional(result.validation))
+    share = f"{result.coverage.relative:.2%}"
+    table.add_row(Text(result.task), Text(result.start.name), *numbers, share, f"{result.seconds:.0f}")
+    out.print(table)
+
+
 def _print_onboardings(found: "Onboardings") -> None:
-    _print_onboarded(found.done)
-    for task, why in found.failed.items():
-        say(f"{task} was left out: {why}")
+    """A row for each task, also for those that were there or were left out, and how many there are of each kind."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="nats per token")
+    numbers = ("examples", "start", "coverage", "before", "after", "on val")
+    columns(table, "task", *numbers)
+    table.add_column("outcome", min_width=9, overflow="fold")
+    for result in found.done:
+        nll = (f"{result.before:.3f}", f"{result.after:.3f}", _optional(result.validation))
+        named = (Text(result.task), str(result.examples), Text(result.start.name))
+        table.add_row(*named, f"{result.coverage.relative:.2%}", *nll, "added")
+    told = [(task, "was there") for task in found.skipped]
+    for task, outcome in [*told, *((task, f"left out: {why}") for task, why in found.failed.items())]:
+        table.add_row(Text(task), *[""] * len(numbers), Text(outcome))
+    out.print(table)
     counts = f"{len(found.done)} new tasks, {len(found.skipped)} that it had, {len(found.failed)} left out"
     say(f"bank: {found.bank}, {counts}")
     if found.failed:
         raise typer.Exit(1)
 
 
-def _print_onboarded(results: "list[Onboarding]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="nats per token")
-    columns(table, "task", "start", "without adapter", "at the start", "trained", "on its val", "coverage", "seconds")
-    for result in results:
-        validation = "-" if result.validation is None else f"{result.validation:.3f}"
-        start = result.start.nll[result.start.name]
-        numbers = (f"{result.before:.3f}", f"{start:.3f}", f"{result.after:.3f}", validation)
-        share = f"{result.coverage.relative:.2%}"
-        table.add_row(Text(result.task), Text(result.start.name), *numbers, share, f"{result.seconds:.0f}")
-    out.print(table)
+def _optional(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
 
 
 @app.command()

@@ -26,7 +26,8 @@ def row_nll(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor, "ro
         model: a causal LM or an encoder-decoder of transformers, plain, wrapped by PEFT, or in data parallel.
         inputs: all keywords of the model but the labels.
         labels: LongTensor (rows, length), `IGNORED` where nothing is to be said. A causal LM predicts the label at
-            t + 1 from position t; an encoder-decoder shifts its labels itself.
+            t + 1 from position t; an encoder-decoder shifts its labels itself. Those of a causal LM may be one longer
+            than its inputs: after the last label nothing is predicted, so its token need not go through the model.
 
     Raises:
         ColoraError: if the model gives logits of another shape than the labels.
@@ -46,7 +47,9 @@ def label_logits(model: nn.Module, inputs: Mapping[str, Any], labels: Int[Tensor
     if is_encoder_decoder(model):
         logits, targets = model(**inputs, labels=labels).logits, labels
     else:
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        ids = inputs.get("input_ids")
+        cut = ids is not None and ids.shape[1] == labels.shape[1] - 1
+        targets = labels[:, 1:] if cut else F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         # A small model with a large vocabulary spends a fifth of its time and most of its memory on logits, and
         # prompts need none: ask for the columns in which some row has a label.
         columns = (targets != IGNORED).any(0).nonzero().squeeze(1)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["eval_mode", "eval_mode_with_gradients"]
+__all__ = ["eval_mode", "eval_mode_with_gradients", "training_mode"]
 
 
 @contextmanager
@@ -32,6 +32,18 @@ def eval_mode_with_gradients(model: nn.Module, parameters: Iterable[nn.Parameter
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode; afterwards every submodule has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

@@ -1,38 +1,26 @@
-"""Onboarding while the server answers: one process of `colora onboard` at a time, tenants in turn."""
+"""Onboarding while the server answers: one process of `colora onboard` at a time for what waits, tenants in turn."""
 
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import psutil
-import torch
-
-from colora.algebra import resized_core
-from colora.bank.core_file import CoreHeader, core_bytes
-from colora.bank.part import write_part
-from colora.bank.tensors import SavedBank
 from colora.errors import ColoraError, ConfigError
 from colora.serving.access import Tenant
+from colora.serving.onboarding import Onboarded, OnboardingProcess, check_readable
 from colora.serving.quotas import WaitError
 from colora.serving.store import CoreStore
 
-__all__ = ["MOST_EXAMPLES", "Job", "Jobs"]
+__all__ = ["MOST_EXAMPLES", "MOST_TOGETHER", "Job", "Jobs"]
 
-START_TASKS = 8  # tasks whose cores a new one may start from: the trainer need not read thousands
 MOST_WAITING = 16
+MOST_TOGETHER = 8  # jobs of one process: those who come while it runs wait for all of them
 MOST_REMEMBERED = 100  # of each tenant
 MOST_EXAMPLES = 10_000
-MOST_SECONDS = 3600  # of one onboarding, for which all others wait
 MOST_MESSAGE = 4000
 
 
@@ -45,7 +33,7 @@ class Job:
         tenant: who asked for it, with the limits that it had then.
         task: name of the new task.
         state: how far the job is.
-        message: the output of `colora onboard`, or why the job failed.
+        message: what came of it, or why the job failed.
         content: the examples, until the job has ended.
     """
 
@@ -74,12 +62,12 @@ class Jobs:
         base: str | None,
         tenants: Callable[[], int] = lambda: 1,
     ) -> None:
-        self.store, self.put, self.base, self.tenants = store, put, base, tenants
+        self.store, self.put, self.tenants = store, put, tenants
         self._jobs: dict[str, OrderedDict[str, Job]] = {}  # by tenant, the oldest first
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by tenant, whose turn it is first
-        self._running: Job | None = None
+        self._running: list[Job] = []
         self._change = threading.Condition()
-        self._process: subprocess.Popen[str] | None = None
+        self._process = OnboardingProcess(base)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="onboarding", daemon=True)
         self._thread.start()
@@ -104,7 +92,7 @@ class Jobs:
         return job
 
     def _check_room(self, tenant: Tenant, task: str) -> None:
-        running = [] if self._running is None else [self._running]
+        running = [job for job in self._running if job.state == "running"]
         unfinished = [*running, *(job for jobs in self._waiting.values() for job in jobs)]
         if any(job.task == task for job in unfinished):
             raise ConfigError(f"{task!r} is being onboarded already")
@@ -126,90 +114,85 @@ class Jobs:
             return None if of_tenant is None else of_tenant.get(job_id)
 
     def close(self) -> None:
-        """End the job that runs, and start no other."""
+        """End the jobs that run, and start no other."""
         with self._change:
             self._closing = True
             self._change.notify()
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        self._process.close()
         self._thread.join(20)
 
-    def _next(self) -> Job | None:
-        """The next job, of the tenants in turn; waits for one. None: the server is going down."""
+    def _next(self) -> list[Job]:
+        """The next jobs, of the tenants in turn; waits for one. None of them: the server is going down."""
         with self._change:
-            last, self._running = self._running, None
+            last, self._running = self._running[-1:], []
             while not self._waiting and not self._closing:
                 self._change.wait()
-            if self._closing:
-                return None
-            # Who had the last turn stands in front again if its queue was empty meanwhile.
-            others = (name for name in self._waiting if last is None or name != last.tenant.name)
-            tenant = next(others, next(iter(self._waiting)))
-            jobs = self._waiting[tenant]
-            job = self._running = jobs.popleft()
-            self._waiting.move_to_end(tenant)
-            if not jobs:
-                del self._waiting[tenant]
-            job.state = "running"
-            return job
+            while self._waiting and not self._closing and len(self._running) < MOST_TOGETHER:
+                # Who had the last turn stands in front again if its queue was empty meanwhile.
+                before = (self._running or last)[-1:]
+                others = (name for name in self._waiting if not before or name != before[0].tenant.name)
+                tenant = next(others, next(iter(self._waiting)))
+                jobs = self._waiting[tenant]
+                job = jobs.popleft()
+                self._waiting.move_to_end(tenant)
+                if not jobs:
+                    del self._waiting[tenant]
+                job.state = "running"
+                self._running.append(job)
+            return list(self._running)
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
+        while jobs := self._next():
             try:
                 with tempfile.TemporaryDirectory(prefix="colora-onboard-") as folder:
-                    message = self._onboard(job, Path(folder))
-                job.message, job.state = message[-MOST_MESSAGE:], "done"
+                    self._onboard(jobs, Path(folder))
             except Exception as error:
-                job.message, job.state = str(error)[-MOST_MESSAGE:], "failed"
-            finally:
-                job.content = b""
+                for job in jobs:
+                    if job.state == "running":
+                        self._end(job, error)
 
-    def _onboard(self, job: Job, folder: Path) -> str:
-        store = self.store()
-        write_start_bank(store, job.task, folder / "bank")
-        (folder / "examples.jsonl").write_bytes(job.content)
-        command = [sys.executable, "-m", "colora", "onboard", str(folder / "bank"), str(folder / "examples.jsonl")]
-        command += [f"--name={job.task}", "--output", str(folder / "after")]
-        command += ["--base", self.base] if self.base else []
-        # One thread, and a low priority: requests that wait for answers come first.
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-        )
-        with suppress(psutil.Error):
-            psutil.Process(self._process.pid).nice(10)
+    def _onboard(self, jobs: Sequence[Job], folder: Path) -> None:
+        """Train the tasks of some jobs together. What several fail at is tried by each alone: none is to blame for
+        another's."""
+        ready = []
+        for job in jobs:
+            try:
+                check_readable(job.task, job.content, folder)
+            except Exception as error:
+                self._end(job, error)
+            else:
+                ready.append(job)
+        if len(ready) > 1:
+            self._train(ready, folder / "together")
+        for number, job in enumerate(ready):
+            if job.state == "running":
+                self._train([job], folder / f"alone-{number}")
+
+    def _train(self, jobs: Sequence[Job], folder: Path) -> None:
+        """Train the tasks of some jobs in one process; of several, those that nothing is known of go on running."""
+        folder.mkdir()
         try:
-            output, _ = self._process.communicate(timeout=MOST_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-            raise ColoraError(f"not done after {MOST_SECONDS} seconds: give fewer or shorter examples") from None
-        output = output.replace(str(folder), "").strip()
-        if self._process.returncode:
-            raise ColoraError(output or f"the onboarding ended with code {self._process.returncode}")
-        after = SavedBank(folder / "after")
-        core = after.core(after.index[job.task])
-        header = CoreHeader(job.task, after.info.base, store.shared, prompt=after.info.prompt_of(job.task))
-        self.put(job.task, core_bytes(core, header), job.tenant)
-        return output
+            if self._closing:
+                raise ColoraError("the server is going down")
+            found = self._process.train(self.store(), {job.task: job.content for job in jobs}, folder)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._end(jobs[0], error)
+            return
+        for job in jobs:
+            if job.task in found:
+                self._end(job, found[job.task])
 
-
-def write_start_bank(store: CoreStore, new_task: str, folder: Path) -> None:
-    """Write a bank with the A and B of a large bank and the cores of a few of its tasks, evenly spread.
-
-    Raises:
-        ConfigError: there is no task besides `new_task`.
-    """
-    step = max(1, len(store) // START_TASKS)
-    chosen = list(islice((name for name in islice(store, None, None, step) if name != new_task), START_TASKS))
-    chosen = chosen or [name for name in store if name != new_task]
-    if not chosen:
-        raise ConfigError("expected at least one task besides the new one, found none")
-    cores = [store.read(name)[1] for name in chosen]
-    r = store.saved.config.r
-    stacks = {layer: torch.stack([resized_core(core[layer], r) for core in cores]) for layer in cores[0]}
-    info = replace(store.saved.info, examples={}, seen={}, sources={}, prompts={}, source=None)
-    write_part(store.saved, chosen, stacks, info, folder)
+    def _end(self, job: Job, outcome: Onboarded | Exception) -> None:
+        """Keep a job's core, and say what became of it."""
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome.core is None:
+                raise ColoraError(outcome.told)
+            self.put(job.task, outcome.core, job.tenant)
+            job.message, job.state = outcome.told[-MOST_MESSAGE:], "done"
+        except Exception as error:
+            job.message, job.state = str(error)[-MOST_MESSAGE:], "failed"
+        finally:
+            job.content = b""

@@ -17,7 +17,7 @@ from colora.bank.tensors import SavedBank
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["cpu_multiplies_bfloat16", "keeps_answers", "suitable_base"]
+__all__ = ["keeps_answers", "suitable_base"]
 
 logger = logging.getLogger(__name__)
 TEXTS = (
@@ -26,12 +26,6 @@ TEXTS = (
 )
 MOST_LOST = 0.2  # nats; two tokens that are as likely as each other may change places
 Loaded = tuple[PreTrainedModel, Tokenizer]
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for it (AVX512_BF16 or AMX), and this torch can tell."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def suitable_base(load: Callable[[torch.dtype], Loaded], saved: SavedBank) -> Loaded:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from colora.bank.tensors import SavedBank
-from colora.common.device import training_device
+from colora.common.device import cpu_multiplies_bfloat16, training_device
 from colora.common.threads import configure_threads
 from colora.errors import BaseMismatchError, ConfigError
 from colora.models.base import load_base
@@ -21,7 +21,7 @@ from colora.models.decoding.sampling import Sampling
 from colora.serving.access import LOCAL, Tenant
 from colora.serving.logprobs import TokenBytes
 from colora.serving.metrics import Metrics
-from colora.serving.precision import cpu_multiplies_bfloat16, suitable_base
+from colora.serving.precision import suitable_base
 from colora.serving.resident import Resident, attach_slots, detach_slots
 from colora.serving.scheduler import Engine, Scheduler, Ticket
 from colora.serving.store import CoreStore

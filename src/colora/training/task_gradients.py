@@ -43,8 +43,9 @@ class TaskGradients:
 
     Attributes:
         names: the tasks.
-        factors: of each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32 on the
-            CPU: G_k ≈ B_k A_k. Where a gradient has fewer directions, the rest of both is zero.
+        factors: of each layer B (K, d_out, rank), with orthonormal columns, and A (K, rank, d_in), in float32, or
+            float64 of such a model, on the CPU: G_k ≈ B_k A_k. Where a gradient has fewer directions, the rest of both
+            is zero.
         loss: nats per token of each task, (K,).
     """
 
@@ -163,7 +164,8 @@ def _watched(layers: Mapping[str, CoLoRALinear], factors: dict[str, Factors], ra
         def backward(gradient: Tensor) -> None:
             deltas = gradient.flatten(0, -2)
             real = deltas.any(1)  # padding has none
-            deltas, inputs = deltas[real].float(), x[real].float()
+            work = torch.promote_types(deltas.dtype, torch.float32)
+            deltas, inputs = deltas[real].to(work), x[real].to(work)
             B, A = (factor.to(deltas) for factor in factors[name])
             if A.any():  # of an earlier batch, or the layer is used twice: B A is so many more tokens
                 deltas, inputs = torch.cat([deltas, B.mT]), torch.cat([inputs, A])

@@ -21,7 +21,7 @@ from colora.tasks.encode import EncodedTasks
 from colora.tasks.mixing import TaskMixture
 from colora.training.loop.optimizer import TaskAdamW, parameter_groups
 
-__all__ = ["Settings", "fit_core"]
+__all__ = ["BETAS", "Settings", "fit_core", "trainable", "warmup_steps"]
 
 LARGE = 24  # rank of a core
 LR, LARGE_LR = 0.12, 0.06  # the factors rest, so a core goes further in few steps than where all are trained
@@ -98,7 +98,7 @@ def fit_core(model: PeftModel, index: int, data: EncodedTasks, collate: TaskColl
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
         fresh = settings.extend if settings.factor_lr else 0
-        with held_tasks(model, [name]), _trainable(model, fresh) as parameters, generators:
+        with held_tasks(model, [name]), trainable(model, fresh) as parameters, generators:
             torch.manual_seed(settings.seed)  # for dropout
             model.train()
             _steps(model, index, data, collate, settings)
@@ -118,7 +118,7 @@ def _steps(model: PeftModel, index: int, data: EncodedTasks, collate: TaskCollat
     optimizer.zero_grad()
     (cores,) = [group for group in optimizer.param_groups if group["role"] == "core"]
     starts = [core.detach()[place].clone() for core in cores["params"]]
-    scheduler = get_cosine_schedule_with_warmup(optimizer, min(5, settings.steps // 4), settings.steps)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup_steps(settings), settings.steps)
     order = iter(TaskMixture([len(data)], batch_size=settings.rows, steps=settings.steps, seed=settings.seed))
     encoder_decoder = is_encoder_decoder(model)
     with progress_bar() as bar, torch.enable_grad():
@@ -143,8 +143,13 @@ def _steps(model: PeftModel, index: int, data: EncodedTasks, collate: TaskCollat
             bar.advance(counter)
 
 
+def warmup_steps(settings: Settings) -> int:
+    """Steps in which the rate rises, before it falls as a cosine."""
+    return min(5, settings.steps // 4)
+
+
 @contextmanager
-def _trainable(model: PeftModel, fresh: int) -> Iterator[list[nn.Parameter]]:
+def trainable(model: PeftModel, fresh: int) -> Iterator[list[nn.Parameter]]:
     """Inside, cores and the last `fresh` directions of A and B require gradients, also in a bank made for inference."""
     bank = model.active_adapters[0]
     layers = bank_layers(model, bank).values()

@@ -1,27 +1,35 @@
-"""New tasks by the hundred: the base model is loaded once, and the bank is written as they come."""
+"""New tasks by the hundred: trained in the same passes, and the bank is written as they come."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
 from colora.adapter.model import bank_tuner
+from colora.adapter.stored.access import stored_cores
 from colora.bank.growing import GrowingBank, start_tasks
 from colora.bank.layout import CONFIG_FILE
-from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
-from colora.common.device import training_device
+from colora.common.progress import progress_bar
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
+from colora.models.batching import device_of
+from colora.models.likelihood import is_encoder_decoder
+from colora.tasks.encode import encode_tasks
 from colora.tasks.prompting.templates import PromptTemplate, template_of
 from colora.tasks.read import read_tasks
 from colora.tasks.schema import Task, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
 from colora.transfer.onboarding.fit import Settings
-from colora.transfer.onboarding.onboard import Onboarding, add_new_task, note_task, source_of, target_folder
+from colora.transfer.onboarding.onboard import Onboarding, TaskFit, add_new_task, note_task, source_of, target_folder
+from colora.transfer.onboarding.start import Start
+from colora.transfer.onboarding.together.cohort import Trained, train_together
+from colora.transfer.onboarding.together.load import load_for_training, most_tokens_of
+from colora.transfer.onboarding.together.newcomer import Newcomer, rows_of
 
 __all__ = ["Onboardings", "onboard_many"]
 
@@ -34,7 +42,7 @@ class Onboardings:
 
     Attributes:
         bank: folder of the bank that has them.
-        done: those that were added.
+        done: those that were added, in the order of the examples; their starts without the cores.
         skipped: names of those that the bank had already.
         failed: why others were not added, by name.
     """
@@ -43,6 +51,27 @@ class Onboardings:
     done: list[Onboarding] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What became of each task, a row for each: "outcome" is "added", "was there" or "left out"."""
+        rows: list[dict[str, Any]] = [
+            {
+                "task": one.task,
+                "outcome": "added",
+                "examples": one.examples,
+                "start": one.start.name,
+                "coverage": one.coverage.relative,
+                "before": one.before,
+                "at_start": one.start.nll[one.start.name],
+                "after": one.after,
+                "validation": one.validation,
+                "seconds": one.seconds,
+                "advice": one.advice,
+            }
+            for one in self.done
+        ]
+        rows += [{"task": name, "outcome": "was there"} for name in self.skipped]
+        return rows + [{"task": name, "outcome": "left out", "why": why} for name, why in self.failed.items()]
 
 
 def onboard_many(
@@ -54,11 +83,13 @@ def onboard_many(
     settings: Settings | None = None,
     log: Callable[[str], None] = lambda line: None,
     prompt: str | None = None,
+    dtype: str | None = None,
 ) -> Onboardings:
-    """Add tasks to a saved bank, each as `onboard` would: none of them looks at the others.
+    """Add tasks to a saved bank, trained in the same passes. None of them looks at the others: each gets the core that
+    `onboard` would give it, within rounding, whatever is beside it.
 
-    The bank is written every minute and at the end, at once and whole. A task that it has already is passed over, so
-    that the same command goes on after a crash.
+    The bank is written about every minute and at the end, at once and whole. A task that it has already is passed over,
+    so that the same command goes on after a crash. One that cannot be trained is left out, and touches no other.
 
     Args:
         bank: folder of a bank or of a run.
@@ -66,6 +97,7 @@ def onboard_many(
         output: folder for the new bank; it may hold what an earlier start has written there. By default it takes the
             old one's place.
         base, settings, log, prompt: as for `onboard`; `extend` cannot be, and `rank` in a bank of several sizes alone.
+        dtype: of what rests, "float32" or "bfloat16"; by default bfloat16 on a CPU that multiplies it.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -77,19 +109,12 @@ def onboard_many(
     settings = settings or Settings()
     if settings.extend:
         raise ConfigError("extend: with one new task at a time, for A and B grow with each of them")
-    goes_on = output is not None and (Path(output) / CONFIG_FILE).is_file()
-    saved = SavedBank(bank)
-    if goes_on and output is not None:
-        begun = SavedBank(output)
-        if begun.shared_sha256 != saved.shared_sha256:
-            raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
-        saved = begun
+    saved, found = _opened(bank, output)
     if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
         raise ConfigError(
             f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
             "another rank first, by itself"
         )
-    found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
     others = start_tasks(saved) or saved.tasks
@@ -100,42 +125,131 @@ def onboard_many(
     template = saved.info.template() if prompt is None else template_of(prompt)
     new = _prompted([task for task in tasks if task.name not in saved.index], template)
     if new:
-        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+        model, tokenizer, info = load_for_training(saved, base, dtype, start_tasks(saved))
         check_chat([prompt], model, tokenizer)
-        _add_all(GrowingBank(saved, info, found.bank), new, (model, tokenizer), template, known, settings, log, found)
+        _Run(GrowingBank(saved, info, found.bank), new, template, settings, log, found).train(model, tokenizer, known)
     return found
 
 
-def _add_all(
-    files: GrowingBank,
-    new: Sequence[Task],
-    loaded: tuple[PeftModel, Tokenizer],
-    template: PromptTemplate | None,
-    known: Sequence[str],
-    settings: Settings,
-    log: Callable[[str], None],
-    found: Onboardings,
-) -> None:
-    (model, tokenizer), info = loaded, files.info
-    assert info is not None
-    unsaved, last = 0, time.monotonic()
-    for number, task in enumerate(new, start=1):
-        began = time.monotonic()
-        log(f"{number} of {len(new)}: {task.name}")
+def _opened(bank: str | Path, output: str | Path | None) -> tuple[SavedBank, Onboardings]:
+    """The bank that tasks are added to, which an earlier start may have begun, and where it goes."""
+    saved = SavedBank(bank)
+    if output is None or not (Path(output) / CONFIG_FILE).is_file():
+        return saved, Onboardings(target_folder(saved, output))
+    begun = SavedBank(output)
+    if begun.shared_sha256 != saved.shared_sha256:
+        raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
+    return begun, Onboardings(begun.folder)
+
+
+class _Run:
+    """Adding tasks to a bank, which is written as they come."""
+
+    def __init__(
+        self,
+        files: GrowingBank,
+        new: Sequence[Task],
+        template: PromptTemplate | None,
+        settings: Settings,
+        log: Callable[[str], None],
+        found: Onboardings,
+    ) -> None:
+        self.files, self.template, self.settings, self.log, self.found = files, template, settings, log, found
+        self.tasks = {task.name: task for task in new}
+        self.order = {name: number for number, name in enumerate(self.tasks)}
+        assert files.info is not None
+        self.info = files.info
+        self._began = time.monotonic()
+
+    def train(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> None:
+        """Train and write all tasks: in the same passes, or one by one where the bank's cores are of several sizes."""
+        outcomes = self._together if stored_cores(model) is None else self._one_by_one
+        unsaved, written = 0, time.monotonic()
+        for added in outcomes(model, tokenizer, known):
+            unsaved += added
+            if unsaved and time.monotonic() - written > SAVE_SECONDS:
+                self.files.write()
+                unsaved, written = 0, time.monotonic()
+        if unsaved:
+            self.files.write()
+        self.found.done.sort(key=lambda one: self.order[one.task])
+
+    def _one_by_one(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
+        """How many tasks have been added, task by task."""
+        for number, task in enumerate(self.tasks.values(), start=1):
+            self.log(f"{number} of {len(self.tasks)}: {task.name}")
+            try:
+                model, fit = add_new_task(model, tokenizer, task, self.info.max_length, self.settings, self.log, known)
+            except (TrainingDivergedError, TaskFileError) as error:
+                self._leave_out(task.name, str(error))
+                continue
+            self.files.add(task.name, bank_tuner(model).core(task.name))
+            self._note(task, fit, self._seconds(1))
+            yield 1
+
+    def _together(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
+        """How many tasks have been added, cohort by cohort."""
+        newcomers = [one for task in self.tasks.values() if (one := self._encoded(task, model, tokenizer))]
+        settings, tokens = self.settings, most_tokens_of(device_of(model))
+        with progress_bar() as bar:
+            counter = bar.add_task("onboarding", total=len(newcomers) * settings.steps)
+            steps = train_together(
+                model, newcomers, tokenizer.pad_token_id, settings, tokens, known,
+                stepped=lambda count: bar.advance(counter, count),
+            )  # fmt: skip
+            for cohort in steps:
+                yield self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
+
+    def _encoded(self, task: Task, model: PeftModel, tokenizer: Tokenizer) -> Newcomer | None:
+        """A task in tokens; None, and its reason told, if it cannot be."""
         try:
-            model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log, known)
-        except (TrainingDivergedError, TaskFileError) as error:
-            log(f"{task.name} is left out: {error}")
-            found.failed[task.name] = str(error)
-        else:
-            note_task(info, task, settings, template)
-            files.add(task.name, bank_tuner(model).core(task.name))
-            seconds = time.monotonic() - began
-            found.done.append(Onboarding(**vars(fit), task=task.name, bank=found.bank, seconds=seconds))
-            unsaved += 1
-        if unsaved and (number == len(new) or time.monotonic() - last > SAVE_SECONDS):
-            files.write()
-            unsaved, last = 0, time.monotonic()
+            rows, held_out = (
+                rows_of(
+                    encode_tasks(
+                        [task], tokenizer, split, self.info.max_length, is_encoder_decoder(model), {task.name: 0}
+                    )
+                )
+                for split in ("train", "val")
+            )
+        except TaskFileError as error:
+            self._leave_out(task.name, str(error))
+            return None
+        return Newcomer(task.name, rows, held_out)
+
+    def _add(self, cohort: Sequence[Trained]) -> int:
+        """Add the tasks of a cohort to the bank in memory; how many they are."""
+        seconds = self._seconds(len(cohort))
+        cores = [(one.name, core) for one, core in cohort if one.fault is None]
+        self.files.add_all(cores)
+        for one, _ in cohort:
+            if one.fault is not None:
+                self._leave_out(one.name, one.fault)
+                continue
+            assert one.coverage is not None
+            start = Start(one.start, {}, one.start_nll)
+            fit = TaskFit(start, one.coverage, one.before, one.after, one.validation)
+            self._note(self.tasks[one.name], fit, seconds)
+            self.log(
+                f"{one.name}: {one.before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from "
+                f"{start.name}, {one.after:.3f} trained ({len(self.found.done)} of {len(self.tasks)})"
+            )
+        return len(cores)
+
+    def _note(self, task: Task, fit: TaskFit, seconds: float) -> None:
+        note_task(self.info, task, self.settings, self.template)
+        count = len(task.splits["train"])
+        self.found.done.append(
+            Onboarding(**vars(fit), task=task.name, bank=self.found.bank, seconds=seconds, examples=count)
+        )
+
+    def _seconds(self, tasks: int) -> float:
+        """What each of these tasks took, since those before them."""
+        began, self._began = self._began, time.monotonic()
+        return (self._began - began) / tasks
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.log(f"{name} is left out: {why}")
+        self.found.failed[name] = why
 
 
 def _prompted(tasks: Sequence[Task], template: PromptTemplate | None) -> list[Task]:

@@ -82,12 +82,14 @@ class Onboarding(TaskFit):
     Attributes:
         task: the new task's name.
         bank: folder of the bank that has it.
-        seconds: for all of it, loading the base model included.
+        seconds: for all of it, loading the base model included; of several tasks trained together, its share.
+        examples: how many it was trained on.
     """
 
     task: str
     bank: Path
     seconds: float
+    examples: int
 
     @property
     def advice(self) -> str:
@@ -148,7 +150,8 @@ def onboard(
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
     write_new_task(saved, model, task.name, info, target)
-    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=time.monotonic() - began)
+    seconds, count = time.monotonic() - began, len(task.splits["train"])
+    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=seconds, examples=count)
 
 
 def target_folder(saved: SavedBank, output: str | Path | None) -> Path:

@@ -1,0 +1,95 @@
+"""Slots: the cores of several new tasks on a model, where the bank's own were.
+
+A new task looks at the bank's tasks when it starts and never again, so a step need not carry their cores: it costs
+what the new tasks cost, however many the bank has.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+
+from colora.adapter.model import bank_layers, bank_tuner
+from colora.errors import ConfigError
+
+__all__ = ["Slots", "slots_in_place"]
+
+
+class Slots:
+    """Cores as rows of numbers, one layer after the other.
+
+    Args:
+        model: with one active bank, whose stacks (slots, r, r) are written to.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+        self.bank = bank_tuner(model).active_adapters[0]
+        self.layers = bank_layers(model, self.bank)
+        self.stacks = {name: layer.colora_core[self.bank] for name, layer in self.layers.items()}
+        self._sizes = [stack[0].numel() for stack in self.stacks.values()]
+
+    @property
+    def rank(self) -> int:
+        """Of the largest core."""
+        return max(stack.shape[-1] for stack in self.stacks.values())
+
+    @torch.no_grad()
+    def write(self, slots: list[int], cores: Float[Tensor, "n numbers"]) -> None:
+        """Set the cores of some slots."""
+        index = torch.tensor(slots, dtype=torch.long)
+        for stack, values in zip(self.stacks.values(), cores.split(self._sizes, 1), strict=True):
+            stack.index_copy_(0, index.to(stack.device), values.to(stack).view(-1, *stack.shape[1:]))
+
+    def read(self, slots: list[int]) -> Float[Tensor, "n numbers"]:
+        """The cores of some slots, on their device."""
+        return self.flat([stack.detach()[slots] for stack in self.stacks.values()])
+
+    def flat(self, stacks: list[Tensor]) -> Float[Tensor, "n numbers"]:
+        """Stacks (n, r, r) of all layers as rows of numbers."""
+        return torch.cat([stack.flatten(1) for stack in stacks], 1)
+
+    def layered(self, core: Float[Tensor, " numbers"]) -> dict[str, Tensor]:
+        """A row of numbers as an (r, r) core for each layer."""
+        pairs = zip(self.stacks.items(), core.split(self._sizes), strict=True)
+        return {name: values.view(stack.shape[1:]) for (name, stack), values in pairs}
+
+
+@contextmanager
+def slots_in_place(model: PeftModel, count: int) -> Iterator[tuple[Slots, Float[Tensor, "K numbers"]]]:
+    """Inside, the model has `count` slots, zeros at first, in place of the bank's cores; afterwards it is as it was.
+
+    Yields:
+        the slots, and the cores of all tasks of the bank.
+
+    Raises:
+        ConfigError: the bank is merged into the base, or its cores are in a store.
+    """
+    tuner = bank_tuner(model)
+    slots = Slots(model)
+    router, bank = tuner.router, slots.bank
+    router.check_on_model(bank)
+    if any(layer.merged for layer in slots.layers.values()):
+        raise ConfigError("the bank is merged into the base weights: call unmerge_adapter() before adding tasks")
+    names, selected = router.tasks[bank], router.selected.get(bank)
+    known = slots.flat([stack.detach() for stack in slots.stacks.values()])
+    before = {name: (stack.data, stack.grad, getattr(stack, "colora_task_uids", None))
+              for name, stack in slots.stacks.items()}  # fmt: skip
+    for stack in slots.stacks.values():
+        stack.grad = None  # its shape must be that of the data at all times
+        stack.data = stack.data.new_zeros(count, *stack.shape[1:])
+        stack.colora_task_uids = list(range(count))
+    router.register(bank, [f"slot-{slot}" for slot in range(count)])
+    try:
+        yield slots, known
+    finally:
+        for name, stack in slots.stacks.items():
+            stack.grad = None
+            stack.data, stack.grad, uids = before[name]
+            stack.colora_task_uids = list(range(len(stack))) if uids is None else uids
+        router.register(bank, names)
+        if selected is not None:
+            router.choose(bank, selected)
