@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from colora.adapter.config import ADAPTER_NAME
 from colora.bank.layout import INFO_FILE, TENSORS_FILE, BankInfo, find_bank
 from colora.bank.tensors import SavedBank
+from colora.common.device import base_dtype_on
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
@@ -31,7 +32,7 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
 def load_bank(
     bank: str | Path | SavedBank,
     base: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     trainable: bool = False,
 ) -> tuple[Any, Tokenizer, BankInfo]:
@@ -40,6 +41,7 @@ def load_bank(
     Args:
         bank: folder of a bank or of a run, or one that is open already.
         base: another place of the same base model.
+        dtype: of the base; None: bfloat16 where `device` is an accelerator that computes in it, else float32.
 
     Raises:
         BankFileError: a file is missing, truncated, edited, or of a newer version; the message names it.
@@ -49,6 +51,7 @@ def load_bank(
     info = saved.info
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
+    dtype = base_dtype_on(device) if dtype is None else dtype
     model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
     return attach_bank(model, saved, trainable), tokenizer, info
 

@@ -16,6 +16,7 @@ from colora.errors import ConfigError
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
+from colora.training.hardware import BY_DEVICE
 
 __all__ = [
     "EARLIER",
@@ -38,6 +39,7 @@ FREE = (
     "training.keep",
     "training.tensorboard",
     "training.device",
+    "training.shard",
 )
 """Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
 paths of task files: `tasks.json` has digests of what is in them."""
@@ -80,7 +82,8 @@ def run_config(run: Path) -> RunConfig:
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """The config with the defaults that held when the run in its output folder began, if it began with earlier ones.
+    """The config with the defaults that held when the run in its output folder began, of an earlier version or of
+    another device.
 
     A field that the run file names is as it says.
     """
@@ -96,7 +99,8 @@ def as_begun(config: RunConfig) -> RunConfig:
             if name not in now.model_fields_set and getattr(then, name) == earlier
         }
         config = config.model_copy(update={section: now.model_copy(update=kept)})
-    return config
+    begun = {name: getattr(before.training, name) for name in BY_DEVICE if name not in config.training.model_fields_set}
+    return config.model_copy(update={"training": config.training.model_copy(update=begun)})
 
 
 def claim(output: Path, config: RunConfig, manifest: Mapping[str, Any]) -> None:
