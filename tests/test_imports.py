@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "common": {"errors"},
     "tasks": {"errors", "common"},
     "adapter": {"errors", "algebra", "common"},
-    "models": {"errors", "tasks"},
+    "models": {"errors", "common", "tasks"},
     "bank": {"errors", "algebra", "common", "tasks", "adapter", "models"},
     "evaluation": {"errors", "common", "tasks", "models"},
     "training": {"errors", "algebra", "common", "tasks", "adapter", "models", "bank", "evaluation"},

@@ -1,11 +1,13 @@
 """Several processes on this machine, started as torchrun does: gloo on loopback."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.helpers.import_graph import ROOT
 
@@ -26,11 +28,11 @@ class Launched:
         with log.open("w") as out:
             self.launcher = subprocess.Popen(
                 [*COMMAND, *map(str, arguments)],
-                env=environment, stdout=out, stderr=out, cwd=ROOT, start_new_session=True,
+                env=environment, stdout=out, stderr=out, cwd=ROOT,
             )  # fmt: skip
 
     def wait(self, timeout: float = 200) -> int:
-        """The exit code; the processes are ended if they take longer."""
+        """The exit code; all are ended if they take longer."""
         try:
             return self.launcher.wait(timeout)
         finally:
@@ -38,10 +40,10 @@ class Launched:
 
     def kill(self) -> None:
         """End the launcher and its processes at once, as a power cut would."""
-        try:
-            os.killpg(self.launcher.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        mine = psutil.Process(self.launcher.pid).children(recursive=True) if self.launcher.poll() is None else []
+        for process in [self.launcher, *mine]:
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                process.kill()
         self.launcher.wait(timeout=60)
 
     def kill_when(self, there: Path, timeout: float = 200) -> None:

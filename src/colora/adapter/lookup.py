@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from colora.adapter.hook import RoutingHook, check_rows
 from colora.adapter.layer import CoLoRALinear
-from colora.adapter.libraries.packed import keep_differentiable
 from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
+from colora.common.packed import keep_differentiable
 from colora.errors import ConfigError
 
 __all__ = [
