@@ -155,11 +155,17 @@ def test_shard_is_refused_in_one_process(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_shard_is_refused_with_modules_of_the_base_that_are_trained(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"modules_to_save": ["norm"]}, r"all of the base stays frozen, but adapter.modules_to_save names norm"),
+        ({"target_parameters": ["experts.down_proj"]}, r"adapter.target_parameters names experts.down_proj"),
+    ],
+)
+def test_shard_is_refused_with_what_needs_the_base_whole(base, tmp_path, monkeypatch, adapter, message):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    changes = {"training": {"shard": True}, "adapter": {"modules_to_save": ["norm"]}}
-    with pytest.raises(ConfigError, match=r"all of the base stays frozen, but adapter.modules_to_save names norm"):
-        train(config_of(tmp_path, base, **changes))
+    with pytest.raises(ConfigError, match=message):
+        train(config_of(tmp_path, base, training={"shard": True}, adapter=adapter))
 
 
 def test_shard_is_refused_on_the_cpu_where_there_is_an_accelerator(base, tmp_path, monkeypatch):

@@ -67,5 +67,10 @@ def _check_shard(config: RunConfig) -> None:
             "training.shard: all of the base stays frozen, but adapter.modules_to_save names "
             f"{', '.join(config.adapter.modules_to_save)}: remove one of the two"
         )
+    if config.adapter.target_parameters:
+        raise ConfigError(
+            "training.shard: fused experts are adapted where all of them are in memory, but adapter.target_parameters names "
+            f"{', '.join(config.adapter.target_parameters)}: remove one of the two"
+        )
     if config.training.device == "cpu" and torch.accelerator.is_available():
         raise ConfigError("training.shard: spreads over the accelerators that there are: remove training.device: cpu")
