@@ -108,6 +108,8 @@ def test_average_gradients_of_parameters_that_one_process_has_a_gradient_of_or_n
 # ---- from a run file -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_sharded_run_from_a_file_is_killed_goes_on_and_leaves_the_bank_and_records_of_one_process(tmp_path):
     """Blocks that are named otherwise than most (GPT-2's), a start by gradients, `prompt: auto`, early stopping, greedy
     outputs."""

@@ -69,7 +69,7 @@ def _check_shard(config: RunConfig) -> None:
         )
     if config.adapter.target_parameters:
         raise ConfigError(
-            "training.shard: fused experts are adapted where all of them are in memory, but adapter.target_parameters names "
+            "training.shard: fused experts are adapted in memory as a whole, but adapter.target_parameters names "
             f"{', '.join(config.adapter.target_parameters)}: remove one of the two"
         )
     if config.training.device == "cpu" and torch.accelerator.is_available():
