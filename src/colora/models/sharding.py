@@ -37,11 +37,13 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(getattr(model, "is_distributed_loading_by_transformers", False))
 
 
-def load_sharded(name: str, dtype: torch.dtype | str = torch.float32, **kwargs: Any) -> tuple[Any, Tokenizer]:
+def load_sharded(
+    name: str, dtype: torch.dtype | str = torch.float32, *, chat_template: bool = True
+) -> tuple[Any, Tokenizer]:
     """`load_base`, of which each process of torchrun loads its part, onto the accelerator of its own if there is one.
 
     Args:
-        name, dtype, kwargs: as for `load_base`.
+        name, dtype, chat_template: as for `load_base`.
 
     Raises:
         ConfigError: there is one process, a library is too old, the base is quantised, or has no blocks that could be
@@ -58,7 +60,7 @@ def load_sharded(name: str, dtype: torch.dtype | str = torch.float32, **kwargs: 
     from transformers.distributed import DistributedConfig
 
     config = DistributedConfig(fsdp_size=processes(), fsdp_plan=_plan(name))
-    model, tokenizer = load_base(name, dtype, distributed_config=config, **kwargs)
+    model, tokenizer = load_base(name, dtype, chat_template=chat_template, distributed_config=config)
     model._tp_size = None  # PEFT takes the 1 there for tensor parallelism, and would gather the base to save a bank
     return model, tokenizer
 

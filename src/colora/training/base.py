@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from colora.bank.load import attach_bank, load_bank
 from colora.bank.tensors import SavedBank
@@ -33,7 +34,7 @@ def load_run_base(config: RunConfig, name: str | None = None) -> tuple[Any, Toke
     return load(name or config.base, dtype=dtype, chat_template=config.chat_template)
 
 
-def on_device(model: Any, config: RunConfig) -> Any:
+def on_device(model: nn.Module, config: RunConfig) -> nn.Module:
     """The model on the device of the run; one that is sharded is there already."""
     device = training_device(config.training.device)
     return model if device is None or is_sharded(model) else model.to(device)

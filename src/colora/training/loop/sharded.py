@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from colora.errors import ConfigError
 from colora.models.sharding import free_gathered, is_sharded
+from colora.training.encode import EncodedRun
 from colora.training.loop.trainer import CoLoRATrainer
+from colora.training.resolve import ResolvedRun
 
 __all__ = ["ShardedTrainer", "average_gradients", "trainer_class"]
 
@@ -27,7 +29,17 @@ class ShardedTrainer(CoLoRATrainer):
         ConfigError: as `CoLoRATrainer`; or modules of the base are to be trained.
     """
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        run: ResolvedRun,
+        data: EncodedRun,
+        *,
+        routed: bool = True,
+        description: str = "training",
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
         if parts := [name for name, one in model.named_parameters() if one.requires_grad and _is_part(one)]:
             raise ConfigError(
                 f"training.shard: the base stays frozen, but {parts[0]} is to be trained (modules_to_save?)"
@@ -35,18 +47,18 @@ class ShardedTrainer(CoLoRATrainer):
         # transformers takes it that the optimiser's state is sharded as the model is, and refuses to save it. Ours is
         # that of the bank alone.
         args.save_only_model = True
-        super().__init__(model, args, *others, **named)
+        super().__init__(model, args, run, data, routed=routed, description=description, callbacks=callbacks)
         args.save_only_model = False
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, *args: object, **kwargs: object) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             average_gradients(one for one in self.model.parameters() if one.requires_grad)
         return loss
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         free_gathered(self.model)
-        super()._save(*args, **kwargs)
+        super()._save(output_dir, state_dict)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Let all begin with the first one's bank. transformers would also average each gradient as it comes: where a
