@@ -17,9 +17,10 @@ from tests.helpers.tiny import tiny_llama, tiny_tokenizer
 __all__ = ["bank_tensors", "cli", "config_of", "content", "refusal", "run_file", "save_base", "write_task"]
 
 WORDS = {"red": "rot", "blue": "blau", "green": "grün"}
+EXACT = {"precision": "fp32", "base_dtype": "fp32"}  # also where there is an accelerator, whose default is bf16
 COMMON: dict[str, Any] = {
     "adapter": {"r": 4, "lora_alpha": 4},
-    "training": {"steps": 4, "rows": 4, "max_length": 96, "save_every": 2, "log_every": 2, "threads": 1},
+    "training": EXACT | {"steps": 4, "rows": 4, "max_length": 96, "save_every": 2, "log_every": 2, "threads": 1},
     "evaluation": {"metrics": ["nll"], "max_new_tokens": 4},
 }
 

@@ -147,7 +147,8 @@ def _sketch(layer: nn.Module | Tensor) -> list[float]:
             return []  # a quantisation that cannot be read back: the shapes must do
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         return []
-    flat = weight.detach().reshape(-1)
+    gather = getattr(weight, "full_tensor", None)  # of a base that is sharded, which all processes look at together
+    flat = (weight if gather is None else gather()).detach().reshape(-1)
     indices = torch.linspace(0, flat.numel() - 1, SKETCHED_WEIGHTS).long()
     values: list[float] = flat[indices.to(flat.device)].float().tolist()
     return values

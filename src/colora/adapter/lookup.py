@@ -11,6 +11,7 @@ from colora.adapter.layer import CoLoRALinear
 from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.router import Router
 from colora.adapter.routing import TaskIds
+from colora.common.packed import keep_differentiable
 from colora.errors import ConfigError
 
 __all__ = [
@@ -72,9 +73,13 @@ def check_on_model(model: nn.Module, adapter_name: str) -> None:
 
 
 def add_hook(model: nn.Module) -> Router:
-    """Give a base model the forward hook that routes, if it has none yet; its router."""
+    """Give a base model the forward hook that routes, if it has none yet; its router.
+
+    A base that is quantised is kept as it can be differentiated.
+    """
     router = bank_router(model)
     if router is None:
+        keep_differentiable(model)
         hook = RoutingHook(router := Router(), active_adapters)
         model.register_forward_pre_hook(hook, with_kwargs=True)
         model.register_forward_hook(hook.after, always_call=True)

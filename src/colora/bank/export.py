@@ -21,6 +21,7 @@ from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.stored.access import core_rank
 from colora.adapter.targets.tied import tied_parts
+from colora.bank.dequantise import dequantise
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
@@ -171,16 +172,21 @@ def export_merged(
 ) -> None:
     """Write the whole base model with a task's update added to its weights. The model in memory is used up.
 
+    A quantised base is written as what its weights stand for, in the dtype of the model, so that the update is not
+    rounded with them; `dequantise` has more.
+
     Raises:
         TaskIdError: if the bank has no such task.
-        ConfigError: if the folder holds anything but an exported LoRA, or see `CoLoRAModel.merge_and_unload`.
+        ConfigError: if the folder holds anything but an exported LoRA, the base is quantised in a way that cannot be
+            undone, or see `CoLoRAModel.merge_and_unload`.
         CheckpointError: if the folder cannot be written.
     """
     bank_tuner(model).router.index(task, _bank(model)[0])
     folder = _replaceable(folder)
+    plain = not dequantise(model)
     merged: Any = bank_tuner(model).merge_and_unload(task=task)
     with staged_folder(folder) as staging:
-        merged.save_pretrained(str(staging))
+        merged.save_pretrained(str(staging), save_original_format=plain)  # there is no way back to the other
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
         _write_readme(staging, task, use)

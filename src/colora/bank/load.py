@@ -21,6 +21,7 @@ from colora.bank.part import write_part
 from colora.bank.rows.save import save_stored
 from colora.bank.rows.stored import RowChoice, store_saved
 from colora.bank.tensors import SavedBank
+from colora.common.device import base_dtype_on
 from colora.common.files import staged_folder, write_json
 from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
@@ -49,7 +50,7 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
 def load_bank(
     bank: str | Path | SavedBank,
     base: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     trainable: bool = False,
     tasks: Sequence[str] | None = None,
@@ -59,6 +60,7 @@ def load_bank(
     Args:
         bank: folder of a bank or of a run, or one that is open already.
         base: another place of the same base model.
+        dtype: of the base; None: bfloat16 where `device` is an accelerator that computes in it, else float32.
         tasks: the only ones that are wanted, whose cores alone are read; see `attach_bank`.
 
     Raises:
@@ -70,6 +72,7 @@ def load_bank(
     info = saved.info
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
+    dtype = base_dtype_on(device) if dtype is None else dtype
     model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
     return attach_bank(model, saved, trainable, tasks), tokenizer, info
 

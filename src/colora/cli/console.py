@@ -1,5 +1,6 @@
 """What all commands share: the application, where it prints, and how errors look."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["app", "columns", "errors", "out", "readable_bytes", "say"]
+
+# PEFT imports it wherever it is installed; it then misses an optional kernel that it would fetch from the hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class _QuickGroup(TyperGroup):

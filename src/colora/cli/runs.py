@@ -45,7 +45,8 @@ def train(
     With `--from BANK` tasks that the bank knows go on from their cores, new ones from the mean core.
     With `grouping: auto` in the file, tasks whose gradients are alike share a bank: OUTPUT/groups has a run for each
     group, OUTPUT/grouping.json says which.
-    With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes.
+    With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes, and with
+    `training.shard=true` the base as well.
     """
     with errors():
         from colora.training.config_file import load_config

@@ -29,7 +29,7 @@ from colora.training.run_folder import EARLIER
 __all__ = ["Client", "agreed_prompt", "local_data", "local_model"]
 
 
-UNUSED = ("precision", "core_weight_decay", "warmup_steps", "beta2", "gradient_checkpointing")
+UNUSED = ("precision", "core_weight_decay", "warmup_steps", "beta2", "gradient_checkpointing", "shard")
 """Fields of `training` that would change what is trained and that clients do not implement: refused, not ignored."""
 
 

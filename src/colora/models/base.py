@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from colora.common.packed import keep_differentiable
 from colora.errors import BaseModelError
 from colora.models.auto_class import ModelKind, auto_class
 from colora.models.gguf import unpacked_gguf
@@ -128,6 +129,7 @@ def load_base(
             warnings.warn(f"{name} cannot be had from the hub: taking {DEFAULT_BASE!r} of this machine", stacklevel=2)
             return load_base(DEFAULT_BASE, dtype, device, kind, chat_template=chat_template, **kwargs)
         raise BaseModelError(_why_not(source, error)) from error
+    keep_differentiable(model)
     if device is not None:
         model.to(device)
     if tokenizer.pad_token is None:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from colora.bank.tensors import SavedBank
-from colora.common.device import cpu_multiplies_bfloat16, training_device
+from colora.common.device import base_dtype_on, cpu_multiplies_bfloat16, training_device
 from colora.common.threads import configure_threads
 from colora.errors import BaseMismatchError, ConfigError
 from colora.models.base import load_base
@@ -51,8 +51,8 @@ class Options:
             them is allocated once one of them is as long.
         max_tokens: longest output of requests that do not set it.
         temperature: of requests that do not set it.
-        dtype: "float32", "bfloat16" or "float16"; None: bfloat16, but float32 on a CPU that does not multiply it, or
-            where it would change the answers, see `colora.serving.precision`.
+        dtype: "float32", "bfloat16" or "float16"; None: bfloat16, but float32 on a device that does not multiply it, or
+            on a CPU where it would change the answers, see `colora.serving.precision`.
         threads: of torch on a CPU; None: one for each core but one, for the server itself.
     """
 
@@ -113,7 +113,7 @@ class Service:
             return load(getattr(torch, self.options.dtype))
         if on_cpu and cpu_multiplies_bfloat16():
             return suitable_base(load, saved)
-        return load(torch.float32 if on_cpu else torch.bfloat16)
+        return load(base_dtype_on(device))
 
     def _engine(self, base: PreTrainedModel, store: CoreStore) -> Engine:
         options = self.options

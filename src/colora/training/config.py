@@ -20,6 +20,7 @@ from colora.training.fields import (
     Spec,
     allowed_prompt,
 )
+from colora.training.hardware import HardwareSpec, Precision, Stored
 from colora.training.rates import CORE_LR, FEDERATED_CORE_LR, FEDERATED_LR, LR
 from colora.training.task_spec import TasksFromSpec, TaskSpec
 
@@ -77,7 +78,7 @@ class AdapterSpec(Spec):
     )
 
 
-class TrainingSpec(Spec):
+class TrainingSpec(HardwareSpec):
     """How long, how fast, in which order."""
 
     steps: Count = Field(200, description="Optimiser steps.")
@@ -120,9 +121,6 @@ class TrainingSpec(Spec):
     max_length: Annotated[int, Field(ge=8)] = Field(
         512, description="Tokens of prompt and output; longer inputs are cut from their beginning and reported."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the computation (mixed precision).")
-    base_dtype: Literal["fp32", "bf16", "fp16", "fp64"] = Field("fp32", description="Of the frozen base weights.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
     eval_every: int | None = Field(None, ge=1, description="Measure the validation loss every so many steps.")
     patience: int | None = Field(
         None, ge=1, description="Stop a task after so many measurements without improvement; needs eval_every."
@@ -136,8 +134,6 @@ class TrainingSpec(Spec):
     keep: Count = Field(2, description="Checkpoints to keep.")
     log_every: Count = Field(10, description="Steps between logged losses.")
     tensorboard: bool = Field(False, description="Write TensorBoard events to OUTPUT/logs.")
-    device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
 
     @property
     def warmup(self) -> int:
@@ -304,10 +300,12 @@ class RunConfig(Spec):
 
 
 class FederatedTrainingSpec(TrainingSpec):
-    """The same in a federation, where other rates are the default."""
+    """The same in a federation, where other rates are the default, and the same numbers on all devices."""
 
     lr: Rate = FEDERATED_LR
     core_lr: Rate = FEDERATED_CORE_LR
+    precision: Precision = "fp32"
+    base_dtype: Stored = "fp32"
 
 
 class FederationConfig(Spec):

@@ -9,8 +9,8 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.lookup import only_bank
 from colora.bank.layout import find_bank
-from colora.bank.load import attach_adapter, load_bank, save_bank
+from colora.bank.load import attach_adapter, save_bank
 from colora.bank.tensors import SavedBank
-from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
-from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.errors import ConfigError, InterruptedRunError
@@ -33,21 +31,30 @@ from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.metrics import metric_options
 from colora.evaluation.records import Record, append_records, read_records
 from colora.evaluation.settings import EvaluationSettings
-from colora.models.base import load_base
+from colora.models.sharding import free_gathered, is_sharded
 from colora.tasks.encode import EncodedTasks, EncodingReport
 from colora.tasks.schema import Task
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.arguments import device_rows, training_arguments
 from colora.training.bank_info import bank_info
+from colora.training.base import load_run_bank, load_run_base, on_device
 from colora.training.chosen import chosen_tasks
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
 from colora.training.encode import EncodedRun, encode_run, measured_tasks
+from colora.training.loop.sharded import trainer_class
 from colora.training.loop.trainer import CoLoRATrainer
 from colora.training.place_cores import place_cores
 from colora.training.prompts import FILE as PROMPT_FILE
 from colora.training.resolve import ResolvedRun, read_run_tasks, resolve_run, settle_prompt
-from colora.training.run_folder import check_free, check_same_tasks, claim, run_config, task_manifest
+from colora.training.run_folder import (
+    check_free,
+    check_same_tasks,
+    claim,
+    run_config,
+    task_manifest,
+    train_alone,
+)
 from colora.training.seen import run_seen_note
 from colora.training.starts.from_bank import start_bank
 from colora.training.starts.small import small_start
@@ -145,31 +152,19 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
     configure_threads(config.training.threads)
     if is_first:  # the others would look while this one writes
         check_free(run.output, config, run.manifest)
-    model, tokenizer = load_base(
-        config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
-    )
+    model, tokenizer = load_run_base(config)
     if run.has_ended:
         log(f"{run.output} has ended before; nothing to train")
-        device = training_device(config.training.device)
-        loaded = attach_adapter(model if device is None else model.to(device), run.output / "bank")
+        loaded = attach_adapter(on_device(model, config), run.output / "bank")
         return TrainResult(run, run.output / "bank", loaded, tokenizer, config.training.steps)
 
-    with _alone(run.output) if is_first else nullcontext():
+    with train_alone(run.output) if is_first else nullcontext():
         trainer, run = trained(run, model, tokenizer, make_model, log if is_first else _silent)
     encoded, steps = trainer.data, trainer.state.global_step
     if is_first:
         save_bank(trainer.model, run.output / "bank", bank_info(run, encoded, steps))
     trainer.accelerator.wait_for_everyone()
     return TrainResult(run, run.output / "bank", trainer.model, tokenizer, steps, encoded)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
-    with file_lock(output.with_name(f".{output.name}.training")) as mine:
-        if not mine:
-            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
-        yield
 
 
 def trained(
@@ -202,13 +197,14 @@ def trained(
         claim(run.output, config, run.manifest)
         if run.choice is not None:
             write_json(run.output / PROMPT_FILE, run.choice.as_json())
-    trainer = CoLoRATrainer(bank, training_arguments(config), run, encoded, routed=make_model is None)
+    trainer = trainer_class(bank)(bank, training_arguments(config), run, encoded, routed=make_model is None)
     if checkpoint is not None:
         log(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupt.interrupted:
         step = trainer.state.global_step
         raise InterruptedRunError(f"interrupted at step {step}; run the same command again to go on from there")
+    free_gathered(bank)
     return trainer, run
 
 
@@ -223,7 +219,7 @@ def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log:
 
 
 def train_and_evaluate(config: RunConfig, log: Log = _silent) -> tuple[TrainResult, Evaluation | None]:
-    """`train`, then measure the bank. Of several processes only the first measures; the others get None.
+    """`train`, then measure the bank. Of several processes only the first tells; the others get None.
 
     Raises:
         as `train` and `evaluate`.
@@ -233,19 +229,22 @@ def train_and_evaluate(config: RunConfig, log: Log = _silent) -> tuple[TrainResu
 
 
 def measure_result(result: TrainResult) -> Evaluation | None:
-    """Measure what training left behind, unless that has been done; of several processes only the first measures.
+    """Measure what training left behind, unless that has been done. Of several processes only the first measures, or
+    where they share one base all together.
 
     Raises:
         as `evaluate`.
     """
     config = result.run.config
-    if int(os.environ.get("RANK", "0")) != 0:
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    if not is_first and not is_sharded(result.model):
         return None
     if result.reused and (records := _measured(config)):
-        return Evaluation(records, [])
+        return Evaluation(records, []) if is_first else None
     encoded = None if result.encoded is None else result.encoded.evaluation
     tasks = measured_tasks(config.evaluation, result.tasks, config.seed)
-    return measure(config, result.model, result.tokenizer, tasks, config.training.max_length, encoded=encoded)
+    found = measure(config, result.model, result.tokenizer, tasks, config.training.max_length, encoded=encoded)
+    return found if is_first else None
 
 
 def evaluate_bank(
@@ -287,13 +286,12 @@ def evaluate_bank(
         tasks = read_run_tasks(config, run)
         check_same_tasks(run, task_manifest(tasks))
     configure_threads(config.training.threads)
-    dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
     saved, chosen = SavedBank(folder), measured_tasks(config.evaluation, tasks, config.seed)
     if only is not None or sample is not None:
         chosen = chosen_tasks(tasks, only, sample, config.seed)
     some = [task.name for task in chosen if task.name in saved.index] if len(chosen) < len(tasks) else []
-    model, tokenizer, info = load_bank(saved, base, dtype=dtype, device=device, tasks=some or None)
-    config.output = str(run)
+    model, tokenizer = load_run_bank(config, saved, base, some or None)
+    info, config.output = saved.info, str(run)
     return measure(config, model, tokenizer, info.prompted(chosen), info.max_length, progress)
 
 
@@ -326,8 +324,12 @@ def measure(
         method=_method(config),
         seed=config.seed,
     )
-    result = evaluate(model, tokenizer, kept, settings, index, progress, encoded if len(kept) == len(tasks) else None)
+    is_first = int(os.environ.get("RANK", "0")) == 0  # the others of several processes take part, and write nothing
+    encoded = encoded if len(kept) == len(tasks) else None
+    result = evaluate(model, tokenizer, kept, settings, index, progress and is_first, encoded)
     result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
+    if not is_first:
+        return result
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
     return result

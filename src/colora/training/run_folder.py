@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from colora.common.files import STAGING_PREFIX, write_json, write_text
 from colora.common.json_text import parse_json
+from colora.common.locks import file_lock
 from colora.common.text import shortened
 from colora.common.yaml import read_yaml
 from colora.errors import ConfigError
@@ -17,6 +19,7 @@ from colora.tasks.column.tasks import ColumnTasks
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
 from colora.training.config_file import parse_config
+from colora.training.hardware import BY_DEVICE
 
 __all__ = [
     "EARLIER",
@@ -27,6 +30,7 @@ __all__ = [
     "differing_tasks",
     "run_config",
     "task_manifest",
+    "train_alone",
 ]
 
 FREE = (
@@ -40,6 +44,7 @@ FREE = (
     "training.keep",
     "training.tensorboard",
     "training.device",
+    "training.shard",
 )
 """Fields that may change between two starts of a run, for the bank does not depend on them. Nor does it depend on the
 paths of task files: `tasks.json` has digests of what is in them."""
@@ -87,7 +92,8 @@ def run_config(run: Path) -> RunConfig:
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """The config with the defaults that held when the run in its output folder began, if it began with earlier ones.
+    """The config with the defaults that held when the run in its output folder began, of an earlier version or of
+    another device.
 
     A field that the run file names is as it says.
     """
@@ -103,7 +109,17 @@ def as_begun(config: RunConfig) -> RunConfig:
             if name not in now.model_fields_set and getattr(then, name) == earlier
         }
         config = config.model_copy(update={section: now.model_copy(update=kept)})
-    return config
+    begun = {name: getattr(before.training, name) for name in BY_DEVICE if name not in config.training.model_fields_set}
+    return config.model_copy(update={"training": config.training.model_copy(update=begun)})
+
+
+@contextmanager
+def train_alone(output: Path) -> Iterator[None]:
+    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
+    with file_lock(output.with_name(f".{output.name}.training")) as mine:
+        if not mine:
+            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
+        yield
 
 
 def claim(output: Path, config: RunConfig, manifest: Mapping[str, Any]) -> None:

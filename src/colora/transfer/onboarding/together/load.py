@@ -9,7 +9,7 @@ from colora.adapter.model import bank_layers
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
-from colora.common.device import cpu_multiplies_bfloat16, training_device
+from colora.common.device import base_dtype_on, cpu_multiplies_bfloat16, training_device
 from colora.errors import ConfigError
 from colora.tasks.tokenizer import Tokenizer
 
@@ -27,8 +27,8 @@ def load_for_training(
 
     Args:
         tasks: the only ones that are read; None: all.
-        dtype: of the base, A and B, which rest: "float32" or "bfloat16"; None: bfloat16 on a CPU that multiplies it,
-            else float32. Cores, their gradients and Adam's moments are float32 in any case.
+        dtype: of the base, A and B, which rest: "float32" or "bfloat16"; None: bfloat16 where CPU or
+            accelerator multiplies it, else float32. Cores, their gradients and Adam's moments are float32 in any case.
 
     Raises:
         ConfigError: another dtype.
@@ -38,7 +38,8 @@ def load_for_training(
         raise ConfigError(f"dtype: expected {' or '.join(DTYPES)}, found {dtype}")
     device = training_device("auto")
     on_cpu = torch.device(device or "cpu").type == "cpu"
-    chosen = DTYPES[dtype or ("bfloat16" if on_cpu and cpu_multiplies_bfloat16() else "float32")]
+    quick = torch.bfloat16 if on_cpu and cpu_multiplies_bfloat16() else base_dtype_on(device)
+    chosen = quick if dtype is None else DTYPES[dtype]
     model, tokenizer, info = load_bank(saved, base, dtype=chosen, device=device, tasks=tasks)
     if chosen is torch.bfloat16:
         bank = model.active_adapters[0]

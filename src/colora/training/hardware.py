@@ -1,0 +1,40 @@
+"""The fields of a run file's section `training` that say on which devices and in which numbers it computes."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from colora.common.device import computes_bfloat16
+from colora.training.fields import Spec
+
+__all__ = ["BY_DEVICE", "HardwareSpec", "Precision", "Stored"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Stored = Literal["fp32", "bf16", "fp16", "fp64"]
+
+BY_DEVICE = ("precision", "base_dtype")
+"""Fields whose defaults go by the accelerator: a run that goes on elsewhere keeps what it began with."""
+
+
+def _by_device(device: str) -> Literal["bf16", "fp32"]:
+    return "bf16" if device == "auto" and computes_bfloat16() else "fp32"
+
+
+class HardwareSpec(Spec):
+    """Where, and in which numbers. Cores, factors and their moments are float32 in any case."""
+
+    device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
+    precision: Precision = Field(
+        default_factory=lambda others: _by_device(others["device"]),
+        description="Of the computation (mixed precision); bf16 on an accelerator that computes in it, else fp32.",
+    )
+    base_dtype: Stored = Field(
+        default_factory=lambda others: _by_device(others["device"]),
+        description="Of the frozen base weights; by default as precision. A quantised base keeps its own.",
+    )
+    shard: bool = Field(
+        False,
+        description="Spread the frozen base over the processes of torchrun (FSDP2), so that each device holds a part.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
