@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
+from colora.bank.card import CARD_FILE, words_around
+from colora.bank.hub import check_changeable
 from colora.bank.layout import INFO_FILE
 from colora.bank.tensors import BankContents, SavedBank, write_bank
 from colora.common.text import listed
@@ -83,6 +85,7 @@ def merge_tasks(
             raise ConfigError(f"weight of {task!r}: expected a finite number, found {weight}")
     rows = _indices(bank, list(weights))
     target = bank.folder if output is None else Path(output)
+    check_changeable(target)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
     template = _merged_template(bank, list(weights), prompt)
@@ -119,6 +122,7 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
         CheckpointError: the bank cannot be written, or a checkpoint not removed.
     """
     bank = SavedBank(bank_folder).load()
+    check_changeable(bank.folder)
     if not tasks:
         raise ConfigError("expected the name of at least one task, found none")
     _indices(bank, tasks)
@@ -182,6 +186,8 @@ def _mixtures(bank: BankContents, gone: set[str]) -> dict[str, list[str]]:
 def _beside(bank: BankContents, gone: set[str], purge: bool) -> Forgotten:
     run = bank.folder.parent
     result = Forgotten(bank.folder, bank.tasks)
+    if _named(words_around(bank.folder), gone):  # in what a user wrote; our part of the card is made anew
+        result.names_left.append(bank.folder / CARD_FILE)
     if bank.folder.name != "bank" or not (run / "run.yaml").is_file():
         return result  # not the bank of a run: what lies beside it is not its own
     for folder in filter(Path.is_dir, (run / name for name in HOLD_CORES)):
@@ -194,7 +200,10 @@ def _beside(bank: BankContents, gone: set[str], purge: bool) -> Forgotten:
         else:
             result.cores_left.append(folder)
     for file in filter(Path.is_file, (run / name for name in HOLD_NAMES)):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in gone):
+        if _named(file.read_text(encoding="utf-8", errors="replace"), gone):
             result.names_left.append(file)
     return result
+
+
+def _named(text: str, gone: set[str]) -> bool:
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in gone)

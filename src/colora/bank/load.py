@@ -1,5 +1,6 @@
 """A bank on its base model: saved from there, and brought back."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_sta
 from safetensors import SafetensorError
 
 from colora.adapter.config import ADAPTER_NAME
+from colora.bank.card import CARD_FILE, write_card
 from colora.bank.layout import INFO_FILE, TENSORS_FILE, BankInfo, find_bank
 from colora.bank.tensors import SavedBank
 from colora.common.files import staged_folder, write_json
@@ -23,9 +25,12 @@ __all__ = ["attach_adapter", "attach_bank", "load_bank", "save_bank"]
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
     """Write a bank atomically. Raises CheckpointError if that fails; what was in `folder` is then still there."""
     with staged_folder(folder) as staging:
+        if (folder / CARD_FILE).is_file():  # what a user wrote there stays
+            shutil.copyfile(folder / CARD_FILE, staging / CARD_FILE)
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
         write_json(staging / INFO_FILE, info.as_json())
+        write_card(staging)
 
 
 def load_bank(
@@ -72,6 +77,7 @@ def attach_bank(model: Any, bank: str | Path | SavedBank, trainable: bool = Fals
     with _told_of(saved.folder):
         attached = model_class(model, config, ADAPTER_NAME, autocast_adapter_dtype=model.dtype != torch.float64)
         set_peft_model_state_dict(attached, dict(saved), ADAPTER_NAME)
+    attached.peft_config[ADAPTER_NAME].loaded_from = str(saved.folder)
     peft_model: PeftModel = attached if trainable else attached.eval()
     return peft_model
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from colora.adapter.config import COLORA, CoLoRAConfig
 from colora.adapter.digest import tensors_sha256
 from colora.adapter.model import CoLoRAModel
+from colora.bank.card import changed_tasks, write_card
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank, read_bank_info
 from colora.common.files import staged_folder, write_json
 from colora.common.json_text import parse_json
@@ -234,6 +235,7 @@ def write_bank(bank: BankContents, folder: Path) -> None:
         (staging / CONFIG_FILE).write_text(json.dumps(bank.config, indent=2, sort_keys=True), encoding="utf-8")
         if bank.info is not None:
             write_json(staging / INFO_FILE, bank.info.as_json())
+        write_card(staging, outdated=changed_tasks(bank.folder, bank.tasks, bank.info))
 
 
 class _Some(Mapping[str, Tensor]):

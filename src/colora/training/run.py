@@ -21,7 +21,9 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.model import bank_tuner
-from colora.bank.layout import BankInfo, find_bank
+from colora.bank.card import write_card
+from colora.bank.card_text import Figure
+from colora.bank.layout import CONFIG_FILE, BankInfo, find_bank
 from colora.bank.load import attach_adapter, load_bank, save_bank
 from colora.common.device import DTYPES, training_device
 from colora.common.files import write_json
@@ -232,6 +234,7 @@ def evaluate_bank(
         changed = config.model_dump(mode="json")
         changed["evaluation"] |= overrides
         config = parse_config(changed, "the evaluation")
+    own = tasks is None
     if tasks is None:
         tasks = read_run_tasks(config, run)
         check_same_tasks(run, task_manifest(tasks))
@@ -239,7 +242,7 @@ def evaluate_bank(
     dtype, device = DTYPES[config.training.base_dtype], training_device(config.training.device)
     model, tokenizer, info = load_bank(folder, base, dtype=dtype, device=device)
     config.output = str(run)
-    return measure(config, model, tokenizer, info.prompted(tasks), info.max_length, progress)
+    return measure(config, model, tokenizer, info.prompted(tasks), info.max_length, progress, on_card=own)
 
 
 def measure(
@@ -250,11 +253,13 @@ def measure(
     max_length: int,
     progress: bool = True,
     encoded: EncodedTasks | None = None,
+    on_card: bool = True,
 ) -> Evaluation:
     """Measure a bank in memory as the run's `evaluation` says, and append the records to the run's folder.
 
     Args:
         encoded: what is measured of these tasks, in tokens, if it has been encoded.
+        on_card: whether the bank's model card tells the figures, if they are of a whole split that was held out.
     """
     run, spec = Path(config.output), config.evaluation
     index = {name: place for place, name in enumerate(bank_tuner(model).tasks)}
@@ -274,6 +279,9 @@ def measure(
     result.skipped.update({task.name: "not in the bank (any more)" for task in tasks if task not in kept})
     append_records(run / "records.jsonl", result.records)
     write_json(run / "environment.json", environment())
+    if on_card and spec.limit is None and spec.split != "train" and (run / "bank" / CONFIG_FILE).is_file():
+        figures = [Figure(one.task, one.metric, one.split, one.value, one.n) for one in result.records]
+        write_card(run / "bank", figures)
     return result
 
 

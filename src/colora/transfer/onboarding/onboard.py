@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
+from colora.bank.hub import check_changeable
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank, write_bank
@@ -151,9 +152,10 @@ def target_folder(saved: SavedBank, output: str | Path | None) -> Path:
     """Where a changed bank goes: in the place of the old one, or where it is asked for.
 
     Raises:
-        ConfigError: something is there already.
+        ConfigError: something is there already, or the bank is a copy of one on the hub.
     """
     if output is None:
+        check_changeable(saved.folder)
         return saved.folder
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
