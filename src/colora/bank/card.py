@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from colora.adapter.config import COLORA
 from colora.bank.card_text import LISTED, MEAN, CardFacts, Figure, base_id, card_section
@@ -78,11 +78,11 @@ def update_card(
         shown = kept
     ours = card_data(facts.base, ["colora", "multi-task"], facts.task_type)
     for name, value in ours.items():
-        _set(card, name, value)
-    others = [one for one in card.data.eval_results or [] if one.task_name != OURS]
-    card.data.eval_results = [*others, *map(_entry, shown)] or None
-    if card.data.eval_results and not card.data.model_name:
-        card.data.model_name = TITLE.removeprefix("# ")
+        _set(_data(card), name, value)
+    data = _data(card)
+    others = [one for one in data.eval_results or [] if one.task_name != OURS]
+    data.eval_results = [*others, *map(_entry, shown)] or None
+    data.model_name = (data.model_name or TITLE.removeprefix("# ")) if data.eval_results else None
     card.text = _with_section(card.text, f"{BEGIN}\n{card_section(facts, shown)}\n{END}")
     write_text(file, str(card))
 
@@ -138,20 +138,24 @@ def _read(file: Path) -> ModelCard:
         ) from error
 
 
-def _set(card: ModelCard, name: str, value: Any) -> None:
+def _data(card: ModelCard) -> ModelCardData:
+    assert isinstance(card.data, ModelCardData)
+    return card.data
+
+
+def _set(data: ModelCardData, name: str, value: Any) -> None:
     """Our value, but what a user says of the base or the kind of task counts; tags are added to theirs."""
+    there = getattr(data, name, None)
     if name == "tags":
-        card.data.tags = sorted({*(card.data.tags or []), *value})
-        return
-    there = getattr(card.data, name, None)
+        data.tags = sorted({*(there or []), *value})
     # The Trainer of transformers names a base by its folder, for which the hub refuses a card.
-    if there is None or (name == "base_model" and isinstance(there, str) and base_id(there) is None):
-        setattr(card.data, name, value)
+    elif there is None or (name == "base_model" and isinstance(there, str) and base_id(there) is None):
+        setattr(data, name, value)
 
 
 def _with_section(text: str, section: str) -> str:
     before, begin, rest = text.partition(BEGIN)
-    inner, end, after = rest.partition(END)
+    _, end, after = rest.partition(END)
     if begin and end:
         return f"{before}{section}{after}"
     return f"{text.rstrip()}\n\n{section}\n"
@@ -178,16 +182,16 @@ def _entry(figure: Figure) -> EvalResult:
 def _figures(card: ModelCard) -> list[Figure]:
     return [
         Figure(
-            one.dataset_config or "", one.metric_type, one.dataset_split or "", one.metric_value, one.metric_args["n"]
+            one.dataset_config or "", one.metric_type, str(one.dataset_split), one.metric_value, one.metric_args["n"]
         )
-        for one in card.data.eval_results or []
+        for one in _data(card).eval_results or []
         if one.task_name == OURS and isinstance(one.metric_args, Mapping) and "n" in one.metric_args
     ]
 
 
 def _chosen(figures: list[Figure], listed: Sequence[str]) -> list[Figure]:
-    """Those of the tasks that are listed, and the means over all tasks that were measured, unless they are among them."""
-    if any(one.task == MEAN for one in figures):
+    """Those of the tasks that are listed, and the means over all tasks that were measured."""
+    if any(one.task == MEAN for one in figures):  # read off a card, where they were chosen
         return figures
     by_metric: dict[str, list[Figure]] = {}
     for one in figures:

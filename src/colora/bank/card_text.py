@@ -43,7 +43,7 @@ $prompts
 
 ## How to load it
 
-With `colora` installed, stock PEFT loads the bank, from a folder or by its id on the hub; every row says whose task it is:
+With `colora` installed, stock PEFT loads the bank, from a folder or by its id on the hub. Each row has a task:
 
 ```python
 import colora  # teaches PEFT what a bank is
@@ -65,8 +65,8 @@ $citation""")
 UNMEASURED = "No figures of quality: since it was last trained or saved, the bank has not been measured."
 MEASURED = Template("""\
 Measured on the $split split, of outputs that are greedy; in brackets, of how many examples or tokens a figure is the
-mean. `rougeL` and `exact_match` are in per cent, `token_nll` is in nats a token. A dash: not measured since the task was
-last trained, or not kept.""")
+mean. `rougeL` and `exact_match` are in per cent, `token_nll` is in nats a token. A dash: not measured since the task
+was last trained, or not kept.""")
 UNKNOWN = f"How prompts were made in training is not told here: `{INFO_FILE}`, which says it, is not beside this file."
 CHAT = (
     "the tokenizer's chat template around one user turn: the instruction, if there is one, a blank line, and the input"

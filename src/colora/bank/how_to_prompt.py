@@ -69,7 +69,7 @@ class HowToPrompt:
     encoder_decoder: bool = False
 
     def readme(self, task: str, origin: str | None = None) -> str:
-        """The README of an exported task; `origin` says in a sentence or two what the files are and what they are of."""
+        """The README of an exported task; `origin` says what the files are, and of what bank."""
         template = self.info.template(task)
         takes_instruction = template is None or template.takes_instruction
         example = Example(INPUT, (OUTPUT,), INSTRUCTION if takes_instruction else None, template=template)
