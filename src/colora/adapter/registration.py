@@ -7,7 +7,8 @@ Some things in PEFT 0.21 are closed to outside methods, and all are dealt with h
   they pass on only to the method "Poly" and otherwise swallow, and `PeftModel.generate` would hand it to
   transformers, which refuses it. For models with a bank, and for these alone, the ids are taken around.
 - `PeftModel.load_adapter` lets safetensors' error through, which names no file.
-- `PeftModel` writes a card that knows nothing of tasks, and saves an adapter without what else its folder told of it.
+- `PeftModel` writes a card that knows nothing of tasks, and saves an adapter without what else its folder told of it;
+  its `push_to_hub`, which is transformers', puts a card of its own in the place of what was saved.
 
 `tests/adapter/test_registration.py` fails loudly when PEFT changes any of this.
 """
@@ -42,7 +43,7 @@ def register(write_card: ToldFolder, after_saving: ToldFolder) -> None:
 
     Args:
         write_card: in place of PEFT's, for models with a bank.
-        after_saving: called when PEFT has saved such a model.
+        after_saving: called when PEFT has saved such a model, and before the files are uploaded.
     """
     name: Any = COLORA  # the tables are typed for the closed enum
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = CoLoRAConfig
@@ -55,10 +56,10 @@ def register(write_card: ToldFolder, after_saving: ToldFolder) -> None:
         if "generate" in vars(cls):
             cls.generate = _routed_generate(cls.generate)
     peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)  # type: ignore[method-assign]
-    peft.PeftModel.create_or_update_model_card = _bank_card(  # type: ignore[method-assign]
-        peft.PeftModel.create_or_update_model_card, write_card
-    )
-    peft.PeftModel.save_pretrained = _told_save(peft.PeftModel.save_pretrained, after_saving)  # type: ignore[method-assign]
+    methods: Any = peft.PeftModel
+    methods.create_or_update_model_card = _bank_card(methods.create_or_update_model_card, write_card)
+    methods.save_pretrained = _telling(methods.save_pretrained, after_saving, before=False)
+    methods._upload_modified_files = _telling(methods._upload_modified_files, after_saving, before=True)
     after_import("transformers.pipelines.base", teach_pipelines)
     after_import("torch.optim.swa_utils", teach_averages)
 
@@ -133,15 +134,20 @@ def _bank_card(create: Callable[..., None], write_card: ToldFolder) -> Callable[
     return card
 
 
-def _told_save(save: Callable[..., None], after_saving: ToldFolder) -> Callable[..., None]:
-    if hasattr(save, "_colora_told"):
-        return save
+def _telling(method: Callable[..., Any], tell: ToldFolder, before: bool) -> Callable[..., Any]:
+    """A method whose first argument is the folder of an adapter, with `tell` called before or after it for a bank."""
+    if hasattr(method, "_colora_telling"):
+        return method
 
-    @functools.wraps(save)
-    def told(self: peft.PeftModel, save_directory: str, *args: object, **kwargs: Any) -> None:
-        save(self, save_directory, *args, **kwargs)
-        if isinstance(self.base_model, CoLoRAModel) and kwargs.get("is_main_process", True):
-            after_saving(self, save_directory)
+    @functools.wraps(method)
+    def telling(self: peft.PeftModel, folder: str, *args: object, **kwargs: object) -> Any:
+        tells = isinstance(self.base_model, CoLoRAModel) and kwargs.get("is_main_process", True)
+        if tells and before:
+            tell(self, folder)
+        result = method(self, folder, *args, **kwargs)
+        if tells and not before:
+            tell(self, folder)
+        return result
 
-    told._colora_told = True  # type: ignore[attr-defined]
-    return told
+    telling._colora_telling = True  # type: ignore[attr-defined]
+    return telling

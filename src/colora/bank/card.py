@@ -18,12 +18,21 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from colora.adapter.config import COLORA
 from colora.bank.card_text import LISTED, MEAN, CardFacts, Figure, base_id, card_section
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, BankInfo, read_bank_info
-from colora.common.files import write_text
+from colora.common.files import unstaged, write_text
 from colora.common.json_text import parse_json
 from colora.errors import BankFileError
 from colora.models.base import hub_name
 
-__all__ = ["CARD_FILE", "card_data", "changed_tasks", "read_figures", "update_card", "words_around", "write_card"]
+__all__ = [
+    "CARD_FILE",
+    "card_data",
+    "changed_tasks",
+    "read_figures",
+    "update_card",
+    "with_means",
+    "words_around",
+    "write_card",
+]
 
 CARD_FILE = "README.md"
 TITLE = "# CoLoRA bank"
@@ -33,13 +42,13 @@ OURS = "one task of a CoLoRA bank"
 """What our entries of `model-index` say of themselves; those of others stay."""
 
 
-def write_card(folder: Path, figures: Iterable[Figure] = (), outdated: Collection[str] = ()) -> None:
+def write_card(folder: Path, figures: Iterable[Figure] = (), outdated: Collection[str] | None = ()) -> None:
     """Make the card of a saved bank of what is in its folder; nothing is done for an adapter that is no bank.
 
     Args:
         folder: of the bank.
-        figures: of all tasks that were just measured; they take the place of earlier ones.
-        outdated: tasks whose figures do not hold any more.
+        figures: of all tasks that were just measured, `with_means`; they take the place of earlier ones.
+        outdated: tasks whose earlier figures do not hold any more; None: no earlier figure holds.
 
     Raises:
         BankFileError: the metadata of the card that is there cannot be read.
@@ -66,14 +75,15 @@ def update_card(
     Args:
         file: the card. What is there of others stays.
         facts: of the bank.
-        figures, outdated: as for `write_card`; where `outdated` is None, no earlier figure holds.
+        figures, outdated: as for `write_card`.
 
     Raises:
         as `write_card`.
     """
     card = _read(file)
     kept = [] if outdated is None else _still_true(_figures(card), facts.tasks, outdated)
-    shown = _chosen(list(figures), facts.tasks)
+    listed = {*facts.tasks, MEAN}
+    shown = [one for one in figures if one.task in listed]
     if not shown or (kept and kept[0].split == "test" != shown[0].split):  # the test split tells more than another
         shown = kept
     ours = card_data(facts.base, ["colora", "multi-task"], facts.task_type)
@@ -133,8 +143,8 @@ def _read(file: Path) -> ModelCard:
         return ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BankFileError(
-            f"{file}: the metadata of this model card, between two lines ---, cannot be read ({error}); mend it, or "
-            "remove the file, and run the same command again"
+            f"{unstaged(file)}: the metadata of this model card, between two lines ---, cannot be read "
+            f"({' '.join(str(error).split())}); mend it, or remove the file, and run the same command again"
         ) from error
 
 
@@ -189,10 +199,8 @@ def _figures(card: ModelCard) -> list[Figure]:
     ]
 
 
-def _chosen(figures: list[Figure], listed: Sequence[str]) -> list[Figure]:
-    """Those of the tasks that are listed, and the means over all tasks that were measured."""
-    if any(one.task == MEAN for one in figures):  # read off a card, where they were chosen
-        return figures
+def with_means(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures of tasks that were measured, and of each metric the mean over these tasks."""
     by_metric: dict[str, list[Figure]] = {}
     for one in figures:
         by_metric.setdefault(one.metric, []).append(one)
@@ -201,7 +209,7 @@ def _chosen(figures: list[Figure], listed: Sequence[str]) -> list[Figure]:
         for metric, every in by_metric.items()
         if len(every) > 1
     ]
-    return [one for one in figures if one.task in set(listed)] + means
+    return [*figures, *means]
 
 
 def _still_true(figures: list[Figure], listed: Sequence[str], outdated: Collection[str]) -> list[Figure]:

@@ -14,12 +14,15 @@ from peft import PeftModel
 from colora.adapter.config import ADAPTER_NAME, CoLoRAConfig
 from colora.adapter.lookup import wrapped_router
 from colora.bank.card import CARD_FILE, read_figures, update_card, write_card
-from colora.bank.card_text import LISTED, CardFacts
+from colora.bank.card_text import LISTED, CardFacts, Figure
 from colora.bank.layout import CONFIG_FILE, INFO_FILE
 from colora.common.json_text import parse_json
 from colora.models.base import hub_name
 
 __all__ = ["bring_along", "write_card_of"]
+
+GENERATED = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
+"""What transformers' `push_to_hub` makes up where a repository has no card."""
 
 
 def write_card_of(model: PeftModel, folder: str) -> None:
@@ -42,6 +45,9 @@ def write_card_of(model: PeftModel, folder: str) -> None:
 def bring_along(model: PeftModel, folder: str) -> None:
     """Copy `bank.json` and measured quality from the folder that a bank was loaded from, if it is still the same bank.
 
+    PEFT has saved the bank in `folder`. In `push_to_hub` transformers has put a card there in place of ours: that of
+    the repository, whose text around our part stays, or one that it made up.
+
     Raises:
         BankFileError: the metadata of a card cannot be read.
         CheckpointError: the card cannot be written.
@@ -49,13 +55,15 @@ def bring_along(model: PeftModel, folder: str) -> None:
     config, target = _bank_config(model), Path(folder)
     if config is None or not (target / CONFIG_FILE).is_file():
         return
-    if (target / INFO_FILE).is_file():  # saved where it was: what is known of it lies there
-        write_card(target)
-        return
+    if (card := target / CARD_FILE).is_file() and GENERATED in card.read_text(encoding="utf-8"):
+        card.unlink()
+    figures: list[Figure] = []
     source = Path(config.loaded_from) if config.loaded_from else None
     if source is not None and (source / INFO_FILE).is_file() and _is_same(source, target):
-        shutil.copyfile(source / INFO_FILE, target / INFO_FILE)
-        write_card(target, read_figures(source))
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source / INFO_FILE, target / INFO_FILE)
+        figures = read_figures(source)
+    write_card(target, figures, outdated=None)
 
 
 def _is_same(source: Path, target: Path) -> bool:

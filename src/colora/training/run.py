@@ -21,7 +21,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.adapter.model import bank_tuner
-from colora.bank.card import write_card
+from colora.bank.card import with_means, write_card
 from colora.bank.card_text import Figure
 from colora.bank.layout import CONFIG_FILE, BankInfo, find_bank
 from colora.bank.load import attach_adapter, load_bank, save_bank
@@ -281,7 +281,7 @@ def measure(
     write_json(run / "environment.json", environment())
     if on_card and spec.limit is None and spec.split != "train" and (run / "bank" / CONFIG_FILE).is_file():
         figures = [Figure(one.task, one.metric, one.split, one.value, one.n) for one in result.records]
-        write_card(run / "bank", figures)
+        write_card(run / "bank", with_means(figures))
     return result
 
 
