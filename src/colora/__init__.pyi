@@ -26,6 +26,7 @@ from .models.base import load_base
 from .tasks.prompting.templates import PromptTemplate, parse_template
 from .tasks.read import read_tasks
 from .tasks.schema import Example, Task, TaskSource
+from .theory.estimator import CoLoRARegressor
 from .theory.recover import recover
 from .training.check import check_run
 from .training.collators import TaskIdsCollator
@@ -43,6 +44,7 @@ __all__ = [
     "BankInfo",
     "CoLoRAConfig",
     "CoLoRAModel",
+    "CoLoRARegressor",
     "ColoraError",
     "EvaluationSettings",
     "Example",
