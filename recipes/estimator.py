@@ -1,14 +1,17 @@
 """The theory's estimator on flat arrays: many customers, few samples of each, no language model.
 
 Each customer k has a matrix W_k = B Λ_k A of their own that turns a vector of twelve features into a number for each of
-ten products. There are 40 customers with 9 samples, ten numbers each; twelve features are more than nine samples
-determine, so nobody can be fitted alone. B and A are common, and all together they can.
+ten products. There are 40 customers with nine samples each, which cannot determine twelve features: nobody can be
+fitted alone. B and A are common, and all together they can.
 
     python recipes/estimator.py        # needs scikit-learn: pip install "colora[regression]"
 
 It prints (R² on samples that were not fitted; 1 is perfect):
 
-    OUTPUT
+    CoLoRA, all together:   R2 0.997
+    ridge, each alone:      R2 0.591
+    ridge, one for all:     R2 -0.044
+    a newcomer, onboarded:  R2 0.994
 """
 
 import numpy as np

@@ -55,6 +55,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("loras", type=Path, nargs="*", help="folders of LoRAs; by default three are trained")
     parser.add_argument("--base", default="smollm2", help="a folder, a .gguf file, an id on the hub, or smollm2")
-    parser.add_argument("--steps", type=int, default=20, help="of each LoRA that is trained here")
+    parser.add_argument("--steps", type=int, default=10, help="of each LoRA that is trained here")
     parser.add_argument("--output", type=Path, default=Path("runs/loras-to-bank"), help="folder; must be new")
     main(**vars(parser.parse_args()))

@@ -73,7 +73,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="*", default=sorted(DATA.iterdir()), help="files or folders of tasks")
     parser.add_argument("--base", default="smollm2", help="a folder, a .gguf file, an id on the hub, or smollm2")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("runs/your-files"), help="folder of the run")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--ask", dest="question", default="Denmark", help="what every task is asked")

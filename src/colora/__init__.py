@@ -53,19 +53,13 @@ def __dir__() -> list[str]:
 def _register() -> None:
     from colora.adapter.registration import register
 
-    register(_write_card, _after_saving)
+    def saving() -> Any:  # when it is needed: it imports what loads base models
+        return import_module(f"{__name__}.bank.saving")
 
-
-def _write_card(model: Any, folder: str) -> None:
-    from colora.bank.saving import write_card_of  # when it is needed: it imports what loads base models
-
-    write_card_of(model, folder)
-
-
-def _after_saving(model: Any, folder: str) -> None:
-    from colora.bank.saving import bring_along
-
-    bring_along(model, folder)
+    register(
+        write_card=lambda model, folder: saving().write_card_of(model, folder),
+        after_saving=lambda model, folder: saving().bring_along(model, folder),
+    )
 
 
 # Whichever of our modules needs PEFT, the package is imported before it: so none is half-way there when PEFT learns.

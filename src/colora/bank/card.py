@@ -153,11 +153,11 @@ def _data(card: ModelCard) -> ModelCardData:
     return card.data
 
 
-def _set(data: ModelCardData, name: str, value: Any) -> None:
+def _set(data: ModelCardData, name: str, value: object) -> None:
     """Our value, but what a user says of the base or the kind of task counts; tags are added to theirs."""
     there = getattr(data, name, None)
-    if name == "tags":
-        data.tags = sorted({*(there or []), *value})
+    if isinstance(value, list):
+        setattr(data, name, sorted({*(there or []), *value}))
     # The Trainer of transformers names a base by its folder, for which the hub refuses a card.
     elif there is None or (name == "base_model" and isinstance(there, str) and base_id(there) is None):
         setattr(data, name, value)
