@@ -48,9 +48,11 @@ def main(base: str, steps: int, output: Path) -> None:
     overview = colora.bank_overview(bank)
     print(f"tasks: {', '.join(overview.tasks)}; a further one costs {overview.per_task.parameters:,} numbers")
 
-    asked = [colora.Request(task, "Denmark") for task in overview.tasks]
-    for request, answer in zip(asked, colora.generate_texts(bank, asked, max_new_tokens=5), strict=True):
-        print(f"{request.task}: {request.input} -> {answer!r}")
+    (task,) = colora.read_tasks([colora.TaskSource(path=str(DATA / "continent"))])
+    asked = [colora.Request("continent", example.input) for example in task.splits["test"]]  # countries it has not seen
+    answers = colora.generate_texts(bank, asked, max_new_tokens=5)
+    right = sum(answer in example.outputs for example, answer in zip(task.splits["test"], answers, strict=True))
+    print(f"continent: {right} of {len(asked)} right; {asked[0].input} -> {answers[0]!r}")
 
 
 if __name__ == "__main__":

@@ -52,13 +52,15 @@ def main(base: str, steps: int, output: Path) -> None:
             print(f"step {step}: loss {loss.item():.2f}")
 
     model.eval()
-    asked = [(name, country) for country in ("Japan", "Denmark") for name in names]  # neither was in training
-    texts = [f"{country} ->" for _, country in asked]
+    asked = [(task.name, example) for task in tasks for example in task.splits["test"]]  # countries not in training
+    texts = [f"{example.input} ->" for _, example in asked]
     prompts = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     outputs = model.generate(**prompts, task_ids=[name for name, _ in asked], max_new_tokens=5, do_sample=False)
     answers = tokenizer.batch_decode(outputs[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-    for (name, country), answer in zip(asked, answers, strict=True):
-        print(f"{name}: {country} -> {answer.strip()!r}")
+    for name in names:
+        own = [(one, answer.strip()) for (task, one), answer in zip(asked, answers, strict=True) if task == name]
+        right = sum(answer in example.outputs for example, answer in own)
+        print(f"{name}: {right} of {len(own)} right; {own[0][0].input} -> {own[0][1]!r}")
     colora.save_bank(model, output, colora.BankInfo(base=base, prompt="{input} -> {output}"))
     print(f"bank: {output}")
 

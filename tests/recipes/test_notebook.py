@@ -21,13 +21,13 @@ def read():
 
 
 def lines(cell):
-    """What a cell printed and showed; not what it said on standard error."""
+    """What a cell printed and showed; not what it said on standard error, nor the progress of training."""
     texts = []
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout":
             texts.append(output.text)
-        elif output.output_type in ("display_data", "execute_result"):
-            texts.append(output.data.get("text/markdown") or output.data["text/plain"])
+        elif "text/markdown" in output.get("data", {}):
+            texts.append(output.data["text/markdown"])
     return [line for line in "\n".join(texts).splitlines() if line.strip()]
 
 
@@ -52,6 +52,7 @@ def test_the_stored_outputs_are_of_one_run_with_the_default_model():
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert all(output.output_type != "error" for cell in cells for output in cell.outputs)
     assert all(output.get("name") != "stderr" for cell in cells for output in cell.outputs)
+    assert sum(len(lines(cell)) for cell in cells) >= 15
     (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert 'BASE, STEPS = "smollm2"' in parameters.source
     assert not re.search(r"/(tmp|home|root|var)/", Path(NOTEBOOK).read_text(encoding="utf-8"))

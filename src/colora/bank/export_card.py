@@ -75,7 +75,7 @@ def origin_of(model: PeftModel) -> Origin:
         base=base,
         rank=config.r,
         digest=shared_sha256(shared),
-        task_type=None if config.task_type is None else str(config.task_type),
+        task_type=getattr(config.task_type, "value", config.task_type),  # PEFT's enum, or its text
     )
 
 

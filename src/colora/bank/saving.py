@@ -38,7 +38,8 @@ def write_card_of(model: PeftModel, folder: str) -> None:
     router = wrapped_router(model)
     names = config.tasks if router is None else router.tasks.get(_adapter_name(model), config.tasks)
     base = config.base_model_name_or_path or vars(model.get_base_model()).get("name_or_path")
-    facts = CardFacts(hub_name(base) or "", config.r, len(names), list(islice(names, LISTED)), str(config.task_type))
+    kind = getattr(config.task_type, "value", config.task_type)  # PEFT's enum, or its text
+    facts = CardFacts(hub_name(base) or "", config.r, len(names), list(islice(names, LISTED)), kind)
     update_card(Path(folder) / CARD_FILE, facts, outdated=None)
 
 
