@@ -40,7 +40,7 @@ def main(base: str, steps: int, output: Path) -> None:
     tasks = colora.read_tasks([colora.TaskSource(path=str(folder)) for folder in sorted(DATA.iterdir())])
     names = [task.name for task in tasks]
     model = get_peft_model(model, colora.CoLoRAConfig(tasks=names, task_type="CAUSAL_LM"))
-    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=1e-3, core_lr=2e-2))
+    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=5e-4, core_lr=1e-2))
 
     rows = [(task.name, example) for task in tasks for example in task.splits["train"]]
     for step in range(1, steps + 1):

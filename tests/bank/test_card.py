@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from colora import CoLoRAConfig, SavedBank, forget_tasks, load_bank, merge_tasks, read_records, save_bank
 from colora.bank.card import read_figures, with_means, write_card
@@ -163,6 +163,20 @@ def test_a_user_s_words_and_metadata_stay(bank):
     model, _, info = load_bank(bank)
     save_bank(model, bank, info)
     assert ModelCard(text(bank)).text == again.text
+
+
+def test_the_blank_form_of_an_earlier_save_goes_unless_it_was_filled_in(base, bank):
+    """PEFT writes a long form; earlier versions left it in every bank."""
+    model = get_peft_model(load_base(base)[0], LoraConfig(r=2, task_type="CAUSAL_LM"))
+    for filled in (False, True):
+        model.create_or_update_model_card(str(bank.parent))
+        form = (bank.parent / "README.md").read_text(encoding="utf-8")
+        form = form.replace("[More Information Needed]", "for the front desk", 1) if filled else form
+        (bank / "README.md").write_text(form, encoding="utf-8")
+        write_card(bank)
+        assert ("[More Information Needed]" in text(bank)) is filled
+        assert ("for the front desk" in text(bank)) is filled
+        assert "3 tasks shared by one adapter" in text(bank)
 
 
 def test_metadata_that_cannot_be_read_is_refused_and_nothing_changes(bank):

@@ -164,11 +164,21 @@ def _set(data: ModelCardData, name: str, value: object) -> None:
 
 
 def _with_section(text: str, section: str) -> str:
+    if _is_blank(text):
+        text = f"\n{TITLE}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if begin and end:
         return f"{before}{section}{after}"
     return f"{text.rstrip()}\n\n{section}\n"
+
+
+def _is_blank(text: str) -> bool:
+    """Whether a card is the form that PEFT puts there, with nothing filled in."""
+    form, _, versions = text.partition("### Framework versions")
+    return form.strip() == ModelCard.from_template(ModelCardData()).text.strip() and versions.strip().startswith(
+        "- PEFT"
+    )
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
