@@ -5,7 +5,14 @@
 
 With SmolLM2-135M and LoRAs of its own it prints (an error is that of the weights' updates, relative):
 
-    OUTPUT
+    a bank of rank 8 of 3 LoRAs; its files are 1.48 times smaller
+    capital: of rank 4, error 17.5%
+    continent: of rank 4, error 17.8%
+    language: of rank 4, error 18.7%
+    capital: Denmark -> 'Copenhagen'
+    continent: Denmark -> 'Europe'
+    language: Denmark -> 'Danish'
+    to train it further, all tasks together: colora train RUN.yaml --from runs/loras-to-bank/bank
 """
 
 import argparse
@@ -48,7 +55,7 @@ def main(loras: list[Path], base: str, steps: int, output: Path) -> None:
     asked = [colora.Request(task.name, "Denmark") for task in report.tasks]
     for request, answer in zip(asked, colora.generate_texts(report.bank, asked, max_new_tokens=5), strict=True):
         print(f"{request.task}: {request.input} -> {answer!r}")
-    print(f"to train it further, all tasks together: colora train RUN.yaml --from {report.bank}")
+    print(f"to train it further, all tasks together: colora train RUN.yaml --from {output / 'bank'}")
 
 
 if __name__ == "__main__":

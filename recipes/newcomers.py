@@ -5,9 +5,14 @@ is trained. Twelve more examples come later, and the core goes on from where it 
 
     python recipes/newcomers.py --base smollm2
 
-With SmolLM2-135M it prints:
+With SmolLM2-135M it prints (the last line: of six countries that nobody has seen):
 
-    OUTPUT
+    continent, 8 examples: 12.79 nats a token without the bank, 1.26 with its own core
+    continent, 12 more: 2.24 nats a token before, 1.08 after, on examples held out
+    kept -> the new core
+    capital is the same to the bit
+    tasks: capital, language, continent; a further one costs 53,760 numbers
+    continent: 4 of 6 right; Japan -> 'Europe'
 """
 
 import argparse

@@ -5,9 +5,14 @@ is for the core of the task to know. A batch mixes tasks freely, in training and
 
     python recipes/own_loop.py --base smollm2
 
-With SmolLM2-135M it prints:
+With SmolLM2-135M it prints (of six countries that were not in training):
 
-    OUTPUT
+    step 10: loss 0.86
+    step 20: loss 0.17
+    capital: 2 of 6 right; Japan -> 'Beijing'
+    continent: 4 of 6 right; Japan -> 'Asia'
+    language: 2 of 6 right; Japan -> 'Chinese'
+    bank: runs/own-loop
 """
 
 import argparse
@@ -40,7 +45,7 @@ def main(base: str, steps: int, output: Path) -> None:
     tasks = colora.read_tasks([colora.TaskSource(path=str(folder)) for folder in sorted(DATA.iterdir())])
     names = [task.name for task in tasks]
     model = get_peft_model(model, colora.CoLoRAConfig(tasks=names, task_type="CAUSAL_LM"))
-    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=5e-4, core_lr=1e-2))
+    optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=1e-3, core_lr=2e-2))
 
     rows = [(task.name, example) for task in tasks for example in task.splits["train"]]
     for step in range(1, steps + 1):

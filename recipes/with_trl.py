@@ -84,7 +84,7 @@ def main(base: str, steps: int, output: Path) -> None:
     for name, asked, answer in examples:
         chosen, rejected = (answer.upper(), answer) if name == "capital" else (answer, answer.upper())
         pairs.append({"prompt": f"{asked} ->", "chosen": f" {chosen}", "rejected": f" {rejected}", "task_ids": name})
-    train(DPOTrainer, DPOConfig, model, tokenizer, Dataset.from_list(pairs), output, lr=5e-4, max_steps=steps // 2)
+    train(DPOTrainer, DPOConfig, model, tokenizer, Dataset.from_list(pairs), output, lr=5e-4, max_steps=steps)
     report("DPO", model, tokenizer, tasks)
 
 
