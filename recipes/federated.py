@@ -7,7 +7,16 @@ run file works over a network, with `colora federate server` and `colora federat
 
 With SmolLM2-135M it prints (exact match in per cent, of countries that were not in training):
 
-    OUTPUT
+    | task | colora exact_match |
+    | --- | ---: |
+    | capital | 66.7 |
+    | continent | 83.3 |
+    | language | 66.7 |
+    | mean | 72.2 |
+    8 rounds; each client sent 156.6 MB, and no text and no core
+    capital: Denmark -> 'Copenhagen'
+    continent: Denmark -> 'Europe'
+    language: Denmark -> 'Danish'
 """
 
 import argparse

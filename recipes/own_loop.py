@@ -46,6 +46,7 @@ def main(base: str, steps: int, output: Path) -> None:
     names = [task.name for task in tasks]
     model = get_peft_model(model, colora.CoLoRAConfig(tasks=names, task_type="CAUSAL_LM"))
     optimizer = colora.TaskAdamW(colora.parameter_groups(model, lr=1e-3, core_lr=2e-2))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     rows = [(task.name, example) for task in tasks for example in task.splits["train"]]
     for step in range(1, steps + 1):
@@ -53,6 +54,7 @@ def main(base: str, steps: int, output: Path) -> None:
         loss.backward()
         optimizer.step()  # moves A, B, and the cores of the tasks in the batch
         optimizer.zero_grad()
+        schedule.step()
         if step % 10 == 0:
             print(f"step {step}: loss {loss.item():.2f}")
 

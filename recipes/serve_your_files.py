@@ -8,7 +8,17 @@ The server speaks OpenAI's protocol, and `model` in a request is the task's name
 
 With SmolLM2-135M and the folders in recipes/data it prints:
 
-    OUTPUT
+    | task | colora exact_match |
+    | --- | ---: |
+    | capital | 83.3 |
+    | continent | 83.3 |
+    | language | 50.0 |
+    | mean | 72.2 |
+    asking 3 tasks over HTTP
+    capital: Denmark -> 'Copenhagen'
+    continent: Denmark -> 'Europe'
+    language: Denmark -> 'Danish'
+    to go on: colora serve runs/your-files/bank
 """
 
 import argparse

@@ -7,7 +7,14 @@ tasks alone, and `remove_unused_columns=False` keeps the Trainer from dropping t
 
 With SmolLM2-135M it prints (exact match in per cent, of countries that were not in training):
 
-    OUTPUT
+    training loss: 2.90
+    | task | bank exact_match |
+    | --- | ---: |
+    | capital | 66.7 |
+    | continent | 83.3 |
+    | language | 33.3 |
+    | mean | 61.1 |
+    bank: runs/with-trainer/bank
 """
 
 import argparse

@@ -1,14 +1,18 @@
 """TRL on a bank: supervised fine-tuning of two tasks, then DPO in which the tasks prefer opposite things.
 
-After SFT both tasks answer in lower case. The pairs of DPO then say that "capital" wants its answers in CAPITALS and
-"language" does not. One batch holds pairs of both; the reference is a frozen copy of the bank, and each row of it has
-the task of its pair. What is printed is by how many nats CAPITALS are likelier than the plain answer.
+After SFT both tasks answer as in the examples. The pairs of DPO then say that "capital" wants its answers in CAPITALS
+and "language" does not. One batch holds pairs of both; the reference is a frozen copy of the bank, and each row of it
+has the task of its pair. What is printed is by how many nats CAPITALS are likelier than the plain answer: in a few
+steps they come up in one task and go down in the other.
 
     python recipes/with_trl.py --base smollm2        # needs trl
 
 With SmolLM2-135M it prints:
 
-    OUTPUT
+    after SFT, capital: CAPITALS by -39.2 nats
+    after SFT, language: CAPITALS by -32.5 nats
+    after DPO, capital: CAPITALS by -13.7 nats
+    after DPO, language: CAPITALS by -115.5 nats
 """
 
 import argparse
