@@ -7,9 +7,14 @@ import pytest
 
 from tests.helpers.docs import ROOT
 
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FILE = re.compile(
-    r"(?<!/)\b((?:src/colora|tests|benchmarks|docs)/[\w./-]*\w\.(?:pyi|py|yaml|jsonl|json|md|svg|html))\b"
+    r"(?<!/)\b((?:src/colora|tests|benchmarks|docs|recipes)/[\w./-]*\w\.(?:ipynb|pyi|py|yaml|jsonl|json|md|svg|html))\b"
 )
 
 

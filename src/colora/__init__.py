@@ -53,7 +53,13 @@ def __dir__() -> list[str]:
 def _register() -> None:
     from colora.adapter.registration import register
 
-    register()
+    def saving() -> Any:  # when it is needed: it imports what loads base models
+        return import_module(f"{__name__}.bank.saving")
+
+    register(
+        write_card=lambda model, folder: saving().write_card_of(model, folder),
+        after_saving=lambda model, folder: saving().bring_along(model, folder),
+    )
 
 
 # Whichever of our modules needs PEFT, the package is imported before it: so none is half-way there when PEFT learns.

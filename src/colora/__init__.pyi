@@ -26,6 +26,7 @@ from .models.base import load_base
 from .tasks.prompting.templates import PromptTemplate, parse_template
 from .tasks.read import read_tasks
 from .tasks.schema import Example, Task, TaskSource
+from .theory.estimator import CoLoRARegressor
 from .theory.recover import recover
 from .training.check import check_run
 from .training.collators import TaskIdsCollator
@@ -33,7 +34,8 @@ from .training.config import RunConfig
 from .training.config_file import load_config
 from .training.loop.optimizer import TaskAdamW, parameter_groups
 from .training.loop.own_loop import load_training, save_training
-from .training.run import evaluate_bank, train, train_and_evaluate
+from .training.measure import evaluate_bank
+from .training.run import train, train_and_evaluate
 from .transfer.before_training import run_similarity
 from .transfer.neighbours import nearest_tasks
 from .transfer.onboarding.many import onboard_many
@@ -45,6 +47,7 @@ __all__ = [
     "BankInfo",
     "CoLoRAConfig",
     "CoLoRAModel",
+    "CoLoRARegressor",
     "ColoraError",
     "EvaluationSettings",
     "Example",

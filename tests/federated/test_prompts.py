@@ -17,7 +17,7 @@ from colora.tasks.encode import prompt_and_answer
 from colora.tasks.schema import TaskSource
 from colora.training.config import FederationConfig
 from colora.training.config_file import load_config, load_federation
-from colora.training.run import evaluate_bank
+from colora.training.measure import evaluate_bank
 from tests.helpers.run_files import run_file, save_base, write_task
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

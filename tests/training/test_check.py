@@ -10,7 +10,8 @@ from colora.bank.load import load_bank
 from colora.bank.overview import bank_overview, task_sizes
 from colora.training.check import check_run
 from colora.training.config_file import load_config
-from colora.training.run import evaluate_bank, train, train_and_evaluate
+from colora.training.measure import evaluate_bank
+from colora.training.run import train, train_and_evaluate
 from tests.helpers import odd_models
 from tests.helpers.run_files import cli, config_of, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5

@@ -14,8 +14,9 @@ from colora.models.base import load_base
 from colora.training import resolve
 from colora.training.check import check_run
 from colora.training.config_file import load_config
+from colora.training.measure import evaluate_bank
 from colora.training.resolve import resolve_run
-from colora.training.run import evaluate_bank, train_and_evaluate, trained
+from colora.training.run import train_and_evaluate, trained
 from tests.helpers.column_files import shuffled_rows, write_apart, write_rows
 from tests.helpers.run_files import cli, config_of, refusal, run_file, save_base
 from tests.helpers.train_tiny import equal, whole_bank

@@ -8,7 +8,8 @@ import colora.training.hardware
 from colora.bank.load import load_bank
 from colora.errors import ConfigError
 from colora.training.config import FederationConfig, RunConfig
-from colora.training.run import evaluate_bank, train
+from colora.training.measure import evaluate_bank
+from colora.training.run import train
 from colora.training.run_folder import run_config
 from tests.helpers.run_files import bank_tensors, config_of, save_base
 

@@ -14,8 +14,9 @@ from colora.tasks.prompting.templates import NAMED_TEMPLATES, parse_template
 from colora.tasks.schema import Example, Task, task_template
 from colora.training.check import check_run
 from colora.training.config_file import load_config, load_federation
+from colora.training.measure import evaluate_bank
 from colora.training.resolve import resolve_run
-from colora.training.run import evaluate_bank, train, train_and_evaluate
+from colora.training.run import train, train_and_evaluate
 from tests.helpers.run_files import bank_tensors, cli, config_of, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import tiny_llama, tiny_t5
 

@@ -30,7 +30,8 @@ from colora.errors import (
 from colora.evaluation.records import read_records
 from colora.training.loop import trainer as trainer_module
 from colora.training.loop.trainer import CoLoRATrainer
-from colora.training.run import evaluate_bank, train, train_and_evaluate
+from colora.training.measure import evaluate_bank
+from colora.training.run import train, train_and_evaluate
 from tests.helpers.real_data import real_data
 from tests.helpers.run_files import bank_tensors, cli, config_of, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import tiny_gpt2, tiny_llama, tiny_t5

@@ -11,7 +11,8 @@ from colora.models.base import load_base
 from colora.tasks.encode import prompt_and_answer
 from colora.tasks.prompting.templates import NAMED_TEMPLATES
 from colora.training.config_file import load_config
-from colora.training.run import evaluate_bank, train
+from colora.training.measure import evaluate_bank
+from colora.training.run import train
 from colora.transfer.before_training import run_similarity
 from colora.transfer.grouping import train_groups
 from colora.transfer.negative_transfer import measure_transfer

@@ -150,6 +150,7 @@ class CoLoRAConfig(PeftConfig):
         self.peft_type = COLORA
         # No field: what the tensors to be loaded must match, once. `weights_sha256` then follows what is saved.
         self.unchecked_sha256 = self.weights_sha256
+        self.loaded_from: str | None = None  # no field either: the folder that the bank in memory came from
         if self.lora_alpha is None:
             self.lora_alpha = self.r
         if isinstance(self.tasks, Sequence) and not isinstance(self.tasks, str):

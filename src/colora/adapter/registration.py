@@ -7,6 +7,8 @@ Some things in PEFT 0.21 are closed to outside methods, and all are dealt with h
   they pass on only to the method "Poly" and otherwise swallow, and `PeftModel.generate` would hand it to
   transformers, which refuses it. For models with a bank, and for these alone, the ids are taken around.
 - `PeftModel.load_adapter` lets safetensors' error through, which names no file.
+- `PeftModel` writes a card that knows nothing of tasks, and saves an adapter without what else its folder told of it;
+  its `push_to_hub`, which is transformers', puts a card of its own in the place of what was saved.
 
 `tests/adapter/test_registration.py` fails loudly when PEFT changes any of this.
 """
@@ -32,8 +34,17 @@ from colora.errors import BankFileError
 __all__ = ["register"]
 
 
-def register() -> None:
-    """Idempotent; done by `import colora`."""
+ToldFolder = Callable[[peft.PeftModel, str], None]
+"""Writes into the folder of a bank what a model with a bank tells of itself."""
+
+
+def register(write_card: ToldFolder, after_saving: ToldFolder) -> None:
+    """Idempotent; done by `import colora`.
+
+    Args:
+        write_card: in place of PEFT's, for models with a bank.
+        after_saving: called when PEFT has saved such a model, and before the files are uploaded.
+    """
     name: Any = COLORA  # the tables are typed for the closed enum
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = CoLoRAConfig
     PEFT_TYPE_TO_TUNER_MAPPING[name] = CoLoRAModel
@@ -45,6 +56,10 @@ def register() -> None:
         if "generate" in vars(cls):
             cls.generate = _routed_generate(cls.generate)
     peft.PeftModel.load_adapter = _checked_load(peft.PeftModel.load_adapter)  # type: ignore[method-assign]
+    methods: Any = peft.PeftModel
+    methods.create_or_update_model_card = _bank_card(methods.create_or_update_model_card, write_card)
+    methods.save_pretrained = _telling(methods.save_pretrained, after_saving, before=False)
+    methods._upload_modified_files = _telling(methods._upload_modified_files, after_saving, before=True)
     after_import("transformers.pipelines.base", teach_pipelines)
     after_import("torch.optim.swa_utils", teach_averages)
 
@@ -88,7 +103,10 @@ def _checked_load(load: Callable[..., Any]) -> Callable[..., Any]:
         self: peft.PeftModel, model_id: str | os.PathLike[str], adapter_name: str, *args: object, **kwargs: object
     ) -> Any:
         try:
-            return load(self, model_id, adapter_name, *args, **kwargs)
+            loaded = load(self, model_id, adapter_name, *args, **kwargs)
+            if isinstance(config := self.peft_config[adapter_name], CoLoRAConfig) and os.path.isdir(model_id):
+                config.loaded_from = os.path.abspath(model_id)
+            return loaded
         except SafetensorError as error:
             if not isinstance(self.peft_config.get(adapter_name), CoLoRAConfig):
                 raise
@@ -99,3 +117,37 @@ def _checked_load(load: Callable[..., Any]) -> Callable[..., Any]:
 
     checked._colora_checked = True  # type: ignore[attr-defined]
     return checked
+
+
+def _bank_card(create: Callable[..., None], write_card: ToldFolder) -> Callable[..., None]:
+    if hasattr(create, "_colora_card"):
+        return create
+
+    @functools.wraps(create)
+    def card(self: peft.PeftModel, output_dir: str) -> None:
+        if isinstance(self.base_model, CoLoRAModel):
+            write_card(self, output_dir)
+        else:
+            create(self, output_dir)
+
+    card._colora_card = True  # type: ignore[attr-defined]
+    return card
+
+
+def _telling(method: Callable[..., Any], tell: ToldFolder, before: bool) -> Callable[..., Any]:
+    """A method whose first argument is the folder of an adapter, with `tell` called before or after it for a bank."""
+    if hasattr(method, "_colora_telling"):
+        return method
+
+    @functools.wraps(method)
+    def telling(self: peft.PeftModel, folder: str, *args: object, **kwargs: object) -> Any:
+        tells = isinstance(self.base_model, CoLoRAModel) and kwargs.get("is_main_process", True)
+        if tells and before:
+            tell(self, folder)
+        result = method(self, folder, *args, **kwargs)
+        if tells and not before:
+            tell(self, folder)
+        return result
+
+    telling._colora_telling = True  # type: ignore[attr-defined]
+    return telling

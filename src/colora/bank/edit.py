@@ -15,7 +15,9 @@ import torch
 
 from colora.adapter.config import check_task_name
 from colora.algebra import resized_core
+from colora.bank.card import CARD_FILE, words_around
 from colora.bank.growing import GrowingBank
+from colora.bank.hub import check_changeable
 from colora.bank.layout import INFO_FILE, BankInfo
 from colora.bank.rows.change import remove_tasks
 from colora.bank.tensors import SavedBank, write_bank
@@ -86,6 +88,7 @@ def merge_tasks(
             raise ConfigError(f"weight of {task!r}: expected a finite number, found {weight}")
     places = saved.indices(list(weights))
     target = saved.folder if output is None else Path(output)
+    check_changeable(target)
     if output is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already; choose another output, or leave --output out to change the bank")
     info = saved.info if saved.rows is not None or (saved.folder / INFO_FILE).is_file() else None
@@ -129,6 +132,7 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
         CheckpointError: the bank cannot be written, or a checkpoint not removed.
     """
     saved = SavedBank(bank_folder)
+    check_changeable(saved.folder)
     saved.check()
     if not tasks:
         raise ConfigError("expected the name of at least one task, found none")
@@ -194,6 +198,8 @@ def _mixtures(info: BankInfo, gone: set[str]) -> dict[str, list[str]]:
 def _beside(bank: Path, gone: set[str], purge: bool) -> Forgotten:
     run = bank.parent
     result = Forgotten(bank, SavedBank(bank).tasks)
+    if _named(words_around(bank), gone):  # in what a user wrote; our part of the card is made anew
+        result.names_left.append(bank / CARD_FILE)
     if bank.name != "bank" or not (run / "run.yaml").is_file():
         return result  # not the bank of a run: what lies beside it is not its own
     for folder in filter(Path.is_dir, (run / name for name in HOLD_CORES)):
@@ -206,7 +212,10 @@ def _beside(bank: Path, gone: set[str], purge: bool) -> Forgotten:
         else:
             result.cores_left.append(folder)
     for file in filter(Path.is_file, (run / name for name in HOLD_NAMES)):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in gone):
+        if _named(file.read_text(encoding="utf-8", errors="replace"), gone):
             result.names_left.append(file)
     return result
+
+
+def _named(text: str, gone: set[str]) -> bool:
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in gone)

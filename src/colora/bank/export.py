@@ -21,7 +21,9 @@ from colora.adapter.mixtures.experts import ExpertLinear
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.stored.access import core_rank
 from colora.adapter.targets.tied import tied_parts
+from colora.bank.card import CARD_FILE
 from colora.bank.dequantise import dequantise
+from colora.bank.export_card import Origin, export_card, origin_of
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
@@ -46,7 +48,7 @@ _ALWAYS = {
     "task_type",
     "use_rslora",
 }
-LORA_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+LORA_FILES = {CARD_FILE, "adapter_config.json", "adapter_model.safetensors"}
 
 
 def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
@@ -112,6 +114,10 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
         ConfigError: if the folder holds anything but an earlier export of this kind.
         CheckpointError: if the folder cannot be written.
     """
+    _export_lora(model, task, folder, use, origin_of(model))
+
+
+def _export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | None, origin: Origin) -> None:
     bank, config = _bank(model)
     tensors = lora_tensors(model, task)
     folder = _replaceable(folder)
@@ -146,7 +152,7 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
     with staged_folder(folder) as staging:
         save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(staging / "adapter_config.json", needed_fields(lora))
-        _write_readme(staging, task, use)
+        (staging / CARD_FILE).write_text(export_card(task, origin, use), encoding="utf-8")
 
 
 def export_loras(
@@ -162,8 +168,9 @@ def export_loras(
     # macOS and Windows do not tell case apart, and macOS not how an accent is put together.
     if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
+    origin = origin_of(model)
     for name in names:
-        export_lora(model, name, folder / name, use)
+        _export_lora(model, name, folder / name, use, origin)
     return {name: folder / name for name in names}
 
 
@@ -182,19 +189,14 @@ def export_merged(
         CheckpointError: if the folder cannot be written.
     """
     bank_tuner(model).router.index(task, _bank(model)[0])
-    folder = _replaceable(folder)
+    folder, origin = _replaceable(folder), origin_of(model)
     plain = not dequantise(model)
     merged: Any = bank_tuner(model).merge_and_unload(task=task)
     with staged_folder(folder) as staging:
         merged.save_pretrained(str(staging), save_original_format=plain)  # there is no way back to the other
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
-        _write_readme(staging, task, use)
-
-
-def _write_readme(folder: Path, task: str, use: HowToPrompt | None) -> None:
-    if use is not None:
-        (folder / "README.md").write_text(use.readme(task), encoding="utf-8")
+        (staging / CARD_FILE).write_text(export_card(task, origin, use, merged=True), encoding="utf-8")
 
 
 def needed_fields(lora: LoraConfig) -> dict[str, Any]:

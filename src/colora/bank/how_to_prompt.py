@@ -17,7 +17,7 @@ INSTRUCTION, INPUT, OUTPUT = "Answer in one word.", "Which colour has the sky?",
 README = Template("""\
 # $task
 
-A task of a CoLoRA bank on `$base`, as files that need no CoLoRA. It answers best where the prompt has the tokens that
+$origin It answers best where the prompt has the tokens that
 it was trained with, and they are made like this.
 
 $form
@@ -68,8 +68,8 @@ class HowToPrompt:
     tokenizer: Tokenizer
     encoder_decoder: bool = False
 
-    def readme(self, task: str) -> str:
-        """The README of an exported task."""
+    def readme(self, task: str, origin: str | None = None) -> str:
+        """The README of an exported task; `origin` says what the files are, and of what bank."""
         template = self.info.template(task)
         takes_instruction = template is None or template.takes_instruction
         example = Example(INPUT, (OUTPUT,), INSTRUCTION if takes_instruction else None, template=template)
@@ -87,7 +87,7 @@ class HowToPrompt:
         lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in shown.items()]
         return README.substitute(
             task=task,
-            base=self.info.base,
+            origin=origin or f"A task on `{self.info.base}`, as files that need no CoLoRA.",
             form=self._form(template),
             instruction=example.instruction or "(none)",
             input=INPUT,

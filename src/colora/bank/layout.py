@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from colora.bank.hub import fetched, is_hub_id, is_hub_name
 from colora.common.json_text import parse_json
 from colora.errors import BankFileError
 from colora.tasks.prompting.templates import PromptTemplate, parse_template, template_of
@@ -105,17 +106,18 @@ def _checked(prompt: str | None) -> str | None:
 
 
 def find_bank(path: str | Path) -> Path:
-    """The folder of a bank, given it or the run folder around it.
+    """The folder of a bank, given it, the run folder around it, or its name on the hub, `hf://ORG/BANK`.
 
     Raises:
-        BankFileError: naming what is missing.
+        BankFileError: naming what is missing, or why it cannot be had from the hub.
     """
-    path = Path(path)
+    path = fetched(path) if is_hub_name(path) else Path(path)
     for folder in (path, path / "bank"):
         if all((folder / name).is_file() for name in NEEDED):
             return folder
     if not path.is_dir():
-        raise BankFileError(f"{path}: no such folder; expected a bank, or a run that has ended")
+        hub = f"; a bank on the Hugging Face hub is named hf://{path}" if is_hub_id(str(path)) else ""
+        raise BankFileError(f"{path}: no such folder; expected a bank, or a run that has ended{hub}")
     if groups := sorted(group.name for group in path.glob("groups/*") if (group / "run.yaml").is_file()):
         raise BankFileError(
             f"{path}: expected one bank, found a run in groups, each with a bank of its own: name one of them, "

@@ -1,5 +1,6 @@
 """A bank on its base model: saved from there, and brought back."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME, ROWS_VERSION
 from colora.adapter.stored.access import ROOM, store_cores, stored_cores
+from colora.bank.card import CARD_FILE, write_card
 from colora.bank.config_file import read_fields
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank
 from colora.bank.part import write_part
@@ -39,12 +41,15 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
     """
     stored = stored_cores(model)
     with staged_folder(folder) as staging:
+        if (folder / CARD_FILE).is_file():  # what a user wrote there stays
+            shutil.copyfile(folder / CARD_FILE, staging / CARD_FILE)
         if stored is not None:
             save_stored(model, stored, staging, info)
             return
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
         write_json(staging / INFO_FILE, info.as_json())
+        write_card(staging)
 
 
 def load_bank(
@@ -156,6 +161,7 @@ def _attach(
     with _told_of(saved.folder):
         attached = model_class(model, config, ADAPTER_NAME, autocast_adapter_dtype=model.dtype != torch.float64)
         set_peft_model_state_dict(attached, state, ADAPTER_NAME)
+    attached.peft_config[ADAPTER_NAME].loaded_from = str(saved.folder)
     peft_model: PeftModel = attached if trainable else attached.eval()
     return peft_model
 

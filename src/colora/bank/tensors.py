@@ -24,6 +24,7 @@ from colora.adapter.digest import tensors_sha256
 from colora.adapter.model import CoLoRAModel
 from colora.adapter.router import listed_tasks
 from colora.adapter.task_names import TaskNames, TaskSequence
+from colora.bank.card import changed_tasks, write_card
 from colora.bank.config_file import checked_config, read_fields
 from colora.bank.keys import PARTS, is_part, split_key, tensor_key
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo, find_bank, read_bank_info
@@ -307,6 +308,7 @@ def write_bank(bank: BankContents, folder: Path) -> None:
         (staging / CONFIG_FILE).write_text(json.dumps(bank.config, indent=2, sort_keys=True), encoding="utf-8")
         if bank.info is not None:
             write_json(staging / INFO_FILE, bank.info.as_json())
+        write_card(staging, outdated=changed_tasks(bank.folder, bank.tasks, bank.info))
 
 
 class _Some(Mapping[str, Tensor]):

@@ -17,7 +17,12 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file;
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as training.lr=1e-3.")
 ]
-Bank = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")]
+Bank = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BANK", help="Folder of a bank, or of the run that trained it; hf://ORG/BANK for one on the hub."
+    ),
+]
 Prompt = Annotated[
     str | None,
     typer.Option(
@@ -49,12 +54,13 @@ def train(
     `training.shard=true` the base as well.
     """
     with errors():
+        from colora.bank.hub import is_hub_name
         from colora.training.config_file import load_config
         from colora.training.run import train_and_evaluate
 
         config = load_config(run, overrides or [])
         if start is not None:
-            config.start_from = str(start.resolve())
+            config.start_from = str(start if is_hub_name(start) else start.resolve())
         if config.grouping != "none":
             from colora.transfer.grouping import train_groups
 
@@ -129,7 +135,7 @@ def evaluate(
     """
     with errors():
         from colora.common.files import write_text
-        from colora.training.run import evaluate_bank
+        from colora.training.measure import evaluate_bank
 
         chosen = {key: value for key, value in {"split": split, "limit": limit}.items() if value is not None}
         result = evaluate_bank(bank, base=base, overrides=chosen, only=task or None, sample=sample)

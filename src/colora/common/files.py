@@ -19,6 +19,7 @@ __all__ = [
     "STAGING_PREFIX",
     "fits_name_rule",
     "staged_folder",
+    "unstaged",
     "write_bytes",
     "write_json",
     "write_text",
@@ -62,6 +63,14 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
     finally:
         if leader:
             _tidy(staging, final)
+
+
+def unstaged(path: Path) -> Path:
+    """Where a file in a folder that `staged_folder` yielded will be; any other path as it is."""
+    for parent in path.parents:
+        if parent.name.startswith(STAGING_PREFIX):
+            return parent.parent / path.relative_to(parent)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

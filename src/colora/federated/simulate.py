@@ -31,8 +31,8 @@ from colora.federated.state import Broadcast, ClientState, Reply, ServerState
 from colora.federated.storage import load_client, load_server, save_client, save_server
 from colora.training.config import FederationConfig, RunConfig
 from colora.training.config_file import FEDERATED_GROUPING, check_federated_prompts, check_federated_start
+from colora.training.measure import evaluate_bank, measure
 from colora.training.resolve import ResolvedRun, resolve_run, tasks_in_memory
-from colora.training.run import evaluate_bank, measure
 from colora.training.run_folder import check_free, claim
 
 __all__ = ["simulate"]

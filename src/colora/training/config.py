@@ -242,7 +242,7 @@ class RunConfig(Spec):
     start_from: str | None = Field(
         None,
         description="A bank, or its run, to start from: its A, B and cores by task; new tasks start at the mean core. "
-        "Its adapter settings hold. Relative to the YAML file.",
+        "Its adapter settings hold. Relative to the YAML file; hf://ORG/BANK for one on the hub.",
     )
     grouping: Groups = Field(
         "none",

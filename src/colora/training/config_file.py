@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from colora.bank.hub import is_hub_name
 from colora.common.yaml import near, read_yaml, tell_fault
 from colora.errors import ConfigError
 from colora.training.config import (
@@ -55,7 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = parse_config(value, str(path))
     if config.base != "smollm2" and Path(config.base).expanduser().exists():
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
-    if config.start_from is not None:
+    if config.start_from is not None and not is_hub_name(config.start_from):
         config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
     sources: list[TaskSpec | TasksFromSpec] = [*config.tasks, *config.shared_with]
     for task in sources if config.tasks_from is None else [config.tasks_from]:

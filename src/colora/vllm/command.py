@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from colora.bank.hub import is_hub_name
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.models.base import base_location
@@ -94,7 +95,8 @@ def vllm_command(
     template.write_text(TEMPLATE, encoding="utf-8")
     # Named even where nothing is to be kept: all processes of the server have to find the same.
     state = options.state or Path(tempfile.mkdtemp(prefix="colora-state-"))
-    told = {BANK: options.bank, STATE: state, KEYS: listen.keys}
+    bank = saved.folder if is_hub_name(options.bank) else options.bank
+    told = {BANK: bank, STATE: state, KEYS: listen.keys}
     paths = {name: str(path.resolve()) for name, path in told.items() if path is not None}
     paths[PAGE] = "on" if listen.page else "off"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]

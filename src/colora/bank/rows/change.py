@@ -85,7 +85,7 @@ def append_tasks(
             new[name] = np.array([table.get(task, UNKNOWN) for task in cores])
         form = writer.close()
         longer = replace(index, columns=columns).extended(list(cores), new, form)
-        write_beside_rows(staging, saved.fields, saved, info, longer)
+        write_beside_rows(staging, saved.fields, saved, info, longer, outdated=())
 
 
 def remove_tasks(saved: SavedBank, tasks: Iterable[str], info: BankInfo) -> None:
@@ -161,7 +161,8 @@ def _rewrite(
     fields, tensors = _no_larger_than_cores(saved, int(columns["rank"].max()))
     if tensors is not saved:
         (staging / TENSORS_FILE).unlink()
-    write_beside_rows(staging, fields, tensors, info, TaskIndex(index.names, columns, writer.close()))
+    outdated = [old.names.name(place) for place in dropped.tolist()]
+    write_beside_rows(staging, fields, tensors, info, TaskIndex(index.names, columns, writer.close()), outdated)
 
 
 def _files_that_stay(saved: SavedBank, coming: int) -> int:
@@ -284,7 +285,7 @@ def extend_bank(
             new[column] = np.array([table.get(name, UNKNOWN)])
         tensors = {key: one for key, one in saved.items() if not is_part(key, "core")} | dict(factors)
         longer = index.extended([name], new, writer.close())
-        write_beside_rows(staging, {**saved.fields, **fields}, tensors, info, longer)
+        write_beside_rows(staging, {**saved.fields, **fields}, tensors, info, longer, outdated=())
 
 
 def _all_rows(saved: SavedBank, info: BankInfo, folder: Path) -> tuple[TaskIndex, RowWriter]:

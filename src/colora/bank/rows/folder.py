@@ -1,7 +1,7 @@
 """A bank in rows as a folder: what is written beside the files of rows, and the digest that holds it together."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from colora.adapter.config import FORMAT_VERSION, ROWS_VERSION
 from colora.adapter.digest import tensors_sha256
 from colora.adapter.model import CoLoRAModel
+from colora.bank.card import write_card
 from colora.bank.layout import CONFIG_FILE, INFO_FILE, TENSORS_FILE, BankInfo
 from colora.bank.rows.index import CORES_FOLDER, TaskIndex
 from colora.common.files import write_json
@@ -37,6 +38,7 @@ def write_beside_rows(
     tensors: Mapping[str, Tensor],
     info: BankInfo | None,
     index: TaskIndex,
+    outdated: Collection[str] | None = None,
 ) -> None:
     """Write all of a bank but its files of rows, which are in the folder already; last the config, which needs all.
 
@@ -46,6 +48,7 @@ def write_beside_rows(
         tensors: A and B, and modules that were trained whole, by the names of the file; which may be there already.
         info: `bank.json`; its numbers by task are in the index.
         index: of the tasks.
+        outdated: tasks of which the model card's earlier figures do not hold any more; None: none of them holds.
 
     Raises:
         OSError, SafetensorError: a file cannot be written.
@@ -62,6 +65,7 @@ def write_beside_rows(
     }
     # as PEFT writes it
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    write_card(folder, outdated=outdated)
 
 
 def fields_without_rows(fields: Mapping[str, Any]) -> dict[str, Any]:

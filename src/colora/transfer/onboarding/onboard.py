@@ -13,6 +13,7 @@ from colora.adapter.lookup import bank_router
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.stored.access import ROOM, held_tasks, store_cores, stored_cores
 from colora.bank.growing import start_tasks
+from colora.bank.hub import check_changeable
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
@@ -158,9 +159,10 @@ def target_folder(saved: SavedBank, output: str | Path | None) -> Path:
     """Where a changed bank goes: in the place of the old one, or where it is asked for.
 
     Raises:
-        ConfigError: something is there already.
+        ConfigError: something is there already, or the bank is a copy of one on the hub.
     """
     if output is None:
+        check_changeable(saved.folder)
         return saved.folder
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
