@@ -5,7 +5,7 @@ import pytest
 from colora.bank.core_file import CoreHeader, core_bytes, extract_core
 from colora.bank.generate import Request, generate_texts
 from colora.bank.tensors import SavedBank
-from colora.serving.jobs import write_start_bank
+from colora.serving.onboarding import write_start_bank
 from colora.serving.store import CoreStore
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import onboard

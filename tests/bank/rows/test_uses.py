@@ -14,7 +14,7 @@ from colora.bank.load import load_bank, save_bank
 from colora.bank.overview import task_page
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError, TaskIdError
-from colora.serving.jobs import write_start_bank
+from colora.serving.onboarding import write_start_bank
 from colora.serving.store import CoreStore
 from colora.training.chosen import chosen_tasks
 from colora.training.starts import from_rows
