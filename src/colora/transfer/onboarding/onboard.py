@@ -146,8 +146,8 @@ def onboard(
     files.info = info
     add_to_files(files, model, task.name)
     write_bank(files, target)
-    seconds, examples = time.monotonic() - began, len(task.splits["train"])
-    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=seconds, examples=examples)
+    seconds, count = time.monotonic() - began, len(task.splits["train"])
+    return Onboarding(**vars(fit), task=task.name, bank=target, seconds=seconds, examples=count)
 
 
 def target_folder(saved: SavedBank, output: str | Path | None) -> Path:

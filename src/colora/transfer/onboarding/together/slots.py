@@ -81,7 +81,7 @@ def slots_in_place(model: PeftModel, count: int) -> Iterator[tuple[Slots, Float[
     for stack in slots.stacks.values():
         stack.grad = None  # its shape must be that of the data at all times
         stack.data = stack.data.new_zeros(count, *stack.shape[1:])
-        stack.colora_task_uids = list(range(count))  # type: ignore[attr-defined]
+        stack.colora_task_uids = list(range(count))
     router.register(bank, [f"slot-{slot}" for slot in range(count)])
     try:
         yield slots, known
@@ -89,7 +89,7 @@ def slots_in_place(model: PeftModel, count: int) -> Iterator[tuple[Slots, Float[
         for name, stack in slots.stacks.items():
             stack.grad = None
             stack.data, stack.grad, uids = before[name]
-            stack.colora_task_uids = list(range(len(stack))) if uids is None else uids  # type: ignore[attr-defined]
+            stack.colora_task_uids = list(range(len(stack))) if uids is None else uids
         router.register(bank, names)
         if selected is not None:
             router.choose(bank, selected)
