@@ -86,7 +86,7 @@ def onboard_many(
     """Add tasks to a saved bank, trained in the same passes. None of them looks at the others: each gets the core that
     `onboard` would give it, within rounding, whatever is beside it.
 
-    The bank is written about every minute and at the end, at once and whole. A task that it has already is passed over,
+    The bank is written after a cohort, once a minute has gone by, and at the end; at once and whole. A task that it has already is passed over,
     so that the same command goes on after a crash. One that cannot be trained is left out, and touches no other.
 
     Args:
@@ -153,26 +153,34 @@ class _Run:
         self.order = {name: number for number, name in enumerate(self.tasks)}
         assert files.info is not None
         self.info = files.info
-        self._began = time.monotonic()
+        self._began = self._written = time.monotonic()
+        self._unsaved = 0
 
     def train(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> None:
+        """Train the tasks and write the bank; what is done when Ctrl-C comes is written as well."""
         newcomers = [one for task in self.tasks.values() if (one := self._encoded(task, model, tokenizer))]
-        written = time.monotonic()
-        unsaved, settings, tokens = 0, self.settings, most_tokens_of(device_of(model))
+        settings, tokens = self.settings, most_tokens_of(device_of(model))
         with progress_bar() as bar:
             counter = bar.add_task("onboarding", total=len(newcomers) * settings.steps)
             steps = train_together(
                 model, newcomers, tokenizer.pad_token_id, settings, tokens, known,
                 stepped=lambda count: bar.advance(counter, count),
             )  # fmt: skip
-            for cohort in steps:
-                unsaved += self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
-                if unsaved and time.monotonic() - written > SAVE_SECONDS:
-                    write_bank(self.files, self.found.bank)
-                    unsaved, written = 0, time.monotonic()
-        if unsaved:
-            write_bank(self.files, self.found.bank)
+            try:
+                for cohort in steps:
+                    self._unsaved += self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
+                    if time.monotonic() - self._written > SAVE_SECONDS:
+                        self._write()
+            except KeyboardInterrupt:
+                self._write()
+                raise
+        self._write()
         self.found.done.sort(key=lambda one: self.order[one.task])
+
+    def _write(self) -> None:
+        if self._unsaved:
+            write_bank(self.files, self.found.bank)
+        self._unsaved, self._written = 0, time.monotonic()
 
     def _encoded(self, task: Task, model: PeftModel, tokenizer: Tokenizer) -> Newcomer | None:
         """A task in tokens; None, and its reason told, if it cannot be."""
