@@ -63,7 +63,7 @@ def test_a_core_of_a_size_that_the_bank_does_not_have_is_refused(bank):
 
 def test_the_bank_that_a_job_starts_from_leads_to_a_core_of_the_size_of_new_tasks(bank, tmp_path):
     store = CoreStore(bank)
-    write_start_bank(store, "newer", tmp_path / "start")
+    write_start_bank(store, ["newer"], tmp_path / "start")
     examples = tmp_path / write_task(tmp_path, "newer", 5)
     onboard(tmp_path / "start", examples, output=tmp_path / "after", settings=Settings(2, 2))
     after = SavedBank(tmp_path / "after")

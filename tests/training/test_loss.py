@@ -105,6 +105,17 @@ def test_likelihood_of_causal_rows_equals_the_one_by_one_oracle(kind):
     assert label_tokens(labels, encoder_decoder=False).tolist() == [4, 2, 0, 8]
 
 
+@pytest.mark.parametrize("kind", ["llama", "no_logits_to_keep"])
+def test_the_last_token_of_causal_rows_need_not_go_through_the_model(kind):
+    base = tiny_llama(dtype=torch.float64)
+    model = NoSelection(base) if kind == "no_logits_to_keep" else base
+    inputs, labels = causal_batch()
+    shorter = {name: value[:, :-1] for name, value in inputs.items()}
+    whole, ours = row_nll(model, inputs, labels), row_nll(model, shorter, labels)
+    torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
+    assert ours[0] > 0  # its last label stands at the very end
+
+
 def test_likelihood_of_encoder_decoder_rows_equals_the_one_by_one_oracle():
     model = tiny_t5(dtype=torch.float64)
     inputs, _ = causal_batch()

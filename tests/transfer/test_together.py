@@ -190,4 +190,4 @@ def test_passes_are_bounded_and_pad_little():
     assert sorted(one.name for cohort in made for one in cohort) == sorted(one.name for one in tasks)
     for cohort in made:
         longest = max(len(one.rows[0]["input_ids"]) for one in cohort)
-        assert len(cohort) == 1 or len(cohort) * 4 * longest <= 400
+        assert len(cohort) == 1 or len(cohort) * 4 * longest <= 200

@@ -168,7 +168,7 @@ def test_a_server_answers_from_single_cores(made, tmp_path):
     store = CoreStore(folder)
     version, core = store.read("blue")
     assert (version, same(core, cores["blue"])) == (0, True)
-    write_start_bank(store, "new", tmp_path / "start")
+    write_start_bank(store, ["new"], tmp_path / "start")
     assert list(SavedBank(tmp_path / "start").tasks) == NAMES
 
 

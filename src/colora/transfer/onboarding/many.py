@@ -88,7 +88,7 @@ def onboard_many(
     """Add tasks to a saved bank, trained in the same passes. None of them looks at the others: each gets the core that
     `onboard` would give it, within rounding, whatever is beside it.
 
-    The bank is written about every minute and at the end, at once and whole. A task that it has already is passed over,
+    The bank is written after a cohort, once a minute has gone by, and at the end; at once and whole. A task that it has already is passed over,
     so that the same command goes on after a crash. One that cannot be trained is left out, and touches no other.
 
     Args:
@@ -159,19 +159,24 @@ class _Run:
         self.order = {name: number for number, name in enumerate(self.tasks)}
         assert files.info is not None
         self.info = files.info
-        self._began = time.monotonic()
+        self._began = self._written = time.monotonic()
+        self._unsaved = 0
 
     def train(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> None:
-        """Train and write all tasks: in the same passes, or one by one where the bank's cores are of several sizes."""
+        """Train the tasks and write the bank; what is done when Ctrl-C comes is written as well.
+
+        They share their passes, but where the bank's cores are of several sizes they are trained one by one.
+        """
         outcomes = self._together if stored_cores(model) is None else self._one_by_one
-        unsaved, written = 0, time.monotonic()
-        for added in outcomes(model, tokenizer, known):
-            unsaved += added
-            if unsaved and time.monotonic() - written > SAVE_SECONDS:
-                self.files.write()
-                unsaved, written = 0, time.monotonic()
-        if unsaved:
-            self.files.write()
+        try:
+            for added in outcomes(model, tokenizer, known):
+                self._unsaved += added
+                if time.monotonic() - self._written > SAVE_SECONDS:
+                    self._write()
+        except KeyboardInterrupt:
+            self._write()
+            raise
+        self._write()
         self.found.done.sort(key=lambda one: self.order[one.task])
 
     def _one_by_one(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
@@ -199,6 +204,11 @@ class _Run:
             )  # fmt: skip
             for cohort in steps:
                 yield self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
+
+    def _write(self) -> None:
+        if self._unsaved:
+            self.files.write()
+        self._unsaved, self._written = 0, time.monotonic()
 
     def _encoded(self, task: Task, model: PeftModel, tokenizer: Tokenizer) -> Newcomer | None:
         """A task in tokens; None, and its reason told, if it cannot be."""

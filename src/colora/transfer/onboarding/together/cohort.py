@@ -20,7 +20,7 @@ from colora.transfer.onboarding.together.start import Known, choose_starts
 
 __all__ = ["Trained", "cohorts", "draws_random_numbers", "train_together"]
 
-PASSES = 4
+PASSES = 2
 """Passes of a step of a cohort. More of them pad less, and lose more where a run is cut off."""
 
 Trained = tuple[Newcomer, dict[str, Tensor]]

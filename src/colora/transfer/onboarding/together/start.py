@@ -80,7 +80,7 @@ def _name(candidate: str | int, known: Known, near: Tensor) -> str:
     return candidate if isinstance(candidate, str) else f"core of {known.names[int(near[candidate])]}"
 
 
-def _nearest(slots: Slots, passes: Passes, lines: Sequence[Line], live: list[int], known: Known) -> "torch.Tensor":
+def _nearest(slots: Slots, passes: Passes, lines: Sequence[Line], live: list[int], known: Known) -> Tensor:
     """For each new task, the places of the known tasks whose cores are tried: (live, at most `NEIGHBOURS`).
 
     Of more, those whose cores lie furthest down the gradient at the mean core.
