@@ -1,9 +1,10 @@
 """A bank inside vLLM: its server answers for all tasks at once, and requests of different tasks share every step.
 
-    python recipes/bank_in_vllm.py runs/own-loop Denmark Japan           # a bank, and what every task is asked
-    python recipes/bank_in_vllm.py runs/own-loop Denmark -- --max-model-len 256    # vLLM's own options at the end
+    python recipes/bank_in_vllm.py runs/your-files Denmark Japan         # a bank, and what every task is asked
+    python recipes/bank_in_vllm.py runs/your-files Denmark -- --max-model-len 256    # vLLM's own options at the end
 
-It needs vLLM 0.32 in the environment, see docs/serving.md. With the bank of recipes/own_loop.py it prints:
+It needs vLLM 0.32 in the environment, see docs/serving.md. It prints an answer of each task (these are what `colora
+serve` answered with the bank of recipes/serve_your_files.py; the test asks vLLM itself):
 
     capital: Denmark -> 'Copenhagen'
     continent: Denmark -> 'Europe'
@@ -19,7 +20,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import colora
@@ -37,7 +37,7 @@ def served(bank: Path, port: int, own: list[str]):
             try:
                 urlopen(f"http://127.0.0.1:{port}/health").close()
                 break
-            except URLError:
+            except OSError:  # not yet
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:

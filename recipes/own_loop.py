@@ -7,11 +7,11 @@ is for the core of the task to know. A batch mixes tasks freely, in training and
 
 With SmolLM2-135M it prints (of six countries that were not in training):
 
-    step 10: loss 0.86
-    step 20: loss 0.17
-    capital: 2 of 6 right; Japan -> 'Beijing'
+    step 10: loss 1.06
+    step 20: loss 0.40
+    capital: 4 of 6 right; Japan -> 'Tokyo'
     continent: 4 of 6 right; Japan -> 'Asia'
-    language: 2 of 6 right; Japan -> 'Chinese'
+    language: 3 of 6 right; Japan -> 'Chinese'
     bank: runs/own-loop
 """
 

@@ -28,7 +28,6 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import colora
@@ -40,13 +39,15 @@ DATA = Path(__file__).parent / "data"
 def served(bank: Path, port: int):
     """`colora serve` as a process of its own, once it answers; it ends with the block."""
     command = [sys.executable, "-m", "colora", "serve", str(bank), "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command)
     try:
-        while server.poll() is None:
+        while True:
+            if server.poll() is not None:
+                raise SystemExit("the server did not start; see above why")
             try:
                 urlopen(f"http://127.0.0.1:{port}/health").close()
                 break
-            except URLError:
+            except OSError:  # not yet
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
     finally:

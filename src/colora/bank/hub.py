@@ -22,7 +22,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def is_hub_name(path: str | Path) -> bool:
     """Whether a bank is named by its place on the hub: `hf://ORG/BANK`, or `hf://ORG/BANK@REVISION`."""
-    return str(path).startswith(("hf:/", "hf://"))
+    return str(path).startswith("hf:/")
 
 
 def is_hub_id(name: str) -> bool:
