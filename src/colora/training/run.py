@@ -10,7 +10,7 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from colora.common.files import write_json
 from colora.common.locks import file_lock
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
-from colora.errors import ConfigError, InterruptedRunError
+from colora.errors import CheckpointError, ConfigError, InterruptedRunError
 from colora.evaluation.evaluate import Evaluation, evaluate
 from colora.evaluation.metrics import metric_options
 from colora.evaluation.records import Record, append_records, read_records
@@ -164,9 +164,17 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
-    with file_lock(output.with_name(f".{output.name}.training")) as mine:
+    lock = output.with_name(f".{output.name}.training")
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(file_lock(lock))
+        except OSError as error:
+            raise CheckpointError(f"could not write {lock}: {error}; choose another output") from error
         if not mine:
-            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
+            raise ConfigError(
+                f"{output}: another process trains this run: wait for it, or choose another output. If that ran on "
+                f"another machine, and has ended, remove {lock}"
+            )
         yield
 
 
