@@ -1,15 +1,13 @@
 """The tasks that a run of very many draws, trained alone: the same rows in the same order, from the same starts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from peft import get_peft_model
-from torch import Tensor
 from transformers import set_seed
 
-from colora.adapter.model import bank_tuner
+from colora.adapter.model import CoLoRAModel, bank_tuner
 from colora.adapter.stored.access import store_cores
 from colora.models.base import load_base
 from colora.training.arguments import training_arguments
@@ -35,17 +33,18 @@ def train_alone(config: RunConfig, folder: Path) -> CoLoRATrainer:
     data = encode_run(run, tokenizer, model)
     tasks = np.unique(np.concatenate(list(data.mixture.tasks())))
     names = [run.names[task] for task in tasks.tolist()]
-    starts = _starting_cores(run, names)
+    started = _started(run)
     set_seed(config.seed)
     bank = get_peft_model(model, run.adapter_on(model))
+    store_cores(bank, room_for(config))
     tuner = bank_tuner(bank)
     tuner.add_tasks([name for name in names if name != run.names[0]])
     if run.names[0] not in names:
         tuner.remove_task(run.names[0])
     assert list(tuner.tasks) == names  # the first task of the run has the least id
-    store_cores(bank, room_for(config))
     for name in names:
-        tuner.set_core(name, starts[name])
+        tuner.set_core(name, started.core(name))
+    del started
     config = config.model_copy(update={"output": str(folder)})
     arguments = training_arguments(config)
     arguments.save_strategy = "no"  # type: ignore[assignment]
@@ -70,9 +69,8 @@ class _Renumbered:
         return row | {"task_ids": int(np.searchsorted(self._tasks, row["task_ids"]))}
 
 
-def _starting_cores(run: ResolvedRun, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Where these tasks start in the run: of a bank that is built as the run builds its own, and thrown away."""
+def _started(run: ResolvedRun) -> CoLoRAModel:
+    """A bank as the run builds its own, with all its tasks where they start."""
     config, (model, _) = run.config, load_base(run.config.base)
     set_seed(config.seed)
-    tuner = bank_tuner(small_start(config, run.adapter_on(model), run.names, model, print))
-    return {name: tuner.core(name) for name in names}
+    return bank_tuner(small_start(config, run.adapter_on(model), run.names, model, print))

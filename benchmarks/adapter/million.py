@@ -214,6 +214,7 @@ def run_part(args: argparse.Namespace) -> None:
         args.folder / "run.json",
         {
             "steps": trainer.state.global_step,
+            "rows": trainer.state.global_step * config.training.rows,
             "tasks": len(run.names),
             "seconds_to_read": read,
             "bytes_a_task_of_reading": (after_reading - before) / len(run.names),

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.import_graph import ROOT
 from tests.helpers.run_files import save_base
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_very_many_tasks_equals_one_of_the_drawn_tasks_alone(tmp_path):
     base, record = save_base(tmp_path / "base"), tmp_path / "record.json"
     command = [sys.executable, "-m", "benchmarks.adapter.million", "--folder", tmp_path / "x", "--record", record]

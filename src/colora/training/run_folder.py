@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from colora.common.json_text import parse_json
 from colora.common.locks import file_lock
 from colora.common.text import shortened
 from colora.common.yaml import read_yaml
-from colora.errors import ConfigError
+from colora.errors import CheckpointError, ConfigError
 from colora.tasks.column.tasks import ColumnTasks
 from colora.tasks.schema import SPLITS, Task
 from colora.training.config import RunConfig
@@ -115,10 +115,22 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 @contextmanager
 def train_alone(output: Path) -> Iterator[None]:
-    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs."""
-    with file_lock(output.with_name(f".{output.name}.training")) as mine:
+    """Nobody else trains this run meanwhile: each would delete files that the other's next checkpoint needs.
+
+    Raises:
+        ConfigError: another process does. CheckpointError: that cannot be written down.
+    """
+    lock = output.with_name(f".{output.name}.training")
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(file_lock(lock))
+        except OSError as error:
+            raise CheckpointError(f"could not write {lock}: {error}; choose another output") from error
         if not mine:
-            raise ConfigError(f"{output}: another process trains this run: wait for it, or choose another output")
+            raise ConfigError(
+                f"{output}: another process trains this run: wait for it, or choose another output. If that ran on "
+                f"another machine, and has ended, remove {lock}"
+            )
         yield
 
 
