@@ -18,6 +18,7 @@ from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError
 from colora.models.base import load_base
 from colora.transfer.onboarding.fit import Settings
+from colora.transfer.onboarding.many import onboard_many
 from colora.transfer.onboarding.onboard import onboard
 from colora.transfer.onboarding.update import update
 from colora.transfer.similarity import bank_similarity
@@ -138,6 +139,22 @@ def test_a_later_newcomer_may_ask_for_the_directions_of_another(extended, tmp_pa
     assert not (tmp_path / "6").exists()
     with pytest.raises(ConfigError, match="rank: expected at least 1, found 0"):
         Settings(rank=0)
+
+
+def test_several_newcomers_have_the_size_of_the_bank_as_it_was_trained(extended, small, tmp_path):
+    files = [newcomer(tmp_path, name) for name in ("one", "two")]
+    onboard_many(extended, files, output=tmp_path / "b", settings=Settings(**QUICK))
+    assert ranks(tmp_path / "b") == ranks(extended) | {"one": 3, "two": 3}
+    alone = onboard(extended, files[1], output=tmp_path / "alone", settings=Settings(**QUICK))
+    assert alone.task == "two"
+    one, other = cores(tmp_path / "b")["two"], cores(tmp_path / "alone")["two"]
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    onboard_many(extended, files, output=tmp_path / "c", settings=Settings(**QUICK, rank=5))
+    assert ranks(tmp_path / "c") == ranks(extended) | {"one": 5, "two": 5}
+    with pytest.raises(ConfigError, match="has cores of one size, 3 × 3"):
+        onboard_many(small, files, output=tmp_path / "d", settings=Settings(**QUICK, rank=2))
+    with pytest.raises(ConfigError, match="A and B grow with each"):
+        onboard_many(extended, files, output=tmp_path / "d", settings=Settings(**QUICK, extend=1))
 
 
 def test_a_newcomer_with_a_smaller_core_than_the_bank(small, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
-from colora.algebra import resized_core
+from colora.adapter.core_size import resized_core
 from colora.bank.growing import GrowingBank
 from colora.bank.layout import INFO_FILE, BankInfo
 from colora.bank.rows.change import remove_tasks

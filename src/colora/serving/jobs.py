@@ -17,7 +17,7 @@ from typing import Literal
 import psutil
 import torch
 
-from colora.algebra import resized_core
+from colora.adapter.core_size import resized_core
 from colora.bank.core_file import CoreHeader, core_bytes
 from colora.bank.part import write_part
 from colora.bank.tensors import SavedBank
