@@ -141,7 +141,8 @@ def onboard(
     task = prompted(task, template)
     if settings.extend and saved.rows is not None:
         raise ConfigError(f"extend (--extend): {saved.folder} has its cores in rows, whose rank stays; leave it out")
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+    model, tokenizer, _ = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+    info = saved.info
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)
