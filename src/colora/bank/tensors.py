@@ -266,7 +266,9 @@ class SavedBank(Mapping[str, Tensor]):
             BankFileError: as `check`; or the cores are in rows, which are not read whole.
         """
         if self.rows is not None:
-            raise BankFileError(f"{self.folder}: the cores of this bank are in rows, which are not read whole")
+            raise BankFileError(
+                f"{self.folder}: the cores of this bank are in rows, not read whole: load some of its tasks"
+            )
         self.check()
         info = self.info if (self.folder / INFO_FILE).is_file() else None
         fields = json.loads(json.dumps(self.fields))  # a copy to be changed

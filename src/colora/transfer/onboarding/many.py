@@ -100,9 +100,11 @@ def onboard_many(
     template = saved.info.template() if prompt is None else template_of(prompt)
     new = _prompted([task for task in tasks if task.name not in saved.index], template)
     if new:
-        model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+        model, tokenizer, _ = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
         check_chat([prompt], model, tokenizer)
-        _add_all(GrowingBank(saved, info, found.bank), new, (model, tokenizer), template, known, settings, log, found)
+        _add_all(
+            GrowingBank(saved, saved.info, found.bank), new, (model, tokenizer), template, known, settings, log, found
+        )
     return found
 
 
