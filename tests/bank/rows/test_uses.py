@@ -128,11 +128,15 @@ def test_onboarding_reads_some_tasks_to_start_from(bank, tmp_path, monkeypatch):
         saved.core(4)
 
 
-def test_extending_the_rank_of_a_bank_in_rows_is_refused(bank, tmp_path):
+def test_a_bank_in_rows_is_extended_and_its_files_stay(bank, tmp_path):
     folder, _ = bank
-    examples = tmp_path / write_task(tmp_path, "green", 4)
-    with pytest.raises(ConfigError, match=r"--extend\): .* in rows"):
-        onboard(folder, examples, settings=Settings(steps=1, rows=2, extend=2))
+    examples = tmp_path / write_task(tmp_path, "new", 4)
+    after = onboard(folder, examples, output=tmp_path / "after", settings=Settings(steps=1, rows=2, extend=2)).bank
+    before, larger = SavedBank(folder), SavedBank(after)
+    names = {file.name for file in (folder / "cores").iterdir()} - {"tasks.safetensors"}
+    assert all((folder / "cores" / name).samefile(after / "cores" / name) for name in names)
+    assert larger.core_rank(larger.index["new"]) == larger.config.r == before.config.r + 2
+    assert {larger.core_rank(task) for task in range(len(before.tasks))} == {before.config.r}
 
 
 @pytest.mark.parametrize("most", [1024, 1])
