@@ -209,7 +209,7 @@ class SavedBank(Mapping[str, Tensor]):
         if self.rows is None:
             return {name: layer.cores[list(indices)] for name, layer in self.layers.items()}
         found = self.rows.rows(np.asarray(indices, dtype=np.int64), self.config.r)
-        return {name: found[:, number] for number, name in enumerate(self.rows.index.form.layers)}
+        return {name: found[:, number].contiguous() for number, name in enumerate(self.rows.index.form.layers)}
 
     def mean_core(self) -> dict[str, Tensor]:
         """The mean of all cores, (r, r) for each layer, read some at a time. Raises as `core`."""
