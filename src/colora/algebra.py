@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["canonical_gauge", "compose", "core_gram", "fresh_core", "joint_diagonalisation", "resized_core"]
+__all__ = ["canonical_gauge", "compose", "core_gram", "fresh_core", "joint_diagonalisation"]
 
 
 def compose(
@@ -111,12 +111,3 @@ def fresh_core(
 ) -> Float[Tensor, "{r} {r}"]:
     """The core of a task that has not been trained: the identity, with which the task's update is s · B A."""
     return torch.eye(r, dtype=dtype, device=device)
-
-
-def resized_core(core: Float[Tensor, "*K q q"], r: int) -> Float[Tensor, "*K {r} {r}"]:
-    """The leading r × r corner of a core, a view; where the core is smaller, a copy with zeros beyond it.
-
-    Against A and B of higher rank, the core with zeros is the same update; the corner of a larger one is not.
-    """
-    more = r - core.shape[-1]
-    return core[..., :r, :r] if more <= 0 else torch.nn.functional.pad(core, (0, more, 0, more))

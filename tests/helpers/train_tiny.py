@@ -23,8 +23,8 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora import CoLoRAConfig
+from colora.adapter.core_size import resized_core
 from colora.adapter.stored.access import store_cores
-from colora.algebra import resized_core
 from colora.tasks.encode import encode_tasks
 from colora.tasks.mixing import TaskMixture
 from colora.tasks.schema import Example, Task

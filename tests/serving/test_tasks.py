@@ -105,7 +105,7 @@ def test_counting_tasks_takes_no_memory_for_their_names(bank, tmp_path):
     store.remove("sales")
     store.put("sales", content)
     assert len(store) == len(list(store)) == 4
-    store._in_bank.update({f"user-{number}": 0 for number in range(20_000)})
+    store._in_bank = store._in_bank.extended([f"user-{number}" for number in range(20_000)])
     tracemalloc.start()
     try:
         assert len(store) == 20_004

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from colora.bank.tensors import SavedBank
 from colora.errors import CheckpointError, ConfigError, TrainingDivergedError
 from colora.training.loop import core_files
 from colora.training.place_cores import place_cores
@@ -254,6 +255,18 @@ COLOURS = ("red", "blue", "green", "grey", "pink")
 FEW = {"training": {"rows": 2, "steps": 8, "save_every": 4}, "evaluation": {"rows": 2}}
 
 
+def values_of(bank):
+    """All numbers of a saved bank, whatever its form."""
+    saved = SavedBank(bank)
+    shared = {(layer, part): getattr(found, part) for layer, found in saved.layers.items() for part in "AB"}
+    cores = {(layer, name): one for number, name in enumerate(saved.tasks) for layer, one in saved.core(number).items()}
+    return shared | cores
+
+
+def tensor_files(bank):
+    return {path.name: path.read_bytes() for path in bank.rglob("*.safetensors")}
+
+
 @pytest.mark.parametrize("cores", ["memory", "disk"])
 def test_a_run_file_says_where_the_cores_are_and_the_bank_and_what_is_measured_are_the_same(tmp_path, cores):
     base, found = save_base(tmp_path / "base"), {}
@@ -263,8 +276,10 @@ def test_a_run_file_says_where_the_cores_are_and_the_bank_and_what_is_measured_a
         config = config_of(tmp_path / place, base, COLOURS, **changes)
         result, evaluation = train_and_evaluate(config)
         assert (result.run.output / "checkpoints" / "checkpoint-8" / "cores.json").is_file() == (place == cores)
-        found[place] = (result.bank / "adapter_model.safetensors").read_bytes(), evaluation.records
-    assert found["device"][0] == found[cores][0]
+        assert (SavedBank(result.bank).rows is None) == (place == "device")  # a store is saved in rows
+        found[place] = values_of(result.bank), evaluation.records
+    assert found["device"][0].keys() == found[cores][0].keys()
+    assert all(torch.equal(value, found[cores][0][name]) for name, value in found["device"][0].items())
     values = [{(one.task, one.metric): one.value for one in records} for _, records in found.values()]
     assert values[0] == values[1]
 
@@ -279,8 +294,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_cores_in_a_store(tmp_path):
     for gone in ("bank", "checkpoints/checkpoint-8"):
         shutil.rmtree(run / gone)
     again = train_and_evaluate(config_of(tmp_path / "again", base, COLOURS, **changes))[0]
-    name = "adapter_model.safetensors"
-    assert (whole.bank / name).read_bytes() == (again.bank / name).read_bytes()
+    assert tensor_files(whole.bank) == tensor_files(again.bank)
     assert again.steps == 8
 
 
@@ -296,8 +310,7 @@ def test_a_run_goes_on_where_its_start_looked_at_gradients_or_evaluation_has_oth
     for gone in ("bank", "checkpoints/checkpoint-8"):
         shutil.rmtree(run / gone)
     again = train_and_evaluate(config_of(tmp_path / "again", base, COLOURS, **first | change))[0]
-    name = "adapter_model.safetensors"
-    assert (whole.bank / name).read_bytes() == (again.bank / name).read_bytes()
+    assert tensor_files(whole.bank) == tensor_files(again.bank)
 
 
 @pytest.mark.parametrize(

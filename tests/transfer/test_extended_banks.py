@@ -1,5 +1,6 @@
 """Saved banks whose tasks have cores of several sizes: `--extend` costs what the newcomer takes, and nobody else."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from colora.bank.edit import forget_tasks, merge_tasks
 from colora.bank.export import export_loras, export_merged
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
+from colora.bank.part import write_part
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError
 from colora.models.base import load_base
 from colora.transfer.onboarding.fit import Settings
+from colora.transfer.onboarding.many import onboard_many
 from colora.transfer.onboarding.onboard import onboard
 from colora.transfer.onboarding.update import update
 from colora.transfer.similarity import bank_similarity
@@ -138,6 +141,22 @@ def test_a_later_newcomer_may_ask_for_the_directions_of_another(extended, tmp_pa
     assert not (tmp_path / "6").exists()
     with pytest.raises(ConfigError, match="rank: expected at least 1, found 0"):
         Settings(rank=0)
+
+
+def test_several_newcomers_have_the_size_of_the_bank_as_it_was_trained(extended, small, tmp_path):
+    files = [newcomer(tmp_path, name) for name in ("one", "two")]
+    onboard_many(extended, files, output=tmp_path / "b", settings=Settings(**QUICK))
+    assert ranks(tmp_path / "b") == ranks(extended) | {"one": 3, "two": 3}
+    alone = onboard(extended, files[1], output=tmp_path / "alone", settings=Settings(**QUICK))
+    assert alone.task == "two"
+    one, other = cores(tmp_path / "b")["two"], cores(tmp_path / "alone")["two"]
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    onboard_many(extended, files, output=tmp_path / "c", settings=Settings(**QUICK, rank=5))
+    assert ranks(tmp_path / "c") == ranks(extended) | {"one": 5, "two": 5}
+    with pytest.raises(ConfigError, match="has cores of one size, 3 × 3"):
+        onboard_many(small, files, output=tmp_path / "d", settings=Settings(**QUICK, rank=2))
+    with pytest.raises(ConfigError, match="A and B grow with each"):
+        onboard_many(extended, files, output=tmp_path / "d", settings=Settings(**QUICK, extend=1))
 
 
 def test_a_newcomer_with_a_smaller_core_than_the_bank(small, tmp_path):
@@ -263,3 +282,52 @@ def test_the_command_takes_a_rank(extended, tmp_path):
     assert ranks(tmp_path / "b")["ranked"] == 5
     assert "expected 1 to 5" in refusal("onboard", extended, examples, "--output", tmp_path / "c", "--rank", 7)
     assert bank_tuner(load_bank(tmp_path / "b")[0]).tasks[-1] == "ranked"
+
+
+# ---- banks that were extended when all cores grew --------------------------------------------------------------------
+
+
+@pytest.fixture
+def padded(extended, tmp_path):
+    """The extended bank as earlier versions wrote it: in stacks, every core as large as the largest."""
+    saved, names = SavedBank(extended), [*TASKS, "new"]
+    write_part(saved, names, saved.cores(range(4)), saved.info.of_tasks(names), tmp_path / "padded")
+    config = tmp_path / "padded" / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    del fields["core_rank"]
+    config.write_text(json.dumps(fields))
+    return tmp_path / "padded"
+
+
+def test_a_bank_that_was_extended_before_loads_as_it_is(extended, padded):
+    assert ranks(padded) == dict.fromkeys([*TASKS, "new"], 5)
+    tasks = [*TASKS, "new"]
+    for task, expected in logits(extended, tasks).items():
+        torch.testing.assert_close(logits(padded, tasks)[task], expected, atol=1e-9, rtol=0)
+
+
+def test_padded_cores_shrink_to_what_they_need(extended, padded, tmp_path):
+    result = cli("shrink", padded, "--output", tmp_path / "b")
+    assert result.exit_code == 0, result.stderr
+    assert "cores: 3 of 3 × 3, 1 of 5 × 5" in result.stderr
+    assert ranks(tmp_path / "b") == ranks(extended)
+    assert all(same(one, cores(extended)[name]) for name, one in cores(tmp_path / "b").items())
+    after = SavedBank(tmp_path / "b")
+    assert (after.config.r, after.config.core_rank) == (5, 3)
+    assert after.info.examples == SavedBank(padded).info.examples
+    after.check()
+    onboard(tmp_path / "b", newcomer(tmp_path, "plain"), settings=Settings(**QUICK))
+    assert ranks(tmp_path / "b")["plain"] == 3
+    before = content(tmp_path / "b")
+    assert "every core needs the size that it has" in refusal("shrink", tmp_path / "b")
+    assert content(tmp_path / "b") == before
+
+
+def test_shrinking_takes_directions_away_that_no_core_has(small, padded, tmp_path):
+    forget_tasks(padded, ["new"])
+    assert SavedBank(padded).config.r == 5  # as before: nothing is known of whose they were
+    assert cli("shrink", padded).exit_code == 0
+    after, before = SavedBank(padded), SavedBank(small)
+    assert (after.config.r, after.config.core_rank) == (3, None)
+    assert all(torch.equal(before[key], after[key]) for key in before if "core" not in key)
+    assert all(same(cores(small)[name], cores(padded)[name]) for name in TASKS)

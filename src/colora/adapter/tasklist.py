@@ -94,7 +94,10 @@ def remove(
         raise ConfigError(f"{name!r} is the only task of this bank; delete the adapter instead")
     if adapter_name in router.stored:
         router.stored[adapter_name].remove(index)
-        layers = {}
+        left = router.tasks[adapter_name].without([index])
+        config.tasks = TaskSequence(left)  # type: ignore[assignment]
+        router.register(adapter_name, left)
+        return
     for layer in layers.values():
         cores = layer.colora_core[adapter_name]
         keep = [row for row in range(cores.shape[0]) if row != index]

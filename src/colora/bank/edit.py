@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from colora.adapter.config import check_task_name
-from colora.algebra import resized_core
+from colora.adapter.core_size import resized_core
 from colora.bank.card import CARD_FILE, words_around
 from colora.bank.growing import GrowingBank
 from colora.bank.hub import check_changeable

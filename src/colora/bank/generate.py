@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from colora.bank.load import load_bank
+from colora.bank.load import ROOM, load_bank
 from colora.bank.tensors import SavedBank
 from colora.common.json_text import JsonFault, parse_json
 from colora.common.text import listed, shortened
@@ -84,7 +84,7 @@ def generate_texts(
     if any(request.task is None for request in requests) and len(saved.tasks) > 1:
         raise TaskIdError(f"which task? Name one with --task; this bank knows {listed(saved.tasks, 20)}")
     wanted = [saved.tasks[0] if request.task is None else request.task for request in requests]
-    only = None if saved.rows is None else list(dict.fromkeys(wanted))
+    only = None if saved.rows is None or len(set(wanted)) > ROOM else list(dict.fromkeys(wanted))
     device = torch.accelerator.current_accelerator(check_available=True)
     model, tokenizer, info = load_bank(saved, base, device=device, tasks=only)
     lay_out_by_columns(model)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME, ROWS_VERSION
+from colora.adapter.lookup import bank_tasks
 from colora.adapter.stored.access import ROOM, store_cores, stored_cores
 from colora.bank.card import CARD_FILE, write_card
 from colora.bank.config_file import read_fields
@@ -29,7 +30,7 @@ from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["attach_adapter", "attach_bank", "attach_rows", "load_bank", "save_bank"]
+__all__ = ["ROOM", "attach_adapter", "attach_bank", "attach_rows", "load_bank", "save_bank"]
 
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
@@ -48,6 +49,8 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
             return
         # save_embedding_layers=False: otherwise PEFT asks the hub whether the vocabulary was resized
         model.save_pretrained(str(staging), save_embedding_layers=False)
+        if not isinstance(info.examples, dict):  # that of a bank in rows, with all of its tasks
+            info = info.of_tasks(bank_tasks(model))
         write_json(staging / INFO_FILE, info.as_json())
         write_card(staging)
 
@@ -66,7 +69,8 @@ def load_bank(
         bank: folder of a bank or of a run, or one that is open already.
         base: another place of the same base model.
         dtype: of the base; None: bfloat16 where `device` is an accelerator that computes in it, else float32.
-        tasks: the only ones that are wanted, whose cores alone are read; see `attach_bank`.
+        tasks: the only ones that are wanted, whose cores alone are read; see `attach_bank`. What is known is then of
+            these tasks alone; `SavedBank.info` has that of all.
 
     Raises:
         BankFileError: a file is missing, truncated, edited, or of a newer version; the message names it.
@@ -74,7 +78,7 @@ def load_bank(
         TaskIdError: the bank does not know one of the tasks.
     """
     saved = bank if isinstance(bank, SavedBank) else SavedBank(bank)
-    info = saved.info
+    info = saved.info if tasks is None else saved.info.of_tasks(tasks)
     if not (base or info.base):
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
     dtype = base_dtype_on(device) if dtype is None else dtype

@@ -210,7 +210,7 @@ class SavedBank(Mapping[str, Tensor]):
         if self.rows is None:
             return {name: layer.cores[list(indices)] for name, layer in self.layers.items()}
         found = self.rows.rows(np.asarray(indices, dtype=np.int64), self.config.r)
-        return {name: found[:, number] for number, name in enumerate(self.rows.index.form.layers)}
+        return {name: found[:, number].contiguous() for number, name in enumerate(self.rows.index.form.layers)}
 
     def mean_core(self) -> dict[str, Tensor]:
         """The mean of all cores, (r, r) for each layer, read some at a time. Raises as `core`."""
@@ -267,7 +267,9 @@ class SavedBank(Mapping[str, Tensor]):
             BankFileError: as `check`; or the cores are in rows, which are not read whole.
         """
         if self.rows is not None:
-            raise BankFileError(f"{self.folder}: the cores of this bank are in rows, which are not read whole")
+            raise BankFileError(
+                f"{self.folder}: the cores of this bank are in rows, not read whole: load some of its tasks"
+            )
         self.check()
         info = self.info if (self.folder / INFO_FILE).is_file() else None
         fields = json.loads(json.dumps(self.fields))  # a copy to be changed

@@ -94,7 +94,8 @@ def forget(
 ) -> None:
     """Remove tasks from a bank: its files are then those of a bank of the other tasks alone.
 
-    The shared A and B were trained with these tasks too and stay as they are; copies elsewhere are not looked for.
+    The shared A and B were trained with these tasks too and stay as they are, but for directions that `--extend` added
+    for them alone; copies elsewhere are not looked for.
     """
     with errors():
         from colora.bank.edit import forget_tasks
@@ -107,3 +108,20 @@ def forget(
             say(f"warning: {folder} still holds the cores; remove it with --purge, if no run is to go on from it")
         for file in done.names_left:
             say(f"warning: {file} still names them")
+
+
+@app.command()
+def shrink(
+    bank: Bank,
+    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
+) -> None:
+    """Give every core of a bank the size that it needs, where it was padded with zeros; no task's model changes.
+
+    For banks that were extended by a CoLoRA in which `--extend` made all cores larger.
+    """
+    with errors():
+        from colora.bank.rows.shrink import shrink_bank
+
+        ranks = shrink_bank(bank, output)
+        told = ", ".join(f"{count} of {rank} × {rank}" for rank, count in ranks.items())
+        say(f"cores: {told}; written: {output or bank}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor, nn
 
+from colora.common.text import listed
 from colora.errors import TaskIdError
 from colora.evaluation.settings import EvaluationSettings
 from colora.models.batching import device_of, length_batches, pad, pad_token_id
@@ -98,8 +99,9 @@ def token_nll(
 
 def row_ids(names: Sequence[str], task_index: Mapping[str, int]) -> LongTensor:
     """The id of each row's task. Raises TaskIdError if `task_index` lacks a task."""
-    if missing := sorted(set(names) - set(task_index)):
-        raise TaskIdError(f"expected tasks known to the model ({', '.join(task_index)}), found {', '.join(missing)}")
+    if missing := sorted(name for name in set(names) if name not in task_index):  # of which there may be a million
+        known = listed(task_index, 20)
+        raise TaskIdError(f"expected tasks known to the model ({known}), found {listed(missing, 20)}")
     return torch.tensor([task_index[name] for name in names], dtype=torch.long)  # type: ignore[return-value]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from colora.algebra import resized_core
+from colora.adapter.core_size import resized_core
 from colora.bank.core_file import CoreHeader, core_bytes
 from colora.bank.layout import CONFIG_FILE
 from colora.bank.part import write_part

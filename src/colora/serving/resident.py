@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME
+from colora.adapter.core_size import resized_core
 from colora.adapter.model import bank_layers, bank_tuner
-from colora.algebra import resized_core
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError
 from colora.serving.store import Core

@@ -9,7 +9,7 @@ OUTPUT/records.jsonl        what was measured; environment.json beside it says w
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path

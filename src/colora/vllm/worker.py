@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
-from colora.algebra import resized_core
+from colora.adapter.core_size import resized_core
 from colora.bank.core_file import read_core
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ColoraError, ConfigError, TaskIdError

@@ -8,10 +8,10 @@ import torch
 from peft import get_peft_model
 
 from colora import CoLoRAConfig, TaskAdamW, parameter_groups, store_cores, tasks_at_hand
+from colora.adapter.core_size import resized_core
 from colora.adapter.lookup import bank_layers
 from colora.adapter.model import bank_tuner
 from colora.adapter.stored.access import core_rank, held_tasks, stored_cores
-from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 from tests.helpers.tiny import tiny_llama
 

@@ -26,7 +26,9 @@ def logits(model, task_ids):
 
 @pytest.fixture
 def saved(tmp_path):
-    return row_bank(tmp_path, NAMES)
+    sources = {name: {"split_seed": 1} for name in NAMES}
+    info = BankInfo(base_in(tmp_path), chat_template=False, max_length=96, seen={"fy": 3, "ada": 4}, sources=sources)
+    return row_bank(tmp_path, NAMES, info)
 
 
 def test_every_core_is_read_as_it_was(saved):
@@ -51,13 +53,20 @@ def test_a_loaded_bank_gives_the_same_logits_and_cores(saved):
 
 def test_some_tasks_are_loaded_as_a_small_bank(saved):
     folder, cores = saved
-    model, _, _ = load_bank(folder, tasks=["fy", "bo"])
+    model, _, info = load_bank(folder, tasks=["fy", "bo"])
     assert model.base_model.tasks == ["fy", "bo"]
     assert only_bank(model)[1].stored == {}
     assert same(model.base_model.core("fy"), cores["fy"])
     assert torch.equal(
         logits(model, task_ids=["fy", "bo", "fy", "bo"]), logits(make_bank(tiny_llama(), NAMES), task_ids=[5, 1, 5, 1])
     )
+    save_bank(model, folder.parent / "small", info)
+    small = SavedBank(folder.parent / "small")
+    assert (small.rows, list(small.tasks)) == (None, ["fy", "bo"])
+    assert (small.info.seen, small.info.sources) == ({"fy": 3}, {"fy": {"split_seed": 1}, "bo": {"split_seed": 1}})
+    assert same(small.core(1), cores["bo"])
+    save_bank(model, folder.parent / "same", SavedBank(folder).info)  # that of all
+    assert (folder.parent / "same" / "bank.json").read_bytes() == (folder.parent / "small" / "bank.json").read_bytes()
     with pytest.raises(TaskIdError, match="has no task 'zed'"):
         load_bank(folder, tasks=["fy", "zed"])
 

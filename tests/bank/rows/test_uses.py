@@ -12,6 +12,7 @@ from colora.bank.generate import Request, generate_texts
 from colora.bank.layout import BankInfo
 from colora.bank.load import load_bank, save_bank
 from colora.bank.overview import task_page
+from colora.bank.rows.read import SavedRows
 from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, ConfigError, TaskIdError
 from colora.serving.onboarding import write_start_bank
@@ -24,7 +25,7 @@ from colora.transfer.onboarding.onboard import onboard
 from colora.transfer.onboarding.update import update
 from tests.helpers.dense_oracle import make_bank, make_inputs
 from tests.helpers.row_banks import base_in, flip_byte, row_bank, same
-from tests.helpers.run_files import cli, refusal, run_file, write_task
+from tests.helpers.run_files import cli, refusal, run_file, save_base, write_task
 from tests.helpers.servers import serving
 from tests.helpers.tiny import tiny_llama
 
@@ -128,11 +129,15 @@ def test_onboarding_reads_some_tasks_to_start_from(bank, tmp_path, monkeypatch):
         saved.core(4)
 
 
-def test_extending_the_rank_of_a_bank_in_rows_is_refused(bank, tmp_path):
+def test_a_bank_in_rows_is_extended_and_its_files_stay(bank, tmp_path):
     folder, _ = bank
-    examples = tmp_path / write_task(tmp_path, "green", 4)
-    with pytest.raises(ConfigError, match=r"--extend\): .* in rows"):
-        onboard(folder, examples, settings=Settings(steps=1, rows=2, extend=2))
+    examples = tmp_path / write_task(tmp_path, "new", 4)
+    after = onboard(folder, examples, output=tmp_path / "after", settings=Settings(steps=1, rows=2, extend=2)).bank
+    before, larger = SavedBank(folder), SavedBank(after)
+    names = {file.name for file in (folder / "cores").iterdir()} - {"tasks.safetensors"}
+    assert all((folder / "cores" / name).samefile(after / "cores" / name) for name in names)
+    assert larger.core_rank(larger.index["new"]) == larger.config.r == before.config.r + 2
+    assert {larger.core_rank(task) for task in range(len(before.tasks))} == {before.config.r}
 
 
 @pytest.mark.parametrize("most", [1024, 1])
@@ -154,6 +159,35 @@ def test_a_run_starts_from_the_cores_of_its_tasks(bank, tmp_path, monkeypatch, m
     for name, expected in (("blue", cores["blue"]), ("green", mean), ("red", cores["red"])):
         found = saved.core(saved.index[name])
         assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
+
+
+def test_some_tasks_of_a_run_are_measured_as_in_the_whole_and_their_cores_alone_are_read(tmp_path, monkeypatch):
+    base = save_base(tmp_path / "base")
+    file = run_file(tmp_path, base, ["blue", "green", "red"], training={"cores": "memory"})
+    assert cli("train", file).exit_code == 0
+    records = tmp_path / "out" / "records.jsonl"
+    whole = {one["task"]: one["value"] for one in map(json.loads, records.read_text().splitlines())}
+    assert whole.keys() == {"blue", "green", "red"}
+    read = []
+    row = SavedRows._run
+
+    def noted(self, task, count):
+        read.extend(range(task, task + count))
+        return row(self, task, count)
+
+    monkeypatch.setattr(SavedRows, "_run", noted)
+    for arguments, expected in (
+        (["--task", "red"], 1),
+        (["--sample", "2"], 2),
+        (["--task", "red", "--sample", "9"], 1),
+    ):
+        records.unlink()
+        read.clear()
+        assert cli("evaluate", tmp_path / "out", *arguments).exit_code == 0
+        found = {one["task"]: one["value"] for one in map(json.loads, records.read_text().splitlines())}
+        assert len(found) == len(read) == expected
+        assert found == pytest.approx({name: whole[name] for name in found}, rel=1e-5)
+    assert "no task 'zed'; it has blue, green, red" in refusal("evaluate", tmp_path / "out", "--task", "zed")
 
 
 def test_a_server_answers_from_single_cores(made, tmp_path):

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from colora.adapter.core_size import resized_core
 from colora.adapter.stored.kept import KeptRows
 from colora.adapter.stored.moments import KeepsMoments
 from colora.adapter.stored.row import RowForm
 from colora.adapter.stored.stacks import Stacks
 from colora.adapter.stored.starts import Starts
 from colora.adapter.stored.table import CoreTable, chunks
-from colora.algebra import resized_core
 from colora.errors import ConfigError, TaskIdError
 
 __all__ = ["StoredCores"]

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from colora.adapter.core_size import resized_core
 from colora.adapter.stored.row import RowForm
 from colora.adapter.stored.stacks import TasksOfForm
 from colora.adapter.stored.starts import Starts
 from colora.adapter.stored.table import CoreTable, chunks
-from colora.algebra import resized_core
 from colora.errors import ConfigError
 
 __all__ = ["KeptRows"]

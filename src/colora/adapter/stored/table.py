@@ -66,6 +66,11 @@ class CoreTable:
         return len(self._place)
 
     @property
+    def width(self) -> int:
+        """Numbers of a row of the first kind."""
+        return self.widths[0]
+
+    @property
     def file_descriptor(self) -> int:
         """Of the file of the first kind's rows. Raises ConfigError if they are in memory."""
         rows = self._shelves[0].rows

@@ -36,7 +36,7 @@ from colora.common.files import staged_folder
 from colora.common.text import shortened
 from colora.errors import BankFileError, CheckpointError, ConfigError
 
-__all__ = ["append_tasks", "extend_bank", "remove_tasks", "replace_core"]
+__all__ = ["append_tasks", "changed_copy", "extend_bank", "no_larger_than_cores", "remove_tasks", "replace_core"]
 
 AT_ONCE = 1024
 ABSORBED = 2
@@ -73,7 +73,7 @@ def append_tasks(
             info.sources.setdefault(name, None)  # not that of the others
     kept = _files_that_stay(saved, len(cores))
     again = np.flatnonzero(index.columns["shard"] >= kept)  # in the order of the tasks
-    with _changed_copy(saved, target) as staging:
+    with changed_copy(saved, target) as staging:
         _link(rows.folder, staging / CORES_FOLDER, index.form.shards[:kept])
         writer = RowWriter(staging / CORES_FOLDER, layers, rows.dtype, index.form.shards[:kept])
         columns = {name: np.array(column) for name, column in index.columns.items()}
@@ -102,7 +102,7 @@ def remove_tasks(saved: SavedBank, tasks: Iterable[str], info: BankInfo) -> None
         BankFileError: the bank is damaged.
     """
     gone = saved.indices(list(dict.fromkeys(tasks)))
-    with _changed_copy(saved, None) as staging:
+    with changed_copy(saved, None) as staging:
         _rewrite(saved, gone, {}, info, staging)
 
 
@@ -126,7 +126,7 @@ def replace_core(
     (place,) = saved.indices([task])
     if fault := _core_fault(saved, task, core):
         raise ConfigError(f"this core cannot be written; nothing was changed: {fault}")
-    with _changed_copy(saved, target) as staging:
+    with changed_copy(saved, target) as staging:
         _rewrite(saved, [], {place: core}, info, staging)
 
 
@@ -158,7 +158,7 @@ def _rewrite(
     for name, table in (("examples", info.examples), ("seen", info.seen)):
         for place in replaced:
             columns[name][place] = table.get(old.names.name(place), UNKNOWN)
-    fields, tensors = _no_larger_than_cores(saved, int(columns["rank"].max()))
+    fields, tensors = no_larger_than_cores(saved, int(columns["rank"].max()))
     if tensors is not saved:
         (staging / TENSORS_FILE).unlink()
     outdated = [old.names.name(place) for place in dropped.tolist()]
@@ -218,7 +218,7 @@ def _read(rows: SavedRows, tasks: Int[np.ndarray, " n"]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _changed_copy(saved: SavedBank, target: Path | None) -> Iterator[Path]:
+def changed_copy(saved: SavedBank, target: Path | None) -> Iterator[Path]:
     """A folder to write a changed bank into, with A, B and what else the old one's folder has."""
     ours = {CONFIG_FILE, INFO_FILE, CORES_FOLDER, TENSORS_FILE}
 
@@ -277,7 +277,7 @@ def extend_bank(
     saved.check()
     if info.source is not None:
         info.sources.setdefault(name, None)  # not that of the others
-    with _changed_copy(saved, target) as staging:
+    with changed_copy(saved, target) as staging:
         (staging / TENSORS_FILE).unlink()
         index, writer = _all_rows(saved, info, staging / CORES_FOLDER)
         new = columns_of([row_of(core, writer.layers)[None]], writer)
@@ -305,16 +305,27 @@ def _all_rows(saved: SavedBank, info: BankInfo, folder: Path) -> tuple[TaskIndex
     return TaskIndex(names, columns, Form(layers, "", [])), writer
 
 
-def _no_larger_than_cores(saved: SavedBank, largest: int) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """Fields and tensors of the bank without directions of A and B that neither a core has nor those to come will."""
-    config = saved.config
-    r = max(largest, config.rank_of_new)
-    if r == config.r:
-        return saved.fields, saved
+def no_larger_than_cores(
+    saved: SavedBank, largest: int, to_come: int | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Fields and tensors of the bank without directions of A and B that neither a core has nor those to come will.
+
+    Args:
+        saved: the bank.
+        largest: rank of the largest core.
+        to_come: rank of the cores of tasks to come; by default what it is.
+
+    Returns:
+        the fields, and `saved` itself where its A and B stay as they are.
+    """
+    config, to_come = saved.config, to_come or saved.config.rank_of_new
+    r = max(largest, to_come)
     fields = {key: value for key, value in saved.fields.items() if key != "core_rank"}
+    if r != to_come:
+        fields["core_rank"] = to_come
+    if r == config.r:
+        return fields, saved
     fields |= {"r": r, "lora_alpha": config.alpha_of(r)}
-    if config.rank_of_new != r:
-        fields["core_rank"] = config.rank_of_new
     cut = {key: saved[key][:r].clone() for key in saved if is_part(key, "A")}
     cut |= {key: saved[key][:, :r].contiguous() for key in saved if is_part(key, "B")}
     return fields, {**saved, **cut}

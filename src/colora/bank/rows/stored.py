@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 
+from colora.adapter.core_size import resized_core
 from colora.adapter.lookup import bank_layers, only_bank
 from colora.adapter.stored.cores import StoredCores
 from colora.adapter.stored.starts import Starts
 from colora.adapter.task_names import TaskNames, TaskSequence
-from colora.algebra import resized_core
 from colora.bank.rows.read import SavedRows
 
 __all__ = ["MEAN", "RowChoice", "RowStarts", "store_saved"]

@@ -126,9 +126,10 @@ def onboard_many(
     template = saved.info.template() if prompt is None else template_of(prompt)
     new = _prompted([task for task in tasks if task.name not in saved.index], template)
     if new:
-        model, tokenizer, info = load_for_training(saved, base, dtype, start_tasks(saved))
+        model, tokenizer, _ = load_for_training(saved, base, dtype, start_tasks(saved))
         check_chat([prompt], model, tokenizer)
-        _Run(GrowingBank(saved, info, found.bank), new, template, settings, log, found).train(model, tokenizer, known)
+        files = GrowingBank(saved, saved.info, found.bank)
+        _Run(files, new, template, settings, log, found).train(model, tokenizer, known)
     return found
 
 

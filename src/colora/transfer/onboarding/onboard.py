@@ -146,7 +146,8 @@ def onboard(
     if fault := unplaced_text(task, template):
         raise ConfigError(f"prompt (--prompt): task {task.name!r}, {fault}")
     task = prompted(task, template)
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+    model, tokenizer, _ = load_bank(saved, base, device=training_device("auto"), tasks=start_tasks(saved))
+    info = saved.info
     check_chat([prompt], model, tokenizer)
     model, fit = add_new_task(model, tokenizer, task, info.max_length, settings, log)
     note_task(info, task, settings, template)

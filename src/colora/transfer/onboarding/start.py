@@ -8,9 +8,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from colora.adapter.core_size import resized_core
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.adapter.stored.access import core_rank
-from colora.algebra import fresh_core, resized_core
+from colora.algebra import fresh_core
 from colora.models.batching import device_of
 from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode, eval_mode_with_gradients

@@ -107,7 +107,8 @@ def update(
     if fault := unplaced_text(task, template):
         raise ConfigError(f"task {task.name!r}, {fault}")
     only = None if saved.rows is None else [task.name]
-    model, tokenizer, info = load_bank(saved, base, device=training_device("auto"), tasks=only)
+    model, tokenizer, _ = load_bank(saved, base, device=training_device("auto"), tasks=only)
+    info = saved.info
     before, after = _trained(model, tokenizer, prompted(task, template), info.max_length, settings, log)
     kept = after < before or force
     if kept:
