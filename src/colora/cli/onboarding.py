@@ -57,8 +57,8 @@ def onboard(
     Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
 
     Several tasks (new/*.jsonl) are trained in the same passes and do not look at each other. The bank is written every
-    few minutes; after a crash the same command goes on with those that the bank has not yet. One that cannot be trained is
-    left out.
+    few minutes; after a crash the same command goes on with those that the bank has not yet. One that cannot be
+    trained is left out.
     """
     with errors():
         from colora.errors import ConfigError

@@ -86,8 +86,9 @@ def onboard_many(
     """Add tasks to a saved bank, trained in the same passes. None of them looks at the others: each gets the core that
     `onboard` would give it, within rounding, whatever is beside it.
 
-    The bank is written after a cohort, once a minute has gone by, and at the end; at once and whole. A task that it has already is passed over,
-    so that the same command goes on after a crash. One that cannot be trained is left out, and touches no other.
+    The bank is written after a cohort, once a minute has gone by, and at the end; at once and whole. A task that it has
+    already is passed over, so that the same command goes on after a crash. One that cannot be trained is left out, and
+    touches no other.
 
     Args:
         bank: folder of a bank or of a run.
