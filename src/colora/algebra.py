@@ -79,7 +79,7 @@ def joint_diagonalisation(
     Returns:
         U (d_out, rank), Σ (K, rank, rank), V (d_in, rank).
 
-    Example:
+    Examples:
         >>> B, A = torch.randn(3, 6, 1, dtype=torch.float64), torch.randn(3, 1, 5, dtype=torch.float64)
         >>> U, cores, V = joint_diagonalisation(B, A, rank=3)
         >>> torch.allclose(U @ cores @ V.T, B @ A)

@@ -60,7 +60,7 @@ class CoLoRAConfig(PeftConfig):
 
     The weight of task k is W0 + s · B Λ_k A with s = lora_alpha / r, or lora_alpha / √r with `use_rslora`.
 
-    Example:
+    Examples:
         >>> CoLoRAConfig(r=8, tasks=["billing", "legal"]).scaling
         1.0
 

@@ -1,6 +1,6 @@
 """The size of a core: r × r numbers that mix the leading r directions of A and B, which may have more.
 
-Example:
+Examples:
     >>> import torch
     >>> resized_core(torch.ones(1, 1), 2).tolist()
     [[1.0, 0.0], [0.0, 0.0]]

@@ -1,6 +1,6 @@
 """`CoLoRALinear`: a linear layer with shared factors A, B and one r × r core per task.
 
-Example:
+Examples:
     >>> import torch
     >>> router = Router(); router.register("default", ["billing", "legal"])
     >>> config = CoLoRAConfig(r=2, tasks=["billing", "legal"])

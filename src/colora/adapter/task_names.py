@@ -2,7 +2,7 @@
 
 Its arrays may be those of a file that is mapped: a name is then looked up without reading the others.
 
-Example:
+Examples:
     >>> names = TaskNames(["billing", "legal"])
     >>> names["legal"], names.name(0), "sales" in names
     (1, 'billing', False)

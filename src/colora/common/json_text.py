@@ -28,7 +28,7 @@ def parse_json(text: str) -> Any:
         JsonFault: no JSON, with line and column; an object with the same key twice, with the line of the second;
             brackets nested too deeply, or a number of more than `MOST_DIGITS` digits.
 
-    Example:
+    Examples:
         >>> try:
         ...     parse_json('{"a": 1,\\n "a": 2}')
         ... except JsonFault as fault:

@@ -9,7 +9,7 @@ __all__ = ["listed", "shortened"]
 def shortened(items: Iterable[str], most: int) -> list[str]:
     """The first `most` items, and a last one that counts the rest, if there is one.
 
-    Example:
+    Examples:
         >>> shortened(["a", "b", "c", "d"], most=2)
         ['a', 'b', '... and 2 more']
     """
@@ -21,7 +21,7 @@ def shortened(items: Iterable[str], most: int) -> list[str]:
 def listed(names: Iterable[str], most: int) -> str:
     """The same on one line.
 
-    Example:
+    Examples:
         >>> listed(["ann", "ben", "cat"], most=2)
         'ann, ben, ... and 1 more'
     """

@@ -23,7 +23,7 @@ def combine(updates: Sequence[Tensors], weights: Sequence[float], rule: Rule = "
             lowest and as many highest values (Yin et al., arXiv:1803.01498).
         trim: share of the clients that "trimmed" leaves out at each end; below 0.5.
 
-    Example:
+    Examples:
         >>> updates = [{"A/x": torch.tensor([value])} for value in (1.0, 2.0, 3.0, 1000.0)]
         >>> combine(updates, [1, 1, 1, 1], "trimmed", trim=0.25)
         {'A/x': tensor([2.5000])}

@@ -28,7 +28,7 @@ def compress(update: Tensors, residual: Tensors, kind: Compression, keep: float)
         kind: "none"; "int8": each row by its largest magnitude over 127; "topk": the `keep` largest magnitudes.
         keep: share of the numbers to send, in (0, 1].
 
-    Example:
+    Examples:
         >>> payload, residual = compress({"A/x": torch.tensor([[3.0, -1.0]])}, {}, "topk", keep=0.5)
         >>> payload["A/x.value"], residual["A/x"]
         (tensor([3.]), tensor([[ 0., -1.]]))

@@ -34,7 +34,7 @@ def server_step(
         beta2: decay of v.
         eps: ε.
 
-    Example:
+    Examples:
         >>> import torch
         >>> server_step({"A/x": torch.ones(1)}, {"A/x": torch.ones(1)}, {}, "momentum", lr=0.5)[0]
         {'A/x': tensor([1.5000])}

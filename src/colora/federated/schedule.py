@@ -14,7 +14,7 @@ FINAL_RATE = 0.1  # of the peak learning rates: where the cosine ends, and for t
 def trained_parts(spec: FederationSpec, round_number: int) -> str:
     """ "A", "B" or "AB": the factors that are trained in a round, from 0.
 
-    Example:
+    Examples:
         >>> [trained_parts(FederationSpec(schedule="alternating"), number) for number in range(4)]
         ['B', 'A', 'B', 'A']
     """

@@ -47,7 +47,7 @@ class TaskMixture(Sampler[int]):
     Raises:
         ConfigError: listing every argument out of range.
 
-    Example:
+    Examples:
         >>> sampler = TaskMixture([2, 100], batch_size=4, steps=10)
         >>> sum(index < 2 for index in sampler)  # two rows of the small task in each batch
         20

@@ -17,7 +17,7 @@ class Row:
     def find(self, column: str) -> tuple[bool, Any]:
         """Whether there is such a column, and its value; "answers.text.0" goes down into objects and lists.
 
-        Example:
+        Examples:
             >>> Row({"q": {"text": ["a", "b"]}}, 1).find("q.text.1")
             (True, 'b')
         """

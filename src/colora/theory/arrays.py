@@ -45,7 +45,7 @@ def users_from_arrays(X: object, y: object, groups: object = None) -> tuple[User
     Raises:
         ColoraError: no samples, shapes that do not fit, NaN or infinity, or labels that cannot be used.
 
-    Example:
+    Examples:
         >>> users, labels = users_from_arrays(np.ones((3, 2, 4)), np.ones(3), ["b", "a", "b"])
         >>> labels.tolist(), users.observations.tolist(), users.d_out, users.d_in
         (['a', 'b'], [1, 2], 2, 4)

@@ -44,7 +44,7 @@ class Conditioning:
 def core_conditioning(factors: Factors) -> Conditioning:
     """The conditioning of all cores together; the same in every gauge.
 
-    Example:
+    Examples:
         >>> unit = torch.eye(2, dtype=torch.float64)
         >>> first, second = torch.diag(unit[0]), torch.diag(unit[1])  # singular, both
         >>> core_conditioning(Factors(unit, unit, torch.stack([first, second]))).condition

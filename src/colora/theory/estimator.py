@@ -76,7 +76,7 @@ class CoLoRARegressor(RegressorMixin, BaseEstimator):
         n_starts_: starts tried.
         history_: `Entry` of each iteration.
 
-    Example:
+    Examples:
         >>> random = np.random.default_rng(0)
         >>> W = random.normal(size=(6, 2)) @ random.normal(size=(30, 2, 2)) @ random.normal(size=(2, 8))
         >>> groups, X = np.repeat(np.arange(30), 10), random.normal(size=(300, 6, 8))

@@ -69,7 +69,7 @@ class Truth:
 def subspace_distance(first: Float[Tensor, "d r"], second: Float[Tensor, "d q"]) -> float:
     """Sine of the largest principal angle between the spans of the columns: ‖(I − P₁) Q₂‖₂, from 0 to 1.
 
-    Example:
+    Examples:
         >>> axes = torch.eye(3, dtype=torch.float64)
         >>> subspace_distance(axes[:, :2], axes[:, :2] @ torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64))
         0.0

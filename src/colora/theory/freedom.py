@@ -28,7 +28,7 @@ def degrees_of_freedom(users: int, d_out: int, d_in: int, rank: int) -> int:
     Raises:
         ColoraError: no user, or a rank that is not from 1 to the smaller side of W_k.
 
-    Example:
+    Examples:
         >>> degrees_of_freedom(users=50, d_out=20, d_in=30, rank=2)
         292
         >>> degrees_of_freedom(users=1, d_out=20, d_in=30, rank=2) == 2 * (20 + 30) - 2**2
@@ -44,7 +44,7 @@ def degrees_of_freedom(users: int, d_out: int, d_in: int, rank: int) -> int:
 def freedom_per_user(users: int, d_out: int, d_in: int, rank: int) -> float:
     """Degrees of freedom over K: observations that each user needs at least, where all have as many.
 
-    Example:
+    Examples:
         >>> [freedom_per_user(users, d_out=20, d_in=20, rank=2) for users in (1, 8, 72)]
         [76.0, 13.0, 5.0]
     """
@@ -77,7 +77,7 @@ def identifiability(
     Raises:
         ColoraError: as `degrees_of_freedom`.
 
-    Example:
+    Examples:
         >>> for statement in identifiability([9, 2, 3], d_out=5, d_in=5, rank=2, labels=["ann", "ben", "cat"]):
         ...     print(statement)
         a core has 4 numbers, and fewer are observed of users 'ben' (2), 'cat' (3): their own samples do not \

@@ -138,7 +138,7 @@ def part_of(
 def folder_names(task_names: Sequence[str]) -> list[str]:
     """A folder's name for each task name: only letters, digits and _ . + -, and different where case does not count.
 
-    Example:
+    Examples:
         >>> folder_names(["legal: uk", "legal  UK", "sales"])
         ['legal-uk', 'legal-UK-2', 'sales']
     """

@@ -3,7 +3,7 @@
 A row is a task: of each layer, one layer after the other, the core; then, in the same order, the first moments, the
 second moments, and the number of steps.
 
-Example:
+Examples:
     >>> form = RowForm(2, layers=[4, 4])
     >>> form.sizes, form.numbers, form.width
     ([4, 4], 8, 26)

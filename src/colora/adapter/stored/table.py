@@ -5,7 +5,7 @@ A file that is read and written, and not a mapped one: where the disk is full, a
 Rows may have several widths. All rows of one width lie together, in blocks or a file of their own, and a task takes two
 bytes to say which width it has; a table for each width would take a place for each task in each of them.
 
-Example:
+Examples:
     >>> import numpy as np
     >>> table = CoreTable(3, tasks=1_000_000)
     >>> table.write(np.array([7]), np.array([[1.0, 2.0, 3.0]]))

@@ -4,7 +4,7 @@ A fused Mamba kernel takes `self.out_proj.weight`, and torch's MultiheadAttentio
 holds them all, so the source of every module is searched for such reads. A read that settles a dtype or a device alone
 is none, nor is one in a branch that the module's own settings close, as Bloom's slow path.
 
-Example:
+Examples:
     >>> import torch
     >>> read_past_layers(torch.nn.MultiheadAttention(4, 1))
     {'out_proj': 'MultiheadAttention'}

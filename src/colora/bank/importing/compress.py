@@ -57,7 +57,7 @@ def share_layer(
             that the cores do not use, so that training can.
         norms: of the tasks. What is minimised is Σ_k ‖B_k A_k − B Λ_k A‖² / norm_k²; all are 1 by default.
 
-    Example:
+    Examples:
         >>> B = [torch.randn(6, 1, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)]
         >>> A = [torch.randn(1, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
         >>> layer = share_layer(B, A, rank=4)

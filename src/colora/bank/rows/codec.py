@@ -1,6 +1,6 @@
 """A core as a row: of each layer, by name, its r × r matrix; and the digest by which a torn row is found.
 
-Example:
+Examples:
     >>> import torch
     >>> padded(torch.ones(1, 2, 1, 1), rank=2).tolist()  # one core of two layers, of rank 1 in a bank of rank 2
     [[[[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]]]

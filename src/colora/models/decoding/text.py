@@ -114,7 +114,7 @@ class TextStream:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with.
 
-    Example:
+    Examples:
         >>> _overlap("a line.\\n\\n", "\\n\\nQ:")
         2
     """

@@ -83,7 +83,7 @@ def example_of(row: Mapping[str, Any]) -> Example:
 def hashed_name(value: str) -> str:
     """What `names: hashed` calls the task of a value: `printf %s VALUE | sha256sum | cut -c1-32`.
 
-    Example:
+    Examples:
         >>> hashed_name("anna@example.org")
         'a3bf86238a1c59bd2f0a648af9293620'
     """

@@ -16,7 +16,7 @@ class Names(Sequence[str]):
         letters: UTF-8, all names one after the other.
         ends: where each name ends, (K,).
 
-    Example:
+    Examples:
         >>> names = Names.of(["ada", "bo"])
         >>> names[1], names[-2:], len(names)
         ('bo', ['ada', 'bo'], 2)

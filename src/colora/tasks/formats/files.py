@@ -26,7 +26,7 @@ SUFFIXES = (*_READERS, ".parquet")
 def stem_and_suffix(path: Path) -> tuple[str, str]:
     """The name of a file without its ending, and the ending in lower case without .gz; "" if it is none of ours.
 
-    Example:
+    Examples:
         >>> stem_and_suffix(Path("data/red.v1.JSONL.gz"))
         ('red.v1', '.jsonl')
     """

@@ -33,7 +33,7 @@ def row_weights(
         weighting: "task": the mean over the step's tasks of each task's mean token loss. "token": the mean over all
             tokens. "example": the mean over rows of each row's mean token loss.
 
-    Example:
+    Examples:
         >>> rows = torch.tensor([0, 0, 1]), torch.tensor([3, 5, 2])
         >>> step = torch.tensor([8.0, 2.0]), torch.tensor([2.0, 1.0])
         >>> row_weights(*rows, *step, active=torch.tensor([True, True]))  # 1/(2·8), 1/(2·8), 1/(2·2)

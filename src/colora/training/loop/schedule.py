@@ -13,7 +13,7 @@ def frozen_roles(schedule: Schedule, step: int, turn: int) -> set[str]:
     "alternating" is the paper's alternating minimisation (arXiv:2602.07218) with `turn` gradient steps for each half.
     A and B go first: training starts at B = 0, where the cores have no gradient.
 
-    Example:
+    Examples:
         >>> [frozen_roles("alternating", step, turn=2) for step in range(4)]
         [{'core'}, {'core'}, {'shared'}, {'shared'}]
     """
