@@ -84,11 +84,7 @@ def onboard_many(
         if begun.shared_sha256 != saved.shared_sha256:
             raise ConfigError(f"{output} holds another bank than {bank}, with other A and B: choose another output")
         saved = begun
-    if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
-        raise ConfigError(
-            f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
-            "another rank first, by itself"
-        )
+    _check_rank(settings, saved)
     found = Onboardings(saved.folder if goes_on else target_folder(saved, output))
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
@@ -106,6 +102,15 @@ def onboard_many(
             GrowingBank(saved, saved.info, found.bank), new, (model, tokenizer), template, known, settings, log, found
         )
     return found
+
+
+def _check_rank(settings: Settings, saved: SavedBank) -> None:
+    """Raises ConfigError where the bank cannot take tasks of this rank as it is."""
+    if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
+        raise ConfigError(
+            f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
+            "another rank first, by itself"
+        )
 
 
 def _add_all(
