@@ -67,7 +67,8 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, task: st
 def _larger(config: CoLoRAConfig, extra: int, task: str) -> CoLoRAConfig:
     """The config of the larger bank, of one task as yet: no cores of r + extra are made for the others."""
     larger = {"r": config.r + extra, "lora_alpha": config.alpha_of(config.r + extra), "core_rank": config.rank_of_new}
-    return type(config)(**config.with_tasks([task]).to_dict() | larger)
+    # The digest is that of the tensors of before.
+    return type(config)(**config.with_tasks([task]).to_dict() | larger | {"weights_sha256": None})
 
 
 @torch.no_grad()
