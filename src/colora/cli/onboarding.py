@@ -1,7 +1,7 @@
 """Commands for tasks of a bank that is trained: onboard new ones, update those that are there."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,8 +35,7 @@ def onboard(
         typer.Option(
             "--proximal",
             "--pull",
-            help="Proximal regularisation (L2-SP): share of the way back to the start after a step; by default 0, "
-            "from rank 24 on 0.1.",
+            help="Share of the way back to the start after a step (L2-SP); 0, or 0.1 from rank 24.",
         ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
@@ -56,41 +55,46 @@ def onboard(
     `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough;
     the cores of all others keep their size. `--rank 24` lets a later task use such directions too.
 
-    Its prompt is that of the bank's tasks, unless `--prompt` says another.
+    Its prompt is that of the bank's tasks, unless `--prompt` says another. Every example of a file is trained on; the
+    val file of a folder is only measured on.
 
-    Of a single file every example is trained on; of a folder with a val file the token NLL on that is printed as well.
-
-    Several tasks (new/*.jsonl) are trained in the same passes and do not look at each other. The bank is written every
-    few minutes; after a crash the same command goes on with those that the bank has not yet. One that cannot be
-    trained is left out.
+    Several tasks (new/*.jsonl) are trained in the same passes, each as it would be alone. The bank is written every few
+    minutes; after a crash the same command goes on. A task that cannot be trained is left out.
     """
     with errors():
         from colora.errors import ConfigError
         from colora.transfer.onboarding.fit import Settings
-        from colora.transfer.onboarding.many import onboard_many
-        from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
-        if len(examples) == 1:
-            if dtype is not None or report is not None:
-                raise ConfigError("--dtype, --report: for several tasks at once; one alone is trained in float32")
-            result = add_to_bank(
-                bank, examples[0], name=name, output=output, base=base, settings=settings, log=say, prompt=prompt
-            )
-            _print_onboarded(result)
-            say(result.advice)
-            say(f"bank: {result.bank}")
-            return
-        if name is not None:
+        common = {"output": output, "base": base, "settings": settings, "log": say, "prompt": prompt}
+        if len(examples) > 1 and name is not None:
             raise ConfigError("--name: names one task; of several, each has the name of its file")
-        found = onboard_many(
-            bank, examples, output=output, base=base, settings=settings, log=say, prompt=prompt, dtype=dtype
-        )
-        if report is not None:
-            from colora.common.files import write_json
+        if len(examples) == 1 and (dtype is not None or report is not None):
+            raise ConfigError("--dtype, --report: for several tasks at once; one alone is trained in float32")
+        if len(examples) == 1:
+            return _onboard_one(bank, examples[0], name, common)
+        _onboard_several(bank, examples, dtype, report, common)
 
-            write_json(report, found.as_json())
-        _print_onboardings(found)
+
+def _onboard_one(bank: Path, examples: Path, name: str | None, common: dict[str, Any]) -> None:
+    from colora.transfer.onboarding.onboard import onboard as add_to_bank
+
+    result = add_to_bank(bank, examples, name=name, **common)
+    _print_onboarded(result)
+    say(result.advice)
+    say(f"bank: {result.bank}")
+
+
+def _onboard_several(
+    bank: Path, examples: list[Path], dtype: str | None, report: Path | None, common: dict[str, Any]
+) -> None:
+    from colora.common.files import write_json
+    from colora.transfer.onboarding.many import onboard_many
+
+    found = onboard_many(bank, examples, dtype=dtype, **common)
+    if report is not None:
+        write_json(report, found.as_json())
+    _print_onboardings(found)
 
 
 def _print_onboarded(result: "Onboarding") -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from colora.errors import ConfigError
 from colora.models.positions import check_positions
@@ -42,7 +42,7 @@ class EncodedRun:
     pad_token_id: int
 
 
-def encode_run(run: ResolvedRun, tokenizer: Tokenizer, model: Any) -> EncodedRun:
+def encode_run(run: ResolvedRun, tokenizer: Tokenizer, model: PreTrainedModel) -> EncodedRun:
     """The run's examples in tokens of this model.
 
     Raises:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from colora.bank.load import attach_adapter, save_bank
@@ -155,7 +155,11 @@ def train_resolved(run: ResolvedRun, make_model: MakeModel | None = None, log: L
 
 
 def trained(
-    run: ResolvedRun, model: Any, tokenizer: Tokenizer, make_model: MakeModel | None = None, log: Log = _silent
+    run: ResolvedRun,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    make_model: MakeModel | None = None,
+    log: Log = _silent,
 ) -> tuple[CoLoRATrainer, ResolvedRun]:
     """A run from its tasks to its last checkpoint, or on from the last one there is; no bank is written.
 
@@ -195,7 +199,7 @@ def trained(
     return trainer, run
 
 
-def _start(run: ResolvedRun, model: Any, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
+def _start(run: ResolvedRun, model: PreTrainedModel, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
     """The run's bank on its base model, as training begins with it; where a checkpoint follows, its shape is enough."""
     if run.start is not None:
         return start_bank(run.adapter, run.start, model, log, run.config)
@@ -230,8 +234,6 @@ def measure_result(result: TrainResult) -> Evaluation | None:
         return Evaluation(records, []) if is_first else None
     encoded = None if result.encoded is None else result.encoded.evaluation
     tasks = measured_tasks(config.evaluation, result.tasks, config.seed)
-    found = measure(
-        config, result.model, result.tokenizer, tasks, config.training.max_length, encoded=encoded,
-        on_card=len(tasks) == len(result.tasks),
-    )  # fmt: skip
+    length, all_of_them = config.training.max_length, len(tasks) == len(result.tasks)
+    found = measure(config, result.model, result.tokenizer, tasks, length, encoded=encoded, on_card=all_of_them)
     return found if is_first else None

@@ -79,11 +79,7 @@ def save_training(
     inner, (_, router, adapter_name) = _task_adamw(optimizer), only_bank(model)
     folder, names = Path(folder), router.tasks[adapter_name]
     stored = router.stored.get(adapter_name)
-    if foreign := [path for path in _checkpoints(folder) if path.resolve() not in _KNOWN.setdefault(inner, set())]:
-        raise CheckpointError(
-            f"{foreign[-1]} is of another loop, or of this one before it was started again: go on from it with "
-            "colora.load_training, or choose another folder"
-        )
+    _check_own(folder, inner)
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     if bad := [name for name, one in trained.items() if not bool(torch.isfinite(one).all())]:
         raise TrainingDivergedError(f"{bad[0]} became NaN or infinite by step {step}; it is not saved")
@@ -108,6 +104,15 @@ def save_training(
     if files is not None:
         files.collect(folder)
     return final
+
+
+def _check_own(folder: Path, optimizer: TaskAdamW) -> None:
+    """Raises CheckpointError if a checkpoint there is none that this loop has written or gone on from."""
+    if foreign := [path for path in _checkpoints(folder) if path.resolve() not in _KNOWN.setdefault(optimizer, set())]:
+        raise CheckpointError(
+            f"{foreign[-1]} is of another loop, or of this one before it was started again: go on from it with "
+            "colora.load_training, or choose another folder"
+        )
 
 
 def load_training(model: nn.Module, optimizer: object, folder: str | Path) -> TrainingState | None:

@@ -5,9 +5,9 @@ a rotation that the run's seed and its place decide; a bank that begins whole dr
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_tuner
@@ -20,7 +20,7 @@ AT_ONCE = 65_536
 
 
 def small_start(
-    config: RunConfig, adapter: CoLoRAConfig, names: Sequence[str], model: Any, log: Callable[[str], None]
+    config: RunConfig, adapter: CoLoRAConfig, names: Sequence[str], model: PreTrainedModel, log: Callable[[str], None]
 ) -> PeftModel:
     """The bank on its base model, with its cores where the run file says.
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,8 @@ class _Run:
         settings, tokens = self.settings, most_tokens_of(device_of(model))
         with progress_bar() as bar:
             counter = bar.add_task("onboarding", total=len(newcomers) * settings.steps)
-            steps = train_together(
-                model, newcomers, tokenizer.pad_token_id, settings, tokens, known,
-                stepped=lambda count: bar.advance(counter, count),
-            )  # fmt: skip
+            advance = partial(bar.advance, counter)
+            steps = train_together(model, newcomers, tokenizer.pad_token_id, settings, tokens, known, advance)
             for cohort in steps:
                 yield self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
 
