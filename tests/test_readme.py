@@ -97,7 +97,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch):
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
         (SERVING, "engines", engines_table),
-        (doc("guide.md"), "stored", stored_table),
+        (doc("many-tasks.md"), "stored", stored_table),
         (SERVING, "same answers", same_answers_table),
         (SERVING, "attack", attack_table),
         (doc("architectures.md"), "architectures", architectures_table),

@@ -18,7 +18,7 @@ from tests.helpers.docs import ROOT, doc
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("COLORA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 WIDTHS = (360, 768, 1280)
-PAGES = ("index.html", "tutorial.html", "guide.html", "reference/python.html", "reference/fields.html")
+PAGES = ("index.html", "tutorial.html", "guide.html", "many-tasks.html", "task-files.html", "reference/python.html", "reference/fields.html")
 
 
 @pytest.fixture(scope="module")

@@ -158,9 +158,9 @@ def test_the_experiments_of_the_project_can_be_read(path):
     assert planned_trials(experiment)
 
 
-def test_the_experiment_of_the_guide_can_be_read(file):
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
-    file.write_text(guide.split("## Compare methods")[1].split("```yaml")[1].split("```")[0], encoding="utf-8")
+def test_the_experiment_of_the_page_can_be_read(file):
+    page = (Path(__file__).parents[2] / "docs" / "comparisons.md").read_text(encoding="utf-8")
+    file.write_text(page.split("## Compare methods")[1].split("```yaml")[1].split("```")[0], encoding="utf-8")
     experiment = load_experiment(file)
     assert experiment.methods["pooled"] == [MethodSettings(lr=1e-3), MethodSettings(lr=4e-3)]
     assert len(planned_trials(experiment)) == 2 * 2 * 2 * 3 * 5 + 2 * 3

@@ -79,9 +79,9 @@ def test_the_estimators_example_runs():
     assert names["model"].users_.tolist() == ["acme", "bolt", "cork", "newco"]
 
 
-def test_the_guides_experiment_can_be_read(tmp_path):
-    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").split("## Recover what is known")[1]
-    (text,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+def test_the_experiment_of_the_page_can_be_read(tmp_path):
+    page = (ROOT / "docs" / "comparisons.md").read_text(encoding="utf-8").split("## Recover what is known")[1]
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     assert len(load_recovery(tmp_path / "mine.yaml").trials()) == 9
 

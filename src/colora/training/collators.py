@@ -85,7 +85,7 @@ class TaskIdsCollator:
             raise TaskIdError(
                 f"row {index} of the batch has no {self.column!r}, only {', '.join(map(repr, row))}: keep the column "
                 "with remove_unused_columns=False in the trainer's arguments; TRL's own packing drops it too, so pack "
-                "the rows beforehand (docs/guide.md, With TRL)"
+                "the rows beforehand (docs/trl.md, Packing)"
             )
         value = value.tolist() if hasattr(value, "tolist") else value
         many = isinstance(value, list | tuple)
