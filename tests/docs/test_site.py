@@ -18,7 +18,15 @@ from tests.helpers.docs import ROOT, doc
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("COLORA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 WIDTHS = (360, 768, 1280)
-PAGES = ("index.html", "tutorial.html", "guide.html", "many-tasks.html", "task-files.html", "reference/python.html", "reference/fields.html")
+PAGES = (
+    "index.html",
+    "tutorial.html",
+    "guide.html",
+    "many-tasks.html",
+    "task-files.html",
+    "reference/python.html",
+    "reference/fields.html",
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +107,7 @@ def test_pages_fit_their_screens(address, scheme):
 def test_the_first_page_leads_to_every_page_of_the_menu():
     """But for single decisions, which their own list has."""
     pages = set(
-        re.findall(r"^ +- (?:\w[\w ]*: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+        re.findall(r"^ +- (?:\w[\w ]*: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     )
     linked = set(re.findall(r"\]\(([\w/.-]+\.md)", doc("index.md")))
     assert {page for page in pages if not page.startswith("decisions/")} - linked == {"index.md"}
