@@ -160,7 +160,7 @@ def test_what_a_newcomer_gets_is_that_of_the_records():
 def test_what_a_newcomer_costs_is_that_of_the_records():
     told = {cells[1].strip(): cells[-2].strip() for line in onboarding_table().splitlines()
             if len(cells := line.split("|")) > 2}  # fmt: skip
-    costs = re.search(r"The small core costs (\d+ kB); extended, a task costs (\d+ kB \+ [\d.]+ MB)", README)
+    costs = re.search(r"The small core\s+costs (\d+ kB);\s+extended, a task costs (\d+ kB \+ [\d.]+ MB)", README)
     assert costs.groups() == (told["onboarded"], told["extended"])
     assert told["second of its kind"] == told["extended"].split(" + ")[0]
 
