@@ -614,7 +614,7 @@ def damage_info(bank):
         (damage_header, "deserializing header", "tasks evaluate train"),
         (damage_edit, "weights_sha256", "evaluate train"),
         (damage_missing, "bank: expected a bank, but adapter_model.safetensors is missing", "tasks evaluate train"),
-        (damage_version, "format version 99, but this CoLoRA reads up to 1; upgrade colora", "tasks evaluate train"),
+        (damage_version, "format version 99, but this CoLoRA reads up to 2; upgrade colora", "tasks evaluate train"),
         (damage_json, "damaged", "tasks evaluate train"),
         (damage_info, "bank.json", "tasks evaluate"),
     ],

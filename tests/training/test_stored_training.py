@@ -206,7 +206,8 @@ def test_two_trainers_of_one_model_cannot_take_turns(tmp_path):
 def test_a_disk_that_fills_while_cores_are_written_back_is_told_and_leaves_the_checkpoint_before(tmp_path):
     def full(step):
         if step == 5:
-            trainer.stored.table._rows.file = Full(trainer.stored.table._rows.file)
+            rows = trainer.stored.table._shelves[0].rows
+            rows.file = Full(rows.file)
 
     settings = COMMON | {"room": 4, "cores_folder": tmp_path, "steps": 8}
     trainer = make_trainer(tmp_path / "run", **settings, callbacks=[EachStep(before=full)])

@@ -145,7 +145,7 @@ def test_a_later_newcomer_may_ask_for_the_directions_of_another(extended, tmp_pa
 
 def test_several_newcomers_have_the_size_of_the_bank_as_it_was_trained(extended, small, tmp_path):
     files = [newcomer(tmp_path, name) for name in ("one", "two")]
-    onboard_many(extended, files, output=tmp_path / "b", settings=Settings(**QUICK))
+    onboard_many(extended, files, output=tmp_path / "b", settings=Settings(**QUICK), dtype="float32")
     assert ranks(tmp_path / "b") == ranks(extended) | {"one": 3, "two": 3}
     alone = onboard(extended, files[1], output=tmp_path / "alone", settings=Settings(**QUICK))
     assert alone.task == "two"

@@ -138,15 +138,15 @@ def test_after_a_crash_the_same_command_goes_on(saved, files, tmp_path, monkeypa
 
 def test_what_is_done_when_ctrl_c_comes_is_kept(saved, files, monkeypatch):
     monkeypatch.setattr(many, "most_tokens_of", lambda device: 1)
-    calls, append = [], many.append_cores
+    calls, add = [], many.GrowingBank.add_all
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        append(*args)
+        add(*args)
 
-    monkeypatch.setattr(many, "append_cores", interrupted)
+    monkeypatch.setattr(many.GrowingBank, "add_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         onboard_many(saved, files, settings=QUICK)
     assert len(cores(saved)) == 4
