@@ -32,7 +32,7 @@ def test_help_names_every_command():
 
 def test_server_without_tls_stays_on_loopback(tmp_path: Path, started: list[Any]):
     message = refusal("federate", "server", "--host", "0.0.0.0", "--home", tmp_path)
-    assert "without --tls anybody who reaches 0.0.0.0 could join" in message
+    assert "without --tls, anybody who can reach 0.0.0.0 could join" in message
     assert not started
     assert cli("federate", "server", "--home", tmp_path).exit_code == 0
     (command, environment, _) = started[0]

@@ -8,26 +8,26 @@ import typer
 from colora.cli.console import app, columns, errors, out, readable_bytes, say
 from colora.cli.runs import Bank, Prompt
 
-OutputBank = Annotated[Path, typer.Option("--output", metavar="BANK", help="Folder of the bank to write.")]
+OutputBank = Annotated[Path, typer.Option("--output", metavar="BANK", help="Folder to write the new bank to.")]
 
 
 @app.command("import")
 def import_(
-    folders: Annotated[list[Path], typer.Argument(metavar="LORA...", help="Folders of LoRAs, as PEFT saves them.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="LORA...", help="Folders of the LoRAs, as PEFT saves them.")],
     output: OutputBank,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="r of the bank; by default twice the largest rank of the LoRAs, at most.")
+        int | None, typer.Option(min=1, help="Rank of the bank. Default: at most twice the largest rank of the LoRAs.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the LoRAs name.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if the LoRAs name another one or none.")] = None,
     name: Annotated[
-        list[str] | None, typer.Option(help="Name of a task; once for each LoRA. By default the folders' names.")
+        list[str] | None, typer.Option(help="Name of a task. Repeat, once for each LoRA. Default: the folder names.")
     ] = None,
     prompt: Prompt = None,
 ) -> None:
-    """Turn plain LoRAs on one base model into one bank: shared factors, and a small core for each.
+    """Turn plain LoRAs on one base model into one bank: shared factors, and a small core for each LoRA.
 
-    Their ranks, scales and layers may differ. The table says how far each task's weights are from those of its LoRA,
-    relative to the LoRA's own update; a larger --rank brings them closer, down to rounding.
+    The LoRAs may differ in rank, scale and layers. The table shows the error of each task: the distance between its
+    weights and those of its LoRA, relative to the LoRA's update. A larger `--rank` reduces this error, down to rounding.
     """
     with errors():
         from rich.table import Table
@@ -54,15 +54,17 @@ def import_(
 def merge(
     bank: Bank,
     name: Annotated[str, typer.Argument(metavar="NEW", help="Name of the new task.")],
-    parts: Annotated[list[str], typer.Argument(metavar="TASK=WEIGHT...", help="Tasks and weights, such as legal=0.5.")],
+    parts: Annotated[
+        list[str], typer.Argument(metavar="TASK=WEIGHT...", help="Tasks with their weights, such as legal=0.5.")
+    ],
     output: Annotated[
-        Path | None, typer.Option(metavar="BANK", help="Folder of a new bank; by default the bank itself is changed.")
+        Path | None, typer.Option(metavar="BANK", help="Folder to write the changed bank to. Default: change BANK.")
     ] = None,
     prompt: Prompt = None,
 ) -> None:
-    """Add a task whose update is a weighted sum of those of others. The base model is not needed.
+    """Add a new task to a bank: a weighted sum of the updates of other tasks. The base model is not needed.
 
-    Weights may be negative and need not add to one: `half legal=0.5 billing=0.5`, `accent british=1 plain=-1`.
+    Weights may be negative and need not add up to one: `half legal=0.5 billing=0.5`, `accent british=1 plain=-1`.
     """
     with errors():
         from colora.bank.edit import merge_tasks
@@ -89,13 +91,13 @@ def forget(
     bank: Bank,
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks to remove.")],
     purge: Annotated[
-        bool, typer.Option("--purge", help="Also remove the run's checkpoints, which hold the cores too.")
+        bool, typer.Option("--purge", help="Also remove the checkpoints of the run, which contain the cores too.")
     ] = False,
 ) -> None:
-    """Remove tasks from a bank: its files are then those of a bank of the other tasks alone.
+    """Remove tasks from a bank. Its files then contain only the other tasks.
 
-    The shared A and B were trained with these tasks too and stay as they are, but for directions that `--extend` added
-    for them alone; copies elsewhere are not looked for.
+    The shared A and B stay as they are, although these tasks helped to train them. Only directions that
+    `colora onboard --extend` added for the removed tasks are removed too. Copies of the bank elsewhere are not changed.
     """
     with errors():
         from colora.bank.edit import forget_tasks
@@ -113,11 +115,13 @@ def forget(
 @app.command()
 def shrink(
     bank: Bank,
-    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write the changed bank to. Default: change BANK.")
+    ] = None,
 ) -> None:
-    """Give every core of a bank the size that it needs, where it was padded with zeros; no task's model changes.
+    """Reduce cores that were padded with zeros to the size that they need. No task's outputs change.
 
-    For banks that were extended by a CoLoRA in which `--extend` made all cores larger.
+    Use it for banks that `colora onboard --extend` of an earlier version extended: that version enlarged all cores.
     """
     with errors():
         from colora.bank.rows.shrink import shrink_bank

@@ -19,61 +19,65 @@ File = Annotated[
     Path,
     typer.Argument(
         metavar="FILE.yaml",
-        help="A run file with `tasks:`, as `colora train` takes it; or an experiment, see `colora schema "
-        "--experiment`.",
+        help="A run file with `tasks:`, as for `colora train`, or an experiment (see `colora schema --experiment`).",
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=[0].")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the file to change, such as seeds=[0].")
 ]
-Minutes = Annotated[
-    float | None, typer.Option(help="Your tasks: the time that the comparison may take; 30 by default.")
-]
+Minutes = Annotated[float | None, typer.Option(help="Your tasks: minutes that the comparison may take. Default: 30.")]
 Examples = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N", help="Your tasks: also with so many training examples each, such as 8,16: would more help?"
+        metavar="N,N",
+        help="Your tasks: also compare with fewer training examples, such as 8,16. Shows if more would help.",
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder of trials; the run's own with '-compare' after it, runs/compare of an experiment."),
+    typer.Option(
+        help="Folder for the trials. Default: the run's output with '-compare'; runs/compare for experiments."
+    ),
 ]
 Shard = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Experiments: only the I-th of N equal parts, for N machines.")
+    str | None, typer.Option(metavar="I/N", help="Experiments: run only part I of N equal parts, one for each machine.")
 ]
 Only = Annotated[
     str | None,
-    typer.Option(metavar="PATTERN", help="Experiments: only trials whose name fits, such as 'colora-similar-8-*'."),
+    typer.Option(
+        metavar="PATTERN", help="Experiments: run only trials with matching names, such as 'colora-similar-8-*'."
+    ),
 ]
-Data = Annotated[Path | None, typer.Option(help="Experiments: folder of task files, for groups that need some.")]
-ListTrials = Annotated[bool, typer.Option("--list", help="Experiments: print each trial and its state; run nothing.")]
-Collect = Annotated[bool, typer.Option("--collect", help="Experiments: collect the finished trials; run nothing.")]
-Mixed = Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")]
-RerunOld = Annotated[bool, typer.Option("--rerun-old", help="Run these again.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; the physical cores by default.")]
+Data = Annotated[Path | None, typer.Option(help="Experiments: folder of task files, for groups that need them.")]
+ListTrials = Annotated[
+    bool, typer.Option("--list", help="Experiments: list the trials with their state. Runs nothing.")
+]
+Collect = Annotated[bool, typer.Option("--collect", help="Experiments: collect the finished trials. Runs nothing.")]
+Mixed = Annotated[bool, typer.Option("--mixed", help="Keep finished trials of other versions of the CoLoRA code.")]
+RerunOld = Annotated[bool, typer.Option("--rerun-old", help="Run finished trials of other versions of the code again.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: the number of physical cores.")]
 
-HELP = """Does it pay for my tasks? Compare methods on your own tasks, or on the groups of an experiment.
+HELP = """Find out which method suits your tasks: CoLoRA, LoRAs, or examples in the prompt.
 
-**Your own tasks** (FILE.yaml has `tasks:`). It runs the base model as it is, examples in the prompt, one LoRA for
-all tasks, CoLoRA, a LoRA for each task, and one for all with one more for each. Each that is trained has equally
-many settings to choose from, and chooses on your validation examples: the val split, or by cross-validation where
-that is small. Then each is trained on all that is not tested on, and measured on the test split. It ends in plain
-words: what to use, what that gains over the next best and whether the difference is more than noise, which tasks
-are better off alone, and what a task costs in bytes.
+**Your own tasks** (FILE.yaml has `tasks:`). The command compares the untrained base model, examples in the prompt, one
+LoRA for all tasks, CoLoRA, one LoRA for each task, and one LoRA for all tasks with one more for each. Every trained
+method has equally many settings to choose from. It chooses them on your validation examples: on the val split, or by
+cross-validation if that split is small. Then each method is trained on everything but the test split, and measured on
+the test split. The verdict is in plain words: which method to use, how much it gains over the next best and whether the
+difference is more than noise, which tasks do better with their own LoRA, and how many bytes a task costs.
 
-It first times a few steps and says how long the whole will take. What does not fit into `--minutes` is given up,
-in this order: seeds, settings, folds, points of the curve, steps; what was cut is said.
+The command first times a few steps and prints how long the comparison will take. If that is longer than `--minutes`, it
+reduces the comparison, in this order: seeds, settings, folds, points of the curve, steps. It prints what it reduced.
 
-OUTPUT/verdict.json holds the verdict, OUTPUT/report.html the page, and OUTPUT/adapters those of the method to use,
-ready to serve.
+It writes the verdict to OUTPUT/verdict.json, a page to OUTPUT/report.html, and the adapters of the recommended method,
+ready to serve, to OUTPUT/adapters.
 
-**An experiment** (FILE.yaml has `methods:` and `groups:`). A trial is one method on one group with one seed;
-OUTPUT/NAME.jsonl holds the records of what is finished. The exit code is 1 if a trial failed.
+**An experiment** (FILE.yaml has `methods:` and `groups:`). A trial is one method on one group with one seed. Records of
+finished trials are in OUTPUT/NAME.jsonl. The exit code is 1 if a trial failed.
 
-A finished trial is never run again: the same command goes on after a crash, kill or Ctrl-C, and retries trials that
-failed. Start it several times to share the work: each process takes trials that no other has; an experiment on
-several machines without a common folder takes a `--shard` each.
+After a crash or Ctrl-C, run the same command again. It keeps finished trials and retries failed ones. To share the
+work, start the command several times: each process takes trials that no other process has. For several machines
+without a common folder, give each machine one `--shard` of an experiment.
 
 KEY=VALUE changes a field of the file: `training.steps=100`, `seeds=[0]`, `methods.colora.lr=1e-3`.
 """

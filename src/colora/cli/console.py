@@ -48,9 +48,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="CoLoRA: many tasks, one model. Tasks share low-rank factors and keep a small core each, so that similar "
-    "tasks help each other.\n\n'colora demo' shows it; 'colora schema' lists what a run file may say; "
-    "'colora COMMAND --help' tells the rest.",
+    help="CoLoRA: many tasks, one model. All tasks share two low-rank factors, and each task has a small core. Similar "
+    "tasks help each other.\n\nStart with 'colora demo'. 'colora schema' lists the fields of a run file. "
+    "'colora COMMAND --help' explains a command.",
 )
 
 
@@ -65,7 +65,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

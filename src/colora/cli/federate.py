@@ -11,26 +11,28 @@ from colora.cli.runs import Overrides, RunFile
 
 federate = typer.Typer(
     no_args_is_help=True,
-    help="Train together without pooling: only the shared factors A and B travel; text and cores stay with the "
+    help="Train together without pooling the text: only the shared factors A and B travel; text and cores stay with the "
     "clients.\n\n"
-    "`simulate` runs all clients in this process. A networked federation has one `server`, a `client` where each "
-    "task's text is, and a `run` that starts the training. `keys` makes certificates and keys to try it with.",
+    "`simulate` runs all clients in one process. A federation over a network has one `server`, one `client` for each "
+    "task, and a `run` that starts the training. `keys` makes certificates and keys for a test.",
 )
 app.add_typer(federate, name="federate")
 
-Home = Annotated[Path, typer.Option(help="Folder for Flower's files.")]
+Home = Annotated[Path, typer.Option(help="Folder for the files of Flower.")]
 Certificate = Annotated[
-    Path | None, typer.Option("--ca", help="Certificate of the authority that signed the server's; none: no TLS.")
+    Path | None,
+    typer.Option("--ca", help="Certificate of the authority that signed the server's certificate. Without it: no TLS."),
 ]
-Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server is.")]
+Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Address of the server.")]
 CONNECTION = "colora"
 
 
 @federate.command()
 def simulate(run: RunFile, overrides: Overrides = None) -> None:
-    """Run all clients of a federation in this process: each task of the run file is a client.
+    """Simulate a federation in one process: each task of the run file is a client.
 
-    The section `federation` says how; `colora schema` lists its fields. The same command again goes on after a crash.
+    The section `federation` of the run file has the settings; `colora schema` lists its fields. After a crash, run the
+    same command again to go on.
     """
     with errors():
         from colora.evaluation.table import records_table
@@ -46,13 +48,13 @@ def simulate(run: RunFile, overrides: Overrides = None) -> None:
 
 @federate.command()
 def keys(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; must not hold keys already.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to. It must not contain keys.")],
     clients: Annotated[list[str], typer.Argument(metavar="CLIENT...", help="Names of the clients.")],
-    host: Annotated[list[str] | None, typer.Option(help="Names or addresses of the server.")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Name or address of the server. Repeat for several.")] = None,
 ) -> None:
-    """Make a certificate authority, a server certificate and a key pair for each client, to TRY a federation with.
+    """Make a certificate authority, a server certificate and a key pair for each client, to TEST a federation.
 
-    In production the certificate comes from your own authority, and each client makes its key where it stays.
+    In production, use a certificate of your own authority, and let each client make its key where the key stays.
     """
     with errors():
         from colora.federated.keys import make_credentials
@@ -63,22 +65,24 @@ def keys(
 
 @federate.command()
 def server(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     tls: Annotated[
         Path | None,
-        typer.Option(help="Folder with ca.pem, server.pem and server.key; clients then need registered keys."),
+        typer.Option(help="Folder with ca.pem, server.pem and server.key. Clients then need registered keys."),
     ] = None,
     home: Home = Path("federation-server"),
 ) -> None:
-    """Start Flower's SuperLink, until it is stopped. It trains nothing before `colora federate run`."""
+    """Start the server (Flower's SuperLink). It runs until you stop it; `colora federate run` starts the training."""
     with errors():
         from colora.errors import ConfigError
         from colora.federated.launch import flower_environment, server_command
         from colora.federated.processes import keep_running
 
         if tls is None and host not in ("127.0.0.1", "localhost", "::1"):
-            raise ConfigError(f"without --tls anybody who reaches {host} could join: only loopback is allowed")
+            raise ConfigError(
+                f"without --tls, anybody who can reach {host} could join: add --tls FOLDER, or listen on 127.0.0.1"
+            )
         home.mkdir(parents=True, exist_ok=True)
         command = server_command(host, port, home.absolute() / "superlink.db", tls)
         raise typer.Exit(keep_running(command, flower_environment(home), retry=0))
@@ -86,12 +90,12 @@ def server(
 
 @federate.command()
 def register(
-    keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...", help="Public keys of clients.", exists=True)],
+    keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...", help="Public keys of the clients.", exists=True)],
     server: Server = "127.0.0.1:8000",
     ca: Certificate = None,
     home: Home = Path("federation-server"),
 ) -> None:
-    """Register the keys of clients: the server refuses everybody else."""
+    """Register the public keys of clients. The server refuses all other clients."""
     with errors():
         from colora.errors import FederationError
         from colora.federated.launch import flower_environment, register_command, write_connection
@@ -106,24 +110,32 @@ def register(
 @federate.command()
 def client(
     task: Annotated[
-        Path, typer.Option(help="Task file, all of it trained on, or folder with train.*. Stays here.", exists=True)
+        Path,
+        typer.Option(
+            help="Task file, used for training as a whole, or a folder with train.*. Stays here.", exists=True
+        ),
     ],
-    state: Annotated[Path, typer.Option(help="Folder for the core and, in the end, the bank. Stays here.")],
+    state: Annotated[Path, typer.Option(help="Folder for the core and, at the end, the bank. Stays here.")],
     server: Server = "127.0.0.1:8000",
     ca: Certificate = None,
-    key: Annotated[Path | None, typer.Option(help="This client's private key.")] = None,
-    port: Annotated[int, typer.Option(help="A free port of this machine, for the client itself.")] = 9094,
-    name: Annotated[str | None, typer.Option(help="The client's name in the server's records.")] = None,
-    base: Annotated[str | None, typer.Option(help="Path or name of the same base model here, if another.")] = None,
-    share_loss: Annotated[bool, typer.Option(help="Whether the server may know the training loss.")] = True,
-    retry: Annotated[float, typer.Option(help="Seconds to go on trying where the server refuses.")] = 120.0,
-    home: Annotated[Path | None, typer.Option(help="Folder for Flower's files; by default in --state.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key of this client.")] = None,
+    port: Annotated[int, typer.Option(help="A free port of this machine, for the client.")] = 9094,
+    name: Annotated[str | None, typer.Option(help="Name of the client in the records of the server.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Path or hub id of the same base model on this machine, if different.")
+    ] = None,
+    share_loss: Annotated[bool, typer.Option(help="Send the training loss to the server.")] = True,
+    retry: Annotated[float, typer.Option(help="Seconds to retry while the server refuses the client.")] = 120.0,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder for the files of Flower. Default: a folder in --state.")
+    ] = None,
 ) -> None:
-    """Start a client, until it is stopped. It checks its task file first, and takes part in every run it is asked to.
+    """Start a client. It checks its task file, then takes part in every run of the server until you stop it.
 
-    After a crash the same command joins again; the server may refuse it for a minute, until the old
-    connection has timed out.
-    When a run has ended, STATE/FEDERATION/bank is this client's own bank: `colora generate`, `colora export`.
+    After a crash, run the same command again. The server may refuse the client for a minute, until the old connection
+    has timed out.
+
+    After a run, STATE/FEDERATION/bank is the bank of this client, for `colora generate` and `colora export`.
     """
     with errors():
         from colora.federated.launch import client_command, flower_environment
@@ -145,15 +157,15 @@ def client(
 @federate.command("run")
 def start(
     run: RunFile,
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The server's folder: checkpoint, records, A and B.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the checkpoint, the records, and A and B.")],
     overrides: Overrides = None,
     server: Server = "127.0.0.1:8000",
     ca: Certificate = None,
     home: Home = Path("federation-server"),
 ) -> None:
-    """Train: give the server a run, and show its log until it ends. The tasks of the run file are ignored.
+    """Start the training on the server, and show its log until it ends. The tasks of the run file are ignored.
 
-    The same command again after a crash goes on after the last whole round.
+    After a crash, run the same command again: it goes on after the last complete round.
     """
     with errors():
         from colora.errors import FederationError

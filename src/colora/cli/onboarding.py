@@ -17,49 +17,61 @@ if TYPE_CHECKING:  # its import takes seconds
 def onboard(
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
     examples: Annotated[
-        list[Path], typer.Argument(metavar="NEW.jsonl...", help="The new task's file, or its folder; or several.")
+        list[Path],
+        typer.Argument(metavar="NEW.jsonl...", help="File or folder of the new task. Several files add several tasks."),
     ],
-    name: Annotated[str | None, typer.Option(help="Its name; the file's by default.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
-    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the core; by default 0.12, from rank 24 on 0.06.")
+    name: Annotated[str | None, typer.Option(help="Name of the new task. Default: the file name.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write the changed bank to. Default: change BANK.")
     ] = None,
-    extend: Annotated[int, typer.Option(min=0, help="Further directions of A and B, its own: say 16.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimiser steps.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 8,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the core. Default: 0.12; from rank 24 on 0.06.")
+    ] = None,
+    extend: Annotated[
+        int, typer.Option(min=0, help="Add this many directions of A and B for this task, such as 16.")
+    ] = 0,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank of its core, up to that of A and B; by default as trained.")
+        int | None,
+        typer.Option(min=1, help="Rank of the core, at most that of A and B. Default: the rank in training."),
     ] = None,
     proximal: Annotated[
         float | None,
         typer.Option(
             "--proximal",
             "--pull",
-            help="Share of the way back to the start after a step (L2-SP); 0, or 0.1 from rank 24.",
+            help="Proximal regularisation (L2-SP): after each step, move the core this share of the way back to its "
+            "start. Default: 0; from rank 24 on 0.1.",
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples.")] = 0,
+    base: Annotated[str | None, typer.Option("--base", help="Another path or hub id of the same base model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of examples.")] = 0,
     prompt: Prompt = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of what rests while several tasks are trained, float32 or bfloat16; by default bfloat16 on a CPU "
-            "that multiplies it. Cores are float32."
+            help="Several tasks: number format of the frozen weights, float32 or bfloat16. Default: bfloat16 on a CPU "
+            "that multiplies it. Cores are always float32."
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="A JSON file for what became of each of several tasks.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Several tasks: write the outcome of each task to this JSON file.")
+    ] = None,
 ) -> None:
-    """Add a task to a trained bank: r × r parameters per layer are trained, every other task stays as it is to the bit.
+    """Add a new task to a trained bank. Only its core is trained; every other task stays the same to the bit.
 
-    `--extend 16` also gives A and B sixteen directions that no other task uses, where r × r parameters are not enough;
-    the cores of all others keep their size. `--rank 24` lets a later task use such directions too.
+    The core has r × r parameters per layer. If that is not enough, `--extend 16` also adds sixteen directions to A and B
+    that no other task uses. The cores of the other tasks keep their size. `--rank 24` lets a later task use such
+    directions too.
 
-    Its prompt is that of the bank's tasks, unless `--prompt` says another. Every example of a file is trained on; the
-    val file of a folder is only measured on.
+    The new task uses the prompt of the bank, unless `--prompt` names another prompt.
 
-    Several tasks (new/*.jsonl) are trained in the same passes, each as it would be alone. The bank is written every few
-    minutes; after a crash the same command goes on. A task that cannot be trained is left out.
+    A file: all examples are used for training. A folder with a val file: the token NLL on the val file is printed too.
+
+    Several files (new/*.jsonl): the tasks are trained in the same passes, but independently of each other. The bank is
+    saved every few minutes. After a crash, run the same command again: it trains the tasks that the bank does not have
+    yet. A task that cannot be trained is left out, and the exit code is 1.
     """
     with errors():
         from colora.errors import ConfigError
@@ -140,20 +152,24 @@ def _optional(number: float | None) -> str:
 @app.command()
 def update(
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
-    examples: Annotated[Path, typer.Argument(metavar="TASK.jsonl", help="Further examples of a task, or a folder.")],
-    name: Annotated[str | None, typer.Option(help="The task's name; the file's by default.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the new bank; by default it replaces BANK.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 20,
-    rows: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 8,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the core; by default 0.03.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep the new core even if it is no better.")] = False,
-    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of examples, and of what is set aside.")] = 0,
+    examples: Annotated[
+        Path, typer.Argument(metavar="TASK.jsonl", help="File or folder with new examples of the task.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the task. Default: the file name.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write the changed bank to. Default: change BANK.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimiser steps.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 8,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the core. Default: 0.03.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep the new core even if it is not better.")] = False,
+    base: Annotated[str | None, typer.Option("--base", help="Another path or hub id of the same base model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of examples and of the validation part.")] = 0,
 ) -> None:
-    """Train a task of a bank further on more examples; every other task stays as it is to the bit.
+    """Train a task of a bank further on new examples. Every other task stays the same to the bit.
 
-    A quarter of the examples, or the val file of a folder, is not trained on. Where the new core is no better on these,
-    the bank stays as it was (exit code 1), unless `--force` keeps it.
+    The command sets a quarter of the examples, or the val file of a folder, aside for validation. If the new core is not
+    better on them, the bank does not change and the exit code is 1. `--force` keeps the new core anyway.
     """
     with errors():
         from colora.transfer.onboarding.fit import Settings
@@ -168,6 +184,8 @@ def update(
             f"on {found.validation} others, in {found.seconds:.0f} s"
         )
         if not found.kept:
-            say("no better: the bank stays as it was. --force keeps the new core; --lr 0.01 takes shorter steps")
+            say(
+                "no better on the validation examples: the bank is unchanged. Try --lr 0.01 for shorter steps, or --force to keep the new core"
+            )
             raise typer.Exit(1)
         say(f"bank: {found.bank}")

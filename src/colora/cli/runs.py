@@ -15,23 +15,22 @@ if TYPE_CHECKING:  # their imports take long
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file; `colora schema` lists its fields.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as training.lr=1e-3.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the run file to change, such as training.lr=1e-3."),
 ]
 Bank = Annotated[
     Path,
-    typer.Argument(
-        metavar="BANK", help="Folder of a bank, or of the run that trained it; hf://ORG/BANK for one on the hub."
-    ),
+    typer.Argument(metavar="BANK", help="Folder of a bank or of its run, or hf://ORG/BANK for a bank on the hub."),
 ]
 Prompt = Annotated[
     str | None,
     typer.Option(
         "--prompt",
-        help="The prompt: a text with {input} and {output}, in which \\n is a line break, a named one, or chat.",
+        help="The prompt: a template with {input} and {output} (\\n is a line break), a named template, or chat.",
         callback=lambda text: None if text is None else text.replace("\\n", "\n"),
     ),
 ]
-Base = Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")]
+Base = Annotated[str | None, typer.Option("--base", help="Another path or hub id of the same base model.")]
 
 
 @app.command()
@@ -39,19 +38,24 @@ def train(
     run: RunFile,
     overrides: Overrides = None,
     start: Annotated[
-        Path | None, typer.Option("--from", metavar="BANK", help="Start from this bank; the run file's `start_from`.")
+        Path | None,
+        typer.Option("--from", metavar="BANK", help="Start from this bank. Replaces `start_from` of the run file."),
     ] = None,
 ) -> None:
-    """Train the bank of a run, evaluate it, and print the table.
+    """Train the bank of a run, evaluate it, and print a table of the results.
 
-    KEY=VALUE changes a field of the file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
+    KEY=VALUE changes a field of the run file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
 
-    The same command again goes on after a crash or Ctrl-C, and does nothing once the run has ended.
-    With `--from BANK` tasks that the bank knows go on from their cores, new ones from the mean core.
-    With `grouping: auto` in the file, tasks whose gradients are alike share a bank: OUTPUT/groups has a run for each
-    group, OUTPUT/grouping.json says which.
-    With `torchrun --nproc_per_node 2 -m colora train RUN.yaml` the rows are spread over processes, and with
-    `training.shard=true` the base as well.
+    After a crash or Ctrl-C, run the same command again: it goes on after a crash from the last checkpoint. Once the
+    run has ended, it does nothing.
+
+    `--from BANK` starts from a bank. Tasks of that bank start from their cores, new tasks from the mean core.
+
+    `grouping: auto` in the run file trains one bank for each group of tasks with similar gradients. OUTPUT/groups has a
+    run for each group, and OUTPUT/grouping.json lists the groups.
+
+    `torchrun --nproc_per_node 2 -m colora train RUN.yaml` spreads the rows over several processes.
+    `training.shard=true` also spreads the base model.
     """
     with errors():
         from colora.bank.hub import is_hub_name
@@ -77,11 +81,12 @@ def train(
 
 @app.command()
 def check(run: RunFile, overrides: Overrides = None) -> None:
-    """Validate a run's files and config, and print what would be trained. Trains nothing.
+    """Check a run file and its task files, and print what would be trained. Trains nothing.
 
-    The first example of each task is shown token by token, as the model will see it.
+    The output shows sizes, the estimated memory, and the first example of each task, token by token, as the model sees
+    it. All faults of all files are listed at once.
 
-    KEY=VALUE changes a field of the file: `training.lr=1e-3`, `tasks.0.train=16`.
+    KEY=VALUE changes a field of the run file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
     with errors():
         from rich.table import Table
@@ -122,16 +127,18 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     bank: Bank,
-    split: Annotated[str | None, typer.Option(help="train, val or test; as in the run file by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test. Default: as in the run file.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Measure at most this many examples of each task.")] = None,
     base: Base = None,
-    predictions: Annotated[Path | None, typer.Option(help="Write every prediction to this JSONL file.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="Only so many tasks, drawn by the run's seed.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Also write every prediction to this JSONL file.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Measure only this task. Repeat for several tasks.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Measure only this many tasks, drawn by the seed.")] = None,
 ) -> None:
-    """Measure a bank on the tasks of its run: ROUGE-L, exact match, token likelihood. Appends to records.jsonl.
+    """Measure a bank on the tasks of its run: ROUGE-L, exact match and token likelihood.
 
-    With --task or --sample only those are measured, and of a bank in rows only their cores are read.
+    Prints a table and appends the results to records.jsonl in the run folder.
+
+    `--task` and `--sample` restrict the measurement to some tasks. From a bank in rows, only their cores are read.
     """
     with errors():
         from colora.common.files import write_text
@@ -148,20 +155,28 @@ def evaluate(
 @app.command()
 def generate(
     bank: Bank,
-    prompt: Annotated[str | None, typer.Argument(help="The input; with --file, none.")] = None,
-    task: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help='JSONL of {"task": ..., "input": ...}: many tasks in one batch.')
+    prompt: Annotated[str | None, typer.Argument(help="The input. Leave it out with --file.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task that answers. Not needed if the bank has one task.")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="An instruction before the input.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest output.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Draw tokens; 0 takes the likeliest.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest that have this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Of the draws; the same for each prompt.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the output; may be given again.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='JSONL file with {"task": ..., "input": ...} on each line; tasks share batches.')
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction to put before the input.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an output.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Sampling temperature; 0: always the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw only from the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling, the same for each prompt.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the output. Repeat for several.")] = None,
     base: Base = None,
 ) -> None:
-    """Write outputs for one prompt of one task, or for a file of prompts of many tasks, in mixed batches.
+    """Generate the output for one prompt of one task, or the outputs for a file of prompts of many tasks.
+
+    `--file` runs the prompts in batches that mix tasks, and prints one JSON object per line.
 
     `colora serve` gives the same outputs for the same temperature, top_p, seed and stop.
     """
@@ -186,17 +201,19 @@ def generate(
 @app.command()
 def export(
     bank: Bank,
-    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to.")],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="The task; given again, each to OUT/TASK, and without it, every task of the bank."),
+        typer.Option(help="Export this task to OUT. Repeat for several tasks, each to OUT/TASK. Default: every task."),
     ] = None,
-    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the update merged in.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write the whole model, with the update of one task merged into it.")
+    ] = False,
     base: Base = None,
 ) -> None:
-    """Write plain LoRA folders that run anywhere (PEFT, vLLM, TGI), or one merged model.
+    """Export tasks as plain LoRAs that run without CoLoRA (PEFT, vLLM, TGI), or one task as a merged model.
 
-    The README in each folder shows the prompt that the task was trained with, with an example in tokens.
+    Each folder has a README with the prompt of the task, including an example as text and as tokens.
     """
     with errors():
         from colora.bank.export import export_lora, export_loras, export_merged
@@ -220,19 +237,19 @@ def export(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the tasks, runs and records.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder to write tasks, runs and records to.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, show_default="90, or 20 with --quick", help="Optimiser steps of each method.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two of the tasks, in OUTPUT/quick: does the installation work?")
+        bool, typer.Option("--quick", help="Only test the installation: two tasks and few steps, in OUTPUT/quick.")
     ] = False,
 ) -> None:
-    """Six small tasks, before, alone and together, on a real language model; about ten minutes on two cores.
+    """Six small tasks on a real language model: untrained, alone and together. Ten minutes on two CPU cores.
 
-    Each task writes an ISO date out in full in one of six related languages and has 16 examples. A second call reuses
-    whatever is there. With `--quick` it takes under two minutes, and its figures mean little.
+    Each task writes an ISO date out in full in one of six related languages, and has 16 examples. A second call reuses
+    the finished parts. `--quick` takes under two minutes; its scores say little about quality.
     """
     with errors():
         from colora.experiments.demo import FULL, QUICK, quick_verdict, run_demo

@@ -8,43 +8,52 @@ import typer
 from colora.cli.console import app, errors, out, say
 from colora.cli.runs import Bank, Base
 
-keys = typer.Typer(no_args_is_help=True, help="Keys of a server: which tenant may use which tasks.")
+keys = typer.Typer(no_args_is_help=True, help="Manage the keys of a server: which tenant may use which tasks.")
 app.add_typer(keys, name="keys")
 Keys = Annotated[Path, typer.Argument(metavar="KEYS.json", help="The file of keys.")]
-Name = Annotated[str, typer.Argument(metavar="TENANT", help="Whose key it is.")]
+Name = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant that owns the key.")]
 
 
 Engine = Annotated[
-    str, typer.Option(help="colora: one process, for trying and for small loads; vllm: vLLM's server, see below.")
+    str, typer.Option(help="colora: one process, for trying out and small loads. vllm: vLLM's server, see above.")
 ]
-Host = Annotated[str, typer.Option(help="Address to listen on; other machines only with --keys and TLS.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
+Host = Annotated[str, typer.Option(help="Address to listen on. Addresses for other machines need --keys and TLS.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
 KeyFile = Annotated[
     Path | None,
     typer.Option(
-        "--keys", help="File of keys, with the limits of each tenant; without it everybody may do everything."
+        "--keys", help="File of keys, with the limits of each tenant. Without it, all clients may do everything."
     ),
 ]
-Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, PEM.")]
-PrivateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")]
+Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="TLS certificate of the server, as PEM.")]
+PrivateKey = Annotated[Path | None, typer.Option("--tls-key", help="Private key of the TLS certificate, as PEM.")]
 State = Annotated[
-    Path | None, typer.Option(help="Folder for tasks that come and go; without it they last as long as the server.")
+    Path | None,
+    typer.Option(help="Folder for tasks added at run time. Without it, they are lost when the server ends."),
 ]
 Origins = Annotated[
     list[str] | None,
-    typer.Option(help="Origin of pages whose scripts may ask, as https://example.org; * for all, none by default."),
+    typer.Option(
+        help="Origin of web pages that may call the server, such as https://example.org; *: all. Default: none."
+    ),
 ]
-Page = Annotated[bool, typer.Option(help="Whether browsers get a page to try the tasks, at /.")]
-Rows = Annotated[int, typer.Option(min=1, help="Most requests that run at once.")]
-Queue = Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")]
-Resident = Annotated[int, typer.Option(min=1, help="Most cores in memory; the others are read when asked for.")]
-MaxLength = Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, in tokens.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer of requests that do not set it.")]
-Temperature = Annotated[float, typer.Option(min=0, max=2, help="Of requests that do not set it; 0 is greedy.")]
+Page = Annotated[bool, typer.Option(help="Serve a web page at / to try the tasks in a browser.")]
+Rows = Annotated[int, typer.Option(min=1, help="Most requests that run at the same time.")]
+Queue = Annotated[int, typer.Option(min=1, help="Most requests that wait. Further requests are refused with 429.")]
+Resident = Annotated[
+    int, typer.Option(min=1, help="Most cores in memory. Other cores are read when a request needs them.")
+]
+MaxLength = Annotated[int, typer.Option(min=2, help="Most tokens of prompt and answer together.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer, if the request does not set it.")]
+Temperature = Annotated[
+    float, typer.Option(min=0, max=2, help="Temperature, if the request does not set it. 0: greedy.")
+]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; by default the fastest that keeps the answers.")
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: the fastest format that keeps the answers.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; by default one for each core but one.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of torch. Default: the number of cores minus one.")
+]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -70,16 +79,19 @@ def serve(
     threads: Threads = None,
     base: Base = None,
 ) -> None:
-    """Serve all tasks of a bank from one process, as an OpenAI-compatible server: `model` is the task's name.
+    """Serve all tasks of a bank from one OpenAI-compatible server. In a request, `model` is the name of the task.
 
-    Requests of different tasks share every step of the model. Try it with
+    Requests of different tasks share every step of the model. Try the server with
 
     `curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"model": "TASK", "messages":
     [{"role": "user", "content": "..."}]}'`
 
-    Ctrl-C or SIGTERM ends it once the requests that it has are answered. With `--engine vllm` vLLM's server answers,
-    with the bank inside; its own options may follow, such as `--tensor-parallel-size 2`, and --rows and --max-length
-    are as vLLM has them unless they are given. The rest is in docs/serving.md.
+    Ctrl-C or SIGTERM ends the server after it has answered the requests that it has.
+
+    `--engine vllm` runs vLLM's server with the bank inside. You can add options of vLLM, such as
+    `--tensor-parallel-size 2`. The defaults of `--rows` and `--max-length` are then those of vLLM.
+
+    docs/serving.md describes everything else.
     """
     with errors():
         from colora.errors import ConfigError
@@ -131,26 +143,30 @@ def _check_ours(engine: str, context: typer.Context) -> None:
 def keys_add(
     file: Keys,
     tenant: Name,
-    tasks: Annotated[list[str], typer.Option("--tasks", help="Pattern of tasks it may use, such as 'acme-*'.")],
-    rate: Annotated[float | None, typer.Option(help="Most requests a minute; by default as many as it likes.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May also reload the bank and read the metrics.")] = False,
+    tasks: Annotated[
+        list[str], typer.Option("--tasks", help="Pattern of tasks that the tenant may use, such as 'acme-*'.")
+    ],
+    rate: Annotated[float | None, typer.Option(help="Most requests per minute. Default: no limit.")] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="The tenant may also reload the bank and read the metrics.")
+    ] = False,
     most_tasks: Annotated[
-        int, typer.Option(min=0, help="Most tasks that it may have added or replaced; more are refused with 507.")
+        int, typer.Option(min=0, help="Most tasks that the tenant may add or replace. More are refused with 507.")
     ] = 1000,
     most_megabytes: Annotated[
-        float, typer.Option(min=0, help="Most megabytes of their cores; more are refused with 507.")
+        float, typer.Option(min=0, help="Most megabytes of the cores of these tasks. More are refused with 507.")
     ] = 1024,
     most_jobs: Annotated[
-        int, typer.Option(min=0, help="Most onboardings that wait or run; more are refused with 429.")
+        int, typer.Option(min=0, help="Most onboardings that wait or run. More are refused with 429.")
     ] = 4,
     most_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Most requests that run at once; others wait. By default three quarters of --rows."),
+        typer.Option(min=1, help="Most requests that run at the same time; others wait. Default: 3/4 of --rows."),
     ] = None,
 ) -> None:
-    """Make a key for a tenant and print it, this once: the file has only its digest.
+    """Make a key for a tenant and print it. Keep the key: the file of keys has only its digest.
 
-    The limits stand in the file under "limits" and may be changed there; null is without a limit.
+    You can change the limits in the file, under "limits"; null means no limit.
     """
     with errors():
         from colora.serving.access import add_tenant
@@ -162,7 +178,7 @@ def keys_add(
 
 @keys.command("renew")
 def keys_renew(file: Keys, tenant: Name) -> None:
-    """Make a second key for a tenant and print it, this once. Both open the same until `colora keys retire`."""
+    """Make a second key for a tenant and print it. Both keys are valid until `colora keys retire`."""
     with errors():
         from colora.serving.access import renew_key
 
@@ -171,12 +187,12 @@ def keys_renew(file: Keys, tenant: Name) -> None:
 
 @keys.command("retire")
 def keys_retire(file: Keys, tenant: Name) -> None:
-    """Take the older one of a tenant's two keys away."""
+    """Remove the older of the two keys of a tenant."""
     with errors():
         from colora.serving.access import retire_key
 
         retire_key(file, tenant)
-        say(f"the older key of {tenant} opens nothing any more")
+        say(f"removed: the older key of {tenant}")
 
 
 def _print_key(key: str) -> None:
@@ -185,7 +201,7 @@ def _print_key(key: str) -> None:
 
 @keys.command("remove")
 def keys_remove(file: Keys, tenant: Name) -> None:
-    """Take a tenant out of the file of keys; a server that uses the file refuses the key from then on."""
+    """Remove a tenant from the file of keys. Servers that use this file then refuse its keys."""
     with errors():
         from colora.serving.access import remove_tenant
 
@@ -196,10 +212,10 @@ def keys_remove(file: Keys, tenant: Name) -> None:
 @app.command()
 def core(
     bank: Bank,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Whose core.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task.")],
     output: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="The file to write.")],
 ) -> None:
-    """Write one task's core to a file, as a server accepts it. The base model is not needed."""
+    """Write the core of one task to a file, for upload to a server. The base model is not needed."""
     with errors():
         from colora.bank.core_file import extract_core
 

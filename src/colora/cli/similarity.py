@@ -17,29 +17,40 @@ SHOWN = 12  # tasks whose cosines fit a terminal
 @app.command()
 def similarity(
     path: Annotated[
-        Path, typer.Argument(metavar="BANK|RUN.yaml", help="A trained bank or its run's folder; or a run file.")
+        Path, typer.Argument(metavar="BANK|RUN.yaml", help="Folder of a trained bank or of its run, or a run file.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With a run file.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers, layer by layer, here.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw dendrogram and heat map: a .svg, .png or .pdf.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Examples of each task, with a run file.")] = 16,
-    groups: Annotated[int | None, typer.Option(min=1, help="Into how many groups; by the widest gap else.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With a run file: fields to change.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers, layer by layer, to this file.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw a dendrogram and a heat map to this .svg, .png or .pdf.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="With a run file: examples of each task to use.")] = 16,
+    groups: Annotated[int | None, typer.Option(min=1, help="Number of groups. Default: cut at the widest gap.")] = None,
     centred: Annotated[
-        bool, typer.Option("--centred", help="Of what each has beyond the mean of all; sets trained tasks apart.")
+        bool,
+        typer.Option(
+            "--centred", help="Compare what each task adds to the mean of all tasks. Separates trained tasks better."
+        ),
     ] = False,
     task: Annotated[
-        list[str] | None, typer.Option(help="Only what is nearest to this task of a bank; may be given again.")
+        list[str] | None,
+        typer.Option(help="Show only the nearest neighbours of this task of a bank. Repeat for several."),
     ] = None,
 ) -> None:
-    """Similarity of tasks: after training by their cores, before it by their gradients.
+    """Show how similar tasks are: by their cores after training, or by their gradients before training.
 
-    With a BANK: exact cosines of the full updates B Λ_k A, from the cores alone; takes a second.
+    With a BANK: prints the exact cosines of the full updates B Λ_k A, and groups of similar tasks. It needs the bank
+    alone, and takes a second.
 
-    Of a bank of more than 2000 tasks, and with --task of any, only the nearest neighbours of some tasks are looked for:
-    of those named, or of twelve that are drawn. All cores are read, some at a time.
+    With a BANK and `--task`, or with more than 2000 tasks: prints only the nearest neighbours of the tasks that you name,
+    or of twelve tasks that are drawn. It reads all cores, in parts.
 
-    With a RUN.yaml: nothing is trained. One forward and backward pass over a few examples of each task on the base
-    model says what the task would change first; takes about a minute for ten tasks on two cores.
+    With a RUN.yaml: nothing is trained. It compares the gradients of the tasks on the base model, from one forward and
+    backward pass over a few examples of each task. That takes about a minute for ten tasks on two CPU cores.
     """
     with errors():
         from colora.bank.tensors import SavedBank
@@ -52,13 +63,13 @@ def similarity(
             check_figure(figure)
         if path.suffix in (".yaml", ".yml"):
             if task:
-                raise ConfigError("--task: neighbours are looked for in a bank, and not before training")
+                raise ConfigError("--task needs a trained bank, found a run file: leave --task out, or name a bank")
             from colora.training.config_file import load_config
             from colora.transfer.before_training import run_similarity
 
             measured = run_similarity(load_config(path, overrides or []), rows, say)
         elif overrides:
-            raise ConfigError(f"{path} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
+            raise ConfigError(f"{path} is not a run file (.yaml), so it has no fields to change; remove {overrides[0]}")
         else:
             saved = SavedBank(path)
             if task or len(saved.tasks) > MOST_TASKS:
@@ -104,8 +115,8 @@ def _print_neighbours(
 
     if whole is not None:
         raise ConfigError(
-            "--figure and --groups compare all tasks with each other, which is not done here, with neighbours alone "
-            f"({len(saved.tasks)} tasks)"
+            f"--figure and --groups need all pairs of tasks, and with --task or very many tasks ({len(saved.tasks)} here) only "
+            "nearest neighbours are computed: leave these options out"
         )
     found = nearest_tasks(saved, tasks, centred=centred)
     drawn = "" if tasks else ", drawn"

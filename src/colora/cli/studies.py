@@ -12,26 +12,28 @@ from colora.cli.console import app, errors, out, say
 @app.command()
 def report(
     records: Annotated[
-        Path, typer.Argument(metavar="RECORDS", help="JSONL of trial records, or a folder of such files.")
+        Path, typer.Argument(metavar="RECORDS", help="JSONL file of trial records, or a folder of such files.")
     ],
-    page: Annotated[Path, typer.Argument(metavar="OUT.html", help="The page to write.")],
-    markdown: Annotated[Path | None, typer.Option(help="Also write the texts and tables to this file.")] = None,
+    page: Annotated[Path, typer.Argument(metavar="OUT.html", help="The HTML page to write.")],
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the texts and tables as Markdown to this file.")
+    ] = None,
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Take records of several versions of the code; the page says so.")
+        bool, typer.Option("--mixed", help="Accept records of several versions of the code. The page says so.")
     ] = False,
     main: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="The experiment that the first screen is about (repeatable); else the widest."
+            metavar="NAME", help="Experiment to show first. Repeat for several. Default: the one with the most."
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="The method compared with its rivals; colora by default.")
+        str | None, typer.Option(metavar="METHOD", help="Method to compare with its rivals. Default: colora.")
     ] = None,
 ) -> None:
-    """Write the report on a comparison: one HTML page that begins with the answer and needs nothing else.
+    """Write a report on a comparison: one HTML page that starts with the result and works offline.
 
-    Each file of records is an experiment.
+    Each file of records is one experiment.
     """
     with errors():
         from colora.experiments.report.build import write_report
@@ -45,29 +47,35 @@ def report(
 @app.command()
 def recover(
     experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to recover; see `colora schema --recovery`.")
+        Path,
+        typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment; `colora schema --recovery` lists its fields."),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as seeds=3.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the file to change, such as seeds=3."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("runs/recover"),
+    output: Annotated[Path, typer.Option(help="Folder to write the records to.")] = Path("runs/recover"),
     figure: Annotated[
-        Path | None, typer.Option(metavar="OUT.svg", help="Where the figure goes; OUTPUT/NAME.svg by default.")
+        Path | None, typer.Option(metavar="OUT.svg", help="File of the figure. Default: OUTPUT/NAME.svg.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; the physical cores by default.")] = None,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Keep trials that other sources of CoLoRA made.")] = False,
-    rerun_old: Annotated[bool, typer.Option("--rerun-old", help="Run these again.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes. Default: the number of physical cores.")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Keep finished trials of other versions of the code.")] = False,
+    rerun_old: Annotated[
+        bool, typer.Option("--rerun-old", help="Run finished trials of other versions of the code again.")
+    ] = False,
 ) -> None:
-    """Recover what is known: the theory's experiments, in heterogeneous linear regression with shared subspaces.
+    """Run experiments of the theory: recover known matrices in linear regression with shared subspaces.
 
-    A trial is one method on one problem with all its seeds; a finished trial is never run again. The same command goes
-    on after a crash or Ctrl-C, and retries trials that failed. OUTPUT/NAME.jsonl holds the records; the median over
-    seeds is printed, and the figure drawn that the file asks for (it needs `pip install "colora[report]"`; the digits
-    need `"colora[regression]"`).
+    A trial is one method on one problem with all its seeds. After a crash or Ctrl-C, run the same command again: it keeps
+    finished trials and retries failed ones. The command prints medians over seeds, writes the records to
+    OUTPUT/NAME.jsonl, and draws the figure that the file asks for. Figures need `pip install "colora[report]"`; the
+    digits need `"colora[regression]"`.
 
     KEY=VALUE changes a field of the file: `seeds=3`, `problem.samples=[8,16]`, `methods.alternating.tol=0`.
 
-    docs/theory.md tells what the experiments in benchmarks/recover show.
+    docs/theory.md describes the results of the experiments in benchmarks/recover.
     """
     with errors():
         import psutil
@@ -100,9 +108,13 @@ def recover(
 
 @app.command()
 def schema(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON Schema, for editors.")] = False,
-    experiment: Annotated[bool, typer.Option("--experiment", help="Of an experiment of `colora compare`.")] = False,
-    recovery: Annotated[bool, typer.Option("--recovery", help="Of an experiment of `colora recover`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON Schema, for editors.")] = False,
+    experiment: Annotated[
+        bool, typer.Option("--experiment", help="List the fields of an experiment for `colora compare`.")
+    ] = False,
+    recovery: Annotated[
+        bool, typer.Option("--recovery", help="List the fields of an experiment for `colora recover`.")
+    ] = False,
 ) -> None:
     """List every field of a run file, or of an experiment, with its type, default and meaning."""
     from rich.table import Column, Table

@@ -16,18 +16,18 @@ if TYPE_CHECKING:  # their imports take long
 @app.command()
 def tasks(
     bank: Bank,
-    page: Annotated[int, typer.Option(min=1, help="Which hundred of them.")] = 1,
+    page: Annotated[int, typer.Option(min=1, help="Number of the page; a page has a hundred tasks.")] = 1,
     matching: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only names like this, such as 'user-12*'.")
+        str | None, typer.Option(metavar="PATTERN", help="List only tasks with matching names, such as 'user-12*'.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the page here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the page to this JSON file.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the whole bank, and see that it is the one that was saved.")
+        bool, typer.Option("--verify", help="Read the whole bank and check that it is undamaged.")
     ] = False,
 ) -> None:
-    """List a bank's tasks, a hundred at a time: examples, rows seen in training, parameters and bytes of each.
+    """List the tasks of a bank, a hundred per page: examples, rows seen in training, parameters and bytes of each task.
 
-    With --verify the exit code is 1 if a core is not the one that was saved; the tasks are named.
+    `--verify` names the tasks whose cores are not the ones that were saved, and ends with exit code 2.
     """
     with errors():
         from colora.bank.overview import bank_overview, task_page
@@ -106,7 +106,10 @@ def _verify(saved: "SavedBank") -> None:
     if faults:
         raise BankFileError(
             "\n  - ".join(
-                [f"{saved.folder}: these cores are not those that were saved:", *(told for _, told in faults)]
+                [
+                    f"{saved.folder}: these cores differ from the saved ones; restore the bank from a copy:",
+                    *(told for _, told in faults),
+                ]
             )
         )
     saved.check()

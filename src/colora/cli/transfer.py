@@ -16,20 +16,23 @@ if TYPE_CHECKING:  # their imports take time that the list of commands need not
 
 @app.command()
 def transfer(
-    run: Annotated[Path, typer.Argument(metavar="RUN|RUN.yaml", help="Folder of a run of several tasks, or its file.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|RUN.yaml", help="Folder of a run with several tasks, or its run file.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, with a run file.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="With a run file: fields to change.")
     ] = None,
     rouge: Annotated[bool, typer.Option("--rouge", help="Also generate outputs and compare ROUGE-L.")] = False,
 ) -> None:
-    """Name the tasks with negative transfer: would they do better with a bank of their own?
+    """Find tasks with negative transfer: tasks that would do better with a bank of their own.
 
-    Trains every task once more, alone, with equal steps and as many rows of its own, in RUN/alone, and compares both on
-    the task's validation examples. A difference counts from two standard errors over examples on. With a RUN.yaml the
-    bank itself is trained first, if it is not there. The same command again goes on where it stopped, and does nothing
-    twice. Writes RUN/transfer.json.
+    The command trains every task once more, alone, with the same steps and as many rows of the task, in RUN/alone. It
+    compares both results on the validation examples of the task. A difference counts if it is at least two standard
+    errors over the examples. With a RUN.yaml, it trains the bank first if needed. Results are in RUN/transfer.json.
 
-    Test examples are never used: they must not choose who trains alone.
+    After a crash or Ctrl-C, run the same command again; finished parts are kept.
+
+    Test examples are never used, because they must not decide which tasks to train alone.
     """
     with errors():
         from colora.errors import ConfigError
@@ -40,7 +43,7 @@ def transfer(
         if run.suffix in (".yaml", ".yml"):
             config = load_config(run, overrides or [])
         elif overrides:
-            raise ConfigError(f"{run} is no run file (.yaml), so that it has no fields to change: {overrides[0]}")
+            raise ConfigError(f"{run} is not a run file (.yaml), so it has no fields to change; remove {overrides[0]}")
         else:
             config = run_config(run)
             config.output = str(run)

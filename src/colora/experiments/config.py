@@ -93,29 +93,42 @@ class MethodSettings(_Settings):
     lr: Rate | None = Field(None, description="Peak learning rate of the factors A and B.")
     core_lr: Rate | None = Field(None, description="Peak learning rate of the cores.")
     weight_decay: Decay | None = Field(None, description="Decoupled weight decay of A and B.")
-    rank: Count | None = Field(None, description="Rank of this method alone.")
-    alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
-    steps: Count | None = Field(None, description="Optimiser steps; another number needs allow_unequal_steps.")
-    rows: Count | None = Field(None, description="Rows of each task in a step; likewise.")
-    local_steps: Count | None = Field(None, description="Steps of each client in a round, if federated.")
-    prompt: str | None = Field(None, description="Prompt of this variant alone, to compare prompts.")
-    options: dict[str, float] = Field({}, description="What only this method knows, by name.")
-    regimes: list[Regime] | None = Field(None, description="Only in these of the experiment's regimes.")
-    groups: list[str] | None = Field(None, description="Only on these of the experiment's groups.")
-    examples: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of examples.")
-    tasks_used: list[Count] | None = Field(None, description="Only with these of the experiment's numbers of tasks.")
-    seeds: list[Seed] | None = Field(None, description="Only with these of the experiment's seeds.")
+    rank: Count | None = Field(None, description="Rank for this method.")
+    alpha: Rate | None = Field(None, description="Scale: updates are multiplied by alpha / rank. Default: the rank.")
+    steps: Count | None = Field(
+        None, description="Optimiser steps. A number other than the experiment's needs allow_unequal_steps."
+    )
+    rows: Count | None = Field(
+        None,
+        description=("Rows of each task in a step. A number other than the experiment's needs allow_unequal_steps."),
+    )
+    local_steps: Count | None = Field(
+        None, description="Local steps of each client in a round, for a federated method."
+    )
+    prompt: str | None = Field(None, description="Prompt for this variant alone. Use it to compare prompts.")
+    options: dict[str, float] = Field({}, description="Options that only this method has, by name.")
+    regimes: list[Regime] | None = Field(None, description="Run this variant only in these regimes of the experiment.")
+    groups: list[str] | None = Field(None, description="Run this variant only on these groups of the experiment.")
+    examples: list[Count] | None = Field(
+        None, description="Run this variant only with these numbers of examples of the experiment."
+    )
+    tasks_used: list[Count] | None = Field(
+        None, description="Run this variant only with these numbers of tasks of the experiment."
+    )
+    seeds: list[Seed] | None = Field(None, description="Run this variant only with these seeds of the experiment.")
 
 
 class GroupSettings(_Settings):
     """What one group needs in place of the experiment's own, the same for every method: longer texts, say."""
 
-    steps: Count | None = Field(None, description="Optimiser steps.")
+    steps: Count | None = Field(None, description="Number of optimiser steps.")
     rows: Count | None = Field(None, description="Rows of each task in each step.")
-    test: Count | None = Field(None, description="Examples of each task whose likelihood is measured.")
-    generate: int | None = Field(None, ge=0, description="The first so many of these are also answered by generation.")
-    max_length: int | None = Field(None, ge=8, description="Longest row in tokens.")
-    max_new_tokens: Count | None = Field(None, description="Longest answer in tokens.")
+    test: Count | None = Field(None, description="Examples of each task for measuring the likelihood.")
+    generate: int | None = Field(
+        None, ge=0, description="How many of these examples are also answered by generation, from the first on."
+    )
+    max_length: int | None = Field(None, ge=8, description="Most tokens in a row.")
+    max_new_tokens: Count | None = Field(None, description="Most tokens in an answer.")
 
 
 Variants = Annotated[list[MethodSettings], AfterValidator(_filled)]
@@ -125,48 +138,83 @@ Methods = Annotated[dict[str, Variants], BeforeValidator(_methods), AfterValidat
 class Experiment(_Settings):
     """What `colora compare` runs. Where a field is a list, every combination is one trial."""
 
-    name: Named = Field(..., description="Name of the experiment, and of its file of records.")
-    note: str | None = Field(None, description="What it is for, in your words.")
-    base: str = Field("smollm2", min_length=1, description="A local folder, a .gguf file, a hub id, or 'smollm2'.")
-    dtype: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="Of the base weights and its computations.")
-    first_layer: int = Field(0, ge=0, description="Adapters sit on this layer of the base and on all above it.")
+    name: Named = Field(..., description="Name of the experiment and of its file of records.")
+    note: str | None = Field(None, description="Your note on what the experiment is for.")
+    base: str = Field(
+        "smollm2", min_length=1, description="The base model: a local folder, a .gguf file, a hub id, or 'smollm2'."
+    )
+    dtype: Literal["fp32", "bf16", "fp64"] = Field(
+        "fp32", description="Number format of the base weights and of the computation."
+    )
+    first_layer: int = Field(
+        0, ge=0, description="The first layer of the base to adapt. All later layers are adapted too."
+    )
     groups: Groups = Field(
-        ..., description="Known groups by name (one, or a list), or a mapping from names of yours to lists of tasks."
+        ...,
+        description=(
+            "Known groups by name (one name, or a list), or a mapping from your own group names to lists of tasks."
+        ),
     )
     tasks_used: Annotated[list[Count], *OneOrMore] | None = Field(
-        None, description="Sizes K: the first K tasks of each group are used; all by default. One or a list."
+        None,
+        description=("Number of tasks: use the first this many of each group. Default: all. One number or a list."),
     )
     regimes: Annotated[list[Regime], *OneOrMore] = Field(
-        ["implicit"], description="Whether prompts say whose task it is: implicit, explicit, or a list of both."
+        ["implicit"],
+        description=(
+            "Whether the prompt names the task: explicit (it does), implicit (it does not), or a list of both."
+        ),
     )
     examples: Annotated[list[Count], *OneOrMore] = Field(
-        [16], description="Training examples of a task; one or a list."
+        [16], description="Training examples of each task. One number or a list."
     )
-    seeds: Annotated[list[Seed], *OneOrMore] = Field([0], description="Of all that is drawn; one or a list.")
+    seeds: Annotated[list[Seed], *OneOrMore] = Field(
+        [0], description="Seeds of everything that is drawn. One number or a list."
+    )
     methods: Methods = Field(
-        ..., description="Each method with its settings (see methods.NAME below), or with a list of them: its variants."
+        ...,
+        description=(
+            "Each method with its settings (see methods.NAME below), or with a list of settings, "
+            "which are its variants."
+        ),
     )
-    rank: Annotated[list[Count], *OneOrMore] = Field([8], description="Rank of every method; one or a list.")
-    alpha: Rate | None = Field(None, description="Updates are scaled by alpha / rank; the rank by default.")
-    lr: Rate = Field(2e-3, description="Peak learning rate of the factors where a method says none.")
-    core_lr: Rate | None = Field(None, description="Peak learning rate of the cores where a method says none.")
-    weight_decay: Decay = Field(0.0, description="Decoupled weight decay of A and B where a method says none.")
-    steps: Count = Field(60, description="Optimiser steps of every method (of each client, if federated).")
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise to their peak, in every method.")
+    rank: Annotated[list[Count], *OneOrMore] = Field([8], description="Rank of every method. One number or a list.")
+    alpha: Rate | None = Field(None, description="Scale: updates are multiplied by alpha / rank. Default: the rank.")
+    lr: Rate = Field(2e-3, description="Peak learning rate of the factors for methods that do not set it.")
+    core_lr: Rate | None = Field(None, description="Peak learning rate of the cores for methods that do not set it.")
+    weight_decay: Decay = Field(0.0, description="Decoupled weight decay of A and B for methods that do not set it.")
+    steps: Count = Field(60, description="Optimiser steps of every method. In a federated method: of each client.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the learning rates rise to their peak, in every method."
+    )
     rows: Count = Field(2, description="Rows of each task in each step.")
-    local_steps: Count = Field(10, description="Steps of each client in a round of a federated method.")
-    allow_unequal_steps: bool = Field(False, description="Allow methods with more or fewer steps or rows than others.")
-    split: Literal["val", "test"] = Field("test", description="What is measured on; rates are chosen on 'val'.")
-    test: Count = Field(24, description="Examples of each task whose likelihood is measured.")
-    generate: int = Field(12, ge=0, description="The first so many of these are also answered by generation.")
+    local_steps: Count = Field(10, description="Local steps of each client in a round of a federated method.")
+    allow_unequal_steps: bool = Field(
+        False, description="Allow methods with more or fewer steps or rows than the others."
+    )
+    split: Literal["val", "test"] = Field(
+        "test", description="The split to measure on. Choose learning rates on 'val'."
+    )
+    test: Count = Field(24, description="Examples of each task for measuring the likelihood.")
+    generate: int = Field(
+        12, ge=0, description="How many of these examples are also answered by generation, from the first on."
+    )
     prompt: str | None = Field(
         None,
-        description="How input and answer stand in one text: a template such as 'Q: {input}\\nA: {output}', the name "
-        "of one, or 'auto', the one under which the untouched base finds the training answers likeliest.",
+        description=(
+            "How input and answer become one text: a template such as 'Q: {input}\\nA: {output}', "
+            "the name of a template, or 'auto', the template under which the untrained base model"
+            " finds the training answers likeliest."
+        ),
     )
-    max_length: int = Field(64, ge=8, description="Longest row in tokens.")
-    max_new_tokens: Count = Field(32, description="Longest answer in tokens.")
+    max_length: int = Field(64, ge=8, description="Most tokens in a row.")
+    max_new_tokens: Count = Field(32, description="Most tokens in an answer.")
     by_group: dict[str, GroupSettings] = Field(
-        {}, description="For a group, what it needs in place of these: steps, rows, test, generate, max_length, ..."
+        {},
+        description=(
+            "Settings that replace those above for one group: steps, rows, test, generate, max_length, max_new_tokens."
+        ),
     )
-    grid: dict[str, str] = Field({}, description="For each method, which settings were tried to choose its own.")
+    grid: dict[str, str] = Field(
+        {}, description=("For each method, the settings that were tried to choose its own. For the report only.")
+    )

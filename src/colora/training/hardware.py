@@ -23,18 +23,26 @@ def _by_device(device: str) -> Literal["bf16", "fp32"]:
 class HardwareSpec(Spec):
     """Where, and in which numbers. Cores, factors and their moments are float32 in any case."""
 
-    device: Literal["auto", "cpu"] = Field("auto", description="'auto' takes an accelerator where there is one.")
+    device: Literal["auto", "cpu"] = Field("auto", description="'auto' uses an accelerator if there is one.")
     precision: Precision = Field(
         default_factory=lambda others: _by_device(others["device"]),
-        description="Of the computation (mixed precision); bf16 on an accelerator that computes in it, else fp32.",
+        description=(
+            "Number format of the computation (mixed precision). Default: bf16 on an accelerator "
+            "that computes in bf16, otherwise fp32."
+        ),
     )
     base_dtype: Stored = Field(
         default_factory=lambda others: _by_device(others["device"]),
-        description="Of the frozen base weights; by default as precision. A quantised base keeps its own.",
+        description=(
+            "Number format of the frozen base weights. Default: as for precision. A quantised "
+            "base keeps its own format."
+        ),
     )
     shard: bool = Field(
         False,
-        description="Spread the frozen base over the processes of torchrun (FSDP2), so that each device holds a part.",
+        description=(
+            "Spread the frozen base over the processes of torchrun (FSDP2), so that each device holds a part of it."
+        ),
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; the physical cores by default.")
+    gradient_checkpointing: bool = Field(False, description="Use less memory, for about a third more time.")
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: the number of physical cores.")

@@ -13,28 +13,51 @@ __all__ = ["TaskSpec", "TasksFromSpec"]
 class TaskSpec(Spec):
     """One task: where its examples are and how many to use."""
 
-    name: str | None = Field(None, description="Name of the task; by default the file's stem or the folder's name.")
+    name: str | None = Field(
+        None, description="Name of the task. Default: the file name without its ending, or the folder name."
+    )
     path: str | None = Field(
         None,
-        description="A .jsonl, .csv, .tsv, .json or .parquet file (or one with .gz after it), a folder of "
-        "train/val/test files, or one of `save_to_disk`; relative to the YAML file.",
+        description=(
+            "A .jsonl, .csv, .tsv, .json or .parquet file (or one with .gz after it), a folder of"
+            " train/val/test files, or a folder written by `save_to_disk`. Relative to the YAML "
+            "file."
+        ),
     )
-    dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
-    subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
+    dataset: str | None = Field(
+        None, description="Use a dataset instead of a path: the first argument of `datasets.load_dataset`."
+    )
+    subset: str | None = Field(None, description="The configuration of the dataset, if it has several.")
     fields: dict[Literal["input", "output", "instruction"], str] = Field(
         {},
-        description="Names of the file's columns, where they are not 'input', 'output' and 'instruction'; a dotted "
-        "name such as question.text goes down into objects.",
+        description=(
+            "Column names in the file, if they are not 'input', 'output' and 'instruction'. A "
+            "dotted name such as question.text reaches into objects."
+        ),
     )
     group_by: str | None = Field(
         None,
-        description="A column, such as a person or a document: examples with the same value in it stay in one split.",
+        description=(
+            "A column, such as a person or a document. Examples with the same value in this column stay in one split."
+        ),
     )
-    instruction: str | None = Field(None, description="One instruction for all examples, instead of the file's.")
-    prompt: Prompt | None = Field(None, description="The prompt of this task, in place of the run's; not auto.")
-    train: int | None = Field(None, ge=1, description="Training examples to use; all by default.")
-    val: int | None = Field(None, ge=0, description="Validation examples to use; all, or 10 % where drawn, by default.")
-    test: int | None = Field(None, ge=0, description="Test examples to use; all, or 20 % where drawn, by default.")
+    instruction: str | None = Field(
+        None, description="One instruction for all examples. It replaces the instructions in the file."
+    )
+    prompt: Prompt | None = Field(
+        None, description=("The prompt of this task. It replaces the prompt of the run; auto is not allowed here.")
+    )
+    train: int | None = Field(None, ge=1, description="Number of training examples to use. Default: all.")
+    val: int | None = Field(
+        None,
+        ge=0,
+        description=("Number of validation examples to use. Default: all of a val file; 10 % if the splits are drawn."),
+    )
+    test: int | None = Field(
+        None,
+        ge=0,
+        description=("Number of test examples to use. Default: all of a test file; 20 % if the splits are drawn."),
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -53,29 +76,52 @@ class TaskSpec(Spec):
 class TasksFromSpec(Spec):
     """One table for all tasks, each row with the task that it belongs to."""
 
-    task: str = Field(..., min_length=1, description="The column that names the task of a row, such as user_id.")
+    task: str = Field(..., min_length=1, description="The column that names the task of each row, such as user_id.")
     names: Naming = Field(
         "as_they_are",
-        description="'as_they_are': the column's values are the names of the tasks. 'hashed': the first 32 digits of "
-        "their SHA-256 are, for values that cannot be names, or that a bank must not tell.",
+        description=(
+            "'as_they_are': the values of the column are the task names. 'hashed': the first 32 "
+            "digits of their SHA-256 are the task names. Use 'hashed' for values that are not "
+            "valid names, or that the bank must not reveal."
+        ),
     )
     path: str | None = Field(
         None,
-        description="A .jsonl, .csv, .tsv or .parquet file (or one with .gz after it), read some rows at a time; a "
-        ".json file; a folder of train/val/test files, or one of `save_to_disk`; relative to the YAML file.",
+        description=(
+            "A .jsonl, .csv, .tsv or .parquet file (or one with .gz after it), which is read in "
+            "parts; a .json file; a folder of train/val/test files; or a folder written by "
+            "`save_to_disk`. Relative to the YAML file."
+        ),
     )
-    dataset: str | None = Field(None, description="Instead of a path: what `datasets.load_dataset` takes first.")
-    subset: str | None = Field(None, description="The dataset's configuration, if it has several.")
+    dataset: str | None = Field(
+        None, description="Use a dataset instead of a path: the first argument of `datasets.load_dataset`."
+    )
+    subset: str | None = Field(None, description="The configuration of the dataset, if it has several.")
     fields: dict[Literal["input", "output", "instruction"], str] = Field(
-        {}, description="Names of the columns, as in tasks."
+        {}, description="Column names of the table, as for tasks."
     )
-    group_by: str | None = Field(None, description="As in tasks: rows of a task with the same value stay in one split.")
-    instruction: str | None = Field(None, description="One instruction for all examples, instead of the table's.")
-    train: int | None = Field(None, ge=1, description="Training examples of a task to use at most; all by default.")
+    group_by: str | None = Field(
+        None, description="A column. Rows of a task with the same value in this column stay in one split."
+    )
+    instruction: str | None = Field(
+        None, description="One instruction for all examples. It replaces the instructions in the table."
+    )
+    train: int | None = Field(None, ge=1, description="Most training examples of a task to use. Default: all.")
     val: int | None = Field(
-        None, ge=0, description="Validation examples of a task that has as many as train, val and test ask for; 10 %."
+        None,
+        ge=0,
+        description=(
+            "Validation examples of a task. Default: 10 %. A task with fewer examples than train,"
+            " val and test ask for is divided by the default shares, and uses at most this many."
+        ),
     )
-    test: int | None = Field(None, ge=0, description="Test examples of such a task; 20 % by default, and of others.")
+    test: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Test examples of a task. Default: 20 %. A task with too few examples is divided as described for val."
+        ),
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "TasksFromSpec":

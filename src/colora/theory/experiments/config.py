@@ -62,21 +62,22 @@ class RecoveryExperiment(BaseModel):
     name: Annotated[str, AfterValidator(_name)] = Field(
         description="Name of the experiment and of its file of records."
     )
-    note: str | None = Field(None, description="What it is for, in your words.")
+    note: str | None = Field(None, description="Your note on what the experiment is for.")
     study: Study = Field(
-        "recovery", description="recovery: all W_k; newcomer: new users on learned factors; digits: real images."
+        "recovery",
+        description=("recovery: recover all W_k. newcomer: fit new users on learned factors. digits: use real images."),
     )
-    figure: FigureName | None = Field(None, description=f"How it is drawn: {', '.join(FIGURES)}.")
+    figure: FigureName | None = Field(None, description=f"The kind of figure to draw: {', '.join(FIGURES)}.")
     problem: Annotated[dict[str, list[Any]], BeforeValidator(_listed)] = Field(
-        description="Fields of the problem, each a value or a list; see problem.NAME below."
+        description="Fields of the problem, each a value or a list of values; see problem.NAME below."
     )
     methods: Annotated[dict[str, MethodSettings], AfterValidator(_methods)] = Field(
-        description="Each method's settings by a name of yours; see methods.NAME below."
+        description="Settings of each method, under a name that you choose; see methods.NAME below."
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds)] = Field(
-        [0], description="A number of seeds, from 0 on, or a list of them."
+        [0], description="The number of seeds, counted from 0, or a list of seeds."
     )
-    history: bool = Field(False, description="Keep what solvers went through, iteration by iteration.")
+    history: bool = Field(False, description="Record every iteration of the solvers.")
 
     @model_validator(mode="after")
     def _problems_can_be_made(self) -> "RecoveryExperiment":

@@ -34,41 +34,71 @@ class _Frozen(BaseModel):
 class ProblemSettings(_Frozen):
     """What is to be recovered: the fields of `colora.theory.problems.Problem`, its seed apart, and two more."""
 
-    users: Count = Field(20, description="Users K; digits: always 45.")
-    samples: Count | None = Field(None, description="Samples of each user.")
+    users: Count = Field(20, description="Number of users K. Study digits: always 45.")
+    samples: Count | None = Field(None, description="Samples of each user. Set either samples or times_freedom.")
     times_freedom: float | None = Field(
-        None, gt=0, description="In place of samples: observations of all users together, in degrees of freedom."
+        None,
+        gt=0,
+        description=(
+            "Observations of all users together, as a multiple of the degrees of freedom. Use it instead of samples."
+        ),
     )
-    d_out: Count = Field(20, description="Rows of W_k; digits: 8.")
-    d_in: Count = Field(20, description="Columns of W_k; digits: 8.")
-    rank: Count = Field(2, description="Rank r of the truth and of every method; digits: of the methods.")
-    design: Literal["dense", "rank-one", "multivariate"] = Field("dense", description="What the X_i are.")
-    noise: float = Field(0.0, ge=0, description="Standard deviation of the noise on an observation.")
-    spread: float = Field(0.0, ge=0, le=1, description="Samples vary evenly by this part of themselves among users.")
-    condition: float | None = Field(None, ge=1, description="Of each core; as drawn by default.")
-    diversity: float = Field(1.0, ge=0, le=1, description="0: one core for all; 1: unrelated cores.")
-    angle: float = Field(0.0, ge=0, le=90, description="Degrees by which users' subspaces are turned away.")
-    newcomer: Count | None = Field(None, description="Samples of each new user; study newcomer only.")
+    d_out: Count = Field(20, description="Rows of W_k. Study digits: 8.")
+    d_in: Count = Field(20, description="Columns of W_k. Study digits: 8.")
+    rank: Count = Field(2, description="Rank r of the true W_k and of every method. Study digits: of the methods only.")
+    design: Literal["dense", "rank-one", "multivariate"] = Field(
+        "dense",
+        description=(
+            "How X_i is drawn. dense: standard normal entries. rank-one: u vᵀ of two standard "
+            "normal vectors. multivariate: y = W_k x with a standard normal vector x."
+        ),
+    )
+    noise: float = Field(0.0, ge=0, description="Standard deviation of the noise on each observation.")
+    spread: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "How unequal the users are: their numbers of samples are drawn between samples × (1 -"
+            " spread) and samples × (1 + spread)."
+        ),
+    )
+    condition: float | None = Field(None, ge=1, description="Condition number of each core. Default: as drawn.")
+    diversity: float = Field(
+        1.0, ge=0, le=1, description="How different the cores are. 0: one core for all users. 1: unrelated cores."
+    )
+    angle: float = Field(
+        0.0, ge=0, le=90, description="Angle in degrees between each user's own subspaces and the shared ones."
+    )
+    newcomer: Count | None = Field(None, description="Samples of each new user. Only for study newcomer.")
 
 
 class MethodSettings(_Frozen):
     """One method: a solver of `colora.theory.recover` with its options, or a baseline."""
 
     solver: Literal["alternating", "second-order", "gradient", "scaled-gradient"] | None = Field(
-        None, description="Solver of CoLoRA's model; this or baseline."
+        None, description="Solver of CoLoRA's model. Set either solver or baseline."
     )
     baseline: Literal["local-least-squares", "local-low-rank", "local-second-order", "pooled", "oracle"] | None = Field(
-        None, description="What it is compared with; this or solver."
+        None, description="Baseline to compare with. Set either baseline or solver."
     )
-    init: Literal["spectral", "random"] = Field("spectral", description="Start of a solver.")
-    ridge: float = Field(0.0, ge=0, description="Weight of ‖W_k‖² beside the squared residuals.")
+    init: Literal["spectral", "random"] = Field("spectral", description="Where a solver starts.")
+    ridge: float = Field(0.0, ge=0, description="Weight of ‖W_k‖² in the objective, next to the squared residuals.")
     annealing: tuple[float, ...] | None = Field(
-        None, description="Ridges to go through first, as multiples of what the samples weigh; the solver's by default."
+        None,
+        description=(
+            "Ridges to start with, one after the other, as multiples of what the samples weigh. "
+            "Default: those of the solver."
+        ),
     )
-    restarts: int | None = Field(None, ge=0, description="Random starts after the first; the solver's by default.")
-    max_iter: Count = Field(1000, description="Iterations of a start.")
-    tol: float = Field(1e-7, ge=0, description="A start ends when the objective falls by less, relatively.")
-    splits: Count = Field(1, description="Parts for sample splitting; alternating only.")
+    restarts: int | None = Field(
+        None, ge=0, description="Most random starts after the first start. Default: that of the solver."
+    )
+    max_iter: Count = Field(1000, description="Most iterations of a start.")
+    tol: float = Field(
+        1e-7, ge=0, description="A start ends when the objective falls by less than this share of itself."
+    )
+    splits: Count = Field(1, description="Parts for sample splitting. Only for solver alternating.")
 
 
 class RecoveryTrial(_Frozen):
