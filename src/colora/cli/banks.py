@@ -27,7 +27,7 @@ def import_(
     """Turn plain LoRAs on one base model into one bank: shared factors, and a small core for each LoRA.
 
     The LoRAs may differ in rank, scale and layers. The table shows the error of each task: the distance between its
-    weights and those of its LoRA, relative to the LoRA's update. A larger `--rank` reduces this error, down to rounding.
+    weights and those of its LoRA, relative to the LoRA's update. A larger `--rank` reduces the error, down to rounding.
     """
     with errors():
         from rich.table import Table

@@ -11,7 +11,7 @@ from colora.cli.runs import Overrides, RunFile
 
 federate = typer.Typer(
     no_args_is_help=True,
-    help="Train together without pooling the text: only the shared factors A and B travel; text and cores stay with the "
+    help="Train together without pooling text: only the shared factors A and B travel; text and cores stay with the "
     "clients.\n\n"
     "`simulate` runs all clients in one process. A federation over a network has one `server`, one `client` for each "
     "task, and a `run` that starts the training. `keys` makes certificates and keys for a test.",

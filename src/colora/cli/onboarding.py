@@ -61,8 +61,8 @@ def onboard(
 ) -> None:
     """Add a new task to a trained bank. Only its core is trained; every other task stays the same to the bit.
 
-    The core has r × r parameters per layer. If that is not enough, `--extend 16` also adds sixteen directions to A and B
-    that no other task uses. The cores of the other tasks keep their size. `--rank 24` lets a later task use such
+    The core has r × r parameters per layer. If that is not enough, `--extend 16` also adds sixteen directions to A and
+    B that no other task uses. The cores of the other tasks keep their size. `--rank 24` lets a later task use such
     directions too.
 
     The new task uses the prompt of the bank, unless `--prompt` names another prompt.
@@ -168,8 +168,8 @@ def update(
 ) -> None:
     """Train a task of a bank further on new examples. Every other task stays the same to the bit.
 
-    The command sets a quarter of the examples, or the val file of a folder, aside for validation. If the new core is not
-    better on them, the bank does not change and the exit code is 1. `--force` keeps the new core anyway.
+    The command sets a quarter of the examples, or the val file of a folder, aside for validation. If the new core is
+    not better on them, the bank does not change and the exit code is 1. `--force` keeps the new core anyway.
     """
     with errors():
         from colora.transfer.onboarding.fit import Settings
@@ -185,7 +185,8 @@ def update(
         )
         if not found.kept:
             say(
-                "no better on the validation examples: the bank is unchanged. Try --lr 0.01 for shorter steps, or --force to keep the new core"
+                "no better on the validation examples: the bank is unchanged. Try --lr 0.01 for shorter steps, or "
+                "--force to keep the new core"
             )
             raise typer.Exit(1)
         say(f"bank: {found.bank}")

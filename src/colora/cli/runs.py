@@ -46,8 +46,7 @@ def train(
 
     KEY=VALUE changes a field of the run file for this run: `training.lr=1e-3`, `tasks.0.train=16`.
 
-    After a crash or Ctrl-C, run the same command again: it goes on after a crash from the last checkpoint. Once the
-    run has ended, it does nothing.
+    The same command goes on after a crash or Ctrl-C, from the last checkpoint. Once the run has ended, it does nothing.
 
     `--from BANK` starts from a bank. Tasks of that bank start from their cores, new tasks from the mean core.
 

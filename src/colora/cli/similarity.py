@@ -33,7 +33,7 @@ def similarity(
     centred: Annotated[
         bool,
         typer.Option(
-            "--centred", help="Compare what each task adds to the mean of all tasks. Separates trained tasks better."
+            "--centred", help="Compare each task's difference from the mean of all tasks; separates tasks better."
         ),
     ] = False,
     task: Annotated[
@@ -46,8 +46,8 @@ def similarity(
     With a BANK: prints the exact cosines of the full updates B Λ_k A, and groups of similar tasks. It needs the bank
     alone, and takes a second.
 
-    With a BANK and `--task`, or with more than 2000 tasks: prints only the nearest neighbours of the tasks that you name,
-    or of twelve tasks that are drawn. It reads all cores, in parts.
+    With a BANK and `--task`, or with more than 2000 tasks: prints only the nearest neighbours of the tasks that you
+    name, or of twelve tasks that are drawn. It reads all cores, in parts.
 
     With a RUN.yaml: nothing is trained. It compares the gradients of the tasks on the base model, from one forward and
     backward pass over a few examples of each task. That takes about a minute for ten tasks on two CPU cores.
@@ -115,8 +115,8 @@ def _print_neighbours(
 
     if whole is not None:
         raise ConfigError(
-            f"--figure and --groups need all pairs of tasks, and with --task or very many tasks ({len(saved.tasks)} here) only "
-            "nearest neighbours are computed: leave these options out"
+            "--figure and --groups need all pairs of tasks, but with --task or very many tasks "
+            f"({len(saved.tasks)} here) only nearest neighbours are computed: leave these options out"
         )
     found = nearest_tasks(saved, tasks, centred=centred)
     drawn = "" if tasks else ", drawn"

@@ -24,7 +24,7 @@ def report(
     main: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Experiment to show first. Repeat for several. Default: the one with the most."
+            metavar="NAME", help="Experiment to show first. Repeat for several. Default: the one that compares most."
         ),
     ] = None,
     reference: Annotated[
@@ -68,8 +68,8 @@ def recover(
 ) -> None:
     """Run experiments of the theory: recover known matrices in linear regression with shared subspaces.
 
-    A trial is one method on one problem with all its seeds. After a crash or Ctrl-C, run the same command again: it keeps
-    finished trials and retries failed ones. The command prints medians over seeds, writes the records to
+    A trial is one method on one problem with all its seeds. After a crash or Ctrl-C, run the same command again: it
+    keeps finished trials and retries failed ones. The command prints medians over seeds, writes the records to
     OUTPUT/NAME.jsonl, and draws the figure that the file asks for. Figures need `pip install "colora[report]"`; the
     digits need `"colora[regression]"`.
 

@@ -27,7 +27,7 @@ def tasks(
 ) -> None:
     """List the tasks of a bank, a hundred per page: examples, rows seen in training, parameters and bytes of each task.
 
-    `--verify` names the tasks whose cores are not the ones that were saved, and ends with exit code 2.
+    If cores are damaged, `--verify` names their tasks and ends with exit code 2.
     """
     with errors():
         from colora.bank.overview import bank_overview, task_page
