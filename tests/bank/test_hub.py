@@ -118,8 +118,8 @@ def test_a_bank_on_the_hub_is_not_changed_in_place(pushed, command):
     [
         ("no prefix", "no such folder; expected a bank, or a run that has ended; a bank on the Hugging Face hub is "
          "named hf://org/bank"),
-        ("unknown", "hf://org/nobody: cannot be had from the hub"),
-        ("revision", "hf://org/bank: cannot be had from the hub"),
+        ("unknown", "hf://org/nobody: cannot be downloaded from the hub"),
+        ("revision", "hf://org/bank: cannot be downloaded from the hub"),
     ],
 )  # fmt: skip
 def test_what_is_not_on_the_hub_is_refused_by_name(pushed, command, words):

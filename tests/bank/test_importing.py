@@ -382,7 +382,9 @@ def test_another_place_of_the_base(own, base, tmp_path):
 
 def test_ranks_and_outputs_that_cannot_be(own, tmp_path):
     for rank in (0, 17):
-        with pytest.raises(ConfigError, match=rf"rank: expected 1 to 16, for layer .*k_proj is 16 x 32, found {rank}"):
+        with pytest.raises(
+            ConfigError, match=rf"rank: expected 1 to 16, because layer .*k_proj is 16 x 32, found {rank}"
+        ):
             import_loras(own, tmp_path / "bank", rank=rank)
     with pytest.raises(ConfigError, match="is there already"):
         import_loras(own, own[0])

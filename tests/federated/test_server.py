@@ -240,7 +240,7 @@ def test_client_refuses_a_server_restored_from_long_before(tmp_path: Path, confi
         client.train_round(broadcast(replace(state, round=number), "red", start))
     kept = {path.name for path in (tmp_path / "state").rglob("before-round-*")}
     assert kept == {"before-round-3.safetensors", "before-round-4.safetensors"}
-    with pytest.raises(FederationError, match="has the core before round 3 and later, but the server asks for round 1"):
+    with pytest.raises(FederationError, match="has the cores from round 3 on, but the server asks for round 1"):
         client.train_round(broadcast(replace(state, round=1), "red", start))
     assert {path.name for path in (tmp_path / "state").rglob("before-round-*")} == kept
 

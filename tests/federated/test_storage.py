@@ -93,7 +93,7 @@ def test_load_client_takes_the_latest_state_and_two_are_kept(tmp_path):
         "before-round-11.safetensors",
         "before-round-5.safetensors",
     ]
-    with pytest.raises(FederationError, match="has the core before round 5 and later"):
+    with pytest.raises(FederationError, match="has the cores from round 5 on"):
         load_client(tmp_path, 4)  # a new state in their place would replace these
     assert [load_client(tmp_path, asked).round for asked in (5, 10, 11, 99)] == [5, 5, 11, 11]
     assert same(load_client(tmp_path, 10), client_state(5, seed=5))

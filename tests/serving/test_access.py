@@ -97,7 +97,7 @@ def test_keys_commands_add_and_remove(tmp_path):
         ("{", "Invalid JSON"),
         ('{"tenants": [{"name": "a"}]}', "tenants.0.key_sha256"),
         ('{"tenants": [{"name": "a", "key_sha256": "short"}]}', "key_sha256"),
-        (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64}] * 2}), "stand twice: a"),
+        (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64}] * 2}), "appear twice: a"),
         (json.dumps({"tenants": [{"name": "a", "key_sha256": "0" * 64, "tusks": []}]}), "tusks"),
     ],
 )
@@ -116,7 +116,7 @@ def test_check_listen_wants_keys_and_tls_beyond_loopback(tmp_path):
             check_listen(Listen(host))
         with pytest.raises(ConfigError, match="expected TLS"):
             check_listen(Listen(host, keys=file))
-        with pytest.raises(ConfigError, match="expected keys"):
+        with pytest.raises(ConfigError, match="expected a different key"):
             check_listen(Listen(host, certificate=file, private_key=file))
         check_listen(Listen(host, keys=file, certificate=file, private_key=file))
     with pytest.raises(ConfigError, match="both a certificate"):

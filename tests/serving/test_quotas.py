@@ -46,7 +46,7 @@ def test_a_tenant_has_its_tasks_and_no_more(bank, core, tmp_path, kept):
         assert [put("acme", f"acme-{number}").status_code for number in (1, 2, 1)] == [201, 201, 200]
         refused = put("acme", "acme-3")
         assert (refused.status_code, refused.json()["error"]["code"]) == (507, "quota_exceeded")
-        assert "may have 2 tasks" in refused.json()["error"]["message"]
+        assert "limit of 2 tasks" in refused.json()["error"]["message"]
         onboarding = {
             "headers": {"Authorization": f"Bearer {key['acme']}"},
             "content": b'{"input": "a", "output": "b"}',
@@ -73,7 +73,7 @@ def test_bytes_of_a_tenant_are_bounded(bank, core):
     limits = Limits(bytes=2 * len(core) + 200)
     for number in (1, 2, 2, 1):
         store.put(f"a-{number}", core, "a", limits)
-    with pytest.raises(QuotaError, match=f"may have {limits.bytes} bytes of cores, and would have"):
+    with pytest.raises(QuotaError, match=f"may have {limits.bytes} bytes of cores, and would need"):
         store.put("a-3", core, "a", limits)
     assert "a-3" not in store
     store.put("b-1", core, "b", limits)
@@ -138,7 +138,7 @@ def test_onboardings_of_tenants_alternate_and_none_takes_the_queue(jobs):
         jobs.submit(many, "one too many", b"")
     for number in range(4):
         jobs.submit(few, f"few-{number}", b"")
-    with pytest.raises(WaitError, match="may have 4 onboardings unfinished"):
+    with pytest.raises(WaitError, match="limit of 4 unfinished onboardings"):
         jobs.submit(few, "few-4", b"")
     for _ in range(8):
         jobs.free.release()

@@ -103,8 +103,8 @@ BAD = [
     ({"input_ids": [1], "task_ids": 0.5}, padded, "row 1 .*: 0.5 is no task"),
     ({"input_ids": [1, 2], "task_ids": [0, 1, 1]}, padded, "has 2 input_ids, but .* token by token: 3"),
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: padded(rows * 2), r"made 4 rows of 2"),
-    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[1:]), "row of 2 tokens is not made of"),
-    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[::-1]), "is not made of the 5 tokens"),
+    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[1:]), "row of 2 tokens does not consist of"),
+    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[::-1]), "does not consist of the 5 given tokens"),
     ({"prompt": "a", "task_ids": 0}, list, "made a list, no batch of tensors.*GRPO.*set_task"),
     ({"text": "a", "task_ids": 0}, lambda rows: flattened(rows[:1]), "no input_ids, but .* token by token"),
 ]  # fmt: skip

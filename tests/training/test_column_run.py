@@ -124,7 +124,7 @@ def test_a_run_that_begins_small_goes_on_from_its_checkpoint_to_the_bit(base, tm
 )
 def test_what_needs_all_cores_on_the_device_is_refused_for_very_many_tasks(base, tmp_path, monkeypatch, change, named):
     small(monkeypatch)
-    with pytest.raises(ConfigError, match=f"{named}: has all cores on the device.*50 tasks, more than 8"):
+    with pytest.raises(ConfigError, match=f"{named} needs all cores on the device.*50 tasks, more than 8"):
         resolve_run(column_config(tmp_path / "column", base, **change))
 
 
@@ -180,7 +180,7 @@ def test_commands_that_hold_all_tasks_in_memory_refuse_very_many(base, tmp_path,
     small(monkeypatch)
     column_config(tmp_path / "column", base)
     for command in ("similarity", "compare"):
-        assert "has all examples in memory" in refusal(command, tmp_path / "column" / "run.yaml")
+        assert "needs all examples in memory" in refusal(command, tmp_path / "column" / "run.yaml")
 
 
 def test_two_processes_do_not_train_one_run_at_the_same_time(base, tmp_path):

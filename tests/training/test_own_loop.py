@@ -123,7 +123,7 @@ def test_a_model_in_which_untrained_tasks_start_elsewhere_is_refused(tmp_path):
     loop.save(tmp_path, 3)
     other = Loop(seed=3)  # which is what rotations are drawn by
     other.model.add_tasks(["new", "newer"], init="rotated")
-    with pytest.raises(CheckpointError, match=r"have another start in this model.*the same seed"):
+    with pytest.raises(CheckpointError, match=r"start elsewhere in this model.*the same seed"):
         other.load(tmp_path)
     same = Loop()
     same.model.add_tasks(["new", "newer"], init="rotated")
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_named_and_changes_nothing(tmp_path, name):
 def test_what_does_not_fit_is_refused_before_anything_is_changed(tmp_path):
     Loop().train(0, 2).save(tmp_path, 2)
     for other, told in (
-        (Loop(names=NAMES[::-1]), "of other tasks, or of these in another order"),
+        (Loop(names=NAMES[::-1]), "of other tasks, or of the same tasks in another order"),
         (Loop("device"), "has its cores in a store"),
     ):
         before = other.bank()
@@ -209,11 +209,11 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path):
 def test_a_folder_that_another_loop_writes_is_refused_until_it_is_gone_on_from(tmp_path):
     loop, other = Loop().train(0, 2), Loop(seed=3)
     loop.save(tmp_path, 2)
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 is of another loop.*load_training"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 belongs to another training loop.*load_training"):
         other.save(tmp_path, 3)
     other.load(tmp_path)
     other.save(tmp_path, 3)
-    with pytest.raises(CheckpointError, match="checkpoint-3 is of another loop"):
+    with pytest.raises(CheckpointError, match="checkpoint-3 belongs to another training loop"):
         loop.save(tmp_path, 4)
 
 

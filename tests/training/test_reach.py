@@ -44,7 +44,7 @@ def test_a_token_of_every_batch_without_an_embedding(tmp_path, special, kind):
     base = base_with(tmp_path / "base", special=special)
     (token,) = special.values()
     message = (
-        f"{kind} token is out of the model's reach: the base model has embeddings for {VOCAB} tokens, ids 0 to "
+        f"{kind} token has no embedding in the model: the base model has embeddings for {VOCAB} tokens, ids 0 to "
         f"{VOCAB - 1}, but none for '{token}' (id {VOCAB}): give it more (model.resize_token_embeddings"
     )
     with pytest.raises(BaseModelError) as caught:
@@ -140,11 +140,11 @@ def test_more_than_the_model_has_are_told(tmp_path):
     for command in ("check", "train", "similarity"):
         message = refusal(command, file)
         assert "training.max_length is 96" in message
-        assert "has 38 positions: lower it" in message
+        assert "has 38 positions: lower training.max_length" in message
     federation = {"adapter": {"r": 4}, "training": {"max_length": 96}, "base": base, "output": str(tmp_path / "fed")}
     path = tmp_path / "fed.yaml"
     path.write_text(json.dumps(federation | {"tasks": [{"path": "red.jsonl"}, {"path": "blue.jsonl"}]}))
-    assert "has 38 positions: lower it" in refusal("federate", "simulate", str(path))
+    assert "has 38 positions: lower training.max_length" in refusal("federate", "simulate", str(path))
 
 
 def test_settings_that_are_not_plain_numbers_bound_nothing():

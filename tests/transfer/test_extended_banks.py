@@ -319,7 +319,7 @@ def test_padded_cores_shrink_to_what_they_need(extended, padded, tmp_path):
     onboard(tmp_path / "b", newcomer(tmp_path, "plain"), settings=Settings(**QUICK))
     assert ranks(tmp_path / "b")["plain"] == 3
     before = content(tmp_path / "b")
-    assert "every core needs the size that it has" in refusal("shrink", tmp_path / "b")
+    assert "every core already has the size that it needs" in refusal("shrink", tmp_path / "b")
     assert content(tmp_path / "b") == before
 
 

@@ -221,4 +221,4 @@ def test_the_command_takes_several_files(saved, files):
     again = cli("onboard", saved, *files, "--steps", 4, "--rows", 2)
     assert "0 new tasks, 3 that it had" in " ".join(again.output.split())
     assert again.output.count("was there") == 3
-    assert "names one task" in refusal("onboard", saved, *files, "--name", "x")
+    assert "works with a single task" in refusal("onboard", saved, *files, "--name", "x")

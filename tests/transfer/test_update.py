@@ -107,7 +107,7 @@ def test_what_cannot_be_updated_is_told(saved, examples, tmp_path):
     with pytest.raises(ConfigError, match="keeps its rank"):
         update(saved, examples, settings=Settings(extend=2))
     one = tmp_path / write_task(tmp_path, "sales", 1)
-    with pytest.raises(ConfigError, match="two examples at least"):
+    with pytest.raises(ConfigError, match="at least two examples"):
         update(saved, one)
     before = content(saved)
     assert "no task 'other'" in refusal("update", saved, examples, "--name", "other")

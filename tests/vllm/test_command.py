@@ -75,7 +75,7 @@ def test_a_damaged_file_of_keys_is_told_at_the_start(installed, bank, tmp_path):
     "own", [("--max-loras", "3"), ("--max_loras=3",), ("--model=x",), ("--enable-lora",), ("--root-path", "/x")]
 )
 def test_what_colora_sets_cannot_be_set_again(installed, bank, own):
-    with pytest.raises(ConfigError, match="colora serve decides"):
+    with pytest.raises(ConfigError, match="colora serve sets"):
         vllm_command(VllmOptions(bank, own=own), Listen(port=1))
 
 

@@ -131,8 +131,9 @@ def check_unwrapped(model: nn.Module, adapter_name: str) -> None:
         )
     if any(isinstance(one, CoLoRALinear) and adapter_name in one.colora_core for one in model.modules()):
         raise ConfigError(
-            f"this {type(model).__name__} has a bank {adapter_name!r} already, for get_peft_model and load_adapter "
-            "change the base in place: load the base anew, unload the other bank, or use another adapter_name"
+            f"this {type(model).__name__} has a bank {adapter_name!r} already (get_peft_model and "
+            "load_adapter change the base model in place): load the base model again, unload the other "
+            "bank, or use another adapter_name"
         )
 
 

@@ -209,7 +209,7 @@ class CoLoRAModel(BaseTuner):
     def router(self) -> Router:
         router = bank_router(self.model)
         if router is None:
-            raise ConfigError("this model has no bank any more: its adapters were merged or unloaded")
+            raise ConfigError("this model has no bank any more: it was merged or unloaded; load the model again")
         return router
 
     # ---- tasks ----------------------------------------------------------------------------------------------------

@@ -182,7 +182,8 @@ class Router:
         """Raises ConfigError where most cores of an adapter are in a store."""
         if adapter_name in self.stored:
             raise ConfigError(
-                "most cores of this bank are in a store: save the bank, and load it for what needs all on the model"
+                "this needs all cores on the model, but most cores of this bank are in a store: save the "
+                "bank, and load it again"
             )
 
     def register(self, adapter_name: str, names: Sequence[str] | TaskNames) -> None:
@@ -240,11 +241,11 @@ class Router:
         task, names = self.default(adapter_name), self.tasks[adapter_name]
         if task is None:
             raise TaskIdError(
-                f"which task? This bank has {len(names)} tasks ({listed_tasks(names)}): pass "
-                "task_ids=... with the batch (a trainer of transformers or TRL keeps the column with "
-                "remove_unused_columns=False; where its collator drops it, wrap that: trainer.data_collator = "
-                "colora.TaskIdsCollator(trainer.data_collator, model)), "
-                "or choose one with set_task(name)"
+                f"which task? This bank has {len(names)} tasks ({listed_tasks(names)}): pass task_ids=... "
+                "with the batch (a trainer of transformers or TRL keeps the column with "
+                "remove_unused_columns=False; if its collator drops the column, wrap the collator: "
+                "trainer.data_collator = colora.TaskIdsCollator(trainer.data_collator, model)), or choose "
+                "one with set_task(name)"
             )
         return self.place(adapter_name, task)
 
@@ -308,7 +309,7 @@ class Router:
         routing, waiting = call.routing, call.waiting
         if routing is None or not (waiting is None or waiting.same(routing)):
             raise TaskIdError(
-                "a layer is computed again during the backward pass, and which tasks its rows have cannot be told: "
+                "a layer is computed again during the backward pass, and the tasks of its rows are unknown: "
                 + ("several forward passes went before" if routing else "its forward pass ran in another thread")
                 + ". Use the gradient checkpointing of transformers (gradient_checkpointing_enable), which keeps the "
                 "tasks of each call, or run each backward pass right after its forward pass, in the same thread"

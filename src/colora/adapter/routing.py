@@ -70,8 +70,8 @@ class Routing:
         if (foreign or ids.ndim == 1) and bool((ids == ids.flatten()[0]).all()):
             return int(ids.flatten()[0])  # whatever the layer sees, its task is known
         raise TaskIdError(
-            f"{problem}. A batch of several tasks cannot be told apart there: leave this layer out with "
-            "exclude_modules, or give the whole batch one task"
+            f"{problem}. CoLoRA cannot tell the tasks of a mixed batch apart there: leave this layer out "
+            "with exclude_modules, or give the whole batch one task"
         )
 
     def _batch_first(self, ids: Tensor, x: Tensor) -> Tensor | None:

@@ -34,8 +34,8 @@ def dequantise(model: PeftModel) -> bool:
         base.dequantize()
     except NotImplementedError as error:
         raise ConfigError(
-            f"the base is quantised, and cannot be written with an update in it ({error}): export a LoRA, and keep it "
-            "beside the quantised base"
+            f"this quantised base model cannot be written with the update merged into it ({error}): "
+            "export a LoRA, and load it on the quantised base model"
         ) from error
     for layer in bank_layers(base, model.active_adapters[0]).values():
         if isinstance(layer.get_base_layer(), nn.Linear):

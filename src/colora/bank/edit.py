@@ -141,7 +141,9 @@ def forget_tasks(bank_folder: str | Path, tasks: Sequence[str], purge: bool = Fa
     if len(gone) == len(saved.index):
         raise ConfigError(f"no task would be left in {saved.folder}: remove the folder instead")
     if held := [f"{name}: merged from {', '.join(parts)}" for name, parts in _mixtures(saved.info, gone).items()]:
-        raise ConfigError("these tasks hold what is to be forgotten; forget them too. Nothing was changed:", held)
+        raise ConfigError(
+            "these tasks contain parts of the tasks to forget; forget them too. Nothing was changed:", held
+        )
     if saved.rows is not None:
         info = saved.info
         info.sources = {name: source for name, source in info.sources.items() if name not in gone}
@@ -207,7 +209,10 @@ def _beside(bank: Path, gone: set[str], purge: bool) -> Forgotten:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                raise CheckpointError(f"{folder}: could not be removed ({error}); the bank itself is done") from error
+                raise CheckpointError(
+                    f"{folder}: could not be removed ({error}); the bank itself was changed. Remove this folder "
+                    "yourself"
+                ) from error
             result.purged.append(folder)
         else:
             result.cores_left.append(folder)

@@ -167,7 +167,10 @@ def export_loras(
         _replaceable(folder / name)
     # macOS and Windows do not tell case apart, and macOS not how an accent is put together.
     if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
-        raise ConfigError("two tasks differ in case alone, and their folders may be one: export them one at a time")
+        raise ConfigError(
+            "the names of two tasks differ only in upper and lower case, so their folders may be the "
+            "same: export them one at a time"
+        )
     origin = origin_of(model)
     for name in names:
         _export_lora(model, name, folder / name, use, origin)

@@ -45,9 +45,9 @@ def fetched(name: str | Path) -> Path:
         folder = snapshot_download(found["repo"], revision=found["revision"], allow_patterns=list(FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise BankFileError(
-            f"hf://{found['repo']}: cannot be had from the hub ({str(error).strip() or type(error).__name__}); see "
-            "that the name is right, that the hub can be reached (HF_HUB_OFFLINE is not set), and that HF_TOKEN may "
-            "read a private repository"
+            f"hf://{found['repo']}: cannot be downloaded from the hub "
+            f"({str(error).strip() or type(error).__name__}); check that the name is right, that the hub "
+            "can be reached (HF_HUB_OFFLINE is not set), and that HF_TOKEN may read a private repository"
         ) from error
     return Path(folder)
 

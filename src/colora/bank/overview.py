@@ -86,7 +86,7 @@ def task_page(names: Sequence[str], number: int = 1, matching: str | None = None
                 found += 1
     pages = max(1, -(-found // size))
     if not 1 <= number <= pages:
-        raise ConfigError(f"page {number}: expected one from 1 to {pages}, for {found} tasks")
+        raise ConfigError(f"page {number}: expected a page from 1 to {pages}, because there are {found} tasks")
     return TaskPage(shown, number, pages, found)
 
 

@@ -268,7 +268,8 @@ class SavedBank(Mapping[str, Tensor]):
         """
         if self.rows is not None:
             raise BankFileError(
-                f"{self.folder}: the cores of this bank are in rows, not read whole: load some of its tasks"
+                f"{self.folder}: a bank in rows is not read as a whole: load some of its tasks, as in "
+                "load_bank(bank, tasks=[...])"
             )
         self.check()
         info = self.info if (self.folder / INFO_FILE).is_file() else None

@@ -121,7 +121,7 @@ def _own_options(context: typer.Context) -> tuple[str, ...]:
     from colora.errors import ConfigError
 
     if refused := [f"--{name}" for name in ("queue", "threads") if _is_given(context, name)]:
-        raise ConfigError(f"{', '.join(refused)}: not with --engine vllm")
+        raise ConfigError(f"{', '.join(refused)}: not available with --engine vllm; leave it out")
     return tuple(context.args)
 
 

@@ -40,8 +40,11 @@ def refuse_mixture(records: Sequence[Made], code: str, place: Path) -> None:
         return
     shown = [f"{record.key}: code {record.code[:12] or 'unknown'}, revision {_revision(record)}" for record in old]
     raise ConfigError(
-        f"{place}: {len(old)} finished trial{'s' if len(old) > 1 else ''} of this experiment came from other sources "
-        f"than those of code {code[:12]}. --rerun-old runs them again, --mixed keeps them",
+        (
+            f"{place}: {len(old)} finished trial{'s' if len(old) > 1 else ''} of this experiment came "
+            f"from another version of the code than {code[:12]}. --rerun-old runs them again, --mixed "
+            "keeps them"
+        ),
         shortened(shown, MOST_SHOWN),
     )
 

@@ -92,7 +92,7 @@ def client_command(
         ConfigError: if there is a key without TLS, or if a setting cannot be written down.
     """
     if key is not None and root_certificates is None:
-        raise ConfigError("expected the root certificate along with the client's key, found none")
+        raise ConfigError("expected a root certificate (--ca) along with the client's key, found none")
     command = [_flower("flower-supernode"), "--superlink", superlink, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--insecure"] if root_certificates is None else ["--root-certificates", str(root_certificates)]
     command += [] if key is None else ["--auth-supernode-private-key", str(key)]

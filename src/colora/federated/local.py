@@ -100,7 +100,9 @@ class LocalModel:
         self.lr, self.core_lr, self.max_grad_norm, self.weight_decay = lr, core_lr, max_grad_norm, weight_decay
         self.seed, self.rotation = seed, adapter.init_rotation
         if adapter.lora_dropout or adapter.modules_to_save:
-            raise ConfigError("in a federation adapter.lora_dropout and adapter.modules_to_save cannot be used")
+            raise ConfigError(
+                "in a federation adapter.lora_dropout and adapter.modules_to_save cannot be used: remove them"
+            )
         set_seed(seed)
         self.peft: PeftModel = get_peft_model(model, bank_config(adapter, ["client"], model))
         self.encoder_decoder = is_encoder_decoder(self.peft)

@@ -107,8 +107,9 @@ def load_client(folder: Path, round_number: int, shared: Tensors | None = None) 
         if not saved or (is_first and saved[0] == round_number + 1):
             return None
         raise FederationError(
-            f"{folder}: has the core before round {saved[0]} and later, but the server asks for round {round_number}; "
-            "it was restored from long before. Move this folder away to begin with a new core"
+            f"{folder}: has the cores from round {saved[0]} on, but the server asks for round "
+            f"{round_number}: the server was restored from an old copy. Move this folder away to start "
+            "with a new core"
         )
     parts, header = _read(_client_file(folder, numbers[-1]))
     return ClientState(

@@ -165,7 +165,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer, name: str) -
     for kind in ("padding", "end-of-text"):
         own = tokenizer.pad_token_id if kind == "padding" else tokenizer.eos_token_id
         if own is not None and (fault := beyond_embeddings([own], tokenizer)):
-            raise BaseModelError(f"{name!r}: the tokenizer's {kind} token is out of the model's reach: {fault}")
+            raise BaseModelError(f"{name!r}: the tokenizer's {kind} token has no embedding in the model: {fault}")
 
 
 def _resolve_default() -> BaseSource:

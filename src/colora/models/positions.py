@@ -33,4 +33,6 @@ def check_positions(model: nn.Module, max_length: int) -> None:
     positions = most_positions(model)
     if positions is not None and max_length > positions:
         name = getattr(model, "name_or_path", "") or type(model).__name__
-        raise ConfigError(f"training.max_length is {max_length}, but {name} has {positions} positions: lower it")
+        raise ConfigError(
+            f"training.max_length is {max_length}, but {name} has {positions} positions: lower training.max_length"
+        )

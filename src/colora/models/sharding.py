@@ -73,7 +73,8 @@ def _plan(name: str) -> dict[str, str]:
         return {}  # `load_base` tells what is wrong
     if getattr(config, "quantization_config", None):
         raise ConfigError(
-            f"training.shard: the base {name!r} is quantised, and cannot be spread: expected one that is not"
+            f"training.shard: the base {name!r} is quantised, and cannot be spread: use a base that is "
+            "not quantised, or leave training.shard out"
         )
     with torch.device("meta"):
         model = auto_class(config, "auto").from_config(config)
@@ -85,8 +86,8 @@ def _plan(name: str) -> dict[str, str]:
     }
     if not blocks:
         raise ConfigError(
-            f"training.shard: {name!r}, a {type(model).__name__}, does not say of which blocks it is made, so that all "
-            "of it would be gathered at once"
+            f"training.shard: {name!r}, a {type(model).__name__}, does not name the blocks that it "
+            "consists of, so all of it would be gathered at once: leave training.shard out"
         )
     return blocks
 

@@ -192,10 +192,12 @@ def read_tenants(path: Path) -> list[Tenant]:
         raise ConfigError(f"{path}:{error.line}: {error}; remove one of them") from error
     names = [tenant.name for tenant in tenants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{path}: these tenants stand twice: {', '.join(twice)}")
+        raise ConfigError(f"{path}: these tenants appear twice: {', '.join(twice)}; keep one entry of each")
     keys = Counter(digest for tenant in tenants for digest in tenant.digests)
     if shared := [tenant.name for tenant in tenants if any(keys[digest] > 1 for digest in tenant.digests)]:
-        raise ConfigError(f"{path}: expected keys that differ, found the same one of {', '.join(shared)}")
+        raise ConfigError(
+            f"{path}: expected a different key for each tenant, found the same key for {', '.join(shared)}"
+        )
     return tenants
 
 

@@ -101,7 +101,8 @@ class Jobs:
         most = MOST_WAITING if self.tenants() < 2 else MOST_WAITING // 2
         if tenant.limits.jobs is not None and mine >= tenant.limits.jobs:
             raise WaitError(
-                f"this key may have {tenant.limits.jobs} onboardings unfinished, and has them: wait for one"
+                f"this key has reached its limit of {tenant.limits.jobs} unfinished onboardings: wait until "
+                "one has ended"
             )
         if waiting >= MOST_WAITING or of_tenant >= most:
             raise WaitError(f"{waiting} onboardings are waiting, {of_tenant} of this key; try again later")
@@ -173,7 +174,7 @@ class Jobs:
         folder.mkdir()
         try:
             if self._closing:
-                raise ColoraError("the server is going down")
+                raise ColoraError("the server is shutting down")
             found = self._process.train(self.store(), {job.task: job.content for job in jobs}, folder)
         except Exception as error:
             if len(jobs) == 1:

@@ -71,10 +71,10 @@ class Holdings:
         tasks = self._tasks[tenant] + coming + (not mine)
         total = self._bytes[tenant] + size - (old if mine else 0)
         if limits.tasks is not None and tasks > limits.tasks:
-            raise QuotaError(f"this key may have {limits.tasks} tasks, and has them: remove one first")
+            raise QuotaError(f"this key has reached its limit of {limits.tasks} tasks: remove a task first")
         if limits.bytes is not None and total > limits.bytes:
             raise QuotaError(
-                f"this key may have {limits.bytes} bytes of cores, and would have {total}: remove a task first"
+                f"this key may have {limits.bytes} bytes of cores, and would need {total}: remove a task first"
             )
 
     def put(self, tenant: str | None, task: str, size: int) -> None:

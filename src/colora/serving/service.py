@@ -217,9 +217,11 @@ class Service:
             store = self._read_store()
             info, old = store.saved.info, self.store.saved.info
             if self.options.base is None and info.base != old.base:
-                raise BaseMismatchError(f"expected a bank of {old.base}, found one of {info.base}")
+                raise BaseMismatchError(f"expected a bank on the base model {old.base}, found a bank on {info.base}")
             if info.chat_template != self.chat_template:
-                raise ConfigError("expected a bank with prompts of the same form (chat_template)")
+                raise ConfigError(
+                    "expected a bank with the same setting of chat_template: restart the server to serve this bank"
+                )
             self.scheduler.call(lambda: self._swap(store), alone=True).result()
 
     def _swap(self, store: CoreStore) -> None:

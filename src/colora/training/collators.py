@@ -155,8 +155,9 @@ def _of_tokens(ids: list[int], rows: list[dict[str, Any]], inputs: Tensor, mask:
     places = torch.arange(len(inputs)) < len(ids) if mask is None else torch.as_tensor(mask) > 0
     if int(places.sum()) != len(ids) or not torch.equal(inputs[places].cpu(), tokens.to(inputs.dtype)):
         raise TaskIdError(
-            f"the collator's row of {len(inputs)} tokens is not made of the {len(ids)} tokens that it was given, one "
-            "after the other (it may have cut them): which token belongs to which task is not known"
+            f"the collator's row of {len(inputs)} tokens does not consist of the {len(ids)} given tokens, "
+            "one after the other (it may have cut them), so the task of each token is unknown; use a "
+            "collator that cuts nothing"
         )
     laid_out = torch.full((len(inputs),), ids[-1])
     laid_out[places] = torch.tensor(ids)

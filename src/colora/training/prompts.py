@@ -112,7 +112,7 @@ def prompted_tasks(
             faults.append(f"{place}: task {task.name!r}, {fault}")
         result.append(task)
     if faults:
-        raise ConfigError("texts that have no place in their prompts:", faults)
+        raise ConfigError("these texts have no place in their prompts:", faults)
     return result
 
 

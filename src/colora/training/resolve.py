@@ -151,8 +151,8 @@ def _check_many(config: RunConfig, tasks: int) -> None:
     }
     named = " and ".join(name for name, is_set in why.items() if is_set)
     raise ConfigError(
-        f"{named}: has all cores on the device at once, and tasks_from has {tasks} tasks, more than {ON_DEVICE}: "
-        "remove it from the run file"
+        f"{named} needs all cores on the device at once, but tasks_from has {tasks} tasks, more than "
+        f"{ON_DEVICE}: remove it from the run file"
     )
 
 
@@ -164,8 +164,8 @@ def tasks_in_memory(tasks: Sequence[Task], what: str) -> list[Task]:
     """
     if isinstance(tasks, ColumnTasks) and len(tasks) > ON_DEVICE:
         raise ConfigError(
-            f"{what} has all examples in memory, and tasks_from has {len(tasks)} tasks, more than {ON_DEVICE}: write "
-            "the rows of some of them into a table of their own"
+            f"{what} needs all examples in memory, but tasks_from has {len(tasks)} tasks, more than "
+            f"{ON_DEVICE}: use a table with the rows of fewer tasks"
         )
     return list(tasks)
 

@@ -128,8 +128,8 @@ def train_alone(output: Path) -> Iterator[None]:
             raise CheckpointError(f"could not write {lock}: {error}; choose another output") from error
         if not mine:
             raise ConfigError(
-                f"{output}: another process trains this run: wait for it, or choose another output. If that ran on "
-                f"another machine, and has ended, remove {lock}"
+                f"{output}: another process trains this run: wait for it, or choose another output. If that "
+                f"process ran on another machine and has ended, remove {lock}"
             )
         yield
 

@@ -135,5 +135,5 @@ def _with(command: Sequence[str], own: Sequence[str]) -> list[str]:
     # The gate takes paths as they are.
     fixed = {name for name in command if name.startswith("--")} | {"--root-path"}
     if taken := sorted(fixed & {name.partition("=")[0].replace("_", "-") for name in own}):
-        raise ConfigError(f"--engine vllm: {', '.join(taken)}: colora serve decides that; leave it out")
+        raise ConfigError(f"--engine vllm: {', '.join(taken)}: colora serve sets this itself; leave it out")
     return [*command, *own]

@@ -95,7 +95,10 @@ class BankWorkerManager:
         bank = SavedBank(self.settings.bank)
         shapes = [{name: tuple(one.cores.shape[1:]) for name, one in each.layers.items()} for each in (self.bank, bank)]
         if shapes[0] != shapes[1]:
-            raise ConfigError(f"{bank.folder}: expected a bank of the same rank on the same layers")
+            raise ConfigError(
+                f"{bank.folder}: expected a bank of the same rank on the same layers: restart the server to "
+                "serve this bank"
+            )
         replace_factors(self._model, bank, self._places)
         self.bank = bank
         self.remove_all_adapters()
@@ -204,7 +207,9 @@ class BankWorkerManager:
         """
         path = CorePath.parse(lora_path)
         if path is None:
-            raise ConfigError(f"{lora_path[:200]}: a plain LoRA cannot be loaded beside a bank")
+            raise ConfigError(
+                f"{lora_path[:200]}: a plain LoRA cannot be loaded beside a bank; `colora import` makes a bank of LoRAs"
+            )
         content = path.content()
         if content is not None:
             shape = {name: tuple(one.cores.shape[1:]) for name, one in self.bank.layers.items()}

@@ -255,7 +255,7 @@ def test_the_command_lists_a_page_and_writes_it(made, tmp_path):
     assert (page["tasks"], page["found"], page["page"], page["pages"]) == (5, 2, 1, 1)
     assert [one["task"] for one in page["listed"]] == ["bo", "blue"]
     assert page["listed"][0]["parameters"] == 14 * 16
-    assert "page 2: expected one from 1 to 1" in refusal("tasks", folder, "--page", "2")
+    assert "page 2: expected a page from 1 to 1" in refusal("tasks", folder, "--page", "2")
 
 
 def test_some_tasks_of_a_run_are_chosen():

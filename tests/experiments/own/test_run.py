@@ -492,7 +492,9 @@ def test_the_folder_stands_beside_that_of_the_run(tmp_path, base, slash, monkeyp
 def test_trials_of_other_sources_are_refused_kept_or_run_again(tmp_path, file, monkeypatch):
     compare_quickly(file, tmp_path / "c")
     monkeypatch.setattr("colora.experiments.own.run.trial_code", lambda: "f" * 64)
-    with pytest.raises(ConfigError, match=r"came from other sources .* --rerun-old runs them again, --mixed"):
+    with pytest.raises(
+        ConfigError, match=r"came from another version of the code .* --rerun-old runs them again, --mixed"
+    ):
         compare_quickly(file, tmp_path / "c")
     assert compare_quickly(file, tmp_path / "c", mixed=True)[1].ran == []
     _, runner, _ = compare_quickly(file, tmp_path / "c", rerun_old=True)

@@ -23,7 +23,7 @@ def test_prompt_without_an_instruction_leaves_its_line_out():
 
 
 def test_prompt_refuses_an_instruction_that_has_no_place():
-    with pytest.raises(ConfigError, match=r"add it to the prompt"):
+    with pytest.raises(ConfigError, match=r"add {instruction} to the prompt"):
         parse_template("{input}={output}").prompt("Say it:", "x")
 
 

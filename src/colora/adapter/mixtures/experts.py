@@ -115,9 +115,9 @@ class CoLoRAExperts(nn.Module):
         self.router = router
         if missing := missing_interface(base_layer):
             raise ConfigError(
-                f"target_parameters: the experts {layer_name!r} are a {type(base_layer).__name__}, whose forward pass "
-                f"is its own (it lacks {', '.join(missing)}): expected experts with transformers' common interface. "
-                "Leave them out of target_parameters"
+                f"target_parameters: the experts {layer_name!r} are a {type(base_layer).__name__}, which has "
+                f"its own forward pass (missing: {', '.join(missing)}): expected experts with transformers' "
+                "common interface. Leave them out of target_parameters"
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -136,14 +136,17 @@ class CoLoRAExperts(nn.Module):
         name = f"{self.layer_name}.{parameter}"
         if parameter not in expert_parameters(self.base_layer):
             expected = ", ".join(expert_parameters(self.base_layer))
-            raise ConfigError(f"target_parameters: {name!r} is no projection of its experts: expected {expected}")
+            raise ConfigError(f"target_parameters: {name!r} is not a projection of the experts: expected {expected}")
         if not weight.is_floating_point() or weight.itemsize < 2 or type(weight) is not nn.Parameter:
             raise ConfigError(
                 f"target_parameters: {name!r} is a {type(weight).__name__} of {weight.dtype}: expected plain weights "
                 "of 16 bits or more; load the model without quantising its experts, or leave them out"
             )
         if weight.is_meta or hasattr(self.base_layer, "_hf_hook"):
-            raise ConfigError(f"target_parameters: {name!r} is offloaded, and experts are adapted in memory only")
+            raise ConfigError(
+                f"target_parameters: {name!r} is offloaded, but experts are adapted in memory only: load the "
+                "model without offloading, or leave the experts out"
+            )
         layers = self._modules.get(parameter)
         if isinstance(layers, nn.ModuleList):
             for layer in layers:
@@ -176,7 +179,10 @@ class CoLoRAExperts(nn.Module):
             (*args, *kwargs.values()), key=torch.is_floating_point
         )  # models name them each its way
         if getattr(experts, "_is_expert_parallel", False):
-            raise ConfigError(f"{self.layer_name!r}: adapted experts do not run with expert parallelism")
+            raise ConfigError(
+                f"{self.layer_name!r}: adapted experts do not run with expert parallelism: switch it off, or "
+                "leave the experts out of target_parameters"
+            )
         tasks = {
             adapter_name: self.router.rows(adapter_name, hidden_states, self.layer_name)
             for adapter_name in layer.active_adapters

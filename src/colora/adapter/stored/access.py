@@ -103,7 +103,8 @@ def _check_corner(task: str, rank: int, stacks: Mapping[str, nn.Parameter], inde
         core = stack.detach()[index]
         if bool(core[rank:].any()) or bool(core[:, rank:].any()):
             raise ConfigError(
-                f"the core of {task!r} in {name} is not zero beyond rank {rank}: cut off there, the task would change"
+                f"the core of {task!r} in {name} is not zero beyond rank {rank}, so a core of this rank would "
+                "change the task: choose a larger rank"
             )
 
 

@@ -121,15 +121,15 @@ class StoredCores:
         if np.array_equal(wanted, self.here):
             return
         if len(wanted) > self.room:
-            raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the room of `store_cores`")
+            raise TaskIdError(f"{len(wanted)} tasks at once, expected at most {self.room}: the `room` of `store_cores`")
         if self.at_hand.held:
             raise TaskIdError(
-                "other tasks are asked for while a step's are being trained: end the `tasks_at_hand` block first"
+                "other tasks are requested while the tasks of a step are trained: end the `tasks_at_hand` block first"
             )
         if self.at_hand.have_gradients:
             raise TaskIdError(
-                "other tasks are asked for while gradients of those at hand wait: optimizer.step() and "
-                "optimizer.zero_grad() first, or zero_grad() alone to drop them"
+                "other tasks are requested while gradients of the current tasks wait: call optimizer.step() "
+                "and optimizer.zero_grad() first, or zero_grad() alone to drop the gradients"
             )
         self.put_back()
         self._put(wanted)
@@ -165,8 +165,8 @@ class StoredCores:
             raise ConfigError(f"expected a colora.TaskAdamW for cores in a store, found a {type(optimizer).__name__}")
         if optimizer.has_state(self.stacks.values()):
             raise ConfigError(
-                "this optimizer has moments of these cores from before they were in the store, or from a state_dict: "
-                "make a new one"
+                "this optimizer has moments of these cores from before they were in the store, or from a "
+                "state_dict: make a new optimizer"
             )
         self.put_back()
         self.at_hand.optimizer = optimizer
@@ -199,8 +199,8 @@ class StoredCores:
             self.at_hand.watch()
         if absent.size and self.at_hand.want_gradients:
             raise TaskIdError(
-                f"the core of task {int(absent[0])} is in the store and not at hand: train inside "
-                "`with colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
+                f"the core of task {int(absent[0])} is in the store, and not on the model: train inside `with "
+                "colora.tasks_at_hand(model, task_ids, optimizer):`, or evaluate inside torch.no_grad()"
             )
         if absent.size:
             self.bring(wanted)

@@ -59,8 +59,9 @@ def check_untying(model: nn.Module) -> None:
     tied = tied_parts(model)
     if tied and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ConfigError(
-            f"{', '.join(tied)} shares its weight with the embeddings, and a {type(model).__name__} that is not tied "
-            "computes something else: it cannot be merged for good. Export a LoRA, or merge in memory (merge_adapter)"
+            f"{', '.join(tied)} shares its weight with the embeddings. A {type(model).__name__} that is "
+            "not tied computes something else, so the bank cannot be merged permanently. Export a LoRA, "
+            "or merge in memory (merge_adapter)"
         )
 
 

@@ -69,7 +69,8 @@ def bank_rank(loras: Sequence[Lora], sizes: dict[str, tuple[int, int]], rank: in
         return min(2 * max(lora.rank for lora in loras), needed, most)
     if not 1 <= rank <= most:
         raise ConfigError(
-            f"rank: expected 1 to {most}, for layer {narrow} is {sizes[narrow][0]} x {sizes[narrow][1]}, found {rank}"
+            f"rank: expected 1 to {most}, because layer {narrow} is {sizes[narrow][0]} x "
+            f"{sizes[narrow][1]}, found {rank}"
         )
     return rank
 

@@ -106,8 +106,8 @@ def read_index(folder: Path) -> TaskIndex:
     path = folder / INDEX_FILE
     if not path.is_file():
         raise BankFileError(
-            f"{path} is missing: this bank has its cores in rows, which that file finds; restore the folder "
-            f"{CORES_FOLDER} from a copy"
+            f"{path} is missing: CoLoRA needs this index to find the cores of the bank; restore the "
+            f"folder {CORES_FOLDER} from a copy"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -127,8 +127,9 @@ class SavedRows:
                 return rows
             task, begin = (task + int(wrong[0]), begin + int(wrong[0])) if len(wrong) else (task, begin)
         raise BankFileError(
-            f"{self.folder / name}: row {begin}, the core of task {self.index.names.name(task)!r}, is not the one that "
-            "was saved: the file is torn, changed, or of another bank; restore it from a copy"
+            f"{self.folder / name}: row {begin}, the core of task {self.index.names.name(task)!r}, is not "
+            "the one that was saved: the file is damaged, was changed, or is from another bank; restore "
+            "it from a copy"
         )
 
     # ---- checking ---------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def shrink_bank(bank: str | Path, output: Path | None = None) -> dict[int, int]:
     before = np.array([saved.core_rank(task) for task in range(len(names))])
     after = np.concatenate([_needed(rows) for _, rows in _chunks(saved, len(names))])
     if not (after < before).any():
-        raise ConfigError(f"{saved.folder}: every core needs the size that it has; nothing was changed")
+        raise ConfigError(f"{saved.folder}: every core already has the size that it needs; nothing was changed")
     counts = Counter(after.tolist())
     common = max(counts, key=lambda rank: (counts[rank], -rank))
     layers = list(saved.layers)

@@ -52,9 +52,11 @@ class OwnTasks:
         if untested := [task for task in tasks if not task.splits["test"]]:
             raise TaskFileError(
                 [
-                    f'{task.source}: expected test examples for task "{task.name}", found none: nothing could be '
-                    "compared on it; give a file of them, or five examples or more, of which a fifth is drawn, and do "
-                    "not set test: 0"
+                    (
+                        f'{task.source}: expected test examples for task "{task.name}", found none: without them '
+                        "nothing can be compared. Give a test file, or at least five examples, of which a fifth is "
+                        "drawn for the test, and do not set test: 0"
+                    )
                     for task in untested
                 ]
             )

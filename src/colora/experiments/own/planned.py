@@ -71,8 +71,8 @@ def _read(path: Path, asked: str) -> PlanFile | None:
         return None
     except ValidationError as error:
         raise ConfigError(
-            f"{path}: expected the plan of a comparison, found {error.error_count()} faults in it; remove it, and the "
-            "steps are timed once more (finished trials are kept)"
+            f"{path}: expected the plan of a comparison, found {error.error_count()} faults in it; remove "
+            "it to time the steps again (finished trials are kept)"
         ) from None
     return known if known.asked == asked else None
 

@@ -132,8 +132,8 @@ def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:
         if len(one.codes) > 1 and not mixed:
             found = ", ".join(f"{code} ({_count(number, 'trial')})" for code, number in one.codes.items())
             raise ColoraError(
-                f"{file}: expected records of one code, found several digests: {found}. Run the older trials again, or "
-                "report them all the same with --mixed"
+                f"{file}: expected records of one version of the code, found several digests: {found}. Run "
+                "the older trials again, or report all of them with --mixed"
             )
     return experiments
 

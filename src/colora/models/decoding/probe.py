@@ -111,8 +111,9 @@ def _tried_masks(model: PreTrainedModel, positions: int, tasks: Sequence[int]) -
         reasons.append(str(refusal))
     reason = names_no_cache or reasons[0]
     raise ConfigError(
-        f"{type(model).__name__} cannot run in continuous batches: {reason}. An answer would depend on who else is "
-        "in the batch: use model.generate, or export the tasks as plain LoRAs for a server that knows this model"
+        f"{type(model).__name__} cannot run in continuous batches: {reason}. An answer would depend "
+        "on the other requests in the batch: use model.generate, or export the tasks as plain LoRAs "
+        "for a server that knows this model"
     )
 
 

@@ -74,7 +74,9 @@ def tenant_of(request: Request, app: FastAPI) -> Tenant:
     if origin is not None and access.tenants is None:  # where there are keys, no page has one by chance
         known = {*app.state.origins, f"{request.url.scheme}://{request.headers.get('host', '')}"}
         if not known & {origin, "*"}:
-            raise ForeignPageError("pages of this origin may not ask; `colora serve --cors-origin` lets them")
+            raise ForeignPageError(
+                "pages of this origin may not call the server; `colora serve --cors-origin` allows them"
+            )
     tenant = access.tenant(request.headers.get("authorization"))
     access.count(tenant)
     return tenant
@@ -136,7 +138,7 @@ def check_model(service: Service, tenant: Tenant, model: str) -> None:
 
 
 def _absent(model: str) -> TaskIdError:
-    return TaskIdError(f"the model {model!r} does not exist, or this key does not open it")
+    return TaskIdError(f"the model {model!r} does not exist, or this key may not use it")
 
 
 # In a thread: the store may be locked while it writes.
@@ -152,7 +154,7 @@ def _model(task: Annotated[str, Path()], tenant: TenantDep, service: ServiceDep)
 
 async def _new_task(task: Annotated[str, Path()], tenant: TenantDep) -> str:
     if not tenant.may(task):
-        raise TaskIdError(f"this key does not open names like {task!r}; it opens {', '.join(tenant.tasks)}")
+        raise TaskIdError(f"this key may not use the task name {task!r}; it may use {', '.join(tenant.tasks)}")
     return task
 
 

@@ -59,8 +59,9 @@ class PromptTemplate:
         """
         if instruction and not self.takes_instruction:
             raise ConfigError(
-                f"expected no instruction, for the prompt {self.text!r} has no {{instruction}}; found "
-                f"{instruction[:40]!r}: leave it out, or add it to the prompt before training"
+                f"expected no instruction, because the prompt {self.text!r} has no {{instruction}}; found "
+                f"{instruction[:40]!r}: leave the instruction out, or add {{instruction}} to the prompt "
+                "before training"
             )
         frame = self._before.removesuffix(self.lead)
         if not instruction:

@@ -93,7 +93,8 @@ class CoreFiles:
         note, folder = _note(checkpoint), checkpoint.parent / self.folder.name
         if note["names_sha256"] != self.names_sha256:
             raise CheckpointError(
-                f"{checkpoint} is of other tasks, or of these in another order; expected those of now"
+                f"{checkpoint} is of other tasks, or of the same tasks in another order: use the tasks of the "
+                "checkpoint, in its order"
             )
         self._files, self._rows, _LAST[stored] = note["files"], 0, self
         known = np.zeros(len(stored), dtype=bool)
@@ -110,8 +111,8 @@ class CoreFiles:
         starts = note["starts"]
         if starts and starts["sha256"] != _rows_digest(stored, np.array(starts["tasks"], dtype=np.int64)):
             raise CheckpointError(
-                f"{checkpoint}: tasks that were not trained by then have another start in this model: build it as it "
-                "was built for that run, with the same seed and the same add_tasks"
+                f"{checkpoint}: tasks that were untrained then start elsewhere in this model: build the model "
+                "as for that run, with the same seed and the same add_tasks"
             )
         if folder.resolve() != self.folder.resolve():  # of another run, whose files may go
             self._files, self._rows = [], 0

@@ -142,9 +142,14 @@ def load_training(model: nn.Module, optimizer: object, folder: str | Path) -> Tr
     note = _note(last)
     if note["stored"] != (stored is not None):
         has = "in a store" if note["stored"] else "on the model"
-        raise CheckpointError(f"{last} has its cores {has}: expected that of this model (colora.store_cores)")
+        raise CheckpointError(
+            f"{last} has its cores {has}, but this model does not: call colora.store_cores before "
+            "loading, or leave it out, as when the checkpoint was saved"
+        )
     if note["names_sha256"] != names_digest(names):
-        raise CheckpointError(f"{last} is of other tasks, or of these in another order; expected those of this model")
+        raise CheckpointError(
+            f"{last} is of other tasks, or of the same tasks in another order; expected the tasks of this model"
+        )
     weights = checkpoint.load_state(last, "weights")
     check_weights(model, weights, last, cores=stored is None)
     state, extra = checkpoint.load_state(last, "optimizer"), checkpoint.load_state(last, "extra")

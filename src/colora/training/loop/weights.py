@@ -29,7 +29,7 @@ def check_weights(model: nn.Module, saved: Mapping[str, Tensor], checkpoint: Pat
         if one.requires_grad and (cores or "colora_core" not in name)
     }
     if odd := sorted(own.keys() ^ saved.keys()):
-        raise CheckpointError(f"{checkpoint} is of another model: {odd[0]} is in one of the two alone")
+        raise CheckpointError(f"{checkpoint} is of another model: only one of the two has {odd[0]}")
     for name, shape in own.items():
         if tuple(saved[name].shape) != shape:
             found = f"{tuple(saved[name].shape)}, expected {shape}"

@@ -60,7 +60,10 @@ def resolve_adapter(config: RunConfig) -> tuple[RunConfig, SavedBank | None]:
     ]
     if faults:
         raise ConfigError(
-            f"a run that starts from {config.start_from} keeps its adapter; remove from the run file:",
+            (
+                f"a run that starts from {config.start_from} keeps the adapter settings of that bank; remove "
+                "from the run file:"
+            ),
             faults,
         )
     layers = {name: getattr(own, name) for name in given & LAYERS}

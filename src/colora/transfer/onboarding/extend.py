@@ -44,7 +44,7 @@ def extend_rank(model: PeftModel, extra: int, gradients: TaskGradients, task: st
     number, names = tuner.router.index(task, bank), tuner.router.tasks[bank]
     config: CoLoRAConfig = tuner.peft_config[bank]
     if config.modules_to_save:
-        raise ConfigError("a bank with modules_to_save cannot be extended")
+        raise ConfigError("a bank with modules_to_save cannot be extended: leave extend (--extend) out")
     grown = {}
     for name, layer in bank_layers(model, bank).items():
         A, B = layer.colora_A[bank].detach(), layer.colora_B[bank].detach()

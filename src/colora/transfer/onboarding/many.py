@@ -110,7 +110,7 @@ def onboard_many(
     configure_threads()
     settings = settings or Settings()
     if settings.extend:
-        raise ConfigError("extend: with one new task at a time, for A and B grow with each of them")
+        raise ConfigError("extend: onboard one new task at a time, because A and B grow with each task")
     saved, found = _opened(bank, output)
     if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
         raise ConfigError(

@@ -96,7 +96,7 @@ def update(
     configure_threads()
     settings = settings or Settings()
     if settings.extend:
-        raise ConfigError("extend: a task that is there keeps its rank; remove it and onboard it anew to extend it")
+        raise ConfigError("extend: an existing task keeps its rank; to extend it, remove the task and onboard it again")
     settings = replace(settings, lr=LR if settings.lr is None else settings.lr)
     saved = SavedBank(bank)
     target = target_folder(saved, output)
@@ -160,5 +160,5 @@ def _read(source: Path, name: str | None, seed: int) -> Task:
     if not task.splits["val"] and (count := len(task.splits["train"])) >= 2:
         task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE))
     if not task.splits["val"]:
-        raise ConfigError(f"{source}: expected two examples at least, one of them to see whether the core got better")
+        raise ConfigError(f"{source}: expected at least two examples, because one of them is set aside for validation")
     return task

@@ -93,7 +93,7 @@ class BankServer:
 
         def checked() -> dict[str, Any]:
             if not tenant.may(task) or not (is_base or task in self.bank.store):
-                raise TaskIdError(f"the model {task!r} does not exist, or this key does not open it")
+                raise TaskIdError(f"the model {task!r} does not exist, or this key may not use it")
             if not is_chat:
                 return body
             text = self.bank.store.prompt_of(task)
@@ -158,7 +158,9 @@ class BankServer:
         """
         engine = self.models.engine_client
         if self.api_processes > 1:
-            raise ConfigError(f"a reload wants one API process, not {self.api_processes}: start the server anew")
+            raise ConfigError(
+                f"a reload needs a single API process, found {self.api_processes}: restart the server instead"
+            )
 
         async def swap() -> None:
             await engine.pause_generation(mode="wait")

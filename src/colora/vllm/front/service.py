@@ -64,13 +64,15 @@ class BankTasks:
             store, old = CoreStore(self.bank, self.state), self.store
             if store.saved.info.base != old.saved.info.base:
                 raise BaseMismatchError(
-                    f"expected a bank of {old.saved.info.base}, found one of {store.saved.info.base}"
+                    f"expected a bank on the base model {old.saved.info.base}, found a bank on {store.saved.info.base}"
                 )
             if store.saved.info.chat_template != old.saved.info.chat_template:
-                raise ConfigError("expected a bank with prompts of the same form (chat_template)")
+                raise ConfigError(
+                    "expected a bank with the same setting of chat_template: restart the server to serve this bank"
+                )
             if store.shape != old.shape:
                 raise ConfigError(
-                    "expected a bank of the same rank on the same layers: start the server anew for others"
+                    "expected a bank of the same rank on the same layers: restart the server to serve this bank"
                 )
             swap(store)
             store.reserved = old.reserved

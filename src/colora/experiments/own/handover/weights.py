@@ -78,7 +78,7 @@ def read_weights(path: str | os.PathLike[str]) -> TrainedWeights:
             metadata = file.metadata()
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise BankFileError(f"{path}: cannot be read ({error}); remove it, and it is trained again") from error
+        raise BankFileError(f"{path}: cannot be read ({error}); remove it to train it again") from error
     parts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for key, tensor in tensors.items():
         name, _, term = key.rpartition(" ")
