@@ -108,7 +108,7 @@ def test_loras_of_the_default_base_are_imported_without_the_hub(out, tmp_path):
 
 
 def test_the_hubs_id_falls_back_on_this_machine_with_a_warning():
-    with pytest.warns(UserWarning, match=f"{DEFAULT_HUB_ID} cannot be had from the hub: taking 'smollm2'"):
+    with pytest.warns(UserWarning, match=f"{DEFAULT_HUB_ID} cannot be downloaded from the hub: using 'smollm2'"):
         model, _ = load_base(DEFAULT_HUB_ID)
     assert model.name_or_path == "smollm2"
 

@@ -104,7 +104,7 @@ BAD = [
     ({"input_ids": [1, 2], "task_ids": [0, 1, 1]}, padded, "has 2 input_ids, but .* token by token: 3"),
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: padded(rows * 2), r"made 4 rows of 2"),
     ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[1:]), "row of 2 tokens does not consist of"),
-    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[::-1]), "does not consist of the 5 given tokens"),
+    ({"input_ids": [1, 2], "task_ids": 0}, lambda rows: flattened(rows[::-1]), "not consist of the 5 given tokens"),
     ({"prompt": "a", "task_ids": 0}, list, "made a list, no batch of tensors.*GRPO.*set_task"),
     ({"text": "a", "task_ids": 0}, lambda rows: flattened(rows[:1]), "no input_ids, but .* token by token"),
 ]  # fmt: skip

@@ -126,7 +126,9 @@ def load_base(
         model = auto_class(config, kind).from_pretrained(location, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         if name == DEFAULT_HUB_ID and not snapshot and resolve_base(DEFAULT_BASE).kind != "hub":
-            warnings.warn(f"{name} cannot be had from the hub: taking {DEFAULT_BASE!r} of this machine", stacklevel=2)
+            warnings.warn(
+                f"{name} cannot be downloaded from the hub: using {DEFAULT_BASE!r} of this machine", stacklevel=2
+            )
             return load_base(DEFAULT_BASE, dtype, device, kind, chat_template=chat_template, **kwargs)
         raise BaseModelError(_why_not(source, error)) from error
     keep_differentiable(model)
