@@ -373,4 +373,4 @@ def test_the_help_of_a_command_tells_what_its_arguments_are():
 def test_the_list_of_commands_tells_each_in_full():
     told = cli("--help").stdout
     assert "..." not in told.replace("[ARGS]...", "")
-    assert "Validate a run's files and config, and print what would be" in told
+    assert "Check a run file and its task files, and print what would be" in told

@@ -191,4 +191,4 @@ def test_the_former_name_of_the_command_names_the_new_one(arguments):
 
 
 def test_fields_are_changed_in_run_files_only(base, tmp_path):
-    assert "no run file" in refusal("transfer", tmp_path, "training.lr=1")
+    assert "not a run file" in refusal("transfer", tmp_path, "training.lr=1")

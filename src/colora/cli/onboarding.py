@@ -13,7 +13,23 @@ if TYPE_CHECKING:  # its import takes seconds
     from colora.transfer.onboarding.onboard import Onboarding
 
 
-@app.command()
+ONBOARD_HELP = """Add a new task to a trained bank. Only its core is trained; all other tasks stay the same to the bit.
+
+The core has r × r parameters per layer. If that is not enough, `--extend 16` also adds sixteen directions to A and
+B that no other task uses. The cores of the other tasks keep their size. `--rank 24` lets a later task use such
+directions too.
+
+The new task uses the prompt of the bank, unless `--prompt` names another prompt.
+
+A file: all examples are used for training. A folder with a val file: the token NLL on the val file is printed too.
+
+Several files (new/*.jsonl): the tasks are trained in the same passes, but independently of each other. The bank is
+saved every few minutes. After a crash, run the same command again: it trains the tasks that the bank does not have
+yet. A task that cannot be trained is left out, and the exit code is 1.
+"""
+
+
+@app.command(help=ONBOARD_HELP)
 def onboard(
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
     examples: Annotated[
@@ -59,20 +75,7 @@ def onboard(
         Path | None, typer.Option(help="Several tasks: write the outcome of each task to this JSON file.")
     ] = None,
 ) -> None:
-    """Add a new task to a trained bank. Only its core is trained; every other task stays the same to the bit.
-
-    The core has r × r parameters per layer. If that is not enough, `--extend 16` also adds sixteen directions to A and
-    B that no other task uses. The cores of the other tasks keep their size. `--rank 24` lets a later task use such
-    directions too.
-
-    The new task uses the prompt of the bank, unless `--prompt` names another prompt.
-
-    A file: all examples are used for training. A folder with a val file: the token NLL on the val file is printed too.
-
-    Several files (new/*.jsonl): the tasks are trained in the same passes, but independently of each other. The bank is
-    saved every few minutes. After a crash, run the same command again: it trains the tasks that the bank does not have
-    yet. A task that cannot be trained is left out, and the exit code is 1.
-    """
+    """Add one new task to a trained bank, or several; see `ONBOARD_HELP`."""
     with errors():
         from colora.errors import ConfigError
         from colora.transfer.onboarding.fit import Settings
@@ -80,9 +83,9 @@ def onboard(
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
         common = {"output": output, "base": base, "settings": settings, "log": say, "prompt": prompt}
         if len(examples) > 1 and name is not None:
-            raise ConfigError("--name: names one task; of several, each has the name of its file")
+            raise ConfigError("--name works with a single task; several tasks get the names of their files")
         if len(examples) == 1 and (dtype is not None or report is not None):
-            raise ConfigError("--dtype, --report: for several tasks at once; one alone is trained in float32")
+            raise ConfigError("--dtype and --report work with several tasks; a single task is trained in float32")
         if len(examples) == 1:
             return _onboard_one(bank, examples[0], name, common)
         _onboard_several(bank, examples, dtype, report, common)

@@ -14,7 +14,20 @@ if TYPE_CHECKING:  # their imports take seconds
 SHOWN = 12  # tasks whose cosines fit a terminal
 
 
-@app.command()
+HELP = """Show how similar tasks are: by their cores after training, or by their gradients before training.
+
+With a BANK: prints the exact cosines of the full updates B Λ_k A, and groups of similar tasks. It needs the bank
+alone, and takes a second.
+
+With a BANK and `--task`, or with more than 2000 tasks: prints only the nearest neighbours of the tasks that you
+name, or of twelve tasks that are drawn. It reads all cores, in parts.
+
+With a RUN.yaml: nothing is trained. It compares the gradients of the tasks on the base model, from one forward and
+backward pass over a few examples of each task. That takes about a minute for ten tasks on two CPU cores.
+"""
+
+
+@app.command(help=HELP)
 def similarity(
     path: Annotated[
         Path, typer.Argument(metavar="BANK|RUN.yaml", help="Folder of a trained bank or of its run, or a run file.")
@@ -41,17 +54,7 @@ def similarity(
         typer.Option(help="Show only the nearest neighbours of this task of a bank. Repeat for several."),
     ] = None,
 ) -> None:
-    """Show how similar tasks are: by their cores after training, or by their gradients before training.
-
-    With a BANK: prints the exact cosines of the full updates B Λ_k A, and groups of similar tasks. It needs the bank
-    alone, and takes a second.
-
-    With a BANK and `--task`, or with more than 2000 tasks: prints only the nearest neighbours of the tasks that you
-    name, or of twelve tasks that are drawn. It reads all cores, in parts.
-
-    With a RUN.yaml: nothing is trained. It compares the gradients of the tasks on the base model, from one forward and
-    backward pass over a few examples of each task. That takes about a minute for ten tasks on two CPU cores.
-    """
+    """Show how similar tasks are; see `HELP`."""
     with errors():
         from colora.bank.tensors import SavedBank
         from colora.errors import ConfigError

@@ -110,7 +110,7 @@ def _check_own(folder: Path, optimizer: TaskAdamW) -> None:
     """Raises CheckpointError if a checkpoint there is none that this loop has written or gone on from."""
     if foreign := [path for path in _checkpoints(folder) if path.resolve() not in _KNOWN.setdefault(optimizer, set())]:
         raise CheckpointError(
-            f"{foreign[-1]} is of another loop, or of this one before it was started again: go on from it with "
+            f"{foreign[-1]} belongs to another training loop, or to an earlier start of this one: go on from it with "
             "colora.load_training, or choose another folder"
         )
 
