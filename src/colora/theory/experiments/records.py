@@ -96,7 +96,9 @@ class MethodSettings(_Frozen):
     )
     max_iter: Count = Field(1000, description="Most iterations of a start.")
     tol: float = Field(
-        1e-7, ge=0, description="A start ends when the objective falls by less than this share of itself."
+        1e-7,
+        ge=0,
+        description="A start ends when the objective falls by less than this share of itself in three iterations in a row.",
     )
     splits: Count = Field(1, description="Parts for sample splitting. Only for solver alternating.")
 
