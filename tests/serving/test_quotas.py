@@ -315,7 +315,7 @@ def test_one_key_of_two_tenants_is_refused(tmp_path):
     path.write_text(text.replace("acme", "globex"))
     add_tenant(path, "acme", ["*"])
     path.write_text(path.read_text().replace(read_tenants(path)[1].key_sha256, acme.key_sha256))
-    with pytest.raises(ConfigError, match="found the same one of globex, acme"):
+    with pytest.raises(ConfigError, match="found the same key for globex, acme"):
         read_tenants(path)
 
 

@@ -122,7 +122,7 @@ def test_the_command_tells_what_it_did(saved, examples):
     before = content(saved)
     result = cli("update", saved, examples, "--steps", 6, "--rows", 4, "--lr", 30)
     assert result.exit_code == 1
-    assert "stays as it was" in " ".join(result.output.split())
+    assert "the bank is unchanged" in " ".join(result.output.split())
     assert content(saved) == before
     model, _, _ = load_bank(saved)
     assert model.tasks == TASKS

@@ -33,7 +33,7 @@ def test_without_vllm_it_is_said_what_to_install(bank):
     ("arguments", "message"),
     [
         (["--engine", "sglang"], "expected colora or vllm, found sglang"),
-        (["--engine", "vllm", "--threads", "2"], "--threads: not with --engine vllm"),
+        (["--engine", "vllm", "--threads", "2"], "--threads: not available with --engine vllm"),
         (["--tensor-parallel-size", "2"], "need --engine vllm"),
     ],
 )

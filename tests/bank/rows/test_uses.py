@@ -242,7 +242,7 @@ def test_pages_hold_the_tasks_in_order():
     assert (some.names, some.pages, some.found) == ([f"user-{number}" for number in range(139, 189)], 3, 111)
     assert task_page(names, 1, "nobody*").names == []
     for number in (0, 4):
-        with pytest.raises(ConfigError, match="from 1 to 3, for 250 tasks"):
+        with pytest.raises(ConfigError, match="from 1 to 3, because there are 250 tasks"):
             task_page(names, number)
 
 

@@ -98,7 +98,7 @@ class MethodSettings(_Frozen):
     tol: float = Field(
         1e-7,
         ge=0,
-        description="A start ends when the objective falls by less than this share of itself in three iterations in a row.",
+        description="A start ends if the objective falls by less than this share in three steps in a row.",
     )
     splits: Count = Field(1, description="Parts for sample splitting. Only for solver alternating.")
 
