@@ -111,8 +111,9 @@ def test_many_connections_make_room_for_new_ones(server, monkeypatch):
             one.close()
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off(hasty):
-    hasty.service.store._in_bank.update({f"user-{number}": 0 for number in range(50_000)})
+def test_a_client_that_does_not_read_its_answer_is_cut_off(hasty, monkeypatch):
+    names = [f"user-{number}-{'x' * 60}" for number in range(20_000)]
+    monkeypatch.setattr(hasty.service.store, "after", lambda task: iter(names))
     size = len(hasty.http.get("/v1/models").content)
     with connected(hasty, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n" * 4) as one:
         time.sleep(4)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from colora.adapter.config import ADAPTER_NAME, ROWS_VERSION
-from colora.adapter.lookup import bank_tasks
+from colora.adapter.lookup import bank_tasks, wrapped_router
 from colora.adapter.stored.access import ROOM, store_cores, stored_cores
 from colora.bank.card import CARD_FILE, write_card
 from colora.bank.config_file import read_fields
@@ -40,7 +40,7 @@ def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
         CheckpointError: if that fails; what was in `folder` is then still there.
         BankFileError: a core in a store holds NaN or infinity, or cannot be read where it is kept.
     """
-    stored = stored_cores(model)
+    stored = None if wrapped_router(model) is None else stored_cores(model)  # a plain LoRA is saved so as well
     with staged_folder(folder) as staging:
         if (folder / CARD_FILE).is_file():  # what a user wrote there stays
             shutil.copyfile(folder / CARD_FILE, staging / CARD_FILE)
