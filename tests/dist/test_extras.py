@@ -3,6 +3,7 @@
 It also resolves for systems and Pythons that are not here, which says that there are packages for them, no more.
 """
 
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -28,9 +29,9 @@ def resolve(project: Path, extras: list[str], python: str, *options: str) -> dic
     uv = shutil.which("uv", path=sysconfig.get_path("scripts")) or shutil.which("uv")
     assert uv, "uv is missing: make install"
     command = [uv, "pip", "compile", str(project), "--no-header", "--no-annotate", "--python-version", python, *options]
-    done = subprocess.run(
-        command + [f"--extra={extra}" for extra in extras], capture_output=True, text=True, check=False
-    )
+    oldest = os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"}  # bitsandbytes has no wheels for earlier ones
+    command += [f"--extra={extra}" for extra in extras]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=oldest)
     if done.returncode and any(sign in done.stderr for sign in UNREACHABLE):
         pytest.skip("no package index can be reached")
     if done.returncode:
