@@ -189,7 +189,7 @@ def test_shard_is_refused_on_a_quantised_base(base, monkeypatch):
 def test_shard_is_refused_where_a_model_does_not_name_its_blocks(base, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(LlamaPreTrainedModel, "_no_split_modules", [])
-    with pytest.raises(ConfigError, match="a LlamaForCausalLM, does not say of which blocks it is made"):
+    with pytest.raises(ConfigError, match="a LlamaForCausalLM, does not name the blocks that it consists of"):
         load_sharded(base)
 
 

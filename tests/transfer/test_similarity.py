@@ -339,7 +339,7 @@ def test_the_command_for_a_run_file(tmp_path):
 def test_the_command_refuses_wrong_arguments(bank, tmp_path):
     # a wrong ending is told before the work is done, of which there is nothing here
     assert "expected a name that ends in" in refusal("similarity", tmp_path / "none.yaml", "--figure", "x.jpg")
-    assert "has no fields to change: training.lr=1" in refusal("similarity", bank, "training.lr=1")
+    assert "so it has no fields to change; remove training.lr=1" in refusal("similarity", bank, "training.lr=1")
     assert "no such folder" in refusal("similarity", tmp_path / "none")
 
 

@@ -173,4 +173,4 @@ def test_too_many_tasks_are_not_compared_each_with_each(bank):
     told = cli("similarity", bank, "--task", "user-7")
     assert told.exit_code == 0
     assert "nearest of 40000 tasks, for 1 of them" in " ".join(told.output.split())
-    assert "neighbours alone" in refusal("similarity", bank, "--groups", "3")
+    assert "only nearest neighbours are computed" in refusal("similarity", bank, "--groups", "3")
