@@ -197,7 +197,7 @@ def test_experts_with_a_forward_pass_of_their_own_are_refused_and_the_base_stays
     base = Llama4ForCausalLM(Llama4TextConfig(**SIZES, **sizes)).eval()
     want = base(input_ids=ids).logits
     with pytest.raises(
-        ConfigError, match=r"'model.layers.0.feed_forward.experts' are a Llama4TextExperts, whose forward"
+        ConfigError, match=r"'model.layers.0.feed_forward.experts' are a Llama4TextExperts, which has its own forward"
     ):
         banked(base)
     torch.testing.assert_close(base(input_ids=ids).logits, want, rtol=0, atol=0)

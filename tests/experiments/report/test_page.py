@@ -287,7 +287,7 @@ def test_the_command_writes_a_page_and_markdown(tmp_path):
     write_trial_records(tmp_path / "r" / "b.jsonl", [record("pooled", code="x"), record("local", code="y")])
     refused = cli("report", tmp_path / "r", tmp_path / "out.html")
     assert refused.exit_code == 2
-    assert "b.jsonl: expected records of one code" in refused.stderr
+    assert "b.jsonl: expected records of one version" in refused.stderr
     assert not (tmp_path / "out.html").exists()
     result = cli("report", tmp_path / "r", tmp_path / "new" / "out.html", "--mixed", "--markdown", tmp_path / "out.md")
     assert result.exit_code == 0, result.stderr
