@@ -98,7 +98,7 @@ def test_a_recipe_is_short_and_in_the_list(recipe):
         ("| mean | 71.0 |", "| mean | **3.5** |", True),
         ("capital: Japan -> 'Tokyo'", "capital: Japan -> 'x'", True),
         ("capital: Japan -> 'Tokyo'", "language: Japan -> 'x'", False),
-        ("bank: runs/own-loop", "bank: /tmp/x", True),
+        ("bank: runs/own-loop", "bank: elsewhere", True),
         ("capital is the same to the bit", "capital has changed", False),
     ],
 )

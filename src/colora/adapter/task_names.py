@@ -14,15 +14,14 @@ Examples:
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-__all__ = ["NameArrays", "TaskNames", "TaskSequence"]
+from colora.common.names import Names
 
-AT_ONCE = 1024
-"""Names that are made Python objects at a time."""
+__all__ = ["NameArrays", "TaskNames", "TaskSequence"]
 
 
 class NameArrays(NamedTuple):
@@ -86,11 +85,14 @@ class TaskNames(Mapping[str, int]):
 
     def name(self, task: int) -> str:
         """The name of an id. Raises IndexError if there is no such task."""
-        if not 0 <= task < len(self):
+        if task < 0:
             raise IndexError(f"no task {task}: there are {len(self)}")
-        letters, ends, _, _ = self.arrays
-        begin = int(ends[task - 1]) if task else 0
-        return letters[begin : int(ends[task])].tobytes().decode()
+        return self.by_id[task]
+
+    @property
+    def by_id(self) -> Names:
+        """The names in the order of their ids."""
+        return Names(self.arrays.letters, self.arrays.ends)
 
     def __getitem__(self, name: str) -> int:
         if isinstance(name, str):
@@ -105,14 +107,7 @@ class TaskNames(Mapping[str, int]):
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        letters, ends, _, _ = self.arrays
-        begin = 0
-        for first in range(0, len(self), AT_ONCE):
-            some = ends[first : first + AT_ONCE].tolist()
-            text, base = letters[begin : some[-1]].tobytes(), begin
-            for end in some:
-                yield text[begin - base : end - base].decode()
-                begin = end
+        return iter(self.by_id)
 
     def __len__(self) -> int:
         return len(self.arrays.ends)
@@ -137,34 +132,15 @@ def _hashes(names: Iterable[bytes]) -> Int[np.ndarray, " n"]:
     return np.frombuffer(b"".join(blake2b(name, digest_size=8).digest() for name in names), dtype="<i8")
 
 
-class TaskSequence(Sequence[str]):
+class TaskSequence(Names):
     """The same names by id, to stand for a list where most are never looked at. A copy of it is a list."""
 
     def __init__(self, names: TaskNames) -> None:
+        super().__init__(names.arrays.letters, names.arrays.ends)
         self._names = names
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._names.name(task) for task in range(*index.indices(len(self)))]
-        return self._names.name(index + len(self) if index < 0 else index)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: object) -> list[str]:
         return list(self)

@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import Int
 
 from colora.common.files import write_json
+from colora.common.names import Names
 from colora.common.progress import progress_bar
 from colora.common.text import listed
 from colora.tasks.column.divide import divided
 from colora.tasks.column.examples import example_of, write_examples
-from colora.tasks.column.names import Names
 from colora.tasks.column.source import TasksSource
 from colora.tasks.faults import Faults
 from colora.tasks.schema import SPLITS, Example, Task

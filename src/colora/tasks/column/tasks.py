@@ -9,11 +9,11 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int
 
+from colora.common.names import Names
 from colora.common.text import listed
 from colora.tasks.column.build import mapped_examples, taken
 from colora.tasks.column.divide import divided
 from colora.tasks.column.examples import example_of
-from colora.tasks.column.names import Names
 from colora.tasks.column.source import TasksSource
 from colora.tasks.faults import Faults
 from colora.tasks.prompting.templates import PromptTemplate

@@ -8,6 +8,9 @@ from jaxtyping import Int, UInt8
 
 __all__ = ["Names"]
 
+AT_ONCE = 1024
+"""Names that are made Python objects at a time."""
+
 
 class Names(Sequence[str]):
     """The names of K tasks.
@@ -46,8 +49,13 @@ class Names(Sequence[str]):
         return bytes(self.letters[begin : int(self.ends[number])]).decode()
 
     def __iter__(self) -> Iterator[str]:
-        for begin in range(0, len(self), 1024):
-            yield from self[begin : begin + 1024]
+        begin = 0
+        for first in range(0, len(self), AT_ONCE):
+            some = self.ends[first : first + AT_ONCE].tolist()
+            text, base = self.letters[begin : some[-1]].tobytes(), begin
+            for end in some:
+                yield text[begin - base : end - base].decode()
+                begin = end
 
     def __len__(self) -> int:
         return len(self.ends)
