@@ -161,8 +161,8 @@ def test_a_bank_that_cannot_be_served_is_told_before_anything_is_loaded(start, b
     config = json.loads((newer / "adapter_config.json").read_text())
     (newer / "adapter_config.json").write_text(json.dumps(config | {"format_version": 99}))
     assert "99" in start(newer)
-    assert "--max-loras: colora serve decides that" in start(bank, "--max-loras", "4")
-    assert "--queue: not with --engine vllm" in start(bank, "--queue", "4")
+    assert "--max-loras: colora serve sets this itself" in start(bank, "--max-loras", "4")
+    assert "--queue: not available with --engine vllm" in start(bank, "--queue", "4")
 
 
 def test_what_only_vllm_can_find_ends_its_start_with_the_reason(start, bank, tmp_path):
