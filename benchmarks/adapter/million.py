@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def everything(args: argparse.Namespace) -> dict[str, Any]:
         sys.exit(f"{args.folder} has another setting: name another --folder, or remove it")
     write_json(kept, setting)
     rows = write_table(args)
-    killed_run(args)
-    in_process(args, "alone")
+    with ThreadPoolExecutor() as parts:  # side by side: what is compared is bits, not seconds
+        for part in [parts.submit(killed_run, args), parts.submit(in_process, args, "alone")]:
+            part.result()
     found = {name: json.loads((args.folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("run", "alone")}
     found["run"]["lives"] = lives(args.folder)
     return {
@@ -270,10 +272,15 @@ def checkpoints(folder: Path) -> list[dict[str, Any]]:
 def save_drawn(args: argparse.Namespace, run: ResolvedRun, data: EncodedRun, trainer: CoLoRATrainer) -> None:
     """Keep what is compared: A and B, and the cores of some of the tasks that were drawn."""
     drawn = np.unique(np.concatenate(list(data.mixture.tasks())))
-    chosen = np.random.default_rng(args.seed + 1).choice(drawn, min(args.compared, len(drawn)), replace=False)
-    names = [run.names[task] for task in sorted(chosen.tolist())]
+    names = chosen([run.names[task] for task in drawn.tolist()], args)
     save_file(tensors(trainer, names), args.folder / "run.safetensors")
     write_json(args.folder / "chosen.json", {"names": names, "drawn": len(drawn)})
+
+
+def chosen(drawn: list[str], args: argparse.Namespace) -> list[str]:
+    """The tasks that are compared, in order; either part can tell them, so both may run at the same time."""
+    picked = np.random.default_rng(args.seed + 1).choice(len(drawn), min(args.compared, len(drawn)), replace=False)
+    return [drawn[place] for place in sorted(picked.tolist())]
 
 
 def tensors(trainer: CoLoRATrainer, names: list[str]) -> dict[str, torch.Tensor]:
@@ -288,20 +295,20 @@ def alone_part(args: argparse.Namespace) -> None:
     """The drawn tasks alone; without a break."""
     began = time.perf_counter()
     trainer = train_alone(config_of(args), args.folder / "alone")
-    chosen = json.loads((args.folder / "chosen.json").read_text(encoding="utf-8"))["names"]
-    save_file(tensors(trainer, chosen), args.folder / "alone.safetensors")
+    names = chosen(list(trainer.task_names), args)
+    save_file(tensors(trainer, names), args.folder / "alone.safetensors")
     write_json(args.folder / "alone.json", {"tasks": len(trainer.task_names), "seconds": time.perf_counter() - began})
 
 
 def compared(args: argparse.Namespace) -> dict[str, Any]:
     """Whether A, B and the chosen cores are the same to the bit."""
     one, other = (load_file(args.folder / f"{name}.safetensors") for name in ("run", "alone"))
-    chosen = json.loads((args.folder / "chosen.json").read_text(encoding="utf-8"))
+    kept = json.loads((args.folder / "chosen.json").read_text(encoding="utf-8"))
     differing = [name for name in one.keys() | other.keys() if name not in one or name not in other]
     differing += [name for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])]
     return {
-        "tasks_drawn": chosen["drawn"],
-        "tasks_compared": len(chosen["names"]),
+        "tasks_drawn": kept["drawn"],
+        "tasks_compared": len(kept["names"]),
         "tensors": len(one),
         "differing": sorted(differing),
         "equal": not differing,
