@@ -2,9 +2,9 @@
 
     python -m benchmarks.compare.figures
 
-docs/figures/cost.svg: quality against the bytes that a further user costs, in the mean of the groups of real tasks;
-left with prompts that do not say whose task it is, right with prompts that do. A bar reaches from the lowest seed to
-the highest.
+docs/figures/cost.svg: of each method the bytes that a further user costs, and the quality in the mean of the groups of
+real tasks, with prompts that do not say whose task it is and with prompts that do. A line reaches from the lowest seed
+to the highest.
 
 docs/figures/real.svg: by how much CoLoRA leads the best rival of each group of real tasks, and a LoRA for each task; in
 points and by likelihood, with 95 % intervals over seeds, tasks and examples.
@@ -19,7 +19,7 @@ from statistics import fmean
 from types import ModuleType
 from typing import Any
 
-from benchmarks.compare.summary import PLAIN_NAMES, against, answer, quality_and_bytes
+from benchmarks.compare.summary import PLAIN_NAMES, against, answer, bytes_text, quality_and_bytes
 from colora.evaluation.metrics import METRICS
 from colora.experiments.report.regret import Regret, regret
 from colora.experiments.trial import TrialRecord, read_trial_records
@@ -27,14 +27,9 @@ from colora.experiments.trial import TrialRecord, read_trial_records
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 LOOKS = {"local": ("#0072b2", "s", "--"), "pooled": ("#009e73", "^", ":"), "colora": ("#d55e00", "o", "-")}
-OFFSETS = {
-    "colora": (0, -17),
-    "local": (9, -10),
-    "pooled-and-own": (-30, 10),
-    "oppu": (9, -1),
-    "alora": (-40, -15),
-}
-"""How far the name of a method is from its point in the figure of costs, in points of print."""
+OURS, THEIRS = LOOKS["colora"][0], "0.45"
+NOTHING = 1e4
+"""Where the axis of bytes begins: what costs less has no bar."""
 TITLES = {"local": "one LoRA each", "pooled": "one LoRA for all", "colora": "CoLoRA"}
 GROUPS = {"similar-8": "similar", "half-8": "half", "different-8": "different"}
 
@@ -53,37 +48,47 @@ def main() -> None:
 
 
 def draw_cost(plt: ModuleType) -> Any:
-    """The mean over groups against the bytes of a further user, a panel for each kind of prompt."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
-    for axis, regime, title in zip(axes, ("implicit", "explicit"), ("does not name", "names"), strict=True):
-        comparisons = [one for one, _ in answer("real").pairs if one.place.regime == regime]
-        for method, label in PLAIN_NAMES.items():
-            found = quality_and_bytes(comparisons, method)
-            if found is None:
-                continue
-            seeds, size = found
-            mean, colour = fmean(seeds), LOOKS.get(method, ("0.45", "o", ""))[0]
-            reach = [[mean - min(seeds)], [max(seeds) - mean]]
-            axis.errorbar(
-                [max(size, 1e3)], [mean], yerr=reach, fmt="o", color=colour, markersize=8 if method == "colora" else 5
-            )
-            axis.annotate(
-                label,
-                (max(size, 1e3), mean),
-                OFFSETS.get(method, (9, -3)),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-            )
-        axis.set_xscale("log")
-        axis.set_xlim(5e2, 1e9)
-        axis.set_ylim(15, 60)
-        axis.set_xticks([1e3, 1e5, 1e6, 1e7], ["nothing", "100 kB", "1 MB", "10 MB"])
-        axis.set_xlabel("bytes that a further user costs")
-        axis.set_title(f"the prompt {title} the task", fontsize=9)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("quality, %, mean of groups")
-    figure.tight_layout()
+    """A row for each method: left the bytes of a further user, right the mean over groups with each kind of prompt."""
+    figure, (costs, quality) = plt.subplots(1, 2, figsize=(6.6, 3.7), sharey=True, width_ratios=(2, 3))
+    regimes = {
+        regime: [one for one, _ in answer("real").pairs if one.place.regime == regime]
+        for regime in ("implicit", "explicit")
+    }
+    found = {
+        method: {regime: quality_and_bytes(comparisons, method) for regime, comparisons in regimes.items()}
+        for method in PLAIN_NAMES
+    }
+    sizes = {method: max(one[1] for one in of.values() if one) for method, of in found.items()}
+    methods = sorted(PLAIN_NAMES, key=lambda method: sizes[method])
+    for row, method in enumerate(methods):
+        colour = OURS if method == "colora" else THEIRS
+        costs.barh(row, max(sizes[method] - NOTHING, 0), left=NOTHING, color=colour, height=0.55)
+        costs.annotate(f" {bytes_text(sizes[method])}", (max(sizes[method], NOTHING), row), fontsize=9, va="center")
+        for place, (regime, filled) in enumerate((("implicit", True), ("explicit", False))):
+            if (one := found[method][regime]) is not None:
+                seeds = one[0]
+                mean = fmean(seeds)
+                reach, height = [[mean - min(seeds)], [max(seeds) - mean]], row + 0.17 * (2 * place - 1)
+                ground = colour if filled else "white"
+                quality.errorbar([mean], [height], xerr=reach, fmt="o", color=colour, mfc=ground, markersize=6)
+    for filled, label in ((True, "the prompt does not name the task"), (False, "the prompt names it")):
+        quality.plot([], [], "o", color=THEIRS, mfc=THEIRS if filled else "white", label=label)
+    costs.set_xscale("log")
+    costs.set_xlim(NOTHING, 2e9)
+    costs.set_xticks([1e5, 1e7], ["100 kB", "10 MB"], fontsize=9)
+    costs.tick_params(axis="y", length=0)
+    costs.minorticks_off()
+    costs.set_yticks(range(len(methods)), [PLAIN_NAMES[method] for method in methods], fontsize=9.5)
+    costs.get_yticklabels()[methods.index("colora")].set(color=OURS, fontweight="bold")
+    costs.invert_yaxis()
+    costs.set_title("a further user costs", fontsize=9.5)
+    quality.set_title("quality, %, mean of groups", fontsize=9.5)
+    quality.set_xlim(15, 60)
+    quality.tick_params(axis="x", labelsize=9)
+    quality.tick_params(axis="y", length=0)
+    quality.grid(alpha=0.3)
+    figure.legend(fontsize=9, frameon=False, ncols=2, loc="lower center")
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     return figure
 
 
