@@ -1,9 +1,9 @@
-"""The demo's comparison over several seeds: before, alone (a LoRA for each task), together (one bank).
+"""The demo's comparison over several seeds: untrained, in the prompt, alone (a LoRA each), together (one bank).
 
     python -m benchmarks.demo.demo [--seeds 0 1 2] [--output runs/demo]
 
 What has been trained and measured is reused. The records go to benchmarks/demo/records/demo.jsonl, the table to
-standard output, the figure to docs/figures/demo.svg.
+standard output.
 """
 
 import argparse
@@ -26,7 +26,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--record", type=Path, default=HERE / "records" / "demo.jsonl")
-    parser.add_argument("--figure", type=Path, default=HERE.parents[1] / "docs" / "figures" / "demo.svg")
     args = parser.parse_args()
     for seed in args.seeds:
         run_demo(args.output, seed=seed, log=lambda line: print(line, flush=True))
@@ -41,7 +40,6 @@ def main() -> None:
         spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
         shown = ", ".join(f"{gain:+.2f}" for gain in gains)
         print(f"{metric}: together − alone = {statistics.mean(gains):+.2f}{spread} over seeds ({shown})")
-    draw(records, args.seeds, args.figure)
 
 
 def summary_markdown(records: list[Record], methods: Sequence[str] = METHODS) -> str:
@@ -63,31 +61,6 @@ def summary_markdown(records: list[Record], methods: Sequence[str] = METHODS) ->
 def mean(records: list[Record], method: str, metric: str, seed: int) -> float:
     """The mean over tasks."""
     return statistics.mean(r.value for r in records if (r.method, r.metric, r.seed) == (method, metric, seed))
-
-
-def draw(records: list[Record], seeds: list[int], file: Path) -> None:
-    """One bar a method for the mean over seeds, one dot a seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "colora"  # the same figure from the same records, byte for byte
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.6))
-    colours = ("#bbbbbb", "#0072b2", "#d55e00")  # Okabe and Ito's, safe for colour-blind readers
-    for axis, name in zip(axes, ("rougeL", "exact_match"), strict=True):
-        for place, (method, colour) in enumerate(zip(METHODS, colours, strict=True)):
-            values = [mean(records, method, name, seed) for seed in seeds]
-            axis.barh(place, statistics.mean(values), color=colour, alpha=0.85)
-            axis.plot(values, [place] * len(values), "k.", markersize=5)
-        axis.set_yticks(range(len(METHODS)), METHODS)
-        axis.invert_yaxis()
-        axis.set_xlim(0, 100)
-        axis.set_xlabel(METRICS[name].title)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
 
 
 if __name__ == "__main__":
