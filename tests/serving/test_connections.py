@@ -55,7 +55,7 @@ def answers(server):
     return server.http.post("/v1/chat/completions", json=ask("legal", "one", max_tokens=3)).status_code == 200
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
 def test_a_connection_without_a_request_is_closed(hasty, first):
     with connected(hasty, first) as one:
         assert closed(one, 10) == b""
@@ -75,13 +75,15 @@ def sent_until_cut_off(one, part, pause=0.0, most=15):
 
 
 def test_headers_byte_by_byte_are_cut_off(hasty):
-    with connected(hasty, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ") as one:
+    with connected(hasty, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ") as one:
         assert sent_until_cut_off(one, b"a", pause=0.05)
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 999", b"Transfer-Encoding: chunked"])
 def test_a_slow_body_is_answered_with_408(hasty, length):
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" + length + b"\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + length + b"\r\n\r\n"
+    )
     with connected(hasty, head) as one:
         answer = closed(one, 10)
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -91,7 +93,7 @@ def test_a_slow_body_is_answered_with_408(hasty, length):
 
 def test_an_endless_body_is_cut_off(server):
     kind = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with connected(server, b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n" + kind) as one:
+    with connected(server, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + kind) as one:
         assert sent_until_cut_off(one, b"4000\r\n" + b"[" * 0x4000 + b"\r\n")
     assert answers(server)
 
@@ -104,7 +106,7 @@ def test_many_connections_make_room_for_new_ones(server, monkeypatch):
             opened.append(socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=20))
         assert answers(server)
         assert closed(opened[0], 5) == b""  # the oldest made room
-        opened[-1].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        opened[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert b'"ok"' in closed(opened[-1], 5)
     finally:
         for one in opened:
@@ -115,7 +117,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(hasty, monkeypatch):
     names = [f"user-{number}-{'x' * 60}" for number in range(20_000)]
     monkeypatch.setattr(hasty.service.store, "after", lambda task: iter(names))
     size = len(hasty.http.get("/v1/models").content)
-    with connected(hasty, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n" * 12) as one:
+    with connected(hasty, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" * 12) as one:
         time.sleep(4)
         assert len(closed(one, 20)) < 8 * size  # what the buffers of both ends hold, and no more
     assert answers(hasty)
@@ -129,7 +131,7 @@ def test_clients_that_hang_up_leave_nothing_in_the_log(server):
         logging.getLogger(name).addHandler(handler)
     body = json.dumps(ask("legal", "one", max_tokens=300, temperature=1)).encode()
     kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + kind
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n" + kind
     try:
         for sent in (head, head + body[:9], head + body):
             for _ in range(5):
@@ -223,6 +225,24 @@ def test_no_page_may_ask_by_default(server):
             answer = server.http.post(path, content="{}", headers={"Origin": origin, "Content-Type": "text/plain"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
     assert server.http.post("/v1/reload", headers={"Origin": server.url}).status_code == 200  # no other site's page
+
+
+def test_a_name_that_was_made_to_lead_here_is_refused(server, bank):
+    """DNS rebinding: to the browser the page is one of this server, so Origin and Host agree."""
+    port = server.url.rpartition(":")[2]
+    for host in (f"evil.example:{port}", "evil.example", "127.0.0.1.evil.example", "[::1", "", "10.0.0.1"):
+        for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+            for method, path in (("GET", "/v1/models"), ("POST", "/v1/reload")):
+                answer = server.http.request(method, path, headers=headers)
+                assert answer.status_code in (400, 403), (host, answer.text)
+                if host.startswith("evil"):
+                    assert answer.json()["error"]["code"] == "origin_not_allowed"
+                    assert f"--cors-origin http://{host}`" in answer.json()["error"]["message"]
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "Bank.LOCALHOST"):
+        assert server.http.get("/v1/models", headers={"Host": host}).status_code == 200
+    with serving(bank, origins=["http://bank.example"]) as other:  # behind a proxy that keeps its name
+        assert other.http.get("/v1/models", headers={"Host": "bank.example"}).status_code == 200
+        assert other.http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
 
 
 def test_an_origin_is_an_origin():

@@ -159,7 +159,7 @@ def test_two_tasks_and_the_base_by_keyboard_alone(visit, server):
     assert found == {shown: expected(server, name, "one\ntwo", max_tokens=128) for shown, name in names.items()}
     assert len(set(found.values())) == 3
     assert all(
-        re.fullmatch(r"128 tokens in [0-9.]+ s; cut off at .*", one.inner_text()) for one in page.locator(".state").all()
+        re.fullmatch(r"128 tokens in [0-9.]+ s; cut off .*", one.inner_text()) for one in page.locator(".state").all()
     )
     press("Control+Enter")  # once more
     assert answers(page, 3) == found

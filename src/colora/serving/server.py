@@ -1,6 +1,5 @@
 """The server as a process: where it may listen, how it starts, and how it ends without dropping a request."""
 
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from colora.errors import ConfigError
 from colora.serving.access import Access
 from colora.serving.app import make_app
 from colora.serving.connections import Connection, allow_files
+from colora.serving.loopback import is_loopback
 from colora.serving.service import Options, Service
 
 __all__ = ["GRACE_SECONDS", "Listen", "check_listen", "listening_socket", "serve", "server_config", "url_of"]
@@ -59,7 +59,7 @@ def check_listen(listen: Listen) -> None:
         parts = urlsplit(origin)
         if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
             raise ConfigError(f"--cors-origin: expected a page's origin such as https://example.org, found {origin!r}")
-    if _is_loopback(listen.host):
+    if is_loopback(listen.host):
         return
     missing = ["keys (--keys; make some with `colora keys add`)"] if listen.keys is None else []
     missing += ["TLS (--tls-cert, --tls-key)"] if listen.certificate is None else []
@@ -135,10 +135,3 @@ def url_of(listen: Listen) -> str:
     """Where clients find the server."""
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return f"{'https' if listen.certificate else 'http'}://{host}:{listen.port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,7 +3,7 @@
 `make_app` and its lifespan put the service, the access and the jobs into `app.state`.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Path, Request
@@ -12,6 +12,7 @@ from colora.errors import ColoraError, TaskIdError
 from colora.serving.access import Access, Tenant
 from colora.serving.fields import UnsupportedError
 from colora.serving.jobs import Jobs
+from colora.serving.loopback import asks_this_machine
 from colora.serving.quotas import Uploads
 from colora.serving.service import Service
 
@@ -67,19 +68,36 @@ def tenant_of(request: Request, app: FastAPI) -> Tenant:
 
     Raises:
         WrongKeyError, RateError: see `Access`.
-        ForeignPageError: a page of another site asks a server without keys.
+        ForeignPageError: a page of another site asks a server without keys, or asks by another machine's name.
     """
     access: Access = app.state.access
-    origin = request.headers.get("origin")
-    if origin is not None and access.tenants is None:  # where there are keys, no page has one by chance
-        known = {*app.state.origins, f"{request.url.scheme}://{request.headers.get('host', '')}"}
-        if not known & {origin, "*"}:
-            raise ForeignPageError(
-                "pages of this origin may not call the server; `colora serve --cors-origin` allows them"
-            )
+    if access.tenants is None:  # where there are keys, no page has one by chance
+        _check_page(request, app.state.origins)
     tenant = access.tenant(request.headers.get("authorization"))
     access.count(tenant)
     return tenant
+
+
+def _check_page(request: Request, origins: Sequence[str]) -> None:
+    """Refuse pages of other sites: those that say so, and those whose site's name was made to lead here.
+
+    The second kind, DNS rebinding, looks to the browser like a page of this server. The name in Host tells it.
+
+    Raises:
+        ForeignPageError: it is one, and `origins` does not allow it.
+    """
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    allowed = set(origins)
+    own = f"{request.url.scheme}://{host}"
+    if "*" in allowed or own in allowed:
+        return
+    if not asks_this_machine(host):
+        raise ForeignPageError(
+            f"a server without keys answers to this machine's own names alone, such as 127.0.0.1; found Host {host!r}: "
+            f"`colora serve --keys` protects the server, `--cors-origin {own}` allows this name"
+        )
+    if origin is not None and origin not in {*allowed, own}:
+        raise ForeignPageError("pages of this origin may not call the server; `colora serve --cors-origin` allows them")
 
 
 # In a thread: the access may have to read its file again.
