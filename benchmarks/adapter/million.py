@@ -1,7 +1,7 @@
 """A run of a million tasks that is killed, resumed, and equal to the bit to one of the tasks it trained alone.
 
     python -m benchmarks.adapter.million [--folder SCRATCH] [--cores memory]     # again: goes on where it stopped
-    python -m benchmarks.adapter.million --report                                # the record as it stands
+    python -m benchmarks.adapter.million --table                                 # the table of the record
 
 A table with a row an example names its task in a column; the numbers of examples of the tasks follow Zipf's law, and
 mixing is proportional, so a step meets tasks by Zipf's law. The small default model, rank 4 on all linear layers, short
@@ -69,16 +69,16 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", choices=["run", "alone"], help="one part alone, in this process; for itself to use")
-    parser.add_argument("--report", action="store_true", help="print the record, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
     args = parser.parse_args()
-    if args.report:
-        print(args.record.read_text(encoding="utf-8"))
+    if args.table:
+        print(table(args.record))
     elif args.part is not None:
         configure_threads(1)
         run_part(args) if args.part == "run" else alone_part(args)
     else:
         write_json(args.record, everything(args))
-        print(args.record.read_text(encoding="utf-8"))
+        print(table(args.record))
 
 
 def everything(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def in_process(args: argparse.Namespace, part: str) -> None:
 
 def command(args: argparse.Namespace, part: str) -> list[str]:
     """What runs a part alone."""
-    given = {name: value for name, value in vars(args).items() if name not in ("part", "report")}
+    given = {name: value for name, value in vars(args).items() if name not in ("part", "table")}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     return [sys.executable, "-m", "benchmarks.adapter.million", f"--part={part}", *options]
 
@@ -313,6 +313,31 @@ def compared(args: argparse.Namespace) -> dict[str, Any]:
         "differing": sorted(differing),
         "equal": not differing,
     }
+
+
+def table(record: Path = RECORD) -> str:
+    """Markdown: what was trained, where it was killed, what checkpoints wrote, and what was compared."""
+    found = json.loads(record.read_text(encoding="utf-8"))
+    setting, run, same = found["setting"], found["run"], found["compared"]
+    kills = " and ".join(f"{life['step']}" for life in run["lives"])
+    wrote = sorted(one["bytes_of_cores"] / 1e6 for one in run["checkpoints"])
+    last = run["checkpoints"][-1]
+    whole, trained_bytes = last["bytes_of_all_tasks"] / 1e9, last["bytes_of_all_trained"] / 1e6
+    equal = "all equal to the bit" if same["equal"] else f"{len(same['differing'])} differ"
+    rows = {
+        "tasks": f"{run['tasks']:,}".replace(",", " "),
+        "examples in the table": f"{setting['rows_of_table']:,}".replace(",", " "),
+        "steps, of eight rows": run["steps"],
+        "killed in the midst of step": kills,
+        "tasks that the steps drew": same["tasks_drawn"],
+        "tasks compared with a run of the drawn tasks alone": f"{same['tasks_compared']}; with A and B "
+        f"{same['tensors']} tensors: {equal}",
+        "cores that a checkpoint wrote, MB": f"{wrote[0]:.0f} to {wrote[-1]:.0f}",
+        "all trained cores with their moments at the end, MB": f"{trained_bytes:.0f}",
+        "all cores with their moments, GB": f"{whole:.0f}",
+        "peak memory of the last process, GB": f"{run['peak_bytes'] / 1e9:.1f}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_only_some_trials(tmp_path):
     assert runner.ran
     assert all(key.startswith("colora-") for key in runner.ran)
     assert (summary.trials, summary.finished) == (6, len(runner.ran))
-    with pytest.raises(ConfigError, match=r"--only: no trial fits 'colera-\*'; the first of 6 is '\w+-mine-"):
+    with pytest.raises(ConfigError, match=r"found 'colera-\*', which fits none of 6; the first of them is '\w+-mine-"):
         run(tmp_path, only="colera-*")
 
 

@@ -74,11 +74,13 @@ def test_alone_the_bound_is_higher_and_infinite_where_samples_do_not_suffice():
 
 def test_where_there_is_no_bound_it_says_so():
     shared = problem().truth().shared
-    with pytest.raises(ColoraError, match="determine every user's core, found 4 users whose do not"):
+    with pytest.raises(ColoraError, match="determine every user's core, found 4 users with too few samples"):
         cramer_rao(problem(samples=3).observed(), shared, 0.3)
     used = shared.cores.clone()
     used[:, 1] = 0.0  # the second direction of B is used by nobody
-    with pytest.raises(ColoraError, match=r"determine A and B, found \d+ of 14 directions that nobody's samples tell"):
+    with pytest.raises(
+        ColoraError, match=r"determine A and B, found \d+ of 14 directions that no user's samples determine"
+    ):
         cramer_rao(problem(samples=40).observed(), Factors(shared.A, shared.B, used), 0.3)
 
 

@@ -151,7 +151,10 @@ def chosen_trials(experiment: Experiment, only: str | None) -> list[Trial]:
     trials = planned_trials(experiment)
     chosen = [trial for trial in trials if only is None or fnmatchcase(trial.key, only)]
     if not chosen:
-        raise ConfigError(f"--only: no trial fits {only!r}; the first of {len(trials)} is {trials[0].key!r}")
+        raise ConfigError(
+            f"--only: expected a pattern that fits a trial, found {only!r}, which fits none of {len(trials)}; the "
+            f"first of them is {trials[0].key!r}"
+        )
     return chosen
 
 

@@ -68,7 +68,7 @@ def cramer_rao(users: Users, factors: Factors, noise: float) -> Bound:
     if len(values) and float(values[0]) <= SINGULAR * float(values[-1]):
         raise ColoraError(
             f"expected samples that determine A and B, found {int((values <= SINGULAR * values[-1]).sum())} of "
-            f"{frame.size} directions that nobody's samples tell; more samples or more diverse cores are needed"
+            f"{frame.size} directions that no user's samples determine; take more samples, or cores that differ more"
         )
     covariance = vectors / values @ vectors.mT
     of_A, of_B = _reduced(covariance, frame)
@@ -108,8 +108,8 @@ def _at(block: Block, true: Factors) -> Cores:
     singular = (failed > 0) | (diagonal.amin(1) <= SINGULAR * diagonal.amax(1))
     if singular.any():
         raise ColoraError(
-            f"expected samples that determine every user's core, found {int(singular.sum())} users whose do not, the "
-            f"first of them user {int(block.indices[singular][0])}"
+            f"expected samples that determine every user's core, found {int(singular.sum())} users with too few "
+            f"samples; the first is user {int(block.indices[singular][0])}"
         )
     return Cores(F, cholesky, true.cores[block.indices], torch.zeros_like(block.y), 0.0)
 

@@ -203,8 +203,8 @@ def _ended(trials: Sequence[RecoveryTrial], workers: int) -> Generator[RecoveryR
                 yield future.result()
         except BrokenProcessPool as error:
             raise ColoraError(
-                "a process at work died, perhaps for want of memory; the same command goes on from the trials that had "
-                "ended, with fewer --workers if need be"
+                "a worker process died, perhaps because memory ran out; the same command goes on from the trials that "
+                "had ended; --workers 1 needs the least memory"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
