@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 import pytest
 
+from benchmarks.adapter.million import table as million_table
 from benchmarks.adapter.step import summary_markdown as step_markdown
 from benchmarks.adapter.stored import table as stored_table
 from benchmarks.architectures.table import table as architectures_table
@@ -98,6 +99,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch):
         (SERVING, "serving", serving_table),
         (SERVING, "engines", engines_table),
         (doc("many-tasks.md"), "stored", stored_table),
+        (doc("many-tasks.md"), "million", million_table),
         (SERVING, "same answers", same_answers_table),
         (SERVING, "attack", attack_table),
         (doc("architectures.md"), "architectures", architectures_table),
