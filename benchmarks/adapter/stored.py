@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the cores on disk")
+    parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
     parser.add_argument("--weigh", action="store_true", help="print the memory of one place and number of tasks alone")
     args = parser.parse_args()
@@ -65,8 +66,8 @@ def main() -> None:
         threads = configure_threads(args.threads)
         setting = {"base": args.base, "rank": RANK, "rows": ROWS, "tokens": TOKENS, "threads": threads}
         found = {"setting": setting, "rows": run(args)}
-        write_json(RECORD, found | {"environment": environment()})
-    print(table())
+        write_json(args.record, found | {"environment": environment()})
+    print(table(args.record))
 
 
 class Candidate:
@@ -106,7 +107,6 @@ class Candidate:
             return {"bytes_a_task": 4 * cores, "peak_bytes": peak}
         tracemalloc.start()
         self.add(self.tasks, self.tasks + 1)  # makes what is made once, and the copies that are traced from now on
-        self.stored.changed = self.stored.changed.copy()
         before = tracemalloc.get_traced_memory()[0]
         for begin in range(self.tasks + 1, self.tasks + 1 + AT_ONCE, AT_ONCE // 4):
             self.add(begin, begin + AT_ONCE // 4)
@@ -200,11 +200,11 @@ def weight(args: argparse.Namespace, place: str, tasks: int) -> dict[str, float]
     return found
 
 
-def table() -> str:
+def table(record: Path = RECORD) -> str:
     """Markdown of what has been recorded."""
-    if not RECORD.is_file():
+    if not record.is_file():
         return ""
-    recorded = json.loads(RECORD.read_text("utf-8"))["rows"]
+    recorded = json.loads(record.read_text("utf-8"))["rows"]
     rows = [row for row in recorded if row["round"] >= 0]
     first = rows[0]["place"], rows[0]["tasks"]
     base = {row["round"]: row["warm"] for row in rows if (row["place"], row["tasks"]) == first}
