@@ -118,8 +118,7 @@ def _print_onboarded(result: "Onboarding") -> None:
 
     table = Table(title="nats per token")
     columns(table, "task", "start", "without adapter", "at the start", "trained", "on its val", "coverage", "seconds")
-    start = f"{result.start.nll[result.start.name]:.3f}"
-    numbers = (f"{result.before:.3f}", start, f"{result.after:.3f}", _optional(result.validation))
+    numbers = (f"{result.before:.3f}", f"{result.at_start:.3f}", f"{result.after:.3f}", _optional(result.validation))
     share = f"{result.coverage.relative:.2%}"
     table.add_row(Text(result.task), Text(result.start.name), *numbers, share, f"{result.seconds:.0f}")
     out.print(table)

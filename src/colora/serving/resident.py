@@ -36,6 +36,7 @@ def attach_slots(base: PreTrainedModel, saved: SavedBank, slots: int) -> PeftMod
     names = [f"slot-{slot}" for slot in range(slots)]
     config = saved.config.with_tasks(names)
     config.inference_mode = True
+    config.base_model_name_or_path = base.name_or_path  # the name that training gave it says no more: PEFT would warn
     # They are digests of the tensors with all cores; the store has checked them.
     config.weights_sha256 = config.unchecked_sha256 = None
     model = get_peft_model(base, config, ADAPTER_NAME, autocast_adapter_dtype=base.dtype != torch.float64)

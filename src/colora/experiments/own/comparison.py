@@ -34,6 +34,10 @@ class Outputs:
         return self.folder / "plan.json"
 
     @property
+    def timings(self) -> Path:
+        return self.folder / "timings.json"
+
+    @property
     def clock(self) -> Path:
         return self.folder / "clock.json"
 

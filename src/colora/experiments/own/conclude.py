@@ -1,6 +1,7 @@
 """The end of a comparison: records collected, the verdict said and written, the page, and the adapters to serve."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from colora.bank.how_to_prompt import HowToPrompt
@@ -16,7 +17,7 @@ from colora.experiments.own.planned import PlanFile
 from colora.experiments.own.prompt import bank_info
 from colora.experiments.own.stages import failures
 from colora.experiments.own.verdict.judge import Judged, Verdict, judge
-from colora.experiments.own.verdict.sentences import verdict_sentences
+from colora.experiments.own.verdict.sentences import outcome_lines, verdict_sentences
 from colora.experiments.report.build import write_report
 from colora.experiments.trial import Trial, TrialRecord, write_trial_records
 from colora.tasks.splits.shared import seen_elsewhere
@@ -43,9 +44,10 @@ def conclude(known: Comparison, plan: PlanFile, outcome: Outcome) -> Verdict:
     verdict = judge(judged, _facts(known, plan, failed))
     adapters = _hand_over(known, outcome, verdict.recommended)
     verdict = verdict.model_copy(update={"adapters": adapters, "sentences": verdict_sentences(verdict, known.measure)})
-    page = _page(known, folder / f"{RECORDS}.jsonl")
+    page = _page(known, folder / f"{RECORDS}.jsonl", verdict.sentences)
     ways = _ways(known, adapters, verdict.recommended) + ([f"Report: {page}"] if page else [])
-    write_text(known.outputs.words, "\n".join([*verdict.sentences, "", *ways]) + "\n")
+    lines = [*verdict.sentences, "", *outcome_lines(verdict, known.measure), "", *ways]
+    write_text(known.outputs.words, "\n".join(lines) + "\n")
     write_text(known.outputs.verdict, verdict.model_dump_json(indent=2) + "\n")  # last: then all is there
     return verdict
 
@@ -63,9 +65,10 @@ def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[st
     }
 
 
-def _page(known: Comparison, records: Path) -> Path | None:
+def _page(known: Comparison, records: Path, said: Sequence[str]) -> Path | None:
     try:
-        write_report(records, known.outputs.page, mixed=known.options.mixed)
+        judged_by = known.measure.metric
+        write_report(records, known.outputs.page, mixed=known.options.mixed, judged_by=judged_by, verdict=said)
     except ColoraError as error:  # the verdict stands without its page
         known.log(f"no report: {error}")
         return None

@@ -51,7 +51,7 @@ class Timings(BaseModel):
         return self.model_copy(update={"factor": sum(second for _, second in pairs) / expected}) if expected else self
 
 
-def measure_timings(run: Run, trials: Trials) -> Timings:
+def measure_timings(run: Run, trials: Trials, log: Callable[[str], None] = lambda line: None) -> Timings:
     """Time a few steps of every contender that is trained, and a few answers of the others.
 
     One that fails counts as taking no time: its trials will fail at once too, and say why.
@@ -59,13 +59,16 @@ def measure_timings(run: Run, trials: Trials) -> Timings:
     Args:
         run: runs a trial on tasks.
         trials: what will be run.
+        log: takes a line for each contender, before it is timed.
     """
     step: dict[str, float] = {}
     answer: dict[str, float] = {}
     fixed = []
     tasks, first = trials.data.of(trials.template), trials.contenders[0]
     number = min(PROBE_ANSWERS, trials.template.test)
-    for one in (first, *trials.contenders):  # the first one twice: what runs first takes longer
+    for place, one in enumerate((first, *trials.contenders)):  # the first one twice: what runs first takes longer
+        if place:
+            log(f"timing a few steps, {place} of {len(trials.contenders)}: {one.title}")
         setting = one.settings[0] if one.settings else None
         # Answers are timed where nothing is trained: an adapter adds little to them.
         size = {"test": 1, "generate": 0} if one.trained else {"test": number, "generate": number}
@@ -116,8 +119,16 @@ def fit_plan(
     for smaller, what in smaller_plans(plan):
         seconds = needed(smaller)
         given_up.append(what)
-        if seconds <= 60 * minutes - spent:
-            return smaller, _last_of_each(given_up), seconds
+        if seconds > 60 * minutes - spent:
+            continue
+        # What was given up later may have left time for seeds again.
+        for seeds in range(smaller.seeds + 1, plan.seeds + 1):
+            larger = smaller.model_copy(update={"seeds": seeds})
+            if needed(larger) > 60 * minutes - spent:
+                break
+            smaller, seconds = larger, needed(larger)
+            given_up.append(f"seeds: {seeds}")
+        return smaller, [one for one in _last_of_each(given_up) if one != f"seeds: {plan.seeds}"], seconds
     least = math.ceil((seconds + spent) / 60)
     raise ConfigError(
         f"--minutes {minutes:g}: the smallest comparison of these tasks takes about {readable_time(seconds)} on this "

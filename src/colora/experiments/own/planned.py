@@ -1,9 +1,10 @@
 """The plan on disk: made once, so that a comparison that goes on does what it began.
 
 OUTPUT/plan.json: what was asked for, the timings, the plan that fits, what was given up for it, and what was dropped
-since because time ran out.
+since because time ran out. OUTPUT/timings.json: the timings alone, which a comparison with another budget uses again.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from colora.common.files import write_text
 from colora.common.locks import waiting_lock
 from colora.errors import ConfigError
-from colora.experiments.own.estimate import Timings
+from colora.experiments.own.estimate import Timings, readable_time
 from colora.experiments.own.plan import Plan
 
-__all__ = ["PlanFile", "kept_plan"]
+__all__ = ["PlanFile", "kept_plan", "kept_timings"]
 
 PATIENCE = 1800.0  # seconds for another process to time its steps
 
@@ -62,6 +63,35 @@ def kept_plan(path: Path, asked: str, make: Callable[[], PlanFile]) -> tuple[Pla
     with waiting_lock(path.with_name(f"{path.name}.lock"), seconds=PATIENCE):
         known = _read(path, asked)
         return (known, True) if known is not None else (_written(make(), path), False)
+
+
+class TimingsFile(BaseModel):
+    """What `timings.json` holds.
+
+    Attributes:
+        asked: digest of what was timed; of anything else the timings are measured anew.
+        timings: what was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    asked: str
+    timings: Timings
+
+
+def kept_timings(path: Path, asked: str, make: Callable[[], Timings], log: Callable[[str], None]) -> Timings:
+    """The timings on disk if they are of what is asked, else new ones, which are kept even if no plan fits them."""
+    try:
+        known = TimingsFile.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):  # without a usable file nothing is lost but the time
+        known = None
+    if known is not None and known.asked == asked:
+        age = readable_time(time.time() - path.stat().st_mtime)
+        log(f"the steps were timed {age} ago: {path}; remove the file to time them again")
+        return known.timings
+    timings = make()
+    write_text(path, TimingsFile(asked=asked, timings=timings).model_dump_json(indent=2) + "\n")
+    return timings
 
 
 def _read(path: Path, asked: str) -> PlanFile | None:

@@ -36,7 +36,7 @@ from colora.experiments.own.data import OwnTasks
 from colora.experiments.own.estimate import fit_plan, measure_timings, readable_time
 from colora.experiments.own.handover.weights import keep_weights
 from colora.experiments.own.plan import Plan, Trials, full_plan
-from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan
+from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan, kept_timings
 from colora.experiments.own.prompt import prompt_in_words, settled
 from colora.experiments.own.request import OwnOptions, default_steps, ignored_fields, template_trial
 from colora.experiments.own.stages import StageRunner, at_work
@@ -184,8 +184,10 @@ def _stages(known: Comparison, plan: Plan, stages: StageRunner) -> Outcome:
 
 def _fitting(known: Comparison, wanted: Plan, begun: float) -> PlanFile:
     """The plan that fits into the budget, by a few steps that are timed now; `begun`: when this process began."""
-    known.log("timing a few steps of every contender ...")
-    timings = measure_timings(known.runner.run, known.trials)
+    timed = _digest_of([known.trials.template.model_dump(mode="json"), [repr(one) for one in known.trials.contenders]])
+    timings = kept_timings(
+        known.outputs.timings, timed, lambda: measure_timings(known.runner.run, known.trials, known.log), known.log
+    )
     plan, given_up, seconds = fit_plan(wanted, known.trials, timings, known.options.minutes, spent=time.time() - begun)
     return PlanFile(
         asked=_digest(known, wanted), plan=plan, timings=timings, given_up=tuple(given_up), seconds=round(seconds, 1)
@@ -207,7 +209,11 @@ def _digest(known: Comparison, wanted: Plan) -> str:
         wanted.model_dump(mode="json"),
         known.options.minutes,
     ]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return _digest_of(asked)
+
+
+def _digest_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _keep(known: Comparison, trial: Trial, layers: Mapping[str, ConstrainedLinear]) -> None:

@@ -8,7 +8,7 @@ within the group.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -58,12 +58,14 @@ class Row:
     Attributes:
         label: the method's name and the settings in which its rows differ.
         settings: those settings alone, by name.
+        judged_by: see `Experiment`.
     """
 
     method: str
     label: str
     settings: dict[str, object]
     records: tuple[TrialRecord, ...]
+    judged_by: str | None = None
 
     @cached_property
     def sample(self) -> Sample:
@@ -72,12 +74,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The records of one file; those of failed trials apart."""
+    """The records of one file; those of failed trials apart.
+
+    Attributes:
+        judged_by: name of the metric that tells which method is better; None: see `main_measure`.
+    """
 
     name: str
     records: tuple[TrialRecord, ...]
     failed: tuple[TrialRecord, ...] = ()
     repeated: int = field(default=0)  # records of a trial that a later record of the same trial replaced
+    judged_by: str | None = None
 
     @classmethod
     def of(cls, name: str, records: Sequence[TrialRecord]) -> "Experiment":
@@ -106,7 +113,9 @@ class Experiment:
             at.setdefault(Place(trial.group, trial.regime, trial.examples, len(trial.tasks), rest), []).append(record)
         differing = _differing(at.values())
         places = sorted(at, key=lambda one: (one.group, one.regime != "implicit", one.rest, one.tasks, one.examples))
-        return {place: _rows(at[place], differing) for place in places}
+        return {
+            place: [replace(row, judged_by=self.judged_by) for row in _rows(at[place], differing)] for place in places
+        }
 
 
 def read_experiments(path: Path, mixed: bool = False) -> list[Experiment]:

@@ -233,7 +233,11 @@ def _comparisons(experiment: Experiment, reference: str | None) -> list[Comparis
 
 
 def main_measure(metrics: Sequence[Metric], reference: Row) -> Metric:
-    """Accuracy where it was measured; exact match where answers are a word or so; else the first score that ranks."""
+    """What the experiment says it is judged by; else accuracy where it was measured, exact match where answers are a
+    word or so, and the first score that ranks elsewhere.
+    """
+    if named := [metric for metric in metrics if metric.name == reference.judged_by]:
+        return named[0]
     tokens = [count for record in reference.records for one in record.scores.values() for count in one.tokens]
     short = {"exact_match"} if tokens and median(tokens) <= SHORT_ANSWER else set()
 

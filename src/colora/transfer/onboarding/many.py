@@ -63,7 +63,7 @@ class Onboardings:
                 "start": one.start.name,
                 "coverage": one.coverage.relative,
                 "before": one.before,
-                "at_start": one.start.nll[one.start.name],
+                "at_start": one.at_start,
                 "after": one.after,
                 "validation": one.validation,
                 "seconds": one.seconds,
@@ -238,10 +238,10 @@ class _Run:
                 continue
             assert one.coverage is not None
             start = Start(one.start, {}, one.start_nll)
-            fit = TaskFit(start, one.coverage, one.before, one.after, one.validation)
+            fit = TaskFit(start, one.coverage, one.before, one.at_start, one.after, one.validation)
             self._note(self.tasks[one.name], fit, seconds)
             self.log(
-                f"{one.name}: {one.before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from "
+                f"{one.name}: {one.before:.3f} nats per token without adapter, {one.at_start:.3f} from "
                 f"{start.name}, {one.after:.3f} trained ({len(self.found.done)} of {len(self.tasks)})"
             )
         return len(cores)

@@ -33,7 +33,7 @@ from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.onboarding.coverage import Coverage, coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings, fit_core
-from colora.transfer.onboarding.start import Start, choose_start, gradient_at_zero, mean_nll
+from colora.transfer.onboarding.start import Start, choose_start, evenly, gradient_at_zero, mean_nll
 from colora.transfer.onboarding.write import write_new_task
 
 __all__ = [
@@ -54,7 +54,6 @@ ENOUGH = 0.005
 GRADIENT_EXAMPLES = 16
 MOST_KNOWN = 256
 """Tasks of a bank in a store that a new one looks at for its start, evenly spread."""
-START_EXAMPLES = 4
 """Examples that starts are compared on: each start is a pass over them, and training follows anyway."""
 
 
@@ -65,13 +64,15 @@ class TaskFit:
     Attributes:
         start: where the core started, and the token NLL of other starts.
         coverage: how much of the task's gradient the shared subspace holds.
-        before, after: nats per token of its training examples without any adapter, and with the trained core.
+        before, at_start, after: nats per token of its training examples without any adapter, with the core where it
+            starts, and with the trained core.
         validation: nats per token of its validation examples, or None if it has none.
     """
 
     start: Start
     coverage: Coverage
     before: float
+    at_start: float
     after: float
     validation: float | None
 
@@ -94,8 +95,12 @@ class Onboarding(TaskFit):
 
     @property
     def advice(self) -> str:
-        """A sentence on whether the shared subspace is enough."""
-        share = f"the shared subspace holds {self.coverage.relative:.2%} of what one of its own would of its gradient"
+        """Whether the training helped, and whether the shared subspace is enough."""
+        lost, change = "", f"{self.at_start:.3f} to {self.after:.3f} nats per token"
+        if self.after > self.at_start:
+            lost = f"training made the task's own examples less likely ({change}): try another --lr. "
+        share = f"{self.coverage.relative:.2%} of what one of its own would of its gradient"
+        share = f"{lost}the shared subspace holds {share}"
         if self.coverage.relative >= ENOUGH:
             return share
         return f"{share}: little. --extend 16 gives it further directions without changing the other tasks' models"
@@ -270,13 +275,14 @@ def _started(
         for layer_name, layer in bank_layers(model, bank).items()
     }
     covered = coverage(gradients, 0, factors)
-    first_batch = batches_of(data, collate, START_EXAMPLES)[:1]
-    start = choose_start(model, name, first_batch, gradient_at_zero(model, gradients, 0), known)
-    log(f"{name}: {before:.3f} nats per token without adapter, {start.nll[start.name]:.3f} from {start.name}")
+    some = [collate([data[place] for place in evenly(len(data))])]
+    start = choose_start(model, name, some, gradient_at_zero(model, gradients, 0), known)
+    at_start = mean_nll(model, batches_of(data, collate), index)
+    log(f"{name}: {before:.3f} nats per token without adapter, {at_start:.3f} from {start.name}")
     left = None
     if settings.extend:  # along what is left to learn from there
         left = task_gradients(model, data, [name], pad_token_id, rows=GRADIENT_EXAMPLES, task_index=[index])
-    return TaskFit(start, covered, before, math.nan, None), left
+    return TaskFit(start, covered, before, at_start, math.nan, None), left
 
 
 def read_one_task(source: Path, name: str | None, seed: int, validation: int = 0) -> Task:

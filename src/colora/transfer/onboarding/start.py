@@ -17,14 +17,30 @@ from colora.models.likelihood import is_encoder_decoder, label_tokens, row_nll
 from colora.models.modes import eval_mode, eval_mode_with_gradients
 from colora.training.task_gradients import TaskGradients
 
-__all__ = ["Batches", "Start", "choose_start", "core_gradient", "gradient_at_zero", "mean_nll", "mean_nlls"]
+__all__ = [
+    "START_EXAMPLES",
+    "Batches",
+    "Start",
+    "choose_start",
+    "core_gradient",
+    "evenly",
+    "gradient_at_zero",
+    "mean_nll",
+    "mean_nlls",
+]
 
 NEIGHBOURS = 8  # tasks whose cores are tried; of more, those that look best by the gradient
 ROWS_AT_ONCE = 16  # in a forward pass that looks at several tasks
+START_EXAMPLES = 8  # that every candidate is tried on
 SCALES = (0.3, 1.0)  # of the projected gradient, as a share of the mean norm of the bank's cores
 
 Batches = Sequence[Mapping[str, Tensor]]
 Core = dict[str, Tensor]
+
+
+def evenly(count: int, most: int = START_EXAMPLES) -> list[int]:
+    """At most so many of `count` places, at equal distances: a file is often sorted, by its labels for instance."""
+    return [place * count // most for place in range(most)] if count > most else list(range(count))
 
 
 @dataclass(frozen=True)

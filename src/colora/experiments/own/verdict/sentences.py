@@ -10,9 +10,10 @@ from colora.experiments.report.tables import bytes_text
 from colora.tasks.prompting.templates import CHAT
 from colora.tasks.splits.shared import seen_words
 
-__all__ = ["verdict_sentences"]
+__all__ = ["outcome_lines", "verdict_sentences"]
 
 MOST_NAMED = 8
+FEW_ANSWERS = 50
 PLAIN_EXAMPLES = "Examples in the prompt were given as plain text: a chat template has no place for them."
 
 
@@ -23,6 +24,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
     return [
         f"Use {used.title}: {measure.title} {measure.show(used.score)}, {NATS.title} {NATS.show(used.nats)}, on "
         f"{_count(verdict.test_answers, 'test answer')} of {_count(len(verdict.tasks), 'task')}.",
+        *([_few(verdict)] if verdict.test_answers < FEW_ANSWERS else []),
         *_gains(verdict, outcomes, measure),
         *([_alone(verdict, outcomes, measure)] if len(verdict.tasks) > 1 else []),
         _cost(used),
@@ -33,6 +35,23 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         *(f"Not compared: {line}." for line in verdict.missing),
         *(f"Failed, and so not compared: {name}: {reason}" for name, reason in verdict.failed.items()),
     ]
+
+
+def outcome_lines(verdict: Verdict, measure: Measure) -> list[str]:
+    """A line for each method, best first: its score, its likelihood, and what a task costs."""
+    return [
+        f"{one.title}: {measure.title} {measure.show(one.score)}, {NATS.title} {NATS.show(one.nats)}, a task costs "
+        f"{bytes_text(one.task_bytes) if one.task_bytes else 'nothing'}"
+        f"{' but a longer prompt' if one.method == IN_CONTEXT else ''}"
+        for one in verdict.outcomes
+    ]
+
+
+def _few(verdict: Verdict) -> str:
+    return (
+        f"{_count(verdict.test_answers, 'test answer')} tell only large differences from noise: with {FEW_ANSWERS} or "
+        "more, smaller ones could be told."
+    )
 
 
 def _gains(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> list[str]:

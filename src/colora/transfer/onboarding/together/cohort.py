@@ -69,6 +69,7 @@ def train_together(
         look, start_from = FirstLook(slots, passes), Known(chosen, own)
         for cohort in groups:
             choose_starts(slots, passes, cohort, start_from, look(cohort))
+            _measure_starts(passes, cohort)
             fit_together(slots, passes, cohort, settings, stepped)
             _measure(passes, cohort)
             found = slots.read(list(range(len(cohort)))).cpu()
@@ -101,6 +102,14 @@ def draws_random_numbers(model: PeftModel, row: EncodedRow, pad_token_id: int) -
 
 def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _measure_starts(passes: Passes, cohort: Sequence[Newcomer]) -> None:
+    """What the chosen starts come to on all examples of training."""
+    live = [slot for slot, one in enumerate(cohort) if one.fault is None]
+    found = passes.nll([Line(slot, row) for slot in live for row in cohort[slot].rows], len(cohort))
+    for slot in live:
+        cohort[slot].at_start = found[slot]
 
 
 def _measure(passes: Passes, cohort: Sequence[Newcomer]) -> None:

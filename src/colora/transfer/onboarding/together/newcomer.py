@@ -16,10 +16,11 @@ class Newcomer:
     Attributes:
         name: of the task.
         rows: its training examples. held_out: its validation examples.
-        before: nats per token of its training examples without any adapter; `after` with the trained core.
+        before: nats per token of its training examples without any adapter; `at_start` with the core where it starts,
+            `after` with the trained one.
         coverage: how much of its gradient the shared subspace holds.
         start: the name of the chosen start.
-        start_nll: nats per token under each start that was tried.
+        start_nll: nats per token of some examples under each start that was tried.
         validation: nats per token of its validation examples, if it has any.
         fault: why it was given up; nothing after that is measured.
     """
@@ -28,6 +29,7 @@ class Newcomer:
     rows: Sequence[EncodedRow]
     held_out: Sequence[EncodedRow] = ()
     before: float = float("nan")
+    at_start: float = float("nan")
     after: float = float("nan")
     coverage: Coverage | None = None
     start: str = ""

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from colora.algebra import fresh_core
 from colora.models.modes import eval_mode_with_gradients
-from colora.transfer.onboarding.start import NEIGHBOURS, SCALES
+from colora.transfer.onboarding.start import NEIGHBOURS, SCALES, evenly
 from colora.transfer.onboarding.together.newcomer import Newcomer
 from colora.transfer.onboarding.together.passes import Line, Passes
 from colora.transfer.onboarding.together.slots import Slots
 
 __all__ = ["Known", "choose_starts"]
-
-START_EXAMPLES = 4
 
 
 class Known:
@@ -48,7 +46,8 @@ def choose_starts(
     live = [slot for slot, one in enumerate(newcomers) if one.fault is None]
     if not live:
         return
-    lines = [Line(slot, row) for slot in live for row in newcomers[slot].rows[:START_EXAMPLES]]
+    rows_of = {slot: newcomers[slot].rows for slot in live}
+    lines = [Line(slot, rows[place]) for slot, rows in rows_of.items() for place in evenly(len(rows))]
     near = _nearest(slots, passes, lines, live, known)
     identity = torch.cat([fresh_core(stack.shape[-1]).flatten() for stack in slots.stacks.values()]).to(known.cores)
     slopes = at_zero[live].to(known.cores)
