@@ -130,11 +130,11 @@ def _print_onboardings(found: "Onboardings") -> None:
     from rich.text import Text
 
     table = Table(title="nats per token")
-    numbers = ("examples", "start", "coverage", "before", "after", "on val")
+    numbers = ("examples", "start", "coverage", "before", "at the start", "after", "on val")
     columns(table, "task", *numbers)
     table.add_column("outcome", min_width=9, overflow="fold")
     for result in found.done:
-        nll = (f"{result.before:.3f}", f"{result.after:.3f}", _optional(result.validation))
+        nll = (f"{result.before:.3f}", f"{result.at_start:.3f}", f"{result.after:.3f}", _optional(result.validation))
         named = (Text(result.task), str(result.examples), Text(result.start.name))
         table.add_row(*named, f"{result.coverage.relative:.2%}", *nll, "added")
     told = [(task, "was there") for task in found.skipped]

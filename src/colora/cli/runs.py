@@ -83,7 +83,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
     """Check a run file and its task files, and print what would be trained. Trains nothing.
 
     The output shows sizes, the estimated memory, and the first example of each task, token by token, as the model sees
-    it. All faults of all files are listed at once.
+    it. "cut" counts the training examples that were shortened to `max_length`; "drawn by seed" is the seed by which
+    splits were drawn from one file. All faults of all files are listed at once.
 
     KEY=VALUE changes a field of the run file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
@@ -121,6 +122,7 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
         out.print("\nthe first training example of each task as the model sees it, its prompt in [], its answer in {}:")
         for name, row in plan.examples.items():
             out.print(_marked(name, row), soft_wrap=True)
+        out.print(f"\nno faults; to train it: colora train {run}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -204,6 +204,8 @@ class Draw:
         left, size = len(self.pool), len(self.kept["train"])
         if left == size:
             return f"{size}"
+        if self.source.count("test") == self.source.count("val") == 0:
+            return f"{left} left of {size}"
         return f"{left} left of {size} after those for test and val (test: 0 and val: 0 keep all for training)"
 
     def _share(self, split: str, pool: list[Example], target: int) -> tuple[tuple[Example, ...], list[Example]]:
