@@ -22,6 +22,25 @@ def test_a_bar_is_shown_on_a_terminal_only(monkeypatch, capsys, terminal, shown,
     assert captured.out == ""
 
 
+def test_elsewhere_a_line_tells_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress_bar() as bar:
+        task = bar.add_task("onboarding", total=20)
+        for _ in range(10):
+            now[0] += 10
+            bar.advance(task)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"onboarding: {done} of 20" for done in (4, 7, 10)]
+    with progress_bar(shown=False) as bar:
+        task = bar.add_task("onboarding", total=2)
+        now[0] += 100
+        bar.advance(task)
+        now[0] += 100
+        bar.advance(task)
+    assert capsys.readouterr().err == ""
+
+
 def test_there_is_one_progress_bar():
     makers = []
     for path, module, _ in modules():

@@ -91,6 +91,12 @@ def test_other_names_are_folders_files_or_hub_ids():
     assert resolve_base("gpt2").kind == "hub"
 
 
+@pytest.mark.parametrize("name", ["smolm2", "smollm", "SmolLM2"])
+def test_a_misspelt_default_is_told_without_asking_the_hub(name):
+    with pytest.raises(BaseModelError, match=rf"'{name}' is no folder .* did you mean 'smollm2'\?"):
+        resolve_base(name)
+
+
 @pytest.mark.parametrize(
     "name", ["", "./absent", "/absent/model", "a/b/c", "absent.gguf", "org/absent.gguf", "two words"]
 )

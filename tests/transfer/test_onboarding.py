@@ -26,7 +26,7 @@ from colora.transfer.onboarding.coverage import coverage
 from colora.transfer.onboarding.extend import extend_rank
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import add_new_task, onboard
-from colora.transfer.onboarding.start import choose_start, core_gradient, gradient_at_zero, mean_nll
+from colora.transfer.onboarding.start import choose_start, core_gradient, evenly, gradient_at_zero, mean_nll
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base, write_task
 from tests.helpers.tiny import VOCAB, tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 
@@ -104,7 +104,8 @@ def test_only_the_core_of_the_new_task_trains(make, inference):
     assert same is model
     assert bank_tuner(model).tasks == [*TASKS, "new"]
     assert_others_unchanged(before, tensors(model), 3)
-    assert fit.after < fit.start.nll[fit.start.name] <= fit.before + 0.5
+    assert fit.after < fit.at_start
+    assert fit.start.nll[fit.start.name] <= fit.before + 0.5
     assert 0 < fit.coverage.shared <= fit.coverage.own <= 1
     assert fit.validation is None
     assert asks == [parameter.requires_grad for parameter in model.parameters()]
@@ -227,6 +228,16 @@ def test_modules_trained_in_full_stay_as_they_are():
 def at_zero(model, batches):
     zero = {name: torch.zeros_like(core) for name, core in bank_tuner(model).core("new").items()}
     return core_gradient(model, "new", batches, zero)
+
+
+def test_a_start_is_chosen_on_examples_from_the_whole_file():
+    assert evenly(40) == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert evenly(3) == [0, 1, 2]
+    for count in range(60):
+        places = evenly(count)
+        assert places == sorted(set(places))
+        assert len(places) == min(count, 8)
+        assert places[-1:] <= [count - 1]
 
 
 def test_the_best_start_is_chosen():

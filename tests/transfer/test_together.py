@@ -79,6 +79,7 @@ def test_each_gets_what_it_gets_alone_however_many_share_a_pass(make, most_token
         assert one.start == fit.start.name
         assert list(one.start_nll) == list(fit.start.nll)
         assert one.start_nll == pytest.approx(fit.start.nll, rel=1e-9)
+        assert one.at_start == pytest.approx(fit.at_start, rel=1e-9)
         assert (one.before, one.after) == pytest.approx((fit.before, fit.after), rel=1e-6)
         assert one.coverage.shared == pytest.approx(fit.coverage.shared, rel=1e-6)
         assert one.coverage.own == pytest.approx(fit.coverage.own, rel=1e-6)

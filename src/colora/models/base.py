@@ -208,7 +208,7 @@ def _resolve_path(path: Path, name: str) -> BaseSource | None:
 def _resolve_hub(name: str) -> BaseSource:
     if name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
         raise BaseModelError(f"expected a folder, a .gguf file or a hub id such as {DEFAULT_HUB_ID!r}, got {name!r}")
-    if "/" not in name and get_close_matches(name, [DEFAULT_BASE], cutoff=0.8):
+    if "/" not in name and get_close_matches(name.lower(), [DEFAULT_BASE], cutoff=0.8):
         raise BaseModelError(f"{name!r} is no folder and no model that is known here; did you mean {DEFAULT_BASE!r}?")
     return BaseSource("hub", name, name=name)
 

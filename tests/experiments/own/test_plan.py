@@ -7,6 +7,7 @@ from colora.experiments.own.contenders import CONTENDERS, MOST_SETTINGS
 from colora.experiments.own.data import OwnTasks
 from colora.experiments.own.estimate import OVERHEAD, Timings, fit_plan, measure_timings, readable_time
 from colora.experiments.own.plan import Plan, Trials, full_plan, smaller_plans
+from colora.experiments.own.planned import kept_timings
 from tests.helpers.own_tasks import example_task, final_record, final_trial
 
 TASKS = [example_task("a", 16), example_task("b", 12)]
@@ -106,8 +107,13 @@ def test_the_largest_plan_that_fits_is_taken():
     assert given_up == ["seeds: 1"]
     assert seconds <= 46 * 60
     smaller, given_up, _ = fit_plan(plan, some, timings(), minutes=20)
-    assert (smaller.seeds, smaller.settings, smaller.folds) == (1, 2, 1)
-    assert given_up == ["seeds: 1", "settings of each contender: 2", "folds: 1"]
+    # Without the folds there is time for a second seed again.
+    assert (smaller.seeds, smaller.settings, smaller.folds) == (2, 2, 1)
+    assert given_up == ["seeds: 2", "settings of each contender: 2", "folds: 1"]
+    smaller, given_up, seconds = fit_plan(plan, some, timings(), minutes=13)
+    assert (smaller.seeds, smaller.settings, smaller.folds) == (2, 1, 0)
+    assert given_up == ["seeds: 2", "settings of each contender: 1, so that none is chosen", "folds: 1"]
+    assert seconds <= 13 * 60
 
 
 def test_time_that_is_over_is_not_planned():
@@ -139,6 +145,23 @@ def test_a_contender_that_fails_while_it_is_timed_stops_nothing():
     broken = {"base"}
     with pytest.raises(ConfigError, match="no room"):
         measure_timings(run, trials())
+
+
+def test_timings_are_kept_for_another_budget(tmp_path):
+    path, told, made = tmp_path / "timings.json", [], []
+
+    def make():
+        made.append(timings())
+        return made[-1]
+
+    first = kept_timings(path, "these tasks", make, told.append)
+    assert kept_timings(path, "these tasks", make, told.append) == first
+    assert len(made) == 1
+    assert "timings.json; remove the file to time them again" in told[0]
+    kept_timings(path, "other tasks", make, told.append)
+    path.write_text("{")
+    kept_timings(path, "other tasks", make, told.append)
+    assert len(made) == 3
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_will_do():

@@ -60,6 +60,11 @@ def test_a_comparison_ends_in_a_verdict(tmp_path, file):
     assert Verdict.model_validate_json((tmp_path / "c" / "verdict.json").read_bytes()) == verdict
     words = (tmp_path / "c" / "verdict.txt").read_text("utf-8")
     assert words.startswith("Use the base model as it is: accuracy 90.0 %")
+    for one in verdict.outcomes:
+        assert f"\n{one.title}: accuracy {one.score:.1f} %, nats a token {one.nats:.3f}, a task costs " in words
+    page = (tmp_path / "c" / "report.html").read_text("utf-8")
+    assert page.index("Use the base model as it is: accuracy 90.0 %") < page.index("What was found")
+    assert "in exact match" in page
     assert any(line.startswith("this will take about ") for line in said)
     assert verdict.plan.model_dump() == {"seeds": 3, "settings": 3, "folds": 3, "curve": (), "steps": 4}
     assert (verdict.tasks, verdict.examples) == (["red", "blue"], [8, 8])
