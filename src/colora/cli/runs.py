@@ -250,7 +250,7 @@ def demo(
     """Six small tasks on a real language model: untrained, alone and together. Ten minutes on two CPU cores.
 
     Each task writes an ISO date out in full in one of six related languages, and has 16 examples. A second call reuses
-    the finished parts. `--quick` takes a few minutes; its scores say little about quality.
+    the finished parts. `--quick` takes a minute or two on two idle cores; its scores say little about quality.
     """
     with errors():
         from colora.experiments.demo import FULL, QUICK, quick_verdict, run_demo
