@@ -1,6 +1,7 @@
 """Regret by values: who is a rival, which place counts, the lead, its interval, what choosing the best rival adds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,8 @@ def test_the_main_measure():
     found = one(record(scores=silent, tasks=("red",)), record("local", scores=silent, tasks=("red",)))
     assert (found.measure, found.nats, found.in_points) == (NLL, None, False)
     assert main_measure([NLL, ROUGE], found.reference) is ROUGE
+    assert main_measure([ROUGE, EXACT], replace(found.reference, judged_by="exact_match")) is EXACT  # as it was told
+    assert main_measure([ROUGE, NLL], replace(found.reference, judged_by="exact_match")) is ROUGE
 
 
 def test_the_mean_over_groups_counts_them_alike():
