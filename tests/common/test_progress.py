@@ -45,6 +45,6 @@ def test_there_is_one_progress_bar():
     makers = []
     for path, module, _ in modules():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Progress", "track", "tqdm"):
-                makers.append(module)
+            used = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
+            makers += [module for one in used if ast.unparse(one).split(".")[-1] in ("Progress", "track", "tqdm")]
     assert makers == ["colora.common.progress"]

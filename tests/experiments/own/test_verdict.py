@@ -116,6 +116,14 @@ def test_few_test_answers_have_no_interval():
     assert told in said[1]
 
 
+@pytest.mark.parametrize(("count", "told"), [(2, False), (3, True), (24, True), (25, False)])
+def test_few_test_answers_are_said_to_tell_little(count, told):
+    of_both = {"a": spread(10.0, 1.0, count), "b": spread(20.0, 1.0, count)}
+    _, said = verdict_of(final_record("base", of_both), final_record("colora", of_both))
+    few = f"{2 * count} test answers tell only large differences from noise"
+    assert any(one.startswith(few) for one in said) == told
+
+
 def test_a_task_needs_enough_answers_of_its_own_to_be_called_better_off_alone():
     """Three coins fall on the same side every fourth time."""
 

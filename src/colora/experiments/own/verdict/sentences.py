@@ -24,10 +24,10 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
     return [
         f"Use {used.title}: {measure.title} {measure.show(used.score)}, {NATS.title} {NATS.show(used.nats)}, on "
         f"{_count(verdict.test_answers, 'test answer')} of {_count(len(verdict.tasks), 'task')}.",
-        *([_few(verdict)] if verdict.test_answers < FEW_ANSWERS else []),
         *_gains(verdict, outcomes, measure),
         *([_alone(verdict, outcomes, measure)] if len(verdict.tasks) > 1 else []),
         _cost(used),
+        *([_few(verdict)] if LEAST_ANSWERS <= verdict.test_answers < FEW_ANSWERS else []),
         *_curve(verdict, measure),
         *_seen(verdict),
         *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
