@@ -49,7 +49,7 @@ class _Lines(Progress):
 
     _told: float | None = None
 
-    def update(self, task_id: TaskID, **fields: object) -> None:  # type: ignore[override]  # rich names each of them
+    def update(self, task_id: TaskID, **fields: object) -> None:
         super().update(task_id, **fields)  # type: ignore[arg-type]
         self._tell(task_id)
 
