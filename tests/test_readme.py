@@ -47,6 +47,7 @@ from benchmarks.training.steadiness import RECORD as STEADINESS
 from benchmarks.training.steadiness import read as read_steadiness
 from benchmarks.training.steadiness import table_markdown as steadiness_markdown
 from benchmarks.transfer.grouping import table as grouping_table
+from benchmarks.transfer.newcomers import table as newcomers_table
 from benchmarks.transfer.onboarding import H200_RECORD
 from benchmarks.transfer.onboarding import table as onboarding_table
 from benchmarks.transfer.recipes import table as recipes_table
@@ -94,6 +95,7 @@ def test_the_example_runs_and_leaves_plain_loras(tmp_path, monkeypatch):
         (TASKS, "transfer", transfer_table),
         (TASKS, "onboarding", onboarding_table),
         (DECISIONS, "updating", updating_table),
+        (DECISIONS, "newcomers", newcomers_table),
         (DECISIONS, "onboarding choices", lambda: onboarding_table(choices=True)),
         (DECISIONS, "onboarding choices, H200", lambda: onboarding_table(True, H200_RECORD)),
         (SERVING, "serving", serving_table),
