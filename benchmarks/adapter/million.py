@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.adapter.alone import train_alone
 from colora.adapter.model import bank_tuner
 from colora.adapter.stored.access import stored_cores
-from colora.common.files import write_json
+from colora.common.files import write_json, write_text
 from colora.common.provenance import environment
 from colora.common.threads import configure_threads
 from colora.models.base import load_base
@@ -232,7 +232,7 @@ def watch(folder: Path) -> None:
     hold, save = CoLoRATrainer.get_batch_samples, CoLoRATrainer._save_checkpoint
 
     def begun(self: CoLoRATrainer, *given: Any) -> Any:
-        (folder / "progress.txt").write_text(str(self.state.global_step + 1))
+        write_text(folder / "progress.txt", str(self.state.global_step + 1))  # whole, whenever it is killed
         return hold(self, *given)
 
     def saved(self: CoLoRATrainer, *given: Any) -> None:

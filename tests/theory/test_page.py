@@ -34,9 +34,7 @@ def test_the_tables_are_those_of_the_records(name):
 
 
 def test_the_readmes_numbers_are_those_of_the_records():
-    sentence = (
-        r"recovers (\d+)\s+of ten problems exactly with twenty users of 24\s+samples each, and (\d+) with one"
-    )
+    sentence = r"recovers (\d+)\s+of ten problems exactly with twenty users of 24\s+samples each, and (\d+) with one"
     told = re.search(rf"{sentence} user of 110", README)
     (together,) = found("phase", users=20, samples=24, method="alternating")
     (alone,) = found("phase", users=1, samples=110, method="alternating")

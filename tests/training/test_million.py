@@ -21,7 +21,8 @@ def test_a_killed_run_of_very_many_tasks_equals_one_of_the_drawn_tasks_alone(tmp
         "PYTHONPATH": f"{ROOT / 'src'}",
         "OMP_NUM_THREADS": "1",
     }
-    subprocess.run([*map(str, command)], check=True, cwd=ROOT, env=environment, capture_output=True)
+    ended = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(record.read_text())
     assert found["compared"]["equal"], found["compared"]["differing"]
     assert found["compared"]["tasks_compared"] == 30
