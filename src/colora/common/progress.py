@@ -45,7 +45,7 @@ def progress_bar(*columns: ProgressColumn, shown: bool = True, stays: bool = Fal
 
 
 class _Lines(Progress):
-    """What a bar would show, in a line now and then; drawn it is never."""
+    """What a bar would show, in a line now and then. It is never drawn."""
 
     _told: float | None = None
 

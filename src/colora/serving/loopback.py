@@ -7,11 +7,11 @@ __all__ = ["asks_this_machine", "is_loopback"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, whatever a name server says."""
+    """Whether to listen on a name or an address is to be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host == "localhost"
 
 
 def asks_this_machine(host: str) -> bool:
@@ -20,4 +20,4 @@ def asks_this_machine(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
         return False
-    return name is not None and is_loopback(name)
+    return name is not None and (is_loopback(name) or name.endswith(".localhost"))  # which browsers ask nobody for
