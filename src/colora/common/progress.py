@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from colora.common.text import readable_time
+
 __all__ = ["progress_bar"]
 
 LINE_SECONDS = 30.0
@@ -65,9 +67,5 @@ class _Lines(Progress):
             return
         self._told, task = now, next(one for one in self.tasks if one.id == task_id)
         total = "" if task.total is None else f" of {task.total:g}"
-        left = "" if task.time_remaining is None else f", about {_readable(task.time_remaining)} left"
+        left = "" if task.time_remaining is None else f", about {readable_time(task.time_remaining)} left"
         print(f"{task.description}: {task.completed:g}{total}{left}", file=sys.stderr, flush=True)
-
-
-def _readable(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

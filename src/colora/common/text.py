@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from itertools import islice
 
-__all__ = ["listed", "shortened"]
+__all__ = ["listed", "readable_time", "shortened"]
 
 
 def shortened(items: Iterable[str], most: int) -> list[str]:
@@ -26,3 +26,8 @@ def listed(names: Iterable[str], most: int) -> str:
         'ann, ben, ... and 1 more'
     """
     return ", ".join(shortened(names, most))
+
+
+def readable_time(seconds: float) -> str:
+    """Seconds, or minutes from two on."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -2,10 +2,11 @@
 
 import pytest
 
+from colora.common.text import readable_time
 from colora.errors import ConfigError
 from colora.experiments.own.contenders import CONTENDERS, MOST_SETTINGS
 from colora.experiments.own.data import OwnTasks
-from colora.experiments.own.estimate import OVERHEAD, Timings, fit_plan, measure_timings, readable_time
+from colora.experiments.own.estimate import OVERHEAD, Timings, fit_plan, measure_timings
 from colora.experiments.own.plan import Plan, Trials, full_plan, smaller_plans
 from colora.experiments.own.planned import kept_timings
 from tests.helpers.own_tasks import example_task, final_record, final_trial

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from colora.common.text import readable_time
 from colora.errors import ConfigError
 from colora.experiments.own.plan import Plan, Stage, Trials, smaller_plans
 from colora.experiments.trial import Trial, TrialRecord
 from colora.tasks.schema import Task
 
-__all__ = ["Timings", "fit_plan", "measure_timings", "readable_time", "total_seconds"]
+__all__ = ["Timings", "fit_plan", "measure_timings", "total_seconds"]
 
 PROBE_STEPS, PROBE_ANSWERS = 3, 8
 ADAPTED = 1.3  # times what the base takes for an answer
@@ -135,11 +136,6 @@ def fit_plan(
         f"machine; give it --minutes {least} or more, fewer test examples (tasks.N.test, evaluation.limit), or fewer "
         "steps (training.steps)"
     )
-
-
-def readable_time(seconds: float) -> str:
-    """Seconds, or minutes from two on."""
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _last_of_each(given_up: Sequence[str]) -> list[str]:

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from colora.common.files import write_text
 from colora.common.locks import waiting_lock
+from colora.common.text import readable_time
 from colora.errors import ConfigError
-from colora.experiments.own.estimate import Timings, readable_time
+from colora.experiments.own.estimate import Timings
 from colora.experiments.own.plan import Plan
 
 __all__ = ["PlanFile", "kept_plan", "kept_timings"]

@@ -21,6 +21,7 @@ from functools import partial
 from colora.common.device import training_device
 from colora.common.locks import waiting_lock
 from colora.common.mixed_code import refuse_mixture
+from colora.common.text import readable_time
 from colora.errors import InterruptedRunError
 from colora.experiments.code import trial_code
 from colora.experiments.display import open_bar
@@ -33,7 +34,7 @@ from colora.experiments.own.comparison import Comparison, Outcome, Outputs
 from colora.experiments.own.conclude import conclude
 from colora.experiments.own.contenders import known_contenders
 from colora.experiments.own.data import OwnTasks
-from colora.experiments.own.estimate import fit_plan, measure_timings, readable_time
+from colora.experiments.own.estimate import fit_plan, measure_timings
 from colora.experiments.own.handover.weights import keep_weights
 from colora.experiments.own.plan import Plan, Trials, full_plan
 from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan, kept_timings
