@@ -161,6 +161,28 @@ def test_what_a_newcomer_gets_is_that_of_the_records():
     assert told.groups() == tuple(rouge[name] for name in ("extended", "retrained, seven tasks", "own LoRA"))
 
 
+def test_the_seconds_of_new_tasks_together_are_those_of_the_record():
+    rows = [[cell.strip() for cell in line.split("|")] for line in newcomers_table().splitlines()]
+    seconds = {cells[1]: f"{float(cells[5]):.0f}" for cells in rows[2:]}
+    told = re.search(r"a task took (\d+) seconds of (\d+) onboarded together and (\d+) alone", TASKS)
+    count = next(cells[3] for cells in rows if cells[1] == "together")
+    assert told.groups() == (seconds["together"], count, seconds["one by one"])
+
+
+def test_the_cost_of_a_million_tasks_on_disk_is_that_of_the_record():
+    (row,) = [line for line in stored_table().splitlines() if line.startswith("| 1 000 000 | disk")]
+    warm, cold = (cell.strip() for cell in row.split("|")[4:6])
+    told = re.search(r"a million tasks on disk took\s+(.*?) of eight .*?and less, ([\d.]+),", DECISIONS, re.DOTALL)
+    assert told.groups() == (warm, cold.split(" ")[0])
+
+
+def test_the_lead_over_a_lora_each_is_that_of_the_records():
+    means = {cells[1].strip(): float(cells[2].split()[0]) for line in quality_and_bytes_markdown().splitlines()[2:]
+             if "–" not in (cells := line.split("|"))[2]}  # fmt: skip
+    told = re.search(r"and ([\d.]+) points ahead of one\s+LoRA each", README)
+    assert float(told[1]) == pytest.approx(means["CoLoRA"] - means["one LoRA each"], abs=0.051)
+
+
 def test_what_a_newcomer_costs_is_that_of_the_records():
     told = {cells[1].strip(): cells[-2].strip() for line in onboarding_table().splitlines()
             if len(cells := line.split("|")) > 2}  # fmt: skip
