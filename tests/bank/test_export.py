@@ -207,10 +207,32 @@ def test_the_bank_is_the_same_after_an_export(bank, tmp_path):
 def test_an_earlier_export_is_replaced(bank, tmp_path):
     export_lora(bank, "red", tmp_path / "lora")
     first = content(tmp_path)
-    export_lora(bank, "light blue", tmp_path / "lora")
+    with torch.no_grad():
+        bank.base_model.core("red")["model.layers.0.mlp.up_proj"] += 1
+    export_lora(bank, "red", tmp_path / "lora")
     second = content(tmp_path)
     assert first.keys() == second.keys()
     assert first["lora/adapter_model.safetensors"] != second["lora/adapter_model.safetensors"]
+
+
+def test_the_lora_of_another_task_or_program_stays(bank, tmp_path):
+    export_lora(bank, "red", tmp_path / "lora")
+    (tmp_path / "plain").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "plain" / name).write_bytes((tmp_path / "lora" / name).read_bytes())
+    weights = tmp_path / "plain" / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})  # as PEFT writes it
+    (tmp_path / "all").mkdir()
+    (tmp_path / "lora").rename(tmp_path / "all" / "light blue")
+    before = content(tmp_path)
+    for export in (export_lora, export_merged):
+        with pytest.raises(ConfigError, match=r"holds the LoRA of task 'red'; choose another folder for 'light blue'"):
+            export(bank, "light blue", tmp_path / "all" / "light blue")
+        with pytest.raises(ConfigError, match=r"plain holds an adapter that does not name its task"):
+            export(bank, "red", tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"holds the LoRA of task 'red'"):
+        export_loras(bank, tmp_path / "all", ["red", "light blue"])
+    assert content(tmp_path) == before
 
 
 def test_nothing_else_is_ever_replaced(bank, tmp_path):
@@ -221,7 +243,8 @@ def test_nothing_else_is_ever_replaced(bank, tmp_path):
     before = content(tmp_path)
     for name in ("bank", "base", "notes.txt", "."):
         for export in (export_lora, export_merged):
-            with pytest.raises(ConfigError, match="is there already and is no exported LoRA"):
+            refused = "holds an adapter that does not name" if name == "bank" else "is there already and is no exported"
+            with pytest.raises(ConfigError, match=refused):
                 export(bank, "red", tmp_path / name)
     (tmp_path / "all" / "v1.0:x").mkdir(parents=True)
     (tmp_path / "all" / "v1.0:x" / "mine.txt").write_text("mine")
@@ -242,7 +265,7 @@ def test_an_export_that_fails_leaves_the_old_one(bank, tmp_path, monkeypatch):
 
     monkeypatch.setattr(colora.bank.export, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        export_lora(bank, "light blue", tmp_path / "lora")
+        export_lora(bank, "red", tmp_path / "lora")
     assert content(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 

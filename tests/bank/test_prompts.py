@@ -183,7 +183,7 @@ def test_the_readme_of_an_export_gives_the_ids_of_training(bank, base, tmp_path)
 
 
 def test_merged_models_and_single_loras_have_a_readme_too(bank, base, tmp_path):
-    assert cli("export", bank, tmp_path / "lora", "--task", "billing").exit_code == 0
+    assert cli("export", bank, tmp_path / "lora", "--task", "legal").exit_code == 0
     assert cli("export", bank, tmp_path / "lora", "--task", "legal").exit_code == 0  # in the place of the former
     assert cli("export", bank, tmp_path / "merged", "--task", "legal", "--merged").exit_code == 0
     assert shown(tmp_path / "lora")[1] == shown(tmp_path / "merged")[1]

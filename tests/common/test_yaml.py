@@ -75,6 +75,22 @@ def test_limits_of_the_reader_are_told(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+def test_what_is_no_yaml_file_by_its_name_is_told_what_is_expected(tmp_path):
+    path = tmp_path / "red.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n')
+    wanted = "expected a YAML file with at least 'output' and 'tasks'"
+    assert f"red.jsonl:2: not YAML: expected '<document start>', but found '{{'; {wanted}" in refusal("check", path)
+
+
+@pytest.mark.parametrize("load", [load_config, load_experiment, load_recovery])
+def test_faults_of_every_kind_of_file_have_their_lines(tmp_path, load):
+    path = tmp_path / "file.yaml"
+    path.write_text("output: a\nname: b\n\ndepht: 3\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert any(fault.startswith("depht: no such field") and fault.endswith("(line 4)") for fault in caught.value.faults)
+
+
 @pytest.mark.parametrize("load", [load_config, load_federation, load_experiment, load_recovery])
 def test_every_kind_of_file_is_read_so(tmp_path, load):
     path = tmp_path / "file.yaml"

@@ -1,6 +1,7 @@
 """Onboardings that wait are trained in one process, and each has its own outcome."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -95,6 +96,24 @@ def test_what_several_fail_at_each_tries_alone(store):
     assert process.asked == [["new-0", "new-1", "new-2"], ["new-0"], ["new-1"], ["new-2"]]
     assert [job.state for job in found] == ["done", "failed", "done"]
     assert found[1].message == "the process was killed"
+
+
+def test_a_server_that_ends_says_what_was_not_onboarded(store, caplog):
+    process, kept = Instant(), []
+    jobs = started(store, process, kept)
+    holding, begun = threading.Event(), threading.Event()
+    process.fails = lambda tasks: begun.set() or not holding.wait(60)
+    first = jobs.submit(tenant("a"), "new-0", examples(4))
+    assert begun.wait(60)
+    jobs.submit(tenant("a"), "new-1", examples(4))
+    ending = threading.Thread(target=jobs.close)
+    ending.start()
+    while not jobs._closing:
+        time.sleep(0.01)
+    holding.set()
+    ending.join(60)
+    assert first.state == "done"  # it was as good as ready
+    assert caplog.messages == ["not onboarded, because the server ends (send the examples again): new-1"]
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_a_run_trains_on_conversations_and_refuses_them_without_a_template(tmp_p
     run = run_file(tmp_path, base, [{"path": str(tmp_path / "t.jsonl"), "val": 0, "test": 0}])
     found = cli("train", run)
     assert found.exit_code == 0, found.output
-    told = refusal("check", run, "chat_template=false").replace("\n", " ")
+    told = refusal("check", run, "chat_template=false", "output=other").replace("\n", " ")
     assert 'task "t": train example 2: expected one message of the user\'s, found a conversation of 3 turns' in told
 
 

@@ -221,6 +221,25 @@ def test_unknown_columns_and_fields_are_faults(tmp_path):
     ]
 
 
+def test_columns_of_other_names_are_hinted_at(tmp_path):
+    path = write(tmp_path / "t.csv", "text,label\na,b\n")
+    assert faults_of(TaskSource(path=path)) == [
+        f'{path}:1: expected a field "{field}" for the {field}, found "text", "label"; '
+        f"`fields: {{{field}: COLUMN}}` in a run file names another"
+        for field in ("input", "output")
+    ]
+
+
+@pytest.mark.parametrize(("separator", "ending"), [(",", "csv"), ("\t", "tsv")])
+def test_a_table_named_jsonl_is_one_fault(tmp_path, separator, ending):
+    path = write(tmp_path / "t.jsonl", separator.join(["input", "output"]) + "\n" + separator.join("ab") + "\n" * 30)
+    (fault,) = faults_of(TaskSource(path=path))
+    assert fault.startswith(f'{path}:1: expected a JSON object a line, found a line without "{{": \'input')
+    assert fault.endswith("is it a table? Then name it .csv (commas) or .tsv (tabs)")
+    (tmp_path / f"t.{ending}").write_text((tmp_path / "t.jsonl").read_text())
+    assert read_tasks([TaskSource(path=str(tmp_path / f"t.{ending}"), val=0, test=0)])[0].splits["train"]
+
+
 def test_counts_beyond_the_examples_are_faults(tmp_path):
     path = write(tmp_path / "t.jsonl", rows(10))
     head = f"{path}: expected"

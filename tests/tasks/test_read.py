@@ -92,7 +92,9 @@ def test_saved_datasets_and_class_labels(tmp_path):
     task = read(path, fields=fields, test=0)
     assert [len(task.splits[split]) for split in SPLITS] == [3, 1, 0]
     fault = faults_of(TaskSource(path=path, test=0, val=0))[0]
-    assert fault == f'{path}:train[0]: expected a field "input" for the input, found "text", "label"'
+    assert fault == f'{path}:train[0]: expected a field "input" for the input, found "text", "label"; ' + (
+        "`fields: {input: COLUMN}` in a run file names another"
+    )
 
 
 def test_load_dataset_takes_a_local_folder_and_reports_what_does_not_load(tmp_path, monkeypatch):

@@ -178,3 +178,17 @@ def test_texts_that_another_task_trains_on_are_told_in_check_and_log(tmp_path):
     assert not any("test inputs" in line for line in lines)
     assert "shared_splits: true" in (tmp_path / "apart" / "run.yaml").read_text("utf-8")
     evaluate_bank(tmp_path / "apart" / "bank")  # whose tasks are read again, and are the same
+
+
+def test_an_output_folder_of_another_run_is_a_fault_as_it_is_when_training(bases, tmp_path):
+    run = run_file(tmp_path, bases["llama"])
+    assert cli("check", run).exit_code == 0
+    assert cli("train", run).exit_code == 0
+    assert cli("check", run).exit_code == 0  # its own
+    before = content(tmp_path / "out")
+    assert refusal("check", run, "adapter.r=3") == refusal("train", run, "adapter.r=3")
+    assert "out holds another run" in refusal("check", run, "adapter.r=3")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert "mine is not empty and holds no run" in refusal("check", run, f"output={tmp_path / 'mine'}")
+    assert content(tmp_path / "out") == before

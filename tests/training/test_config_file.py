@@ -101,15 +101,29 @@ def test_every_fault_is_listed_with_its_place(file):
         ]
     )  # fmt: skip
     by_place = dict(fault.split(": ", 1) for fault in faults)
-    assert by_place["seed"] == "expected greater than or equal to 0, found -1"
+    names = "a name, an expression or a list of names"
+    assert by_place["seed"] == "expected greater than or equal to 0, found -1 (line 2)"
     assert by_place["output"] == "missing"
-    assert by_place["tasks.0"] == by_place["tasks.3"] == "expected exactly one of 'path' and 'dataset'"
-    assert by_place["tasks.2"] == "expected a mapping, found str 'just text'"
-    assert by_place["tasks.1.fields.inputs"] == "expected 'input', 'output' or 'instruction', found 'inputs'"
-    assert by_place["adapter.target_modules"] == "expected a name, an expression or a list of names, found 3"
-    assert by_place["adapter.exclude_modules"] == "expected a name, an expression or a list of names, found [1]"
-    assert by_place["training.scheduler"] == "expected 'cosine', 'linear' or 'constant', found 'sine'"
-    assert by_place["evaluation"] == "expected a mapping, found list []"
+    assert by_place["tasks.0"] == "expected exactly one of 'path' and 'dataset' (line 4)"
+    assert by_place["tasks.3"] == "expected exactly one of 'path' and 'dataset' (line 10)"
+    assert by_place["tasks.2"] == "expected a mapping, found str 'just text' (line 9)"
+    assert by_place["tasks.1.fields.inputs"] == "expected 'input', 'output' or 'instruction', found 'inputs' (line 8)"
+    assert by_place["adapter.target_modules"] == f"expected {names}, found 3 (line 11)"
+    assert by_place["adapter.exclude_modules"] == f"expected {names}, found [1] (line 11)"
+    assert by_place["training.scheduler"] == "expected 'cosine', 'linear' or 'constant', found 'sine' (line 12)"
+    assert by_place["evaluation"] == "expected a mapping, found list [] (line 13)"
+
+
+def test_a_fault_of_an_override_has_no_line_and_one_of_the_file_the_nearest(file):
+    lines = ["output: o", "x: &x {path: a, train: -1}", "tasks: [*x, {<<: *x}, {path: b,", "  test: -1}]"]
+    text = refused(
+        file, "\n".join([*lines, "training:", "  rows: 3", "  steps: 0"]), "training.rows=0", "tasks.2.val=-1"
+    )
+    told = [line.removeprefix("  - ") for line in text.splitlines()[1:]]
+    assert {fault.split(": ")[0]: fault.rpartition(" (line ")[2] for fault in told if fault.endswith(")")} == {
+        "x": "2)", "tasks.0.train": "2)", "tasks.1.train": "2)", "tasks.2.test": "4)", "training.steps": "7)",
+    }  # fmt: skip
+    assert [fault.split(": ")[0] for fault in told if not fault.endswith(")")] == ["tasks.2.val", "training.rows"]
 
 
 @pytest.mark.parametrize(
@@ -124,18 +138,18 @@ def test_every_fault_is_listed_with_its_place(file):
     ],
 )
 def test_a_misspelt_key_is_a_fault_with_a_suggestion(file, section, fault):
-    assert faults_of(file, MINIMAL + section) == [fault]
+    assert faults_of(file, MINIMAL + section) == [f"{fault} (line 5)"]
 
 
 def test_a_misspelt_key_of_a_task(file):
     assert faults_of(file, "output: o\ntasks: [{path: a, nme: x}]") == [
-        "tasks.0.nme: no such field; did you mean 'name'?"
+        "tasks.0.nme: no such field; did you mean 'name'? (line 2)"
     ]
 
 
 def test_fields_that_contradict_each_other(file):
     (fault,) = faults_of(file, MINIMAL + "training: {rows: 5, accumulation: 2, patience: 3}")
-    assert fault == "training: rows (5) must be a multiple of accumulation (2); patience needs eval_every"
+    assert fault == "training: rows (5) must be a multiple of accumulation (2); patience needs eval_every (line 5)"
 
 
 def test_tasks_and_output_may_not_be_empty(file):

@@ -3,7 +3,6 @@
 The LoRA of task k is exact: lora_A = A and lora_B = B Λ_k, with the bank's scale (see `colora.algebra`).
 """
 
-import json
 import os
 import unicodedata
 import warnings
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,7 +48,10 @@ _ALWAYS = {
     "task_type",
     "use_rslora",
 }
-LORA_FILES = {CARD_FILE, "adapter_config.json", "adapter_model.safetensors"}
+_WEIGHTS = "adapter_model.safetensors"
+LORA_FILES = {CARD_FILE, "adapter_config.json", _WEIGHTS}
+_TASK_KEY = "colora_task"
+"""In the header of the tensors: the task that a LoRA was exported from."""
 
 
 def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
@@ -111,7 +114,7 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
 
     Raises:
         TaskIdError: if the bank has no such task.
-        ConfigError: if the folder holds anything but an earlier export of this kind.
+        ConfigError: if the folder holds anything but an earlier export of this task.
         CheckpointError: if the folder cannot be written.
     """
     _export_lora(model, task, folder, use, origin_of(model))
@@ -120,7 +123,7 @@ def export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | No
 def _export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | None, origin: Origin) -> None:
     bank, config = _bank(model)
     tensors = lora_tensors(model, task)
-    folder = _replaceable(folder)
+    folder = _replaceable(folder, task)
     layers = bank_layers(model, bank)
     if tied := tied_parts(bank_tuner(model).model).keys() & layers.keys():
         warnings.warn(
@@ -150,7 +153,7 @@ def _export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | N
         inference_mode=True,
     )
     with staged_folder(folder) as staging:
-        save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt", _TASK_KEY: task})
         write_json(staging / "adapter_config.json", needed_fields(lora))
         (staging / CARD_FILE).write_text(export_card(task, origin, use), encoding="utf-8")
 
@@ -164,7 +167,7 @@ def export_loras(
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
         if fault := file_name_fault(name):
             raise ConfigError(f"{fault}, or export it alone into a folder of another name")
-        _replaceable(folder / name)
+        _replaceable(folder / name, name)
     # macOS and Windows do not tell case apart, and macOS not how an accent is put together.
     if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         raise ConfigError(
@@ -187,12 +190,12 @@ def export_merged(
 
     Raises:
         TaskIdError: if the bank has no such task.
-        ConfigError: if the folder holds anything but an exported LoRA, the base is quantised in a way that cannot be
-            undone, or see `CoLoRAModel.merge_and_unload`.
+        ConfigError: if the folder holds anything but a LoRA exported from this task, the base is quantised in a way
+            that cannot be undone, or see `CoLoRAModel.merge_and_unload`.
         CheckpointError: if the folder cannot be written.
     """
     bank_tuner(model).router.index(task, _bank(model)[0])
-    folder, origin = _replaceable(folder), origin_of(model)
+    folder, origin = _replaceable(folder, task), origin_of(model)
     plain = not dequantise(model)
     merged: Any = bank_tuner(model).merge_and_unload(task=task)
     with staged_folder(folder) as staging:
@@ -209,20 +212,26 @@ def needed_fields(lora: LoraConfig) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(chosen.items())}
 
 
-def _replaceable(folder: Path) -> Path:
-    """The folder by its full path. Whatever is there is replaced whole, so it may only be empty or a plain LoRA."""
+def _replaceable(folder: Path, task: str) -> Path:
+    """The folder by its full path. Whatever is there is replaced whole, so it may only be empty or this task's LoRA."""
     folder = Path(os.path.abspath(folder))
-    if folder.is_dir():
-        names = {path.name for path in folder.iterdir()}
-        try:
-            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
-        except (OSError, ValueError, KeyError, TypeError):
-            kind = None
-        if not names or (kind == "LORA" and names <= LORA_FILES):
-            return folder
-    elif not folder.exists():
+    if not folder.exists():
         return folder
-    raise ConfigError(f"{folder} is there already and is no exported LoRA; choose another folder, or remove it")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if names is None or not names <= LORA_FILES:
+        raise ConfigError(f"{folder} is there already and is no exported LoRA; choose another folder, or remove it")
+    if names and (found := _exported_task(folder)) != task:
+        what = f"the LoRA of task {found!r}" if found else "an adapter that does not name its task"
+        raise ConfigError(f"{folder} holds {what}; choose another folder for {task!r}, or remove it")
+    return folder
+
+
+def _exported_task(folder: Path) -> str | None:
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            return (file.metadata() or {}).get(_TASK_KEY)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _bank(model: PeftModel) -> tuple[str, CoLoRAConfig]:

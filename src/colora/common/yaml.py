@@ -4,7 +4,7 @@ A key that stands twice in one mapping is a fault: YAML forbids it, and PyYAML t
 """
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,51 @@ import yaml
 
 from colora.errors import ConfigError
 
-__all__ = ["near", "read_yaml", "tell_fault"]
+__all__ = ["YamlFile", "near", "read_yaml", "tell_fault"]
+
+Place = Sequence[str | int]
+"""Where a value is: the keys and list positions that lead to it."""
 
 
-def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any]:
+class YamlFile(dict[str, Any]):
+    """The mapping that a YAML file holds, which also knows its lines.
+
+    Args:
+        value: the mapping.
+        root: the node of the file that it was made of.
+    """
+
+    def __init__(self, value: Mapping[str, Any], root: yaml.Node) -> None:
+        super().__init__(value)
+        self._root = root
+        self._overridden: list[list[str]] = []
+
+    def override(self, text: str) -> None:
+        """Apply "key=value", with a dotted key. Raises ConfigError."""
+        self._overridden.append(_apply(self, text))
+
+    def line(self, place: Place) -> int | None:
+        """The line of a value, or of what should have it; None if an override gave it.
+
+        Parts of the place that the file does not have are left out: pydantic adds the names of its own types.
+        """
+        names = [str(part) for part in place]
+        if any(names[: len(key)] == key for key in self._overridden):
+            return None
+        node, line = self._root, None
+        for part, name in zip(place, names, strict=True):
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(key, value) for key, value in node.value if key.value == name]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                pairs = [(one, one) for one in node.value[part : part + 1]]
+            else:
+                pairs = []
+            for key, value in pairs:
+                node, line = value, key.start_mark.line + 1
+        return line
+
+
+def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> YamlFile:
     """The mapping that a YAML file holds, with "key=value" overrides applied; `needs` names what it must have.
 
     Raises:
@@ -23,7 +64,7 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        value = _load(text)
+        value, root = _load(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -36,16 +77,19 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> dict[str, Any
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}") from error
+        named = path.suffix.lower() in (".yaml", ".yml")
+        wanted = "" if named else f"; expected a YAML file with at least {needs}"
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}{wanted}") from error
     except ValueError as error:  # a day that no calendar has, for instance
         raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not YAML that can be read: nested too deeply") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or root is None:
         raise ConfigError(f"{path}: expected a mapping with at least {needs}, found {_kind(value)}")
+    file = YamlFile(value, root)
     for override in overrides:
-        _apply(value, override)
-    return value
+        file.override(override)
+    return file
 
 
 def near(name: str, known: Collection[str]) -> str:
@@ -54,8 +98,22 @@ def near(name: str, known: Collection[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def tell_fault(error: Mapping[str, Any], fields: Collection[str], whole: str) -> str:
-    """One of pydantic's errors as "place: expected, found"; `fields` are the known ones, `whole` names the file."""
+def tell_fault(
+    error: Mapping[str, Any], fields: Collection[str], whole: str, line: Callable[[Place], int | None] | None = None
+) -> str:
+    """One of pydantic's errors as "place: expected, found (line 7)".
+
+    Args:
+        error: of `ValidationError.errors`.
+        fields: the known ones.
+        whole: names the file.
+        line: of a value, see `YamlFile.line`; None: no line is told.
+    """
+    number = None if line is None else line(error["loc"])
+    return _told(error, fields, whole) + (f" (line {number})" if number is not None else "")
+
+
+def _told(error: Mapping[str, Any], fields: Collection[str], whole: str) -> str:
     place = ".".join(str(part) for part in error["loc"] if part != "[key]") or whole
     if error["type"] == "extra_forbidden":
         return f"{place}: no such field{near(str(error['loc'][-1]), fields)}"
@@ -74,15 +132,15 @@ class _RepeatedKeyError(yaml.MarkedYAMLError):
     """A key that stands twice in one mapping."""
 
 
-def _load(text: str) -> Any:
-    """As `yaml.safe_load`. Raises _RepeatedKeyError besides."""
+def _load(text: str) -> tuple[Any, yaml.Node | None]:
+    """As `yaml.safe_load`, with the node that the value was made of. Raises _RepeatedKeyError besides."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
-            return None
+            return None, None
         _check_keys(node, loader)
-        return loader.construct_document(node)
+        return loader.construct_document(node), node
     finally:
         loader.dispose()
 
@@ -112,12 +170,13 @@ def _check_keys(root: yaml.Node, loader: yaml.SafeLoader) -> None:
                 lines[name] = line
 
 
-def _apply(value: dict[str, Any], override: str) -> None:
+def _apply(value: dict[str, Any], override: str) -> list[str]:
+    """Change a value as an override says. Returns the parts of its key."""
     key, found, text = override.partition("=")
     if not found or not key.strip():
         raise ConfigError(f"override {override!r}: expected key=value, such as training.lr=1e-3")
     try:
-        new = _load(text)
+        new, _ = _load(text)
     except _RepeatedKeyError as error:
         raise ConfigError(f"override {override!r}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -134,6 +193,7 @@ def _apply(value: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict | list):
             raise ConfigError(f"override {override!r}: {part!r} holds {_kind(here)}, which has no fields")
     here[_place(here, last, override) if isinstance(here, list) else last] = new
+    return [*parents, last]
 
 
 def _quotes(key: str, text: str) -> str:

@@ -1,6 +1,6 @@
 """Reading an experiment from YAML, with every fault told at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,29 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ConfigError: listing every fault with its place in the file.
     """
     value = read_yaml(Path(path), overrides, needs="'name', 'groups' and 'methods'")
-    return parse_experiment(value, str(path))
+    return parse_experiment(value, str(path), value.line)
 
 
-def parse_experiment(value: dict[str, Any], place: str) -> Experiment:
-    """A checked experiment from what YAML gave; `place` names the file in errors. Raises ConfigError."""
+def parse_experiment(
+    value: dict[str, Any], place: str, line: Callable[[Sequence[str | int]], int | None] | None = None
+) -> Experiment:
+    """A checked experiment from what YAML gave.
+
+    Args:
+        value: what the file holds.
+        place: names the file in errors.
+        line: of a value in the file, see `YamlFile.line`.
+
+    Raises:
+        ConfigError: with all faults.
+    """
     try:
         experiment = Experiment.model_validate(value)
         faults = inconsistencies(experiment)
     except ValidationError as error:
         known = [*Experiment.model_fields, *MethodSettings.model_fields]
-        faults = [tell_fault(dict(one) | {"loc": _written(one["loc"], value)}, known, place) for one in error.errors()]
+        found = [dict(one) | {"loc": _written(one["loc"], value)} for one in error.errors()]
+        faults = [tell_fault(one, known, place, line) for one in found]
     if faults:
         raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults)
     return experiment

@@ -13,6 +13,7 @@ from colora.errors import BankFileError, BaseMismatchError, CheckpointError, Col
 from colora.serving.access import RateError, WrongKeyError
 from colora.serving.bodies import BodyError
 from colora.serving.fields import UnsupportedError
+from colora.serving.jobs import UnknownJobError
 from colora.serving.metrics import Metrics
 from colora.serving.quotas import QuotaError, WaitError
 from colora.serving.routes.dependencies import ForeignPageError
@@ -36,6 +37,7 @@ RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (BusyError, 429, "rate_limit_error", "queue_full"),
     (ClosedError, 503, "server_error", "shutting_down"),
     (TaskIdError, 404, "invalid_request_error", "model_not_found"),
+    (UnknownJobError, 404, "invalid_request_error", "job_not_found"),
     (PromptTooLongError, 400, "invalid_request_error", "context_length_exceeded"),
     (UnsupportedError, 400, "invalid_request_error", "unsupported_parameter"),
     (BodyError, 400, "invalid_request_error", "invalid_body"),

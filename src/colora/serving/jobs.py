@@ -1,5 +1,6 @@
 """Onboarding while the server answers: one process of `colora onboard` at a time for what waits, tenants in turn."""
 
+import logging
 import tempfile
 import threading
 import uuid
@@ -9,19 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
 from colora.serving.access import Tenant
 from colora.serving.onboarding import Onboarded, OnboardingProcess, check_readable
 from colora.serving.quotas import WaitError
 from colora.serving.store import CoreStore
 
-__all__ = ["MOST_EXAMPLES", "MOST_TOGETHER", "Job", "Jobs"]
+__all__ = ["MOST_EXAMPLES", "MOST_TOGETHER", "Job", "Jobs", "UnknownJobError"]
+
+logger = logging.getLogger(__name__)
 
 MOST_WAITING = 16
 MOST_TOGETHER = 8  # jobs of one process: those who come while it runs wait for all of them
 MOST_REMEMBERED = 100  # of each tenant
 MOST_EXAMPLES = 10_000
 MOST_MESSAGE = 4000
+
+
+class UnknownJobError(ColoraError):
+    """No job of this name, or none of this key."""
 
 
 @dataclass
@@ -92,11 +100,11 @@ class Jobs:
         return job
 
     def _check_room(self, tenant: Tenant, task: str) -> None:
-        running = [job for job in self._running if job.state == "running"]
-        unfinished = [*running, *(job for jobs in self._waiting.values() for job in jobs)]
+        unfinished = self._unfinished()
         if any(job.task == task for job in unfinished):
             raise ConfigError(f"{task!r} is being onboarded already")
-        waiting, of_tenant = len(unfinished) - len(running), len(self._waiting.get(tenant.name, ()))
+        waiting = sum(job.state == "waiting" for job in unfinished)
+        of_tenant = len(self._waiting.get(tenant.name, ()))
         mine = sum(job.tenant.name == tenant.name for job in unfinished)
         most = MOST_WAITING if self.tenants() < 2 else MOST_WAITING // 2
         if tenant.limits.jobs is not None and mine >= tenant.limits.jobs:
@@ -108,6 +116,10 @@ class Jobs:
             raise WaitError(f"{waiting} onboardings are waiting, {of_tenant} of this key; try again later")
         self.store().check_room(tenant.name, task, tenant.limits, mine)
 
+    def _unfinished(self) -> list[Job]:
+        running = [job for job in self._running if job.state == "running"]
+        return [*running, *(job for jobs in self._waiting.values() for job in jobs)]
+
     def get(self, job_id: str, tenant: str) -> Job | None:
         """A job of this tenant, or None: also if the job is another tenant's, or was forgotten."""
         with self._change:
@@ -115,12 +127,16 @@ class Jobs:
             return None if of_tenant is None else of_tenant.get(job_id)
 
     def close(self) -> None:
-        """End the jobs that run, and start no other."""
+        """End the jobs that run, and start no other. Says on standard error which tasks were not onboarded."""
         with self._change:
+            unfinished = self._unfinished()
             self._closing = True
             self._change.notify()
         self._process.close()
         self._thread.join(20)
+        if lost := [job.task for job in unfinished if job.state != "done"]:
+            named = listed(lost, 12)
+            logger.warning("not onboarded, because the server ends (send the examples again): %s", named)
 
     def _next(self) -> list[Job]:
         """The next jobs, of the tenants in turn; waits for one. None of them: the server is going down."""

@@ -102,13 +102,15 @@ def _columns(
         if not any(map(table.has, names[field])):
             complete = False
             wanted = f'the column "{names[field][0]}"' if field in source.fields else f'a field "{names[field][0]}"'
-            more = (
-                f'; turns are read from "{_TURNS}", each with "role" and "content"'
-                if _has(table, "conversations")
-                else ""
-            )
-            faults.add(table.file, f"expected {wanted} for the {field}, found {quoted(table.columns)}{more}", place)
+            found = f"{quoted(table.columns)}{_hint(table, source, field)}"
+            faults.add(table.file, f"expected {wanted} for the {field}, found {found}", place)
     return names if complete else None
+
+
+def _hint(table: Table, source: TaskSource, field: str) -> str:
+    if _has(table, "conversations"):
+        return f'; turns are read from "{_TURNS}", each with "role" and "content"'
+    return "" if field in source.fields else f"; `fields: {{{field}: COLUMN}}` in a run file names another"
 
 
 def _conversation(

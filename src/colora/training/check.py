@@ -21,6 +21,7 @@ from colora.training.config import RunConfig
 from colora.training.encode import encode_run
 from colora.training.place_cores import room_for
 from colora.training.resolve import ResolvedRun, resolve_run, settle_prompt
+from colora.training.run_folder import check_free
 from colora.training.seen import run_seen_note
 from colora.training.starts.from_bank import check_start
 from colora.training.starts.spectral import start_cost
@@ -62,11 +63,13 @@ def check_run(config: RunConfig) -> RunPlan:
 
     Raises:
         TaskFileError: listing all faults of all task files.
-        ConfigError: a rank that is too large, a target that matches nothing, ...
+        ConfigError: a rank that is too large, a target that matches nothing, an output folder of another run, ...
         BankFileError, BaseMismatchError: the bank to start from is none, or of another base.
     """
     run = resolve_run(config)
     config = run.config
+    if not (run.output / "rounds.jsonl").exists():  # of a federation: `colora federate` looks at its folder
+        check_free(run.output, config, run.manifest)
     model, tokenizer = load_base(
         config.base, dtype=DTYPES[config.training.base_dtype], chat_template=config.chat_template
     )

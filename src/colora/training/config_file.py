@@ -1,6 +1,6 @@
 """One YAML file is one run. Everything in it is checked before anything is loaded, and all faults are shown at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 
+Line = Callable[[Sequence[str | int]], int | None]
+
 FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
 
 NOT_AGREED = ("tasks", "tasks_from", "shared_splits", "shared_with", "examples_a_task", "output", "evaluation")
@@ -53,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     value = read_yaml(path, overrides, needs="'output' and 'tasks'")
-    config = parse_config(value, str(path))
+    config = parse_config(value, str(path), value.line)
     if config.base != "smollm2" and Path(config.base).expanduser().exists():
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     if config.start_from is not None and not is_hub_name(config.start_from):
@@ -76,11 +78,11 @@ def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> Federati
         raise ConfigError(f"{path}: start_from: a federation starts from fresh factors; remove this field")
     if value.pop("grouping", "none") != "none":
         raise ConfigError(f"{path}: {FEDERATED_GROUPING}")
-    value = {key: one for key, one in value.items() if key not in NOT_AGREED}
+    agreed = {key: one for key, one in value.items() if key not in NOT_AGREED}
     try:
-        config = FederationConfig.model_validate(value)
+        config = FederationConfig.model_validate(agreed)
     except ValidationError as error:
-        faults = _told(error)
+        faults = _told(error, value.line)
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
     check_federated_start(config.adapter, f"{path}: ")
     return config
@@ -123,18 +125,27 @@ def check_federated_prompts(config: RunConfig) -> None:
         raise ConfigError("prompts that a federation cannot have:", faults)
 
 
-def _told(error: ValidationError) -> list[str]:
+def _told(error: ValidationError, line: Line | None) -> list[str]:
     """Its faults; that a default could not be derived from what is wrong itself is none."""
     faults = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
-    return [tell_fault(dict(one), _FIELDS, "the run") for one in faults]
+    return [tell_fault(dict(one), _FIELDS, "the run", line) for one in faults]
 
 
-def parse_config(value: dict[str, Any], place: str) -> RunConfig:
-    """A checked config from what YAML gave; `place` names the file in errors. Raises ConfigError with all faults."""
+def parse_config(value: dict[str, Any], place: str, line: Line | None = None) -> RunConfig:
+    """A checked config from what YAML gave.
+
+    Args:
+        value: what the file holds.
+        place: names the file in errors.
+        line: of a value in the file, see `YamlFile.line`.
+
+    Raises:
+        ConfigError: with all faults.
+    """
     try:
         return RunConfig.model_validate(value)
     except ValidationError as error:
-        faults = _told(error)
+        faults = _told(error, line)
         raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
 
 

@@ -88,7 +88,7 @@ def run_config(run: Path) -> RunConfig:
     for section, fields in EARLIER.items():
         if isinstance(given := value.setdefault(section, {}), dict):
             value[section] = fields | given
-    return parse_config(value, str(file))
+    return parse_config(value, str(file), value.line)
 
 
 def as_begun(config: RunConfig) -> RunConfig:

@@ -102,7 +102,8 @@ def test_a_task_is_onboarded_while_the_server_answers(bank, server):
     job = server.http.post("/v1/tasks/taught/examples", content=examples).json()
     assert (bad["state"], job["state"]) != ("done", "done")
     assert server.http.post("/v1/tasks/legal/examples", content=examples).status_code == 400
-    assert server.http.get("/v1/jobs/nothing").status_code == 404
+    unknown = server.http.get("/v1/jobs/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "job_not_found")
     end = time.monotonic() + 200
     while (now := server.http.get(f"/v1/jobs/{job['job']}").json())["state"] in ("waiting", "running"):
         assert {task: text_of(server, task) for task in TASKS} == before  # it answers meanwhile

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from colora.adapter.tasklist import check_task_name
-from colora.errors import ConfigError, TaskIdError
+from colora.errors import ConfigError
 from colora.serving.bodies import check_lines
-from colora.serving.jobs import MOST_EXAMPLES
+from colora.serving.jobs import MOST_EXAMPLES, UnknownJobError
 from colora.serving.responses import job_object, model_object
 from colora.serving.routes.dependencies import (
     JobsDep,
@@ -78,5 +78,5 @@ def check_examples(content: bytes) -> None:
 def job(job: str, tenant: TenantDep, jobs: JobsDep) -> dict[str, str]:
     onboarding = jobs.get(job, tenant.name)
     if onboarding is None:
-        raise TaskIdError(f"no job {job!r}")
+        raise UnknownJobError(f"no job {job!r}: jobs are forgotten when the server ends")
     return job_object(onboarding)

@@ -12,6 +12,8 @@ __all__ = ["json_rows", "jsonl_rows"]
 
 _ONE_A_LINE = "write each example on a line of its own, or a list of all into a .json file"
 
+_TABLE = "Then name it .csv (commas) or .tsv (tabs)"
+
 
 def jsonl_rows(file: str, text: str, faults: Faults, first_line: int = 1) -> list[Row]:
     """One object a line. Not `splitlines()`: it also splits at U+2028 and others, which JSON strings may hold.
@@ -29,6 +31,10 @@ def jsonl_rows(file: str, text: str, faults: Faults, first_line: int = 1) -> lis
         except JsonFault as error:
             if first and _spans_lines(text):
                 faults.add(file, f"expected a JSON object a line, found one over several lines; {_ONE_A_LINE}", number)
+                return []
+            if first and _is_header(line):
+                found = f'a line without "{{": {line.strip()[:80]!r}'
+                faults.add(file, f"expected a JSON object a line, found {found}; is it a table? {_TABLE}", number)
                 return []
             faults.add(file, f"expected a JSON object, found bad JSON: {_told(error)}", number)
         else:
@@ -68,6 +74,11 @@ def json_rows(file: str, text: str, faults: Faults) -> list[Row]:
 
 def _told(error: JsonFault) -> str:
     return f"{error} at column {error.column}" if error.column else str(error)
+
+
+def _is_header(line: str) -> bool:
+    """Whether a first line looks like the header of a table with separators."""
+    return ("," in line or "\t" in line) and not set("{}[]") & set(line)
 
 
 def _spans_lines(text: str) -> bool:

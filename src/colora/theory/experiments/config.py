@@ -131,5 +131,5 @@ def load_recovery(path: Path, overrides: Sequence[str] = ()) -> RecoveryExperime
         return RecoveryExperiment.model_validate(value)
     except ValidationError as error:
         names = [*RecoveryExperiment.model_fields, *ProblemSettings.model_fields, *MethodSettings.model_fields]
-        faults = [tell_fault(dict(one), names, str(path)) for one in error.errors()]
+        faults = [tell_fault(dict(one), names, str(path), value.line) for one in error.errors()]
         raise ConfigError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
