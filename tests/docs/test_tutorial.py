@@ -54,6 +54,7 @@ def test_the_tutorial_runs(shell, tmp_path):
         "write_examples.py", "check", "train", "evaluate", "generate", "generate", "onboard", "generate", "export",
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "loras").iterdir()) == ["acme", "borealis", "cobalt", "delta"]
+    shell("python load_plain.py")
 
 
 def test_the_answers_told_are_those_of_the_files(shell, tmp_path):
