@@ -149,7 +149,9 @@ def test_the_gain_that_is_none_is_that_of_the_records():
 def test_the_regret_that_is_told_is_that_of_the_records():
     (row,) = [line for line in means_markdown().splitlines() if line.startswith("| implicit")]
     told = re.search(
-        r"it is ([\d.]+)\s+points\s+in the mean.*?([\d.]+)\s+behind\s+to ([\d.]+) ahead.*?worth ([\d.]+)", README, re.DOTALL
+        r"it is ([\d.]+)\s+points\s+in the mean.*?([\d.]+)\s+behind\s+to ([\d.]+) ahead.*?worth ([\d.]+)",
+        README,
+        re.DOTALL,
     )
     assert list(told.groups()) == re.findall(r"\d+\.\d", row)
 

@@ -145,14 +145,20 @@ def test_a_later_newcomer_may_ask_for_the_directions_of_another(extended, tmp_pa
 
 def test_several_newcomers_have_the_size_of_the_bank_as_it_was_trained(extended, small, tmp_path):
     files = [newcomer(tmp_path, name) for name in ("one", "two")]
-    onboard_many(extended, files, output=tmp_path / "b", settings=Settings(**QUICK), dtype="float32")
-    assert ranks(tmp_path / "b") == ranks(extended) | {"one": 3, "two": 3}
-    alone = onboard(extended, files[1], output=tmp_path / "alone", settings=Settings(**QUICK))
-    assert alone.task == "two"
-    one, other = cores(tmp_path / "b")["two"], cores(tmp_path / "alone")["two"]
-    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
-    onboard_many(extended, files, output=tmp_path / "c", settings=Settings(**QUICK, rank=5))
-    assert ranks(tmp_path / "c") == ranks(extended) | {"one": 5, "two": 5}
+    for rank in (None, 1, 5):  # of the bank as it was trained; smaller; of the one that extended it
+        settings, (many, alone) = Settings(**QUICK, rank=rank), (tmp_path / f"{kind}-{rank}" for kind in "ab")
+        found = onboard_many(extended, files, output=many, settings=settings, dtype="float32").done[1]
+        assert ranks(many) == ranks(extended) | dict.fromkeys(["one", "two"], rank or 3)
+        other = onboard(extended, files[1], output=alone, settings=settings)
+        assert (found.task, found.start.name) == (other.task, other.start.name) == ("two", other.start.name)
+        for figure in ("before", "at_start", "after"):
+            assert getattr(found, figure) == pytest.approx(getattr(other, figure), abs=1e-4)
+        assert found.coverage.relative == pytest.approx(other.coverage.relative, abs=1e-4)
+        one, two = cores(many)["two"], cores(alone)["two"]
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+        assert all(same(cores(extended)[name], cores(many)[name]) for name in cores(extended))
+    with pytest.raises(ConfigError, match="rank: expected 1 to 5, found 6"):
+        onboard_many(extended, files, output=tmp_path / "d", settings=Settings(**QUICK, rank=6))
     with pytest.raises(ConfigError, match="has cores of one size, 3 × 3"):
         onboard_many(small, files, output=tmp_path / "d", settings=Settings(**QUICK, rank=2))
     with pytest.raises(ConfigError, match="A and B grow with each"):

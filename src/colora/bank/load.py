@@ -62,6 +62,7 @@ def load_bank(
     device: str | torch.device | None = None,
     trainable: bool = False,
     tasks: Sequence[str] | None = None,
+    padded: bool = False,
 ) -> tuple[Any, Tokenizer, BankInfo]:
     """A bank on its base model, the tokenizer with the prompt style of training, and what is known about the bank.
 
@@ -71,6 +72,7 @@ def load_bank(
         dtype: of the base; None: bfloat16 where `device` is an accelerator that computes in it, else float32.
         tasks: the only ones that are wanted, whose cores alone are read; see `attach_bank`. What is known is then of
             these tasks alone; `SavedBank.info` has that of all.
+        padded: of these tasks, see `attach_bank`.
 
     Raises:
         BankFileError: a file is missing, truncated, edited, or of a newer version; the message names it.
@@ -83,7 +85,7 @@ def load_bank(
         raise BankFileError(f"{saved.folder}: the bank does not name its base model; name it with base=... (--base)")
     dtype = base_dtype_on(device) if dtype is None else dtype
     model, tokenizer = load_base(base or info.base, dtype=dtype, device=device, chat_template=info.chat_template)
-    return attach_bank(model, saved, trainable, tasks), tokenizer, info
+    return attach_bank(model, saved, trainable, tasks, padded=padded), tokenizer, info
 
 
 def attach_bank(
@@ -92,6 +94,7 @@ def attach_bank(
     trainable: bool = False,
     tasks: Sequence[str] | None = None,
     *,
+    padded: bool = False,
     room: int = ROOM,
     folder: Path | None = None,
 ) -> PeftModel:
@@ -106,6 +109,8 @@ def attach_bank(
         trainable: whether it is to be trained.
         tasks: the only ones that are wanted, in this order: the bank on the model is one of these tasks, with all
             their cores on the model (in a store with room for them, where they are of several sizes). By default all.
+        padded: whether the cores of these tasks stay on the model all the same where they are of several sizes, padded
+            with zeros to the largest: for those who do not train or save them.
         room: of a bank in rows, the most tasks at a time; `store_cores` says more.
         folder: of a bank in rows, where cores that change are kept; None: in memory.
 
@@ -120,7 +125,7 @@ def attach_bank(
         saved.check(indices)
         attached = _attach(model, saved, list(tasks), saved.cores(indices), trainable)
         ranks = {task: saved.core_rank(index) for task, index in zip(tasks, indices, strict=True)}
-        if min(saved.config.rank_of_new, *ranks.values()) < saved.config.r:
+        if not padded and min(saved.config.rank_of_new, *ranks.values()) < saved.config.r:
             store_cores(attached, max(room, len(tasks)), folder, ranks)
         return attached
     if saved.rows is not None:

@@ -9,14 +9,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from colora.adapter.model import bank_tuner
-from colora.adapter.stored.access import stored_cores
 from colora.bank.growing import GrowingBank, start_tasks
 from colora.bank.layout import CONFIG_FILE
 from colora.bank.tensors import SavedBank
 from colora.common.progress import progress_bar
 from colora.common.threads import configure_threads
-from colora.errors import ConfigError, TaskFileError, TrainingDivergedError
+from colora.errors import ConfigError, TaskFileError
 from colora.models.batching import device_of
 from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.encode import encode_tasks
@@ -26,7 +24,7 @@ from colora.tasks.schema import Task, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
 from colora.transfer.onboarding.fit import Settings
-from colora.transfer.onboarding.onboard import Onboarding, TaskFit, add_new_task, note_task, source_of, target_folder
+from colora.transfer.onboarding.onboard import Onboarding, TaskFit, note_task, source_of, target_folder
 from colora.transfer.onboarding.start import Start
 from colora.transfer.onboarding.together.cohort import Trained, train_together
 from colora.transfer.onboarding.together.load import load_for_training, most_tokens_of
@@ -112,11 +110,7 @@ def onboard_many(
     if settings.extend:
         raise ConfigError("extend: onboard one new task at a time, because A and B grow with each task")
     saved, found = _opened(bank, output)
-    if saved.rows is None and (settings.rank or saved.config.rank_of_new) != saved.config.r:
-        raise ConfigError(
-            f"rank: {saved.folder} has cores of one size, {saved.config.r} × {saved.config.r}; onboard one task of "
-            "another rank first, by itself"
-        )
+    rank = _rank(saved, settings)
     tasks = read_tasks([source_of(Path(one)) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
     others = start_tasks(saved) or saved.tasks
@@ -130,8 +124,20 @@ def onboard_many(
         model, tokenizer, _ = load_for_training(saved, base, dtype, start_tasks(saved))
         check_chat([prompt], model, tokenizer)
         files = GrowingBank(saved, saved.info, found.bank)
-        _Run(files, new, template, settings, log, found).train(model, tokenizer, known)
+        _Run(files, new, template, settings, rank, log, found).train(model, tokenizer, known)
     return found
+
+
+def _rank(saved: SavedBank, settings: Settings) -> int:
+    """Of the new cores. Raises ConfigError if the bank cannot have such."""
+    r, rank = saved.config.r, settings.rank or saved.config.rank_of_new
+    if saved.rows is None and rank != r:
+        raise ConfigError(
+            f"rank: {saved.folder} has cores of one size, {r} × {r}; onboard one task of another rank first, by itself"
+        )
+    if rank > r:
+        raise ConfigError(f"rank: expected 1 to {r}, found {rank}: {saved.folder} has no more directions")
+    return rank
 
 
 def _opened(bank: str | Path, output: str | Path | None) -> tuple[SavedBank, Onboardings]:
@@ -154,10 +160,12 @@ class _Run:
         new: Sequence[Task],
         template: PromptTemplate | None,
         settings: Settings,
+        rank: int,
         log: Callable[[str], None],
         found: Onboardings,
     ) -> None:
         self.files, self.template, self.settings, self.log, self.found = files, template, settings, log, found
+        self.rank = rank
         self.tasks = {task.name: task for task in new}
         self.order = {name: number for number, name in enumerate(self.tasks)}
         assert files.info is not None
@@ -166,13 +174,9 @@ class _Run:
         self._unsaved = 0
 
     def train(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> None:
-        """Train the tasks and write the bank; what is done when Ctrl-C comes is written as well.
-
-        They share their passes, but where the bank's cores are of several sizes they are trained one by one.
-        """
-        outcomes = self._together if stored_cores(model) is None else self._one_by_one
+        """Train the tasks and write the bank; what is done when Ctrl-C comes is written as well."""
         try:
-            for added in outcomes(model, tokenizer, known):
+            for added in self._cohorts(model, tokenizer, known):
                 self._unsaved += added
                 if time.monotonic() - self._written > SAVE_SECONDS:
                     self._write()
@@ -182,27 +186,15 @@ class _Run:
         self._write()
         self.found.done.sort(key=lambda one: self.order[one.task])
 
-    def _one_by_one(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
-        """How many tasks have been added, task by task."""
-        for number, task in enumerate(self.tasks.values(), start=1):
-            self.log(f"{number} of {len(self.tasks)}: {task.name}")
-            try:
-                model, fit = add_new_task(model, tokenizer, task, self.info.max_length, self.settings, self.log, known)
-            except (TrainingDivergedError, TaskFileError) as error:
-                self._leave_out(task.name, str(error))
-                continue
-            self.files.add(task.name, bank_tuner(model).core(task.name))
-            self._note(task, fit, self._seconds(1))
-            yield 1
-
-    def _together(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
+    def _cohorts(self, model: PeftModel, tokenizer: Tokenizer, known: Sequence[str]) -> Iterator[int]:
         """How many tasks have been added, cohort by cohort."""
         newcomers = [one for task in self.tasks.values() if (one := self._encoded(task, model, tokenizer))]
         settings, tokens = self.settings, most_tokens_of(device_of(model))
         with progress_bar() as bar:
             counter = bar.add_task("onboarding", total=len(newcomers) * settings.steps)
             advance = partial(bar.advance, counter)
-            steps = train_together(model, newcomers, tokenizer.pad_token_id, settings, tokens, known, advance)
+            pad = tokenizer.pad_token_id
+            steps = train_together(model, newcomers, pad, settings, tokens, known, advance, self.rank)
             for cohort in steps:
                 yield self._add(sorted(cohort, key=lambda pair: self.order[pair[0].name]))
 

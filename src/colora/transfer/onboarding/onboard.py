@@ -191,12 +191,10 @@ def add_new_task(
     max_length: int,
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
-    known: Sequence[str] | None = None,
 ) -> tuple[PeftModel, TaskFit]:
     """Add a task to a bank in memory and train its core; no other number of the bank changes.
 
-    Args:
-        known: the tasks whose cores it may start from; by default all that are there, and of a store `MOST_KNOWN`.
+    It may start from the core of any task that is there, and of a store of `MOST_KNOWN`.
 
     If that fails, the bank is without the task again, as it was; but once its rank has been extended, only the model
     that was to be returned has it.
@@ -216,10 +214,9 @@ def add_new_task(
     encoder_decoder = is_encoder_decoder(model)
     data = encode_tasks([task], tokenizer, "train", max_length, encoder_decoder, {task.name: 0})
     held_out = encode_tasks([task], tokenizer, "val", max_length, encoder_decoder, {task.name: 0})
-    if known is None:
-        known = tuner.tasks
-        if stored_cores(model) is not None and len(known) > MOST_KNOWN:  # they are all on the model at once
-            known = known[:: -(-len(known) // MOST_KNOWN)]
+    known = tuner.tasks
+    if stored_cores(model) is not None and len(known) > MOST_KNOWN:  # they are all on the model at once
+        known = known[:: -(-len(known) // MOST_KNOWN)]
     config = tuner.peft_config[tuner.active_adapters[0]]
     rank = settings.rank or config.rank_of_new
     if rank != config.r and stored_cores(model) is None:

@@ -34,6 +34,7 @@ def train_together(
     most_tokens: int,
     known: Sequence[str] | None = None,
     stepped: Callable[[int], None] = lambda tasks: None,
+    rank: int | None = None,
 ) -> Iterator[list[Trained]]:
     """Train the cores of new tasks, cohort by cohort; no task looks at another.
 
@@ -48,9 +49,10 @@ def train_together(
         most_tokens: of a forward pass, padding included.
         known: the tasks of the bank that new ones may start from; by default all.
         stepped: told after each step how many tasks took part.
+        rank: of the new cores; None: that of the bank, whose other cores may be padded with zeros.
 
     Yields:
-        the tasks of a cohort, each with its core (r, r) for each layer; none of a task with a fault.
+        the tasks of a cohort, each with its core (rank, rank) for each layer; none of a task with a fault.
 
     Raises:
         ConfigError: the bank is merged into the base, or its cores are in a store.
@@ -62,11 +64,11 @@ def train_together(
     chosen = list(names if known is None else known)
     alone = draws_random_numbers(model, newcomers[0].rows[0], pad_token_id)
     groups = [[one] for one in newcomers] if alone else list(cohorts(newcomers, settings.rows, most_tokens))
-    with slots_in_place(model, max(map(len, groups))) as (slots, cores):
+    with slots_in_place(model, max(map(len, groups)), rank) as (slots, cores):
         # Of the whole bank no copy: only a few of its tasks left out need one.
         own = cores if chosen == names else cores[[places[name] for name in chosen]]
         passes = Passes(model, pad_token_id, most_tokens, random=alone)
-        look, start_from = FirstLook(slots, passes), Known(chosen, own)
+        look, start_from = FirstLook(slots, passes), Known(chosen, slots.corners(own))
         for cohort in groups:
             choose_starts(slots, passes, cohort, start_from, look(cohort))
             _measure_starts(passes, cohort)

@@ -57,7 +57,7 @@ class FirstLook:
             found = self.passes.nll([Line(slot, row) for slot in rest for row in newcomers[slot].rows], len(newcomers))
             for slot in rest:
                 newcomers[slot].before = found[slot]
-        return slopes
+        return self.slots.corners(slopes)
 
     def _groups(self, newcomers: Sequence[Newcomer]) -> Iterator[list[int]]:
         """Slots that share a pass. A task's examples are not torn apart: its gradient is reduced once, and whole."""

@@ -71,6 +71,7 @@ def _steps(
             return
         with torch.enable_grad():
             losses = _backward(passes, lines, len(newcomers))
+        slots.clear_gradients()
         for slot in live:
             if not math.isfinite(losses[slot]):
                 newcomers[slot].fault = f"the loss became {losses[slot]} in step {step + 1}: lower lr"

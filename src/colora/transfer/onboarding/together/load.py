@@ -23,7 +23,7 @@ MOST_TOKENS_ELSEWHERE = 16384
 def load_for_training(
     saved: SavedBank, base: str | None, dtype: str | None, tasks: Sequence[str] | None = None
 ) -> tuple[Any, Tokenizer, BankInfo]:
-    """The model, its tokenizer, and what is known of the bank.
+    """The model, its tokenizer, and what is known of the bank. Cores of several sizes are padded with zeros.
 
     Args:
         tasks: the only ones that are read; None: all.
@@ -40,7 +40,7 @@ def load_for_training(
     on_cpu = torch.device(device or "cpu").type == "cpu"
     quick = torch.bfloat16 if on_cpu and cpu_multiplies_bfloat16() else base_dtype_on(device)
     chosen = quick if dtype is None else DTYPES[dtype]
-    model, tokenizer, info = load_bank(saved, base, dtype=chosen, device=device, tasks=tasks)
+    model, tokenizer, info = load_bank(saved, base, dtype=chosen, device=device, tasks=tasks, padded=True)
     if chosen is torch.bfloat16:
         bank = model.active_adapters[0]
         for layer in bank_layers(model, bank).values():

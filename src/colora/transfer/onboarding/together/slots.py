@@ -12,6 +12,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
+from colora.adapter.core_size import resized_core
 from colora.adapter.model import bank_layers, bank_tuner
 from colora.errors import ConfigError
 
@@ -23,19 +24,18 @@ class Slots:
 
     Args:
         model: with one active bank, whose stacks (slots, r, r) are written to.
+        rank: of the new cores, which are zero beyond their leading rank × rank corners; None: r.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, rank: int | None = None) -> None:
         self.model = model
         self.bank = bank_tuner(model).active_adapters[0]
         self.layers = bank_layers(model, self.bank)
         self.stacks = {name: layer.colora_core[self.bank] for name, layer in self.layers.items()}
         self._sizes = [stack[0].numel() for stack in self.stacks.values()]
-
-    @property
-    def rank(self) -> int:
-        """Of the largest core."""
-        return max(stack.shape[-1] for stack in self.stacks.values())
+        r = max(stack.shape[-1] for stack in self.stacks.values())
+        self.rank = r if rank is None else rank
+        self.smaller = self.rank < r
 
     @torch.no_grad()
     def write(self, slots: list[int], cores: Float[Tensor, "n numbers"]) -> None:
@@ -48,19 +48,43 @@ class Slots:
         """The cores of some slots, on their device."""
         return self.flat([stack.detach()[slots] for stack in self.stacks.values()])
 
+    def corners(self, cores: Float[Tensor, "n numbers"]) -> Float[Tensor, "n numbers"]:
+        """What cores of the new ones' rank can have of these: the same with zeros beyond the leading corners."""
+        if not self.smaller:
+            return cores
+        pairs = zip(self.stacks.values(), cores.split(self._sizes, 1), strict=True)
+        return self.flat(
+            [
+                resized_core(resized_core(values.view(-1, *stack.shape[1:]), self.rank), stack.shape[-1])
+                for stack, values in pairs
+            ]
+        )
+
+    def clear_gradients(self) -> None:
+        """Set what the gradients have beyond the leading corners to zero: there the cores stay zero."""
+        for stack in self.stacks.values():
+            if self.smaller and stack.grad is not None:
+                stack.grad[..., self.rank :, :] = 0
+                stack.grad[..., self.rank :] = 0
+
     def flat(self, stacks: list[Tensor]) -> Float[Tensor, "n numbers"]:
         """Stacks (n, r, r) of all layers as rows of numbers."""
         return torch.cat([stack.flatten(1) for stack in stacks], 1)
 
     def layered(self, core: Float[Tensor, " numbers"]) -> dict[str, Tensor]:
-        """A row of numbers as an (r, r) core for each layer."""
+        """A row of numbers as a core for each layer, of the new ones' rank."""
         pairs = zip(self.stacks.items(), core.split(self._sizes), strict=True)
-        return {name: values.view(stack.shape[1:]) for (name, stack), values in pairs}
+        return {name: resized_core(values.view(stack.shape[1:]), self.rank) for (name, stack), values in pairs}
 
 
 @contextmanager
-def slots_in_place(model: PeftModel, count: int) -> Iterator[tuple[Slots, Float[Tensor, "K numbers"]]]:
+def slots_in_place(
+    model: PeftModel, count: int, rank: int | None = None
+) -> Iterator[tuple[Slots, Float[Tensor, "K numbers"]]]:
     """Inside, the model has `count` slots, zeros at first, in place of the bank's cores; afterwards it is as it was.
+
+    Args:
+        rank: see `Slots`.
 
     Yields:
         the slots, and the cores of all tasks of the bank.
@@ -69,7 +93,7 @@ def slots_in_place(model: PeftModel, count: int) -> Iterator[tuple[Slots, Float[
         ConfigError: the bank is merged into the base, or its cores are in a store.
     """
     tuner = bank_tuner(model)
-    slots = Slots(model)
+    slots = Slots(model, rank)
     router, bank = tuner.router, slots.bank
     router.check_on_model(bank)
     if any(layer.merged for layer in slots.layers.values()):

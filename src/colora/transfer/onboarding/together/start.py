@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from colora.adapter.core_size import resized_core
 from colora.algebra import fresh_core
 from colora.models.modes import eval_mode_with_gradients
 from colora.transfer.onboarding.start import NEIGHBOURS, SCALES, evenly
@@ -49,7 +50,9 @@ def choose_starts(
     rows_of = {slot: newcomers[slot].rows for slot in live}
     lines = [Line(slot, rows[place]) for slot, rows in rows_of.items() for place in evenly(len(rows))]
     near = _nearest(slots, passes, lines, live, known)
-    identity = torch.cat([fresh_core(stack.shape[-1]).flatten() for stack in slots.stacks.values()]).to(known.cores)
+    fresh = fresh_core(slots.rank)
+    identity = torch.cat([resized_core(fresh, stack.shape[-1]).flatten() for stack in slots.stacks.values()])
+    identity = identity.to(known.cores)
     slopes = at_zero[live].to(known.cores)
     lengths = torch.linalg.vector_norm(slopes, dim=1, keepdim=True)
     lengths[lengths == 0] = 1.0
