@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from colora.adapter.stored.access import stored_cores
+from colora.bank.tensors import SavedBank
 from colora.common.locks import file_lock
 from colora.errors import ConfigError
 from colora.models.base import load_base
@@ -16,7 +17,8 @@ from colora.training.check import check_run
 from colora.training.config_file import load_config
 from colora.training.measure import evaluate_bank
 from colora.training.resolve import resolve_run
-from colora.training.run import train_and_evaluate, trained
+from colora.training.run import train, train_and_evaluate, trained
+from colora.training.starts import in_store
 from tests.helpers.column_files import shuffled_rows, write_apart, write_rows
 from tests.helpers.run_files import cli, config_of, refusal, run_file, save_base
 from tests.helpers.train_tiny import equal, whole_bank
@@ -88,13 +90,14 @@ def test_a_run_whose_table_has_changed_is_refused(base, tmp_path):
 def small(monkeypatch):
     """As if these tasks were very many."""
     monkeypatch.setattr(resolve, "ON_DEVICE", 8)
+    monkeypatch.setattr(in_store, "ON_DEVICE", 8)
 
 
 def test_a_bank_of_very_many_tasks_begins_small_and_no_stack_of_all_is_made(base, tmp_path, monkeypatch):
     small(monkeypatch)
     config = column_config(tmp_path / "column", base, training=SETTINGS | {"cores": "disk"})
     run, (model, tokenizer) = resolve_run(config), load_base(base)
-    assert run.begins_small
+    assert run.begins_in_store
     assert run.adapter.tasks == [run.names[0]]
     trainer, _ = trained(run, model, tokenizer)
     stored = stored_cores(trainer.model)
@@ -113,6 +116,29 @@ def test_a_run_that_begins_small_goes_on_from_its_checkpoint_to_the_bit(base, tm
     again, _ = trained(resolve_run(config), *load_base(base))
     assert again.state.global_step == 6
     assert equal(whole_bank(again), expected)
+
+
+@pytest.mark.parametrize("in_rows", [True, False])
+def test_very_many_tasks_start_from_a_bank_as_few_do(base, tmp_path, monkeypatch, in_rows):
+    """Its tasks from their cores, new ones from the mean core; no stack of all is made, and a crash changes nothing."""
+    some = [row for row in ROWS if int(row["user_id"].split()[1]) % 2]
+    cores = {"cores": "memory" if in_rows else "device"}
+    first = train(column_config(tmp_path / "first", base, some, training=SETTINGS | cores)).bank
+    assert (SavedBank(first).rows is not None) == in_rows
+    rates = {"lr": 1e-3, "core_lr": 1e-2, "cores": "memory"}
+    few = trained(resolve_run(column_config(tmp_path / "few", base, start_from=str(first), training=SETTINGS | rates)),
+                  *load_base(base))[0]  # fmt: skip
+    small(monkeypatch)
+    config = column_config(tmp_path / "many", base, start_from=str(first), training=SETTINGS | rates)
+    run = resolve_run(config)
+    assert run.begins_in_store
+    many = trained(run, *load_base(base))[0]
+    assert {stack.shape[0] for stack in stored_cores(many.model).stacks.values()} == {16}
+    assert equal(whole_bank(many), whole_bank(few))
+    shutil.rmtree(result_folder(config) / "checkpoints" / "checkpoint-6")
+    again = trained(resolve_run(config), *load_base(base))[0]
+    assert equal(whole_bank(again), whole_bank(few))
+    assert train(config).steps == train(config).steps == 6  # written, and no more to train
 
 
 @pytest.mark.parametrize(

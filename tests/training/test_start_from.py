@@ -65,7 +65,7 @@ def from_bank(folder, base, bank, *args, adapter=None, **changes):
 
 def started(config, names, log=lambda line: None):
     config, start = resolve_adapter(config)
-    return start_bank(bank_config(config.adapter, names), start, load_base(config.base)[0], log)
+    return start_bank(bank_config(config.adapter, names), start, load_base(config.base)[0], log, names)
 
 
 # ---- what it starts with --------------------------------------------------------------------------------------------

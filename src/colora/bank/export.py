@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from colora.adapter.stored.access import core_rank
 from colora.adapter.targets.tied import tied_parts
 from colora.bank.card import CARD_FILE
 from colora.bank.dequantise import dequantise
-from colora.bank.export_card import Origin, export_card, origin_of
+from colora.bank.export_card import Origin, export_card, exported_task, origin_of
 from colora.bank.how_to_prompt import HowToPrompt
 from colora.bank.spelling import spell_targets
 from colora.common.files import staged_folder, write_json
@@ -48,10 +47,7 @@ _ALWAYS = {
     "task_type",
     "use_rslora",
 }
-_WEIGHTS = "adapter_model.safetensors"
-LORA_FILES = {CARD_FILE, "adapter_config.json", _WEIGHTS}
-_TASK_KEY = "colora_task"
-"""In the header of the tensors: the task that a LoRA was exported from."""
+LORA_FILES = {CARD_FILE, "adapter_config.json", "adapter_model.safetensors"}
 
 
 def lora_tensors(model: PeftModel, task: str) -> dict[str, Tensor]:
@@ -153,7 +149,7 @@ def _export_lora(model: PeftModel, task: str, folder: Path, use: HowToPrompt | N
         inference_mode=True,
     )
     with staged_folder(folder) as staging:
-        save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt", _TASK_KEY: task})
+        save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(staging / "adapter_config.json", needed_fields(lora))
         (staging / CARD_FILE).write_text(export_card(task, origin, use), encoding="utf-8")
 
@@ -220,18 +216,10 @@ def _replaceable(folder: Path, task: str) -> Path:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
     if names is None or not names <= LORA_FILES:
         raise ConfigError(f"{folder} is there already and is no exported LoRA; choose another folder, or remove it")
-    if names and (found := _exported_task(folder)) != task:
+    if names and (found := exported_task(folder / CARD_FILE)) != task:
         what = f"the LoRA of task {found!r}" if found else "an adapter that does not name its task"
         raise ConfigError(f"{folder} holds {what}; choose another folder for {task!r}, or remove it")
     return folder
-
-
-def _exported_task(folder: Path) -> str | None:
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            return (file.metadata() or {}).get(_TASK_KEY)
-    except (OSError, SafetensorError):
-        return None
 
 
 def _bank(model: PeftModel) -> tuple[str, CoLoRAConfig]:

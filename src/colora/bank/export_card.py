@@ -6,6 +6,7 @@ from string import Template
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from yaml import YAMLError
 
 from colora.adapter.config import CoLoRAConfig
 from colora.adapter.model import bank_layers, bank_tuner
@@ -16,7 +17,9 @@ from colora.bank.hub import cached_id
 from colora.bank.tensors import shared_sha256, tensor_key
 from colora.models.base import hub_name
 
-__all__ = ["Origin", "export_card", "origin_of"]
+__all__ = ["Origin", "export_card", "exported_task", "origin_of"]
+
+TASK_FIELD = "colora_task"
 
 LORA = Template("""\
 Task `$task` of $bank, as a plain LoRA of rank $rank that needs no CoLoRA: `lora_A` is the bank's A, and `lora_B` its
@@ -95,9 +98,19 @@ def export_card(task: str, origin: Origin, use: HowToPrompt | None, merged: bool
         body += "\n" + LOADING.substitute(auto_class=auto_class_name(origin.task_type), location=location)
     card = ModelCard(f"---\n{{}}\n---\n\n{body}\n{CITATION}\n")
     data = card_data(origin.base, ["colora"] if merged else ["colora", "lora"], origin.task_type)
-    for name, value in (data | ({"library_name": "transformers"} if merged else {})).items():
+    own = {TASK_FIELD: task} | ({"library_name": "transformers"} if merged else {})
+    for name, value in (data | own).items():
         setattr(card.data, name, value)
     return str(card)
+
+
+def exported_task(card: Path) -> str | None:
+    """The task that the folder of this card was exported from; None if the card is missing or does not say."""
+    try:
+        found: str | None = ModelCard(card.read_text(encoding="utf-8")).data.to_dict().get(TASK_FIELD)
+    except (OSError, ValueError, YAMLError):
+        return None
+    return found
 
 
 def _called(folder: str | None) -> str | None:

@@ -30,7 +30,7 @@ from colora.errors import BankFileError, ColoraError
 from colora.models.base import load_base
 from colora.tasks.tokenizer import Tokenizer
 
-__all__ = ["ROOM", "attach_adapter", "attach_bank", "attach_rows", "load_bank", "save_bank"]
+__all__ = ["ROOM", "attach_adapter", "attach_bank", "attach_stored", "load_bank", "save_bank"]
 
 
 def save_bank(model: PeftModel, folder: Path, info: BankInfo) -> None:
@@ -130,24 +130,23 @@ def attach_bank(
         return attached
     if saved.rows is not None:
         choice = RowChoice(saved.rows.index.names, np.arange(len(saved.rows)))
-        return attach_rows(model, saved, choice, trainable, room, folder)
+        return attach_stored(model, saved, choice, trainable, room, folder)
     saved.check()
     return _attach(model, saved, saved.tasks, None, trainable)
 
 
-def attach_rows(
+def attach_stored(
     model: PreTrainedModel, saved: SavedBank, choice: RowChoice, trainable: bool, room: int, folder: Path | None
 ) -> PeftModel:
-    """A bank of tasks that are, or start as, some of a bank in rows; see `attach_bank`.
+    """A bank of tasks that are, or start as, some of a saved one, with its cores in a store; see `attach_bank`.
 
     Raises:
         BankFileError, BaseMismatchError: as `attach_bank`; CheckpointError: the folder cannot be written.
     """
     saved.check()
-    assert saved.rows is not None
     places = [f"place {number}" for number in range(min(room, len(choice.names)))]
     attached = _attach(model, saved, places, saved.cores([0] * len(places)), trainable)
-    store_saved(attached, saved.rows, choice, room, folder)
+    store_saved(attached, saved, choice, room, folder)
     return attached
 
 

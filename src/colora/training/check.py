@@ -91,7 +91,7 @@ def check_run(config: RunConfig) -> RunPlan:
     per_task, shared = task_sizes(bank)
     tokens = sum(report.tokens for report in data.report) / sum(report.examples for report in data.report)
     longest = max(report.max_tokens for report in data.report)
-    at_hand = room_for(config) if run.begins_small else len(run.tasks)
+    at_hand = room_for(config) if run.begins_in_store else len(run.tasks)
     trained = shared.bytes + per_task.bytes * at_hand
     rows = config.training.rows // config.training.accumulation
     return RunPlan(

@@ -32,6 +32,7 @@ from colora.training.prompts import (
 )
 from colora.training.run_folder import as_begun, differing_tasks, task_manifest
 from colora.training.starts.from_bank import resolve_adapter
+from colora.training.starts.in_store import starts_in_store
 
 __all__ = ["ResolvedRun", "read_run_tasks", "resolve_run", "settle_prompt", "tasks_in_memory"]
 
@@ -48,7 +49,7 @@ class ResolvedRun:
         manifest: for each task its source, the seed of drawn splits, and size and digest of each split; of
             `tasks_from` one entry for all.
         adapter: the config of the run's bank; a copy of it goes on a model, see `adapter_on`. Of a bank that
-            `begins_small` it has the first task alone.
+            `begins_in_store` it has the first task alone.
         start: the bank to start from, open; None if the run starts from none, or has ended.
         prompt: the run's prompt as in a run file; "auto" until it is decided, see `settle_prompt`.
         choice: what was decided just now, to be written when the run begins.
@@ -73,9 +74,9 @@ class ResolvedRun:
         return self.tasks if isinstance(self.tasks, ColumnTasks) else None
 
     @property
-    def begins_small(self) -> bool:
-        """Whether the bank begins with one task, to which the others are added once the cores are in a store."""
-        return _begins_small(self.config, len(self.tasks))
+    def begins_in_store(self) -> bool:
+        """Whether the cores are in a store from the beginning, so that the model never has those of all tasks."""
+        return _begins_in_store(self.config, self.start, len(self.tasks))
 
     @property
     def output(self) -> Path:
@@ -119,7 +120,8 @@ def resolve_run(
     prompt = read_choice(config, ended)
     names: Sequence[str]
     if isinstance(read, ColumnTasks):
-        _check_many(config, len(read))
+        if ended is None:
+            _check_many(config, start, len(read))
         names, known = read.names, task_manifest(read)
     else:
         names = [task.name for task in read]
@@ -130,22 +132,22 @@ def resolve_run(
     else:
         read = prompted_tasks(config, read, prompt, None if start is None else start.info)
     read = read if isinstance(read, ColumnTasks) else tuple(read)
-    first = names[:1] if _begins_small(config, len(names)) else list(names)
+    first = names[:1] if _begins_in_store(config, start, len(names)) else list(names)
     return ResolvedRun(config, read, known, bank_config(config.adapter, first), start, prompt)
 
 
-def _begins_small(config: RunConfig, tasks: int) -> bool:
-    """A bank of few tasks is drawn whole, so that it is the same to the bit wherever its cores are."""
-    begins = config.start_from is None and config.adapter.init_weights not in SPECTRAL
-    return begins and tasks > ON_DEVICE and config.training.cores != "device"
+def _begins_in_store(config: RunConfig, start: SavedBank | None, tasks: int) -> bool:
+    """A fresh bank of few tasks is drawn whole, so that it is the same to the bit wherever its cores are."""
+    if config.start_from is not None:
+        return starts_in_store(config, start, tasks)
+    return config.adapter.init_weights not in SPECTRAL and tasks > ON_DEVICE and config.training.cores != "device"
 
 
-def _check_many(config: RunConfig, tasks: int) -> None:
+def _check_many(config: RunConfig, start: SavedBank | None, tasks: int) -> None:
     """Raises ConfigError if a run is to have the cores of very many tasks of a column on the device at once."""
-    if tasks <= ON_DEVICE or _begins_small(config, tasks):
+    if tasks <= ON_DEVICE or _begins_in_store(config, start, tasks):
         return
     why = {
-        "start_from": config.start_from is not None,
         "adapter.init_weights": config.adapter.init_weights in SPECTRAL,
         "training.cores: device": config.training.cores == "device",
     }

@@ -179,7 +179,7 @@ def trained(
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if make_model is not None:
         bank = make_model(model, list(run.names))
-    elif run.begins_small:
+    elif run.begins_in_store and run.start is None:
         bank = small_start(config, run.adapter_on(model), run.names, model, log)
     else:
         bank = _start(run, model, encoded, checkpoint is None, log)
@@ -202,7 +202,7 @@ def trained(
 def _start(run: ResolvedRun, model: PreTrainedModel, encoded: EncodedRun, is_new: bool, log: Log) -> PeftModel:
     """The run's bank on its base model, as training begins with it; where a checkpoint follows, its shape is enough."""
     if run.start is not None:
-        return start_bank(run.adapter, run.start, model, log, run.config)
+        return start_bank(run.adapter, run.start, model, log, run.names, run.config)
     bank = get_peft_model(model, run.adapter_on(model))
     if is_new:
         start_run(run.config, bank, encoded.train, list(run.names), encoded.pad_token_id, log)

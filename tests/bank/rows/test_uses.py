@@ -18,7 +18,7 @@ from colora.errors import BankFileError, ConfigError, TaskIdError
 from colora.serving.onboarding import write_start_bank
 from colora.serving.store import CoreStore
 from colora.training.chosen import chosen_tasks
-from colora.training.starts import from_rows
+from colora.training.starts import in_store
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.many import onboard_many
 from colora.transfer.onboarding.onboard import onboard
@@ -144,7 +144,7 @@ def test_a_bank_in_rows_is_extended_and_its_files_stay(bank, tmp_path):
 def test_a_run_starts_from_the_cores_of_its_tasks(bank, tmp_path, monkeypatch, most):
     """With all cores on the model, and from the files one by one; a new task starts at the mean core."""
     folder, cores = bank
-    monkeypatch.setattr(from_rows, "ON_DEVICE", most)
+    monkeypatch.setattr(in_store, "ON_DEVICE", most)
     base = str(folder.parent / "base")
     file = run_file(
         tmp_path, base, ["blue", "green", "red"], start_from=str(folder), chat_template=False,

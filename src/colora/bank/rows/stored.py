@@ -1,10 +1,12 @@
-"""A bank in rows on a model: its cores are in a store, which reads each from the bank's files when it is wanted."""
+"""A saved bank on a model, with its cores in a store: of a bank in rows, each is read when it is wanted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
@@ -12,11 +14,12 @@ from torch import Tensor
 from colora.adapter.core_size import resized_core
 from colora.adapter.lookup import bank_layers, only_bank
 from colora.adapter.stored.cores import StoredCores
-from colora.adapter.stored.starts import Starts
+from colora.adapter.stored.starts import SavedCores, Starts
 from colora.adapter.task_names import TaskNames, TaskSequence
 from colora.bank.rows.read import SavedRows
+from colora.bank.tensors import SavedBank
 
-__all__ = ["MEAN", "RowChoice", "RowStarts", "store_saved"]
+__all__ = ["MEAN", "RowChoice", "RowStarts", "StackStarts", "store_saved"]
 
 MEAN = -1
 """In place of a row: the mean of all."""
@@ -24,11 +27,11 @@ MEAN = -1
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which tasks a bank on a model has, and which rows of a saved one they are.
+    """Which tasks a bank on a model has, and which of a saved one they are.
 
     Attributes:
         names: of the tasks.
-        places: ids of the rows in the saved bank, (n,); or `MEAN`.
+        places: ids of the tasks in the saved bank, (n,); or `MEAN`.
     """
 
     names: TaskNames
@@ -72,13 +75,34 @@ class RowStarts:
         return values
 
 
-def store_saved(model: PeftModel, saved: SavedRows, choice: RowChoice, room: int, folder: Path | None) -> None:
+class StackStarts:
+    """The same of a bank whose cores are in stacks, (K, r, r) for each layer: they are all in memory.
+
+    Args:
+        stacks: of all its tasks, and at the end the mean of them, by layer, in the order of the model.
+        choice: which of the tasks.
+    """
+
+    def __init__(self, stacks: Mapping[str, Float[Tensor, "K1 r r"]], choice: RowChoice) -> None:
+        self._cores = torch.cat([stack.flatten(1) for stack in stacks.values()], 1)
+        self._places = choice.places  # MEAN, -1, is the last
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def rows(self, tasks: Int[np.ndarray, " n"], rank: int) -> Float[np.ndarray, "n numbers"]:
+        """The cores of these tasks; the rank is r."""
+        found: np.ndarray = self._cores[self._places[tasks]].double().numpy()
+        return found
+
+
+def store_saved(model: PeftModel, saved: SavedBank, choice: RowChoice, room: int, folder: Path | None) -> None:
     """Give a model with a bank of other tasks the tasks of a saved bank, with their cores in a store.
 
     Args:
         model: with one active bank, of A and B of the saved one, and `room` cores of any kind.
-        saved: the rows.
-        choice: which of them.
+        saved: the bank.
+        choice: which of its tasks.
         room, folder: see `store_cores`.
 
     Raises:
@@ -86,10 +110,16 @@ def store_saved(model: PeftModel, saved: SavedRows, choice: RowChoice, room: int
     """
     base, router, adapter_name = only_bank(model)
     stacks = {name: layer.colora_core[adapter_name] for name, layer in bank_layers(base, adapter_name).items()}
-    starts = Starts(len(choice.names), RowStarts(saved, choice, list(stacks)))
     config = model.peft_config[adapter_name]
-    ranks = np.where(choice.places == MEAN, config.rank_of_new, saved.index.columns["rank"][choice.places])
+    starts: SavedCores
+    if saved.rows is not None:
+        starts = RowStarts(saved.rows, choice, list(stacks))
+        ranks = np.where(choice.places == MEAN, config.rank_of_new, saved.rows.index.columns["rank"][choice.places])
+    else:
+        mean, cores = saved.mean_core(), saved.cores(range(len(saved.tasks)))
+        starts = StackStarts({name: torch.cat([cores[name], mean[name][None]]) for name in stacks}, choice)
+        ranks = np.full(len(choice.names), config.r)
     router.current = None
-    router.stored[adapter_name] = StoredCores(stacks, room, folder, ranks, starts)
+    router.stored[adapter_name] = StoredCores(stacks, room, folder, ranks, Starts(len(choice.names), starts))
     config.tasks = TaskSequence(choice.names)
     router.register(adapter_name, choice.names)

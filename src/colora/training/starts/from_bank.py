@@ -4,7 +4,7 @@ A task of the run that the bank does not know starts at the mean of all its core
 left out. The bank's adapter settings hold; the run file may repeat them, not change them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from colora.common.text import listed, shortened
 from colora.errors import ConfigError
 from colora.training.config import AdapterSpec, RunConfig
 from colora.training.run_folder import run_config
-from colora.training.starts.from_rows import start_from_rows, stays_in_rows
+from colora.training.starts.in_store import start_in_store, starts_in_store
 
 __all__ = ["check_start", "resolve_adapter", "start_bank"]
 
@@ -98,25 +98,31 @@ def check_start(adapter: CoLoRAConfig, start: SavedBank, model: Any) -> None:
 
 
 def start_bank(
-    adapter: CoLoRAConfig, start: SavedBank, model: Any, log: Callable[[str], None], config: RunConfig | None = None
+    adapter: CoLoRAConfig,
+    start: SavedBank,
+    model: Any,
+    log: Callable[[str], None],
+    names: Sequence[str],
+    config: RunConfig | None = None,
 ) -> PeftModel:
     """The bank that a run starts from, on the base model, trainable and with the run's tasks in its order.
 
     Args:
+        names: of the run's tasks.
         config: of the run, which says where very many cores are kept.
 
     Raises:
         as `check_start`.
     """
     check_start(adapter, start, model)
-    names = adapter.tasks
     if new := [name for name in names if name not in start.index]:
         log(f"not in {start.folder}, start at the mean core: {listed(new, 100)}")
     if left := len(start.tasks) - (len(names) - len(new)):
-        told = [name for name in islice(start.tasks, MOST_TOLD) if name not in set(names)][:100]
+        kept = set(names)
+        told = [name for name in islice(start.tasks, MOST_TOLD) if name not in kept][:100]
         log(f"only in {start.folder}, left out: {listed(told, 100) if len(told) == left else f'{left} tasks'}")
-    if config is not None and stays_in_rows(config, start, len(names)):
-        bank = start_from_rows(model, start, names, config)
+    if config is not None and starts_in_store(config, start, len(names)):
+        bank = start_in_store(model, start, names, config)
     else:
         bank = _start_on_model(start, model, names)
     tuner = bank_tuner(bank)
@@ -127,7 +133,7 @@ def start_bank(
     return bank
 
 
-def _start_on_model(start: SavedBank, model: PreTrainedModel, names: list[str]) -> PeftModel:
+def _start_on_model(start: SavedBank, model: PreTrainedModel, names: Sequence[str]) -> PeftModel:
     """With all cores on the model; of a bank in rows only those of the run's tasks are read, if none is new."""
     known = [name for name in names if name in start.index]
     row = {name: index for index, name in enumerate(known)}
