@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # More options for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu on a machine without a GPU.
 PIP_FLAGS ?=
+# Processes of `make test`; each needs a core and up to 3 GB.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 .PHONY: help install demo report docs test lint dist install-vllm test-vllm
 
 help:  ## list these targets
-	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...]"
+	@echo "usage: make TARGET [PYTHON=python3.11] [PIP_FLAGS=...] [WORKERS=2]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
@@ -33,8 +35,9 @@ report: $(STAMP)  ## write docs/report.html and the figures from the committed r
 docs: $(STAMP)  ## build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The models of most tests are too small for a second thread. Tests of one file share their fixtures, and a process.
 test: lint  ## run all checks: lint, then every test
-	$(BIN)/python -m pytest --ignore=tests/test_imports.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/test_imports.py
 
 lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff check .
