@@ -68,4 +68,4 @@ class _Lines(Progress):
         self._told, task = now, next(one for one in self.tasks if one.id == task_id)
         total = "" if task.total is None else f" of {task.total:g}"
         left = "" if task.time_remaining is None else f", about {readable_time(task.time_remaining)} left"
-        print(f"{task.description}: {task.completed:g}{total}{left}", file=sys.stderr, flush=True)
+        print(f"{task.description}: {round(task.completed, 1):g}{total}{left}", file=sys.stderr, flush=True)

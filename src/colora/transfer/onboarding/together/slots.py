@@ -74,7 +74,8 @@ class Slots:
     def layered(self, core: Float[Tensor, " numbers"]) -> dict[str, Tensor]:
         """A row of numbers as a core for each layer, of the new ones' rank."""
         pairs = zip(self.stacks.items(), core.split(self._sizes), strict=True)
-        return {name: resized_core(values.view(stack.shape[1:]), self.rank) for (name, stack), values in pairs}
+        whole = {name: values.view(stack.shape[1:]) for (name, stack), values in pairs}
+        return {name: core[: self.rank, : self.rank] for name, core in whole.items()}
 
 
 @contextmanager
