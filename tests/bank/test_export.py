@@ -232,6 +232,8 @@ def test_the_lora_of_another_task_or_program_stays(bank, tmp_path):
             export(bank, "red", tmp_path / "plain")
     with pytest.raises(ConfigError, match=r"holds the LoRA of task 'red'"):
         export_loras(bank, tmp_path / "all", ["red", "light blue"])
+    with pytest.raises(ConfigError, match=r"plain holds an adapter itself, not a folder for each task"):
+        export_loras(bank, tmp_path / "plain")
     assert content(tmp_path) == before
 
 

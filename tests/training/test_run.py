@@ -709,3 +709,12 @@ def test_two_processes_of_colora_train_leave_the_bank_of_one(base, tmp_path):
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
     assert out.count("token_nll") == 1
     assert read_records(two / "out" / "records.jsonl")
+
+
+def test_a_task_that_came_after_the_run_is_told_as_not_measured(base, tmp_path):
+    run = run_file(tmp_path, base)
+    assert cli("train", run).exit_code == 0
+    assert cli("merge", tmp_path / "out", "half", "red=0.5", "blue=0.5").exit_code == 0
+    told = " ".join(cli("evaluate", tmp_path / "out").output.split())
+    assert "not measured: half: added after the run, which has no examples of it" in told
+    assert "not measured: red" not in told

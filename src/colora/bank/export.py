@@ -159,6 +159,8 @@ def export_loras(
 ) -> dict[str, Path]:
     """Write several tasks, all by default, each to its folder `folder/TASK`; returns the folders."""
     names = list(tasks) if tasks is not None else bank_tuner(model).tasks
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} holds an adapter itself, not a folder for each task; choose another folder")
     for name in names:
         bank_tuner(model).router.index(name, _bank(model)[0])  # before anything is written
         if fault := file_name_fault(name):

@@ -116,11 +116,20 @@ def _print_onboarded(result: "Onboarding") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="nats per token")
-    columns(table, "task", "start", "without adapter", "at the start", "trained", "on its val", "coverage", "seconds")
-    numbers = (f"{result.before:.3f}", f"{result.at_start:.3f}", f"{result.after:.3f}", _optional(result.validation))
-    share = f"{result.coverage.relative:.2%}"
-    table.add_row(Text(result.task), Text(result.start.name), *numbers, share, f"{result.seconds:.0f}")
+    table = Table(show_header=False)  # one task is read more easily from top to bottom, on any screen
+    columns(table, "", "")
+    for name, value in (
+        ("task", result.task),
+        ("examples", str(result.examples)),
+        ("start", result.start.name),
+        ("nats per token without adapter", f"{result.before:.3f}"),
+        ("nats per token at the start", f"{result.at_start:.3f}"),
+        ("nats per token trained", f"{result.after:.3f}"),
+        ("nats per token on its validation examples", _optional(result.validation)),
+        ("coverage", f"{result.coverage.relative:.2%}"),
+        ("seconds", f"{result.seconds:.0f}"),
+    ):
+        table.add_row(name, Text(value))
     out.print(table)
 
 

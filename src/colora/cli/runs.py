@@ -122,7 +122,8 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
         out.print("\nthe first training example of each task as the model sees it, its prompt in [], its answer in {}:")
         for name, row in plan.examples.items():
             out.print(_marked(name, row), soft_wrap=True)
-        out.print(f"\nno faults; to train it: colora train {run}", highlight=False, soft_wrap=True)
+        told = f"\nno faults; to train it: colora train {run}; to find out first whether it pays: colora compare {run}"
+        out.print(told, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -42,7 +42,7 @@ def suitable_base(load: Callable[[torch.dtype], Loaded], saved: SavedBank) -> Lo
     rounded, tokenizer = load(torch.bfloat16)
     if keeps_answers(exact, _probed(rounded, tokenizer, saved)):
         return rounded, tokenizer
-    logger.warning("in bfloat16 this model gives other answers: it is served in float32 (--dtype says which)")
+    logger.warning("served in float32, because this model's answers differ in bfloat16 (--dtype chooses)")
     return load(torch.float32)
 
 

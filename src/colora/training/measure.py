@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from colora.training.run_folder import (
 )
 
 __all__ = ["evaluate_bank", "measure", "measured_before"]
+
+MOST_TOLD = 20
+"""Tasks that are named where a bank has more of them than its run."""
 
 
 def evaluate_bank(
@@ -83,7 +87,22 @@ def evaluate_bank(
     some = [task.name for task in chosen if task.name in saved.index] if len(chosen) < len(tasks) else []
     model, tokenizer = load_run_bank(config, saved, base, some or None)
     info, config.output = saved.info, str(run)
-    return measure(config, model, tokenizer, info.prompted(chosen), info.max_length, progress, on_card=own and not some)
+    result = measure(
+        config, model, tokenizer, info.prompted(chosen), info.max_length, progress, on_card=own and not some
+    )
+    if own and len(chosen) == len(tasks):
+        result.skipped.update(
+            dict.fromkeys(_added_later(saved, tasks), "added after the run, which has no examples of it")
+        )
+    return result
+
+
+def _added_later(saved: SavedBank, tasks: Sequence[Task]) -> list[str]:
+    """A few tasks of the bank that its run does not have."""
+    if len(saved.tasks) <= len(tasks):
+        return []
+    names = {task.name for task in tasks}
+    return list(islice((name for name in saved.tasks if name not in names), MOST_TOLD))
 
 
 def measure(

@@ -54,7 +54,6 @@ ENOUGH = 0.005
 GRADIENT_EXAMPLES = 16
 MOST_KNOWN = 256
 """Tasks of a bank in a store that a new one looks at for its start, evenly spread."""
-"""Examples that starts are compared on: each start is a pass over them, and training follows anyway."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,14 @@ class Onboarding(TaskFit):
         lost, change = "", f"{self.at_start:.3f} to {self.after:.3f} nats per token"
         if self.after > self.at_start:
             lost = f"training made the task's own examples less likely ({change}): try another --lr. "
-        share = f"{self.coverage.relative:.2%} of what one of its own would of its gradient"
-        share = f"{lost}the shared subspace holds {share}"
+        reached = f"{self.coverage.relative:.2%} of its gradient, relative to directions made for this task"
+        share = f"{lost}coverage: A and B reach {reached}"
         if self.coverage.relative >= ENOUGH:
-            return share
-        return f"{share}: little. --extend 16 gives it further directions without changing the other tasks' models"
+            return f"{share}. That is usual for tasks like the bank's own ({ENOUGH:.1%} and more)"
+        return (
+            f"{share}. That is little (tasks like the bank's own have {ENOUGH:.1%} and more): --extend 16 gives it "
+            "further directions without changing the other tasks' models"
+        )
 
 
 def onboard(
