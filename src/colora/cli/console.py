@@ -1,6 +1,7 @@
 """What all commands share: the application, where it prints, and how errors look."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["app", "columns", "errors", "out", "readable_bytes", "say"]
+
+FILE_COLUMNS = 160
 
 # PEFT imports it wherever it is installed; it then misses an optional kernel that it would fetch from the hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -72,12 +75,18 @@ def _options(
 
 
 class _Output:
-    """Standard output, for results: a console of rich, made when there is something to print."""
+    """Standard output, for results: a console of rich, made when there is something to print.
+
+    A file or a pipe has no width, and rich would cut tables at 80 columns there.
+    """
 
     def print(self, *objects: object, **options: Any) -> None:
         from rich.console import Console
 
-        Console().print(*objects, **options)
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(width=FILE_COLUMNS)
+        console.print(*objects, **options)
 
 
 out = _Output()
