@@ -120,7 +120,8 @@ def compare(
 
             numbers = _numbers(examples)
             time = DEFAULT_MINUTES if minutes is None else minutes
-            _compare_own(file, changes, output, OwnOptions(Path(), time, numbers, mixed, rerun_old), threads)
+            options = OwnOptions(Path(), time, numbers, mixed, rerun_old, command=(str(file), *changes))
+            _compare_own(file, changes, output, options, threads)
             return
         from colora.experiments.load import load_experiment
         from colora.experiments.run import ExperimentOptions, chosen_trials, parse_shard
@@ -131,8 +132,8 @@ def compare(
             for trial in chosen_trials(plan, only):
                 print(f"{Store(folder).state(trial):8} {trial.key}")
             return
-        options = ExperimentOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
-        _compare_known(plan, folder, options, collect, threads)
+        of_experiment = ExperimentOptions(shard=part, only=only, data=data, mixed=mixed, rerun_old=rerun_old)
+        _compare_known(plan, folder, of_experiment, collect, threads)
 
 
 def _has_tasks(file: Path, overrides: list[str]) -> bool:

@@ -39,9 +39,9 @@ def file(tmp_path, base):
 
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
-    """The page takes seconds to draw, so one test has it and the others do without."""
+    """The page takes seconds to draw, so few tests have it and the others do without."""
     if request.node.name != "test_a_folder_of_files_from_the_command_line":
-        monkeypatch.setattr("colora.experiments.own.conclude.write_report", lambda *args, **options: None)
+        monkeypatch.setattr("colora.experiments.own.conclude.write_page", lambda *args, **options: None)
 
 
 def trials_of(runner):
@@ -60,9 +60,9 @@ def test_a_comparison_ends_in_a_verdict(tmp_path, file):
     assert not (tmp_path / "c" / "trained").exists()
     assert Verdict.model_validate_json((tmp_path / "c" / "verdict.json").read_bytes()) == verdict
     words = (tmp_path / "c" / "verdict.txt").read_text("utf-8")
-    assert words.startswith("Use the base model as it is: accuracy 90.0 %")
+    assert words.startswith("Use the base model as it is: exact match 90.0 %")
     for one in verdict.outcomes:
-        assert f"\n{one.title}: accuracy {one.score:.1f} %, nats a token {one.nats:.3f}, a task costs " in words
+        assert f"\n{one.title}: exact match {one.score:.1f} %, token NLL {one.nats:.3f} nats, a task costs " in words
     assert any(line.startswith("this will take about ") for line in said)
     assert verdict.plan.model_dump() == {"seeds": 3, "settings": 3, "folds": 3, "curve": (), "steps": 4}
     assert (verdict.tasks, verdict.examples) == (["red", "blue"], [8, 8])
@@ -441,7 +441,7 @@ def test_a_folder_of_files_from_the_command_line(tmp_path, base):
     page = (folder / "report.html").read_text("utf-8")
     verdict = Verdict.model_validate_json((folder / "verdict.json").read_bytes())
     assert "<svg" in page
-    assert page.index(escape(verdict.sentences[0])) < page.rindex("What was found")
+    assert page.index(escape(verdict.sentences[0])) < page.rindex("The methods compared")
     assert verdict.plan.curve == (2,)
     assert verdict.tasks == ["date-es", "date-pt", "date-it", "date-ca"]
     assert {one.method for one in verdict.outcomes} == set(METHODS_HERE)

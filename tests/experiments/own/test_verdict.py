@@ -6,7 +6,7 @@ from colora.experiments.own.choose import choose_settings
 from colora.experiments.own.contenders import CONTENDERS
 from colora.experiments.own.plan import Plan
 from colora.experiments.own.verdict.judge import Judged, judge
-from colora.experiments.own.verdict.measure import ACCURACY, ROUGE, measure_of
+from colora.experiments.own.verdict.measure import EXACT_MATCH, ROUGE, measure_of
 from colora.experiments.own.verdict.sentences import verdict_sentences
 from colora.tasks.schema import Example, Task
 from tests.helpers.own_tasks import example_task, final_record, final_trial
@@ -37,8 +37,8 @@ def test_the_best_is_recommended_if_it_is_better_beyond_noise():
     )  # fmt: skip
     assert verdict.gain.mean == pytest.approx(10.0)
     assert verdict.gain.low == pytest.approx(10.0)  # the same examples on both sides
-    assert said[0] == "Use CoLoRA: ROUGE-L 70.0, nats a token 1.000, on 80 test answers of 2 tasks."
-    assert said[1] == "It gains 10.0 (95 % interval 10.0 to 10.0) over the next best, a LoRA for each task."
+    assert said[0] == "Use CoLoRA: ROUGE-L 70.0, token NLL 1.000 nats, on 80 test answers of 2 tasks."
+    assert said[1] == "It gains 10.0 (95 % interval 10.0 to 10.0) in ROUGE-L over the next best, a LoRA for each task."
     assert said[2] == "Over the base model as it is it gains 60.0 (95 % interval 60.0 to 60.0)."
     assert said[4] == "A task costs 1\xa0kB, and all tasks together 4\xa0kB."
     (one, *_) = verdict.outcomes
@@ -60,14 +60,18 @@ def test_of_what_does_as_well_the_simplest_is_recommended():
     assert verdict.as_good == ["pooled", "local", "oppu"]
     assert said[1].startswith("It is the simplest of those that do as well as the best within noise: ")
     assert "The highest score is that of a LoRA for each task, 62.0." in said[1]
-    assert said[2].startswith("Against a LoRA for each task the difference is −2.0 (95 % interval −")
+    assert said[2].startswith("Against a LoRA for each task the difference in ROUGE-L is −2.0 (95 % interval −")
     assert said[2].endswith("within noise.")
 
 
 def test_what_finds_the_right_answers_less_likely_is_not_as_good():
     verdict, said = verdict_of(noisy("base", 60.0, nats=3.0), noisy("colora", 62.0, nats=1.0))
     assert (verdict.recommended, verdict.as_good) == ("colora", ["colora"])
-    assert said[1].endswith("within noise, though it finds the right answers likelier.")
+    decides = (
+        "It finds the right answers likelier, which decides: its token NLL is lower by 2.000 (95 % interval 2.000 to"
+    )
+    assert f": within noise. {decides} 2.000)." in said[1]
+    assert (verdict.gain_nats.low, verdict.outcomes[1].behind_nats) == (pytest.approx(2.0), verdict.gain_nats)
 
 
 def test_nothing_may_be_the_answer():
@@ -112,7 +116,9 @@ def test_few_test_answers_have_no_interval():
     few = {"a": [10.0], "b": [20.0]}
     verdict, said = verdict_of(final_record("base", few), final_record("colora", {"a": [70.0], "b": [90.0]}))
     assert (verdict.gain.answers, verdict.gain.is_certain, verdict.gain.is_better) == (2, False, False)
-    told = "the difference is 65.0 (of 2 test answers: too few for an interval). With 6 test answers or more,"
+    told = (
+        "the difference in ROUGE-L is 65.0 (of 2 test answers: too few for an interval). With 6 test answers or more,"
+    )
     assert told in said[1]
 
 
@@ -158,10 +164,8 @@ def test_a_lora_each_is_not_recommended_and_denied_at_once():
     shared, own = (dict.fromkeys("ab", scores) for scores in ([60.0] * 5, values))
     verdict, said = verdict_of(final_record("colora", shared), final_record("local", own))
     assert (verdict.recommended, verdict.gain.is_certain, verdict.alone) == ("local", True, [])
-    assert (
-        "That a LoRA of its own serves a task better, this test can tell of all together, and of none by itself."
-        in said
-    )
+    told = "This rests on all tasks together: for none of them alone is the gain in ROUGE-L more than noise."
+    assert told in said
 
 
 def test_seeds_at_which_a_training_failed_are_not_made_up():
@@ -187,13 +191,13 @@ def task_with(*outputs):
     return Task("a", {"train": examples, "val": (), "test": ()}, "", None)
 
 
-def test_labels_are_judged_by_accuracy_and_texts_by_rouge():
+def test_labels_are_judged_by_exact_match_and_texts_by_rouge():
     labels, words = task_with(*["yes", "no"] * 6), example_task("b", 9)
     free = task_with(*(f"answer {number}" for number in range(12)))
-    assert measure_of([labels]) is ACCURACY
+    assert measure_of([labels]) is EXACT_MATCH
     assert measure_of([free]) is ROUGE
     assert measure_of([labels, free]) is ROUGE
-    assert measure_of([words]) is ACCURACY  # one letter for all
+    assert measure_of([words]) is EXACT_MATCH  # one letter for all
 
 
 # ---- settings ---------------------------------------------------------------------------------------------------

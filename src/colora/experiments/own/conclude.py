@@ -9,16 +9,17 @@ from colora.common.files import staged_folder, write_json, write_text
 from colora.common.json_text import parse_json
 from colora.errors import ColoraError
 from colora.experiments.own.comparison import Comparison, Outcome
-from colora.experiments.own.contenders import IN_CONTEXT
+from colora.experiments.own.contenders import COLORA, IN_CONTEXT
 from colora.experiments.own.handover.adapters import is_bank, write_bank_of, write_loras
-from colora.experiments.own.handover.contexts import PROMPTS, contexts, write_contexts
+from colora.experiments.own.handover.contexts import contexts, write_contexts
+from colora.experiments.own.handover.ways import Way, as_lines, to_train_again, to_use
 from colora.experiments.own.handover.weights import read_weights
 from colora.experiments.own.planned import PlanFile
 from colora.experiments.own.prompt import bank_info
 from colora.experiments.own.stages import failures
 from colora.experiments.own.verdict.judge import Judged, Verdict, judge
+from colora.experiments.own.verdict.page import write_page
 from colora.experiments.own.verdict.sentences import outcome_lines, verdict_sentences
-from colora.experiments.report.build import write_report
 from colora.experiments.trial import Trial, TrialRecord, write_trial_records
 from colora.tasks.splits.shared import seen_elsewhere
 
@@ -44,9 +45,10 @@ def conclude(known: Comparison, plan: PlanFile, outcome: Outcome) -> Verdict:
     verdict = judge(judged, _facts(known, plan, failed))
     adapters = _hand_over(known, outcome, verdict.recommended)
     verdict = verdict.model_copy(update={"adapters": adapters, "sentences": verdict_sentences(verdict, known.measure)})
-    page = _page(known, folder / f"{RECORDS}.jsonl", verdict.sentences)
-    ways = _ways(known, adapters, verdict.recommended) + ([f"Report: {page}"] if page else [])
-    lines = [*verdict.sentences, "", *outcome_lines(verdict, known.measure), "", *ways]
+    ways = _ways(known, outcome, verdict)
+    page = _page(known, outcome.records, verdict, ways)
+    left = ([f"Report: {page}"] if page else []) + ([] if adapters else ["Nothing to serve but the base model."])
+    lines = [*verdict.sentences, "", *outcome_lines(verdict, known.measure), "", *left, *as_lines(ways)]
     write_text(known.outputs.words, "\n".join(lines) + "\n")
     write_text(known.outputs.verdict, verdict.model_dump_json(indent=2) + "\n")  # last: then all is there
     return verdict
@@ -65,10 +67,9 @@ def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[st
     }
 
 
-def _page(known: Comparison, records: Path, said: Sequence[str]) -> Path | None:
+def _page(known: Comparison, records: Sequence[TrialRecord], verdict: Verdict, ways: Sequence[Way]) -> Path | None:
     try:
-        judged_by = known.measure.metric
-        write_report(records, known.outputs.page, mixed=known.options.mixed, judged_by=judged_by, verdict=said)
+        write_page(verdict, known.measure, records, ways, known.outputs.page)
     except ColoraError as error:  # the verdict stands without its page
         known.log(f"no report: {error}")
         return None
@@ -122,13 +123,13 @@ def _write(known: Comparison, trial: Trial, folder: Path) -> None:
         write_loras(weights, model, folder / "lora", HowToPrompt(info, known.runner.tokenizer))
 
 
-def _ways(known: Comparison, adapters: str | None, method: str) -> list[str]:
-    """How to go on."""
-    folder = known.outputs.adapters
-    if adapters is None:
-        return ["Nothing to serve but the base model."]
-    if method == IN_CONTEXT:
-        return [f"Prompts: {folder / PROMPTS}"]
-    if (folder / "bank").is_dir():
-        return [f"Serve it: colora serve {folder / 'bank'}"]
-    return [f"LoRAs for PEFT, vLLM or TGI: {folder / 'lora'}"]
+def _ways(known: Comparison, outcome: Outcome, verdict: Verdict) -> list[Way]:
+    """How to go on with what is recommended, and how CoLoRA is trained as it was measured."""
+    ways = []
+    if verdict.adapters is not None:
+        (record,) = _records_of(known, outcome, verdict.recommended)
+        tasks = known.data.of(record.trial)
+        ways += to_use(known.outputs.adapters, record.trial, tasks, known.config, known.prompt)
+    for record in _records_of(known, outcome, COLORA):
+        ways.append(to_train_again(record.trial, known.config, known.options.command))
+    return ways

@@ -37,6 +37,7 @@ class OwnOptions:
         examples: further numbers of training examples of a task; those of the run file if None.
         mixed: keep finished trials that other sources made.
         rerun_old: run these again.
+        command: the run file's name and the fields that were changed, for commands to copy.
 
     Raises:
         ConfigError: no minute at all, a number of examples below 1, or both `mixed` and `rerun_old`.
@@ -47,6 +48,7 @@ class OwnOptions:
     examples: Sequence[int] | None = field(default=None)
     mixed: bool = False
     rerun_old: bool = False
+    command: Sequence[str] = ("RUN.yaml",)
 
     def __post_init__(self) -> None:
         if not self.minutes > 0:

@@ -31,11 +31,14 @@ MOST_GROUPS = 4  # by name in a heading
 _ELSEWHERE = ("trained parameters", "parameters per task", "bytes up", "bytes down")  # columns of other tables
 
 
-def appendix(experiments: Sequence[Experiment], looks: Styles) -> Section:
-    """All that stands behind the answer, folded: experiments that measured, then those that chose settings."""
-    blocks: list[Block] = [Folded("How the numbers are made", (EXPLANATION, REGIMES))]
+def appendix(experiments: Sequence[Experiment], looks: Styles, quality: bool = True) -> Section:
+    """All that stands behind the answer, folded: experiments that measured, then those that chose settings.
+
+    Without `quality` no method is compared with another: a page that has done so says how, and has one statistic.
+    """
+    blocks: list[Block] = [Folded("How the numbers are made", (EXPLANATION, REGIMES))] if quality else []
     shown: set[str] = set()  # titles of maps: experiments share trials
-    blocks += [_measured(one, looks, shown) for one in experiments if not chooses_settings(one)]
+    blocks += [_measured(one, looks, shown, quality) for one in experiments if not chooses_settings(one)]
     blocks += [_chosen(one) for one in experiments if chooses_settings(one)]
     if any(one.failed for one in experiments):
         blocks.append(Folded("Failed trials", (failed_table(experiments),)))
@@ -45,7 +48,7 @@ def appendix(experiments: Sequence[Experiment], looks: Styles) -> Section:
     return Section("Appendix", tuple(blocks))
 
 
-def _measured(one: Experiment, looks: Styles, shown: set[str]) -> Folded:
+def _measured(one: Experiment, looks: Styles, shown: set[str], quality: bool) -> Folded:
     tables = [_short(main_table(one, place)) for place, rows in one.places.items() if len(rows) > 1]
     alone = [place.title for place, rows in one.places.items() if len(rows) == 1]
     left_out = [f"A single row and so no table: {'; '.join(alone)}."] if alone else []
@@ -57,7 +60,7 @@ def _measured(one: Experiment, looks: Styles, shown: set[str]) -> Folded:
     maps = [heat for heat in similarity_maps(one) if heat.title not in shown]
     shown.update(heat.title for heat in maps)
     sections = [
-        _section("Quality", [*tables, *left_out]),
+        _section("Quality", [*tables, *left_out] if quality else []),
         _section("Curves by other measures", further),
         _section("Quality against rank and learning rates", sweep_panels(one, looks)),
         _section("Similarity of tasks: cosine of their updates, the mean over seeds", maps),

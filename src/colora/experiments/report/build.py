@@ -1,12 +1,10 @@
 """The report from end to end: records in, a page and perhaps a Markdown file out."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from colora.common.files import write_text
 from colora.errors import ColoraError
-from colora.experiments.report.blocks import Lead, Section
 from colora.experiments.report.gather import read_experiments
 from colora.experiments.report.markdown import sections_markdown
 from colora.experiments.report.page import page
@@ -24,8 +22,6 @@ def write_report(
     mixed: bool = False,
     main: Sequence[str] = (),
     reference: str | None = None,
-    judged_by: str | None = None,
-    verdict: Sequence[str] = (),
 ) -> None:
     """Write the report on a JSONL file of trial records, or on a folder of such files, as one HTML page.
 
@@ -38,8 +34,6 @@ def write_report(
         mixed: whether an experiment may hold records of several digests of the sources; the page then says so.
         main: names of the experiments that the first screen is about; by default the one that compares the most.
         reference: name of the method that is compared with its rivals there; by default "colora".
-        judged_by: name of the metric that tells which method is better; by default one that fits the answers.
-        verdict: what the page begins with, if a verdict has been given: its sentences.
 
     Raises:
         ColoraError: if the records cannot be read, are mixed, or lack an experiment or method that is named; if `out`
@@ -49,14 +43,13 @@ def write_report(
     for file in (out, markdown):
         if file is not None and file.is_dir():
             raise ColoraError(f"{file}: expected the name of a file to write, found a folder")
-    experiments = [replace(one, judged_by=judged_by) for one in read_experiments(records, mixed)]
+    experiments = read_experiments(records, mixed)
     names = [one.name for one in experiments]
     methods = {record.trial.method for one in experiments for record in one.records}
     for kind, asked, known in (("experiment", main, names), ("method", [reference] if reference else [], methods)):
         if missing := [name for name in asked if name not in known]:
             raise ColoraError(f"{records}: expected records of {kind} {missing[0]}, found {', '.join(sorted(known))}")
-    said = [Section("The verdict", (Lead(verdict[0]), *verdict[1:]))] if verdict else []
-    sections = [*said, *report_sections(experiments, main, reference)]
+    sections = report_sections(experiments, main, reference)
     about = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} experiments"
     html = page(sections, f"CoLoRA report: {about}")
     if markdown is not None:

@@ -17,7 +17,7 @@ from colora.experiments.report.regret import chooses_settings
 from colora.experiments.report.setbacks import setbacks
 from colora.experiments.report.tables import bytes_text, plural
 
-__all__ = ["Block", "Facts", "Folded", "Lead", "Section", "Warn", "report_sections"]
+__all__ = ["Block", "Facts", "Folded", "Lead", "Section", "Warn", "curves", "mixed_warnings", "report_sections"]
 
 BAND = "Lines are means over seeds, bands and bars reach from the least to the greatest seed."
 
@@ -32,7 +32,7 @@ def report_sections(
     sections = [_answer(experiments, found)]
     nats = None if found is None else nats_table(found)
     sections += [] if nats is None else [Section(nats.title, (nats,))]
-    sections += _curves(measured, looks)
+    sections += curves(measured, looks)
     sections.append(Section("Methods", (methods_table(experiments, _costs(found)),)))
     sections.append(_setbacks(measured))
     sections.append(appendix(experiments, looks))
@@ -40,7 +40,7 @@ def report_sections(
 
 
 def _answer(experiments: Sequence[Experiment], found: Standings | None) -> Section:
-    mixed = [Warn(_mixed_text(one)) for one in experiments if len(one.codes) > 1]
+    mixed = mixed_warnings(experiments)
     failed = sum(len(one.failed) for one in experiments)
     are = "is" if failed == 1 else "are"
     lost = [Warn(f"{plural(failed, 'trial')} failed and {are} in no table; see the appendix.")] if failed else []
@@ -54,7 +54,7 @@ def _answer(experiments: Sequence[Experiment], found: Standings | None) -> Secti
     return Section("What was found", tuple(blocks))
 
 
-def _curves(experiments: Sequence[Experiment], looks: Styles) -> list[Section]:
+def curves(experiments: Sequence[Experiment], looks: Styles) -> list[Section]:
     """Quality against examples, tasks and bytes by the main measure, and what the other tasks' examples are worth."""
     by_examples = [panel for one in experiments for panel in efficiency_panels(one, looks, "main")]
     by_tasks = [panel for one in experiments for panel in collaborator_panels(one, looks, "main")]
@@ -99,10 +99,15 @@ def _setbacks(experiments: Sequence[Experiment]) -> Section:
     if not compared:
         summary = "At no place were both sides measured."
     elif not count:
-        summary = f"At none of the {compared} places compared."
+        summary = "Not at the one place compared." if compared == 1 else f"At none of the {compared} places compared."
     else:
-        summary = f"At {count} of the {compared} places compared."
+        summary = f"At {count} of the {plural(compared, 'place')} compared."
     return Section("Where collaboration does not help", (judged, summary, *([found] if count else [])))
+
+
+def mixed_warnings(experiments: Sequence[Experiment]) -> list[Warn]:
+    """A warning for each experiment that mixes records of several codes."""
+    return [Warn(_mixed_text(one)) for one in experiments if len(one.codes) > 1]
 
 
 def _mixed_text(one: Experiment) -> str:

@@ -73,6 +73,8 @@ class Outcome(_Model):
     exact_match: float = Field(description="In per cent.")
     nats: float = Field(description="Nats a token of the right answers.")
     tasks: dict[str, float] = Field(description="The score on each task.")
+    behind: Gain | None = Field(None, description="The best method minus this one, in the measure.")
+    behind_nats: Gain | None = Field(None, description="The same in nats a token; above zero the best is likelier.")
     seeds: int
     shared_bytes: int = Field(description="Kept once for all tasks.")
     task_bytes: int = Field(description="Kept for each task.")
@@ -88,6 +90,7 @@ class Verdict(_Model):
     as_good: list[str] = Field(description="Methods whose difference to the best is within noise, simplest first.")
     runner_up: str | None = Field(description="The best of the methods that are not recommended.")
     gain: Gain | None = Field(description="The recommended method minus the runner-up.")
+    gain_nats: Gain | None = Field(None, description="The same in nats a token; above zero it is likelier.")
     gain_over_base: Gain | None = Field(description="The recommended method minus the base model as it is.")
     measure: str
     alone: list[TaskGain] = Field(description="Tasks that a LoRA of their own serves better, beyond noise.")
@@ -151,7 +154,8 @@ def judge(judged: Judged, facts: Mapping[str, object]) -> Verdict:
     """The verdict, without sentences.
 
     Recommended is the simplest of the methods whose difference to the best is within noise, both in the measure and in
-    nats: no method is called as good as another that finds the right answers clearly likelier.
+    nats: no method is called as good as another that finds the right answers likelier beyond noise. All intervals are
+    for these tasks: seeds and test answers within tasks are drawn, tasks are not.
 
     Args:
         judged: the records; at least one contender has some.
@@ -161,7 +165,9 @@ def judge(judged: Judged, facts: Mapping[str, object]) -> Verdict:
     there = [one for one in judged.contenders if judged.of(one.method)]
     outcomes = sorted((_outcome(one, judged) for one in there), key=lambda one: (-measure.sign * one.score, one.nats))
     best = outcomes[0].method
-    as_good = [one.method for one in there if one.method == best or _within_noise(judged, best, one.method)]
+    outcomes = [_beside_best(judged, best, one) for one in outcomes]
+    level = {one.method for one in outcomes if one.method == best or _within_noise(one)}
+    as_good = [one.method for one in there if one.method in level]
     recommended = as_good[0]
     others = [one.method for one in outcomes if one.method != recommended]
     records = judged.of(recommended)
@@ -173,6 +179,7 @@ def judge(judged: Judged, facts: Mapping[str, object]) -> Verdict:
         "as_good": as_good,
         "runner_up": others[0] if others else None,
         "gain": judged.gain(records, judged.of(others[0]), measure) if others else None,
+        "gain_nats": judged.gain(records, judged.of(others[0]), NATS) if others else None,
         "gain_over_base": over_base,
         "measure": measure.title,
         "alone": _better_alone(judged, outcomes),
@@ -208,12 +215,19 @@ def _outcome(one: Contender, judged: Judged) -> Outcome:
     )
 
 
-def _within_noise(judged: Judged, best: str, other: str) -> bool:
-    for measure in (judged.measure, NATS):
-        gain = judged.gain(judged.of(best), judged.of(other), measure)
-        if gain is None or gain.low > 0:
-            return False
-    return True
+def _beside_best(judged: Judged, best: str, one: Outcome) -> Outcome:
+    if one.method == best:
+        return one
+    records, others = judged.of(best), judged.of(one.method)
+    behind, nats = (judged.gain(records, others, measure) for measure in (judged.measure, NATS))
+    return one.model_copy(update={"behind": behind, "behind_nats": nats})
+
+
+def _within_noise(one: Outcome) -> bool:
+    """Whether a method is as good as the best. Nats decide only where their interval says something."""
+    if one.behind is None or one.behind_nats is None:
+        return False
+    return one.behind.low <= 0 and not one.behind_nats.is_better
 
 
 def _better_alone(judged: Judged, outcomes: Sequence[Outcome]) -> list[TaskGain]:

@@ -1,11 +1,14 @@
-"""What a user's tasks are judged by: accuracy where answers are one of a few, ROUGE-L elsewhere; nats beside it."""
+"""What a user's tasks are judged by: exact match where answers are one of a few, ROUGE-L elsewhere; nats beside it.
+
+Each has the name that `METRICS`, the reports and docs/measuring.md give it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from colora.tasks.schema import SPLITS, Task
 
-__all__ = ["ACCURACY", "NATS", "ROUGE", "Measure", "measure_of"]
+__all__ = ["EXACT_MATCH", "NATS", "ROUGE", "Measure", "measure_of"]
 
 MOST_ANSWERS = 20
 REPEATED = 3  # examples for each different answer, on average
@@ -34,16 +37,16 @@ class Measure:
         return f"{value:.{self.digits}f}{self.unit}"
 
 
-ACCURACY = Measure("exact_match", "accuracy", " %")
+EXACT_MATCH = Measure("exact_match", "exact match", " %")
 ROUGE = Measure("rougeL", "ROUGE-L", "")
-NATS = Measure("token_nll", "nats a token", "", sign=-1, digits=3)
+NATS = Measure("token_nll", "token NLL", " nats", sign=-1, digits=3)
 
 
 def measure_of(tasks: Sequence[Task]) -> Measure:
-    """Accuracy if every task has few different answers that come again and again, as labels do; else ROUGE-L."""
+    """Exact match if every task has few different answers that come again and again, as labels do; else ROUGE-L."""
     for task in tasks:
         outputs = [example.outputs for split in SPLITS for example in task.splits[split]]
         different = {one for several in outputs for one in several}
         if len(different) > MOST_ANSWERS or len(different) * REPEATED > len(outputs):
             return ROUGE
-    return ACCURACY
+    return EXACT_MATCH

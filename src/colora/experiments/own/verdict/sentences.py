@@ -10,10 +10,11 @@ from colora.experiments.report.tables import bytes_text
 from colora.tasks.prompting.templates import CHAT
 from colora.tasks.splits.shared import seen_words
 
-__all__ = ["outcome_lines", "verdict_sentences"]
+__all__ = ["gain_text", "outcome_lines", "verdict_sentences"]
 
 MOST_NAMED = 8
 FEW_ANSWERS = 50
+ONE_SEED = "Each method was trained once: the intervals do not count how much another training would differ."
 PLAIN_EXAMPLES = "Examples in the prompt were given as plain text: a chat template has no place for them."
 
 
@@ -28,6 +29,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         *([_alone(verdict, outcomes, measure)] if len(verdict.tasks) > 1 else []),
         _cost(used),
         *([_few(verdict)] if LEAST_ANSWERS <= verdict.test_answers < FEW_ANSWERS else []),
+        *([ONE_SEED] if verdict.plan.seeds == 1 else []),
         *_curve(verdict, measure),
         *_seen(verdict),
         *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
@@ -66,18 +68,24 @@ def _gains(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> 
     if verdict.gain is not None and verdict.runner_up is not None:
         next_best, gain = outcomes[verdict.runner_up], verdict.gain
         if gain.is_certain:
-            found.append(f"It gains {_shown(gain, measure)} over the next best, {next_best.title}.")
+            found.append(
+                f"It gains {gain_text(gain, measure)} in {measure.title} over the next best, {next_best.title}."
+            )
         else:
-            told = f"Against {next_best.title} the difference is {_shown(gain, measure)}"
+            told = f"Against {next_best.title} the difference in {measure.title} is {gain_text(gain, measure)}"
+            nats = verdict.gain_nats
             likelier = verdict.best == verdict.recommended and verdict.runner_up not in verdict.as_good
             if not gain.has_interval:
                 found.append(f"{told}. With {LEAST_ANSWERS} test answers or more, noise could be told from gain.")
-            elif likelier:
-                found.append(f"{told}: within noise, though it finds the right answers likelier.")
+            elif likelier and nats is not None:
+                found.append(
+                    f"{told}: within noise. It finds the right answers likelier, which decides: its {NATS.title} is "
+                    f"lower by {gain_text(nats, NATS)}."
+                )
             else:
                 found.append(f"{told}: within noise.")
     if verdict.gain_over_base is not None and verdict.runner_up != "base":
-        found.append(f"Over the base model as it is it gains {_shown(verdict.gain_over_base, measure)}.")
+        found.append(f"Over the base model as it is it gains {gain_text(verdict.gain_over_base, measure)}.")
     return found
 
 
@@ -85,10 +93,12 @@ def _alone(verdict: Verdict, outcomes: dict[str, Outcome], measure: Measure) -> 
     if "local" not in outcomes or not {"pooled", "colora"} & outcomes.keys():
         return "Which tasks would be better off alone was not measured."
     if not verdict.alone and verdict.recommended == "local":
-        return "That a LoRA of its own serves a task better, this test can tell of all together, and of none by itself."
+        return (
+            f"This rests on all tasks together: for none of them alone is the gain in {measure.title} more than noise."
+        )
     if not verdict.alone:
         return "No task is better off with a LoRA of its own alone, as far as this test can tell."
-    names = [f"{one.task} (by {_shown(one.gain, measure)})" for one in verdict.alone]
+    names = [f"{one.task} (by {gain_text(one.gain, measure)})" for one in verdict.alone]
     return f"Better off with a LoRA of their own: {', '.join(shortened(names, MOST_NAMED))}."
 
 
@@ -106,7 +116,7 @@ def _curve(verdict: Verdict, measure: Measure) -> list[str]:
     if verdict.more_examples is None:
         return []
     gain, fewer, more = verdict.more_examples, numbers[-2], numbers[-1]
-    told = f"From {fewer} to {more} examples a task it gains {_shown(gain, measure)}"
+    told = f"From {fewer} to {more} examples a task it gains {gain_text(gain, measure)}"
     if gain.is_better:
         return [f"{told}: more examples would probably do more."]
     if not gain.has_interval:
@@ -119,7 +129,8 @@ def _seen(verdict: Verdict) -> list[str]:
     return [f"Beware: {seen_words(number, verdict.test_answers)}."] if number else []
 
 
-def _shown(gain: Gain, measure: Measure) -> str:
+def gain_text(gain: Gain, measure: Measure) -> str:
+    """A difference with its interval, if there are enough answers for one."""
     numbers: Sequence[float] = (gain.mean, gain.low, gain.high)
     mean, low, high = (f"{value:.{measure.digits}f}".replace("-", "−") for value in numbers)
     if not gain.has_interval:
