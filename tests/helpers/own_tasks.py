@@ -8,7 +8,7 @@ from colora.experiments.trial import TaskScores, Trial, TrialRecord
 from colora.tasks.schema import Example, Task
 from colora.training.config_file import load_config
 
-__all__ = ["QuickRunner", "compare_quickly", "example_task", "final_record", "final_trial", "texts"]
+__all__ = ["Favoured", "QuickRunner", "compare_quickly", "example_task", "final_record", "final_trial", "texts"]
 
 
 def texts(*names):
@@ -71,6 +71,24 @@ class QuickRunner(Runner):
 
     def act(self, trial):
         """What tests make it do before a trial."""
+
+
+class Favoured(QuickRunner):
+    """Trains in earnest on all examples with the first seed, and says that one method did best."""
+
+    FAVOURITE = "colora"
+
+    def run(self, trial, tasks, progress=None):
+        if trial.split == "val" or trial.seed:
+            return super().run(trial, tasks, progress)
+        record = super(QuickRunner, self).run(trial, tasks, progress)  # the runner's own
+        self.ran.append(trial)
+        score = 95.0 if trial.method == self.FAVOURITE else 10.0
+        scores = {
+            task: one.model_copy(update={"rougeL": [score] * len(one.rougeL), "exact_match": [score] * len(one.rougeL)})
+            for task, one in record.scores.items()
+        }
+        return record.model_copy(update={"scores": scores})
 
 
 def compare_quickly(run_file, output, make_runner=QuickRunner, said=None, **options):

@@ -15,6 +15,7 @@ from tests.helpers.run_files import run_file, save_base
 
 NUMBER = r"[−+-]?\d+\.\d+"
 INTERVAL = re.compile(rf"95 % interval ({NUMBER}) to ({NUMBER})|\[({NUMBER}), ({NUMBER})\]")
+LIKELIHOOD = {"local": (0.3, 0.3, 0.3), "colora": (0.3, 0.7, 0.25), "pooled": (0.9, 0.9, 0.9)}  # nats of the tasks
 TITLES = {one.method: one.title for one in CONTENDERS}
 
 
@@ -24,15 +25,13 @@ class OneTaskAhead(QuickRunner):
     If the three tasks stood for others, chance could explain that; for these three it is certain.
     """
 
-    NATS = {"local": (0.3, 0.3, 0.3), "colora": (0.3, 0.7, 0.25), "pooled": (0.9, 0.9, 0.9)}
-
     def run(self, trial, tasks, progress=None):
         if trial.method in ("local", "colora") and trial.split == "test" and not trial.seed:
             super(QuickRunner, self).run(trial, tasks)  # in earnest, for the adapters
-        right = [100.0 if trial.method in self.NATS and number % 3 else 0.0 for number in range(8)]
+        right = [100.0 if trial.method in LIKELIHOOD and number % 3 else 0.0 for number in range(8)]
         found = {
             task.name: TaskScores(nll=[nats] * 8, tokens=[1] * 8, rougeL=right, exact_match=right)
-            for task, nats in zip(tasks, self.NATS.get(trial.method, (5.0, 5.0, 5.0)), strict=True)
+            for task, nats in zip(tasks, LIKELIHOOD.get(trial.method, (5.0, 5.0, 5.0)), strict=True)
         }
         return TrialRecord(trial=trial, scores=found, seconds={"train": 0.1, "evaluate": 0.1})
 

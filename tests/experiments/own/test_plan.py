@@ -99,19 +99,21 @@ def test_smaller_plans_take_less_time():
 
 def test_the_largest_plan_that_fits_is_taken():
     some, plan = trials(), Plan(seeds=3, settings=3, folds=3, curve=(), steps=60)
-    whole, given_up, seconds = fit_plan(plan, some, timings(), minutes=1000)
+    whole, given_up, seconds, all_of_it, larger = fit_plan(plan, some, timings(), minutes=1000)
     assert (whole, given_up) == (plan, [])
     # 4 contenders × (9 + 3) trainings of 60 seconds
-    assert seconds == pytest.approx(1.1 * 48 * 60 + OVERHEAD)
-    smaller, given_up, seconds = fit_plan(plan, some, timings(), minutes=46)
+    assert seconds == all_of_it == larger == pytest.approx(1.1 * 48 * 60 + OVERHEAD)
+    smaller, given_up, seconds, whole, larger = fit_plan(plan, some, timings(), minutes=46)
     assert (smaller.seeds, smaller.settings, smaller.folds) == (1, 3, 3)
     assert given_up == ["seeds: 1"]
-    assert seconds <= 46 * 60
-    smaller, given_up, _ = fit_plan(plan, some, timings(), minutes=20)
+    assert seconds <= 46 * 60 < larger
+    assert (whole, larger) == (all_of_it, pytest.approx(1.1 * 44 * 60 + OVERHEAD))  # two seeds
+    smaller, given_up, _, _, larger = fit_plan(plan, some, timings(), minutes=20)
     # Without the folds there is time for a second seed again.
     assert (smaller.seeds, smaller.settings, smaller.folds) == (2, 2, 1)
     assert given_up == ["seeds: 2", "settings of each contender: 2", "folds: 1"]
-    smaller, given_up, seconds = fit_plan(plan, some, timings(), minutes=13)
+    assert larger == pytest.approx(1.1 * 20 * 60 + OVERHEAD)  # with the third seed
+    smaller, given_up, seconds, *_ = fit_plan(plan, some, timings(), minutes=13)
     assert (smaller.seeds, smaller.settings, smaller.folds) == (2, 1, 0)
     assert given_up == ["seeds: 2", "settings of each contender: 1, so that none is chosen", "folds: 1"]
     assert seconds <= 13 * 60

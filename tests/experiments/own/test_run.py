@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from html import escape
@@ -20,7 +21,7 @@ from colora.experiments.own.planned import PlanFile
 from colora.experiments.own.verdict.judge import Verdict
 from colora.experiments.store import Store
 from colora.experiments.trial import read_trial_records
-from tests.helpers.own_tasks import QuickRunner, compare_quickly
+from tests.helpers.own_tasks import Favoured, QuickRunner, compare_quickly
 from tests.helpers.run_files import cli, content, refusal, run_file, save_base
 
 METHODS_HERE = [one.method for one in CONTENDERS if one.method in METHODS]
@@ -212,6 +213,27 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_kept(tmp_path,
     assert not (tmp_path / "c" / "plan.json").exists()
 
 
+def test_what_was_cut_is_told_with_the_minutes_that_all_of_it_needs(tmp_path, file):
+    class Slow(QuickRunner):
+        def run(self, trial, tasks, progress=None):
+            record = super().run(trial, tasks, progress)
+            return record.model_copy(update={"seconds": {"train": 9.0, "evaluate": 0.0}})
+
+    verdict, _, said = compare_quickly(file, tmp_path / "c", Slow, minutes=5)
+    (told,) = [line for line in said if line.startswith("this will take about")]
+    found = re.search(
+        r"all of it would take about (\d+\.\d) minutes \(--minutes (\d+)\); the next larger plan was expected to take "
+        r"(\d+\.\d) minutes, and (\d\.\d) minutes were left",
+        told,
+    )
+    whole, enough, larger, left = map(float, found.groups())
+    assert whole >= larger > left
+    assert whole <= enough <= whole + 2
+    assert verdict.sentences[-1] == f"A{found[0][1:]}."
+    verdict, _, _ = compare_quickly(file, tmp_path / "c", Slow, minutes=enough)
+    assert (verdict.given_up, verdict.why_cut) == ([], "")
+
+
 def test_stages_for_which_no_time_is_left_are_dropped_and_said(tmp_path, file, monkeypatch):
     left = [3000.0]
     monkeypatch.setattr(Clock, "left", lambda self: left[0])
@@ -380,24 +402,6 @@ def test_a_contender_that_fails_is_said_and_tried_again(tmp_path, file):
 
 
 # ---- the real thing -----------------------------------------------------------------------------------------------
-
-
-class Favoured(QuickRunner):
-    """Trains in earnest on all examples with the first seed, and says that one method did best."""
-
-    FAVOURITE = "colora"
-
-    def run(self, trial, tasks, progress=None):
-        if trial.split == "val" or trial.seed:
-            return super().run(trial, tasks, progress)
-        record = super(QuickRunner, self).run(trial, tasks, progress)  # the runner's own
-        self.ran.append(trial)
-        score = 95.0 if trial.method == self.FAVOURITE else 10.0
-        scores = {
-            task: one.model_copy(update={"rougeL": [score] * len(one.rougeL), "exact_match": [score] * len(one.rougeL)})
-            for task, one in record.scores.items()
-        }
-        return record.model_copy(update={"scores": scores})
 
 
 @pytest.mark.parametrize("favourite", [one for one in METHODS_HERE if one != "base"])

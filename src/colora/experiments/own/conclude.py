@@ -64,6 +64,7 @@ def _facts(known: Comparison, plan: PlanFile, failed: dict[str, str]) -> dict[st
         "prompt": known.prompt,
         "plan": plan.plan,
         "given_up": [*plan.given_up, *dropped],
+        "why_cut": plan.why_cut(known.options.minutes),
     }
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +13,7 @@ from colora.experiments.own.plan import Plan, Stage, Trials, smaller_plans
 from colora.experiments.trial import Trial, TrialRecord
 from colora.tasks.schema import Task
 
-__all__ = ["Timings", "fit_plan", "measure_timings", "total_seconds"]
+__all__ = ["Fitted", "Timings", "fit_plan", "measure_timings", "total_seconds"]
 
 PROBE_STEPS, PROBE_ANSWERS = 3, 8
 ADAPTED = 1.3  # times what the base takes for an answer
@@ -95,10 +96,26 @@ def total_seconds(stages: Sequence[Stage], timings: Timings) -> float:
     return sum(timings.seconds(trial) for stage in stages for trial in stage.trials)
 
 
-def fit_plan(
-    plan: Plan, trials: Trials, timings: Timings, minutes: float, spent: float = 0.0
-) -> tuple[Plan, list[str], float]:
-    """The largest plan that fits into the time, what was given up for it, and how many seconds it will take.
+class Fitted(NamedTuple):
+    """The largest plan that fits into the time.
+
+    Attributes:
+        plan: what is run.
+        given_up: what was cut for it.
+        seconds: how long it will take.
+        whole: how long everything would take.
+        larger: how long the next larger plan would take; that of the plan itself if it is everything.
+    """
+
+    plan: Plan
+    given_up: list[str]
+    seconds: float
+    whole: float
+    larger: float
+
+
+def fit_plan(plan: Plan, trials: Trials, timings: Timings, minutes: float, spent: float = 0.0) -> Fitted:
+    """The largest plan that fits into the time.
 
     Args:
         plan: what is run if there is time for it.
@@ -114,11 +131,12 @@ def fit_plan(
     def needed(one: Plan) -> float:
         return MARGIN * total_seconds(trials.expected(one), timings) + OVERHEAD
 
-    seconds, given_up = needed(plan), []
+    whole = seconds = larger_takes = needed(plan)
+    given_up: list[str] = []
     if seconds <= 60 * minutes - spent:
-        return plan, [], seconds
+        return Fitted(plan, [], seconds, whole, whole)
     for smaller, what in smaller_plans(plan):
-        seconds = needed(smaller)
+        larger_takes, seconds = seconds, needed(smaller)
         given_up.append(what)
         if seconds > 60 * minutes - spent:
             continue
@@ -126,10 +144,12 @@ def fit_plan(
         for seeds in range(smaller.seeds + 1, plan.seeds + 1):
             larger = smaller.model_copy(update={"seeds": seeds})
             if needed(larger) > 60 * minutes - spent:
+                larger_takes = min(larger_takes, needed(larger))
                 break
             smaller, seconds = larger, needed(larger)
             given_up.append(f"seeds: {seeds}")
-        return smaller, [one for one in _last_of_each(given_up) if one != f"seeds: {plan.seeds}"], seconds
+        cut = [one for one in _last_of_each(given_up) if one != f"seeds: {plan.seeds}"]
+        return Fitted(smaller, cut, seconds, whole, larger_takes)
     least = math.ceil((seconds + spent) / 60)
     raise ConfigError(
         f"--minutes {minutes:g}: the smallest comparison of these tasks takes about {readable_time(seconds)} on this "

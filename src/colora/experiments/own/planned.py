@@ -4,6 +4,7 @@ OUTPUT/plan.json: what was asked for, the timings, the plan that fits, what was 
 since because time ran out. OUTPUT/timings.json: the timings alone, which a comparison with another budget uses again.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,10 @@ class PlanFile(BaseModel):
         timings: what was measured for it.
         given_up: what was cut before it began.
         dropped: names of the stages that time did not allow.
-        seconds: how long the whole was expected to take.
+        seconds: how long this was expected to take.
+        whole: how long everything would have taken, in seconds.
+        larger: how long the next larger plan would have taken.
+        left: seconds of the budget that were left when the plan was made.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +46,20 @@ class PlanFile(BaseModel):
     given_up: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     seconds: float = 0.0
+    whole: float = 0.0
+    larger: float = 0.0
+    left: float = 0.0
+
+    def why_cut(self, minutes: float) -> str:
+        """How long everything would have taken, and why no more was planned; empty if nothing was cut."""
+        if not self.given_up or not self.whole:
+            return ""
+        enough = math.ceil((self.whole + 60 * minutes - self.left) / 60)
+        whole, larger, left = (f"{seconds / 60:.1f} minutes" for seconds in (self.whole, self.larger, self.left))
+        return (
+            f"all of it would take about {whole} (--minutes {enough}); the next larger plan was expected to take "
+            f"{larger}, and {left} were left"
+        )
 
     def drop(self, stage: str, path: Path) -> "PlanFile":
         """The plan without a stage, kept; one that another process dropped meanwhile is dropped too."""

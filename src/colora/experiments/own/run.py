@@ -142,7 +142,7 @@ def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Out
     # Trials of other sources that are run again have a budget of their own.
     clock = Clock.start(outputs.clock, f"{asked} {known.code}", options.minutes, at_work(outputs.store.folder), begun)
     plan, was_there = kept_plan(outputs.plan, asked, lambda: _fitting(known, wanted, begun))
-    known.log(_about(plan, was_there, clock))
+    known.log(_about(plan, was_there, clock, options.minutes))
     expected = [trial for stage in known.trials.expected(plan.plan) for trial in stage.trials]
     if not (options.mixed or options.rerun_old):
         refuse_mixture(outputs.store.finished(expected), known.code, outputs.store.folder)
@@ -189,17 +189,26 @@ def _fitting(known: Comparison, wanted: Plan, begun: float) -> PlanFile:
     timings = kept_timings(
         known.outputs.timings, timed, lambda: measure_timings(known.runner.run, known.trials, known.log), known.log
     )
-    plan, given_up, seconds = fit_plan(wanted, known.trials, timings, known.options.minutes, spent=time.time() - begun)
+    spent = time.time() - begun
+    fitted = fit_plan(wanted, known.trials, timings, known.options.minutes, spent)
     return PlanFile(
-        asked=_digest(known, wanted), plan=plan, timings=timings, given_up=tuple(given_up), seconds=round(seconds, 1)
+        asked=_digest(known, wanted),
+        plan=fitted.plan,
+        timings=timings,
+        given_up=tuple(fitted.given_up),
+        seconds=round(fitted.seconds, 1),
+        whole=round(fitted.whole, 1),
+        larger=round(fitted.larger, 1),
+        left=round(60 * known.options.minutes - spent, 1),
     )
 
 
-def _about(plan: PlanFile, was_there: bool, clock: Clock) -> str:
+def _about(plan: PlanFile, was_there: bool, clock: Clock, minutes: float) -> str:
     cut = f"; given up for the budget: {'; '.join(plan.given_up)}" if plan.given_up else ""
     if was_there:
         return f"going on: {plan.plan}{cut}; {readable_time(max(0.0, clock.left()))} are left"
-    return f"this will take about {readable_time(plan.seconds)}: {plan.plan}{cut}"
+    why = f" ({plan.why_cut(minutes)})" if plan.given_up else ""
+    return f"this will take about {readable_time(plan.seconds)}: {plan.plan}{cut}{why}"
 
 
 def _digest(known: Comparison, wanted: Plan) -> str:

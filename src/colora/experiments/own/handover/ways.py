@@ -9,7 +9,7 @@ from colora.experiments.own.contenders import IN_CONTEXT
 from colora.experiments.own.handover.contexts import PROMPTS
 from colora.experiments.trial import Trial
 from colora.models.base import hub_name
-from colora.tasks.schema import Task
+from colora.tasks.schema import Task, task_template
 from colora.training.config import RunConfig
 from colora.training.rates import default_weight_decay
 
@@ -37,7 +37,7 @@ def to_use(folder: Path, trial: Trial, tasks: Sequence[Task], config: RunConfig,
         trial: which they are of.
         tasks: of it.
         config: the run file.
-        prompt: of all tasks in words, as `colora import --prompt` takes it if they have one in common.
+        prompt: of all tasks, as `colora import --prompt` takes it if they have one in common.
     """
     if trial.method == IN_CONTEXT:
         about = "Put before each input what this file has for its task (`before`, then `template` with the input)"
@@ -47,12 +47,11 @@ def to_use(folder: Path, trial: Trial, tasks: Sequence[Task], config: RunConfig,
     loras = sorted(one for one in (folder / "lora").iterdir() if one.is_dir())
     rank = trial.rank * (2 if trial.method == "oppu" else 1)
     ways = [("LoRAs for PEFT, vLLM or TGI; the README of each tells the prompt. With vLLM", _vllm(loras, rank, config))]
-    if rank * len(loras) > MOST_RANK:
+    if rank * len(loras) > MOST_RANK or len({task_template(task) for task in tasks}) > 1:
         return ways
     bank = folder.with_name("bank-of-loras")
     given = ["colora", "import", *map(str, loras), "--output", str(bank), "--rank", str(rank * len(loras))]
-    common = [] if "; " in prompt and len(tasks) > 1 else ["--prompt", prompt.replace("\n", "\\n")]
-    made = shlex.join([*given, "--base", config.base, *common])
+    made = shlex.join([*given, "--base", config.base, "--prompt", prompt.replace("\n", "\\n")])
     return [("Make one bank of them, exact up to rounding", made), *_from_bank(bank, tasks), *ways]
 
 

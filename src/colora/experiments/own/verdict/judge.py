@@ -108,6 +108,7 @@ class Verdict(_Model):
     prompt: str = Field(description="The prompt of all contenders.")
     plan: Plan
     given_up: list[str] = Field(description="What was cut to keep the budget of time.")
+    why_cut: str = Field("", description="How long everything would have taken, and why no more fitted.")
     adapters: str | None = Field(None, description="Folder of the recommended method's adapters, beside this file.")
     sentences: list[str] = Field([], description="The verdict in words.")
 

@@ -33,7 +33,7 @@ def verdict_sentences(verdict: Verdict, measure: Measure) -> list[str]:
         *_curve(verdict, measure),
         *_seen(verdict),
         *([PLAIN_EXAMPLES] if verdict.prompt == CHAT and IN_CONTEXT in outcomes else []),
-        *([f"To keep the time, less was run: {'; '.join(verdict.given_up)}."] if verdict.given_up else []),
+        *_given_up(verdict),
         *(f"Not compared: {line}." for line in verdict.missing),
         *(f"Failed, and so not compared: {name}: {reason}" for name, reason in verdict.failed.items()),
     ]
@@ -122,6 +122,13 @@ def _curve(verdict: Verdict, measure: Measure) -> list[str]:
     if not gain.has_interval:
         return [f"{told}."]
     return [f"{told}: within noise, so more examples of this kind may not do more."]
+
+
+def _given_up(verdict: Verdict) -> list[str]:
+    if not verdict.given_up:
+        return []
+    told = f"To keep the time, less was run: {'; '.join(verdict.given_up)}."
+    return [told, *([f"{verdict.why_cut[0].upper()}{verdict.why_cut[1:]}."] if verdict.why_cut else [])]
 
 
 def _seen(verdict: Verdict) -> list[str]:
