@@ -25,7 +25,7 @@ File = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the file to change, such as seeds=[0].")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Your tasks: minutes that the comparison may take. Default: 30.")]
+Minutes = Annotated[float | None, typer.Option(help="Your tasks: minutes that the comparison may take. Default: 15.")]
 Examples = Annotated[
     str | None,
     typer.Option(
