@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from colora.common.progress import progress_bar
-from colora.evaluation.metrics import METRICS
+from colora.evaluation.metrics import METRICS, Metric
 from colora.experiments.trial import Trial, TrialRecord
 
 __all__ = ["Bar", "open_bar", "result_line", "trial_names"]
@@ -23,15 +23,15 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task("", total=total)
 
-    def start(self, done: int, name: str) -> None:
-        """`done` trials have ended, and the one called `name` begins."""
-        self._done = done
+    def start(self, done: float, name: str, weight: float = 1.0) -> None:
+        """`done` trials have ended, and the one called `name` begins, which counts as `weight` trials."""
+        self._done, self._weight = done, weight
         self._progress.update(self._task, completed=done, description=name)
 
     def step(self, done: int, total: int) -> None:
         """Of the present trial `done` of `total` steps have passed."""
         if total:
-            self._progress.update(self._task, completed=self._done + min(done / total, 1.0))
+            self._progress.update(self._task, completed=self._done + self._weight * min(done / total, 1.0))
 
 
 @contextmanager
@@ -68,15 +68,30 @@ def trial_names(trials: Sequence[Trial]) -> dict[str, str]:
     return names
 
 
-def result_line(record: TrialRecord) -> str:
-    """What it gave, as "ROUGE-L 84.1, token NLL 0.312, 38 s", or the first line of why it failed."""
+def result_line(record: TrialRecord, judged_by: str | None = None) -> str:
+    """What it gave, as "ROUGE-L 84.1, token NLL 0.312, 38 s", or the first line of why it failed.
+
+    With `judged_by`, the name of a metric, it is the one score that is shown.
+    """
     if record.error is not None:
         return "failed: " + record.error.splitlines()[0]
     shown = [
-        f"{metric.title} {mean:.{metric.digits}f}"
+        _score(metric, mean)
         for metric in METRICS.values()
-        if metric.ranks and (mean := record.mean(metric.name)) is not None
+        if _is_shown(metric, judged_by) and (mean := record.mean(metric.name)) is not None
     ]
     if (accuracy := record.mean("accuracy")) is not None:
         shown.append(f"accuracy {accuracy:.1f}")
     return ", ".join([*shown, f"{sum(record.seconds.values()):.0f} s"])
+
+
+def _is_shown(metric: Metric, judged_by: str | None) -> bool:
+    if judged_by is None or not metric.higher_is_better:
+        return metric.ranks
+    return metric.name == judged_by
+
+
+def _score(metric: Metric, mean: float) -> str:
+    """The title's unit stands after the number."""
+    name, comma, unit = metric.title.partition(", ")
+    return f"{name} {mean:.{metric.digits}f}" + (f" {unit}" if comma else "")

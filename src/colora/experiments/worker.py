@@ -95,6 +95,7 @@ class Worker:
         load: loads the base model, once there is a trial to run.
         names: of the trials, for people.
         log: told a line when a trial ends.
+        judged_by: the metric that the line shows, see `result_line`.
 
     Attributes:
         ran: names of the trials that were run, in their order, also of those that failed.
@@ -108,8 +109,10 @@ class Worker:
         load: Callable[[], TrialRunner],
         names: Mapping[str, str],
         log: Log,
+        judged_by: str | None = None,
     ) -> None:
         self._store, self._code, self._tasks, self._load, self._names, self._log = store, code, tasks, load, names, log
+        self._judged_by = judged_by
         self._runner: TrialRunner | None = None
         self._environment = environment()  # now, since the sources may be edited while a long experiment runs
         self.ran: list[str] = []
@@ -139,7 +142,7 @@ class Worker:
                     record = self._run(trial, bar)
                     self._store.write(record)
                 self.ran.append(name)
-                self._log(f"{done}/{share} {name}: {result_line(record)}")
+                self._log(f"{done}/{share} {name}: {result_line(record, self._judged_by)}")
             if len(held) == len(pending):
                 return held
             pending = held

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from benchmarks.compare.own_tasks import write_own_tasks
 from colora import load_bank
 from colora.errors import ConfigError, InterruptedRunError, TaskFileError
+from colora.experiments.display import Bar
 from colora.experiments.methods.registry import METHODS
 from colora.experiments.own.clock import Clock
 from colora.experiments.own.contenders import CONTENDERS
@@ -232,6 +233,40 @@ def test_what_was_cut_is_told_with_the_minutes_that_all_of_it_needs(tmp_path, fi
     assert verdict.sentences[-1] == f"A{found[0][1:]}."
     verdict, _, _ = compare_quickly(file, tmp_path / "c", Slow, minutes=enough)
     assert (verdict.given_up, verdict.why_cut) == ([], "")
+
+
+def test_the_bar_counts_a_trial_by_the_time_that_it_takes(tmp_path, file, monkeypatch):
+    """Trials that train nothing are quick: of six, two of them are not a third of the time."""
+    at, start = [], Bar.start
+
+    def watched(self, done, name, weight=1.0):
+        at.append((name, done, weight))
+        start(self, done, name, weight)
+
+    monkeypatch.setattr(Bar, "start", watched)
+
+    class Trained(QuickRunner):
+        def run(self, trial, tasks, progress=None):
+            record = super().run(trial, tasks, progress)
+            trained = trial.method in TRAINED
+            return record.model_copy(update={"seconds": {"train": 3.0 if trained else 0.0, "evaluate": 0.0}})
+
+    compare_quickly(file, tmp_path / "c", Trained)
+    number = 11 * len(TRAINED) + len(METHODS_HERE)
+    quick = [weight for name, _, weight in at if ": base" in name or ": in-context" in name]
+    assert len(at) == number
+    assert max(quick) < 0.2
+    assert sum(weight for *_, weight in at) == pytest.approx(number)
+    _, done, weight = at[-1]
+    assert done + weight == pytest.approx(number)
+    assert [one[1] for one in at] == sorted(one[1] for one in at)
+
+
+def test_a_line_for_each_trial_has_the_measure_of_the_verdict(tmp_path, file):
+    _, _, said = compare_quickly(file, tmp_path / "c")
+    lines = [line for line in said if " base, 8 examples, seed 0: " in line]
+    assert len(lines) == 1
+    assert "seed 0: exact match 90.0 %, token NLL 1.000, " in lines[0]
 
 
 def test_stages_for_which_no_time_is_left_are_dropped_and_said(tmp_path, file, monkeypatch):

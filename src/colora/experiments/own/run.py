@@ -34,7 +34,7 @@ from colora.experiments.own.comparison import Comparison, Outcome, Outputs
 from colora.experiments.own.conclude import conclude
 from colora.experiments.own.contenders import known_contenders
 from colora.experiments.own.data import OwnTasks
-from colora.experiments.own.estimate import fit_plan, measure_timings
+from colora.experiments.own.estimate import fit_plan, measure_timings, total_seconds
 from colora.experiments.own.handover.weights import keep_weights
 from colora.experiments.own.plan import Plan, Trials, full_plan
 from colora.experiments.own.planned import PATIENCE, PlanFile, kept_plan, kept_timings
@@ -143,7 +143,9 @@ def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Out
     clock = Clock.start(outputs.clock, f"{asked} {known.code}", options.minutes, at_work(outputs.store.folder), begun)
     plan, was_there = kept_plan(outputs.plan, asked, lambda: _fitting(known, wanted, begun))
     known.log(_about(plan, was_there, clock, options.minutes))
-    expected = [trial for stage in known.trials.expected(plan.plan) for trial in stage.trials]
+    coming = known.trials.expected(plan.plan)
+    expected = [trial for stage in coming for trial in stage.trials]
+    seconds = total_seconds(coming, plan.timings)
     if not (options.mixed or options.rerun_old):
         refuse_mixture(outputs.store.finished(expected), known.code, outputs.store.folder)
     known.runner.on_trained = partial(_keep, known)
@@ -159,6 +161,8 @@ def _run(known: Comparison, begun: float, progress: bool) -> tuple[PlanFile, Out
             rerun=options.rerun_old,
             bar=bar,
             log=known.log,
+            metric=known.measure.metric,
+            per_second=len(expected) / seconds if seconds else 0.0,
         )
         outcome = _stages(known, plan.plan, stages)
     return stages.plan, outcome

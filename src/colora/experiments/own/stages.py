@@ -22,13 +22,15 @@ POLL = 0.5  # seconds between two looks at the trials of another process
 
 
 class _StageBar(Bar):
-    """The bar of the whole, for a worker that knows of one stage alone."""
+    """The bar of the whole, for a worker that knows of some trials of one stage alone; each has a weight."""
 
-    def __init__(self, whole: Bar, before: int, stage: str) -> None:
-        self._whole, self._before, self._stage = whole, before, stage
+    def __init__(self, whole: Bar, before: float, stage: str, weights: Sequence[float]) -> None:
+        self._whole, self._before, self._stage, self._weights = whole, before, stage, weights
 
-    def start(self, done: int, name: str) -> None:
-        self._whole.start(self._before + done, f"{self._stage}: {name}")
+    def start(self, done: float, name: str, weight: float = 1.0) -> None:
+        ended = int(done)
+        weight = self._weights[ended] if ended < len(self._weights) else 0.0
+        self._whole.start(self._before + sum(self._weights[:ended]), f"{self._stage}: {name}", weight)
 
     def step(self, done: int, total: int) -> None:
         self._whole.step(done, total)
@@ -46,9 +48,11 @@ class StageRunner:
         clock: the budget.
         code: digest of the sources.
         rerun: whether trials of other sources count as not run.
-        bar: shows how many trials of all have ended.
+        bar: shows how many trials of all have ended; one that takes longer counts more.
         log: told a line for each trial.
-        done: trials of the stages so far.
+        metric: what tasks are judged by.
+        per_second: how many trials of the bar a second is, by what all of them are expected to take.
+        done: trials of the bar that the stages so far are.
     """
 
     store: Store
@@ -61,7 +65,9 @@ class StageRunner:
     rerun: bool
     bar: Bar
     log: Log
-    done: int = 0
+    metric: str
+    per_second: float
+    done: float = 0.0
     _seen: list[TrialRecord] = field(default_factory=list)
 
     def run(self, stages: Sequence[Stage], rest: Sequence[Stage]) -> list[list[TrialRecord]]:
@@ -98,18 +104,24 @@ class StageRunner:
 
     def _finished(self, stage: Stage) -> list[TrialRecord]:
         names = {trial.key: _name(trial) for trial in stage.trials}
-        bar = _StageBar(self.bar, self.done, stage.name)
-        worker = Worker(self.store, self.code, self.data, lambda: self.runner, names, self._ended)
+        worker = Worker(self.store, self.code, self.data, lambda: self.runner, names, self._ended, self.metric)
         pending = [trial for trial in stage.trials if self._is_due(trial)]
         while pending:
+            due = {trial.key for trial in pending}
+            before = self.done + sum(self._weight(trial) for trial in stage.trials if trial.key not in due)
+            bar = _StageBar(self.bar, before, stage.name, [self._weight(trial) for trial in pending])
             held = worker.work(pending, {trial.key: self.store.read(trial) for trial in pending}, bar)
             while any(is_locked(self.store.lock(trial)) for trial in held):
                 time.sleep(POLL)
             pending = [trial for trial in held if self._is_due(trial)]  # another process may have died of them
-        self.done += len(stage.trials)
+        self.done += sum(map(self._weight, stage.trials))
         records = self.store.finished(stage.trials)
         self._seen += [one for one in records if one.code == self.code]
         return records
+
+    def _weight(self, trial: Trial) -> float:
+        """What a trial counts of the bar, whose length is the number of trials: its share of the expected time."""
+        return self.plan.timings.seconds(trial) * self.per_second
 
     def _ended(self, line: str) -> None:
         self.clock.tick()
