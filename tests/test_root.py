@@ -48,6 +48,29 @@ def test_the_commands_import_nothing_heavy():
     assert not {name for name in loaded if name.startswith(("rich.markdown", "rich.table"))}
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from colora.cli.main import app; app(['schema'], standalone_mode=False)",
+        "from colora.cli.main import app; app(['schema', '--experiment'], standalone_mode=False)",
+        "from colora.cli.main import app; app(['schema', '--json'], standalone_mode=False)",
+        *(
+            f"from colora.cli.main import app\ntry: app([{command!r}, {name!r}])\nexcept SystemExit as end: print(end.code)"
+            for command in ("check", "train")
+            for name in ("nowhere.yaml", "faulty.yaml", "misspelt.yaml")
+        ),
+    ],
+)
+def test_a_faulty_run_file_and_the_schema_wait_for_nothing_heavy(code, tmp_path, monkeypatch):
+    """What is wrong is told in half a second: torch, transformers and PEFT are imported for a run that can begin."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faulty.yaml").write_text("output: o\ntasks: [{path: a.jsonl}]\ntraining: {lerning_rate: 1}\n")
+    (tmp_path / "misspelt.yaml").write_text("base: smollm\noutput: o\ntasks: [{path: a.jsonl}]\n")
+    loaded = python(f"{code}\nimport sys; print('', *sys.modules)").split()
+    assert "pydantic" in loaded
+    assert not {"torch", "peft", "transformers"} & set(loaded)
+
+
 @pytest.mark.parametrize("order", ["import colora, peft", "import peft, colora"])
 def test_peft_loads_a_bank_in_either_order(order, tmp_path):
     model = make_bank(tiny_llama(), ["red", "blue"], task_type="CAUSAL_LM")

@@ -76,10 +76,40 @@ def test_limits_of_the_reader_are_told(tmp_path, text, message):
 
 
 def test_what_is_no_yaml_file_by_its_name_is_told_what_is_expected(tmp_path):
-    path = tmp_path / "red.jsonl"
+    path = tmp_path / "red.txt"
     path.write_text('{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n')
     wanted = "expected a YAML file with at least 'output' and 'tasks'"
-    assert f"red.jsonl:2: not YAML: expected '<document start>', but found '{{'; {wanted}" in refusal("check", path)
+    assert f"red.txt:2: not YAML: expected '<document start>', but found '{{'; {wanted}" in refusal("check", path)
+
+
+INDENTATION = "check the indentation of this line and of those before it"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        (
+            "a:\n  b: 1\n c: 2\n",
+            3,
+            f"expected <block end>, but found '<block mapping start>'; {INDENTATION}; use spaces",
+        ),
+        ("a:\n  - b: 1\n  c: 2\n", 3, f"but found '?'; {INDENTATION}; use spaces"),
+        ("a:\n\t- b: 1\n", 2, r"found character '\t' that cannot start any token; indent with spaces, not with tabs"),
+        ("a: 1\n b: 2\n", 2, f"mapping values are not allowed here; {INDENTATION}"),
+        ("a: x: y\n", 1, "put a text that has ': ' in it in double quotes"),
+        ("a: 1\nb\nc: 3\n", 3, "this line or one before it is no KEY: VALUE"),
+    ],
+)
+def test_wrong_indentation_is_told_as_such(tmp_path, text, line, hint):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert f"run.yaml:{line}: not YAML: " in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_other_faults_have_no_hint_at_indentation(tmp_path):
+    with pytest.raises(ConfigError, match=r"but found another document$"):
+        read(tmp_path, "a: 1\n---\na: 2\n")
 
 
 @pytest.mark.parametrize("load", [load_config, load_experiment, load_recovery])

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+from colora.adapter.config import INIT_WORDS
 from colora.errors import ConfigError
 from colora.training.config import (
+    SPECTRAL,
     AdapterSpec,
     EvaluationSpec,
     FederationSpec,
@@ -18,6 +21,7 @@ from colora.training.config import (
     TrainingSpec,
 )
 from colora.training.config_file import field_rows, load_config, load_federation
+from colora.training.field_hints import OTHER_NAMES
 from tests.helpers.run_files import cli
 
 MINIMAL = "output: out\ntasks:\n  - path: data/red.jsonl\n  - path: data/blue.csv\n"
@@ -106,7 +110,7 @@ def test_every_fault_is_listed_with_its_place(file):
     assert by_place["output"] == "missing"
     assert by_place["tasks.0"] == "expected exactly one of 'path' and 'dataset' (line 4)"
     assert by_place["tasks.3"] == "expected exactly one of 'path' and 'dataset' (line 10)"
-    assert by_place["tasks.2"] == "expected a mapping, found str 'just text' (line 9)"
+    assert by_place["tasks.2"] == "expected a mapping, found str 'just text'; write `- path: just text` (line 9)"
     assert by_place["tasks.1.fields.inputs"] == "expected 'input', 'output' or 'instruction', found 'inputs' (line 8)"
     assert by_place["adapter.target_modules"] == f"expected {names}, found 3 (line 11)"
     assert by_place["adapter.exclude_modules"] == f"expected {names}, found [1] (line 11)"
@@ -145,6 +149,105 @@ def test_a_misspelt_key_of_a_task(file):
     assert faults_of(file, "output: o\ntasks: [{path: a, nme: x}]") == [
         "tasks.0.nme: no such field; did you mean 'name'? (line 2)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "told"),
+    [
+        ("training", "learning_rate", "'lr'?"),
+        ("training", "lerning_rate", "'lr'?"),
+        ("training", "learning-rate", "'lr'?"),
+        ("training", "per_device_train_batch_size", "'rows'?"),
+        ("training", "batchsize", "'rows'?"),
+        ("training", "max_steps", "'steps'?"),
+        ("training", "max_seq_length", "'max_length'?"),
+        ("training", "num_train_epochs", "'steps'?; one epoch has (examples of all tasks) / rows steps"),
+        ("training", "lora_r", "'adapter.r'?"),
+        ("adapter", "rank", "'r'?"),
+        ("adapter", "alpha", "'lora_alpha'?"),
+        ("evaluation", "per_device_eval_batch_size", "'rows'?"),
+        ("training", "lora_dropout", "'adapter.lora_dropout'?"),
+    ],
+)
+def test_a_name_of_other_tools_is_told_ours(file, section, name, told):
+    assert faults_of(file, f"{MINIMAL}{section}: {{{name}: 1}}") == [
+        f"{section}.{name}: no such field; did you mean {told} (line 5)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("lr", "'training.lr'?"), ("output_dir", "'output'?"), ("rows", "'training.rows' or 'evaluation.rows' or ")],
+)
+def test_a_field_outside_its_section_is_told_where_it_belongs(file, name, told):
+    (fault,) = faults_of(file, f"{MINIMAL}{name}: 1")
+    assert fault.startswith(f"{name}: no such field; did you mean {told}")
+
+
+def test_every_name_of_other_tools_stands_for_a_field_and_is_none_itself():
+    keys = {*RunConfig.model_fields, *(key for key, *_ in field_rows())}
+    assert {*OTHER_NAMES.values()} <= keys
+    assert not {key.rsplit(".", 1)[-1] for key in keys} & OTHER_NAMES.keys()
+
+
+def test_tasks_that_are_no_list_of_mappings_are_told_how_to_write_them(file):
+    assert faults_of(file, "output: o\ntasks:\n  - path: a.jsonl\n  - data/irony.jsonl\n") == [
+        "tasks.1: expected a mapping, found str 'data/irony.jsonl'; write `- path: data/irony.jsonl` (line 4)"
+    ]
+    for tasks, shown, found in (
+        ("a.jsonl", "a.jsonl", ", found 'a.jsonl'"),
+        ("{path: a.jsonl}", "a.jsonl", ""),
+        ("", "data/red.jsonl", ", found None"),
+    ):
+        assert faults_of(file, f"output: o\ntasks: {tasks}\n") == [
+            f"tasks: expected a valid list{found}; below `tasks:`, write a line for each task, such as "
+            f"`  - path: {shown}` (line 2)"
+        ]
+
+
+def test_a_misspelt_base_has_its_line_beside_the_other_faults(file):
+    assert faults_of(file, MINIMAL + "base: smollm\nseed: -1\n") == [
+        "base: 'smollm' is no folder and no model that is known here; did you mean 'smollm2'? (line 5)",
+        "seed: expected greater than or equal to 0, found -1 (line 6)",
+    ]
+    (file.parent / "smollm").mkdir()
+    assert load_config(file, [f"base={file.parent / 'smollm'}", "seed=0"]).base == str(file.parent / "smollm")
+    assert load_config(file, ["base=org/smollm", "seed=0"]).base == "org/smollm"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("red.jsonl", b'{"input": "a", "output": "b"}\n' * 2),
+        ("red.jsonl", b'{"input": "a", "output": "b"}\n'),
+        ("red.csv", b"input,output\na,b\n"),
+        ("red.json", b'[{"input": "a", "output": "b"}]'),
+        ("red.parquet", b"PAR1\xff"),
+        ("red.jsonl.gz", b"\x1f\x8b"),
+    ],
+)
+def test_a_task_file_in_place_of_a_run_file_is_told_so(tmp_path, name, content):
+    told = refused(tmp_path / name, content)
+    assert told == (
+        f"{tmp_path / name}: expected a run file, which is YAML with at least 'output' and 'tasks'; this looks like a "
+        f"task file: list it under tasks in a run file, as `- path: {tmp_path / name}`"
+    )
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "nowhere.jsonl")
+
+
+def test_a_run_file_may_be_json(tmp_path):
+    path = tmp_path / "run.json"
+    assert "training.lr: expected greater than 0" in refused(
+        path, json.dumps({"output": "o", "tasks": [{"path": "a.jsonl"}]}), "training.lr=0"
+    )
+    assert load_config(path, ["seed=3"]).seed == 3
+
+
+def test_the_words_for_initial_weights_are_those_of_the_adapter():
+    """Written twice, because the adapter's imports take seconds."""
+    words = get_args(AdapterSpec.model_fields["init_weights"].annotation)
+    assert {*words} == {"kaiming", *INIT_WORDS, *SPECTRAL}
 
 
 def test_fields_that_contradict_each_other(file):

@@ -27,7 +27,7 @@ def accelerator(monkeypatch):
     """Says, when called, whether there is an accelerator that computes in bfloat16; there is one to begin with."""
 
     def is_there(there):
-        monkeypatch.setattr(colora.training.hardware, "computes_bfloat16", lambda: there)
+        monkeypatch.setattr(colora.common.device, "computes_bfloat16", lambda: there)
 
     is_there(True)
     return is_there

@@ -115,16 +115,23 @@ def readable_bytes(number: float) -> str:
     return f"{number:.3g} GB"
 
 
+def _hide_progress() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # "Loading weights" for half a second
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """Errors and warnings as a message, not with places in the code: exit code 2, and 130 after Ctrl-C."""
     import warnings
 
-    from transformers.utils import logging
-
+    from colora.common.after_import import after_import
     from colora.errors import ColoraError, InterruptedRunError
 
-    logging.disable_progress_bar()  # "Loading weights" for half a second
+    after_import(
+        "transformers.utils.logging", _hide_progress
+    )  # it takes seconds to import, and a wrong file needs none
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of the libraries to each other

