@@ -55,7 +55,8 @@ def test_the_commands_import_nothing_heavy():
         "from colora.cli.main import app; app(['schema', '--experiment'], standalone_mode=False)",
         "from colora.cli.main import app; app(['schema', '--json'], standalone_mode=False)",
         *(
-            f"from colora.cli.main import app\ntry: app([{command!r}, {name!r}])\nexcept SystemExit as end: print(end.code)"
+            "from colora.cli.main import app\n"
+            f"try: app([{command!r}, {name!r}])\nexcept SystemExit as end: print(end.code)"
             for command in ("check", "train")
             for name in ("nowhere.yaml", "faulty.yaml", "misspelt.yaml")
         ),
