@@ -84,7 +84,8 @@ class OnboardingProcess:
         alone = len(files) == 1
         options = [f"--name={next(iter(examples))}"] if alone else ["--report", str(report)]
         output, code = self._run([str(folder / "bank"), *map(str, files), "--output", str(after), *options])
-        output = output.replace(str(folder), "").strip()
+        told = (line for line in output.splitlines() if not line.startswith("bank: "))  # a folder that goes again
+        output = "\n".join(told).replace(f"{folder}{os.sep}", "").strip()
         found = {} if alone else _read_report(report)
         trained = SavedBank(after) if (after / CONFIG_FILE).is_file() else None
         outcomes = {}
@@ -126,7 +127,7 @@ def check_readable(task: str, content: bytes, folder: Path) -> None:
     try:
         read_tasks([TaskSource(name=task, path=str(file), val=0, test=0)])
     except ColoraError as error:
-        raise ColoraError(str(error).replace(str(folder), "")) from error
+        raise ColoraError(str(error).replace(f"{folder}{os.sep}", "")) from error
     finally:
         file.unlink()
 
