@@ -213,7 +213,7 @@ def test_a_folder_without_or_with_two_train_files_is_a_fault(tmp_path):
 def test_unknown_columns_and_fields_are_faults(tmp_path):
     path = write(tmp_path / "t.csv", "text,label\na,b\n")
     assert faults_of(TaskSource(path=path, fields={"input": "tweet", "output": "label", "instruction": "how"})) == [
-        f'{path}:1: expected the column "tweet" for the input, found "text", "label"',
+        f'{path}:1: expected the column "tweet" for the input, found "text", "label"; did you mean \'text\'?',
         f'{path}:1: expected the column "how" for the instruction, found "text", "label"',
     ]
     assert faults_of(TaskSource(path=path, fields={"inputs": "text"})) == [
@@ -225,9 +225,41 @@ def test_columns_of_other_names_are_hinted_at(tmp_path):
     path = write(tmp_path / "t.csv", "text,label\na,b\n")
     assert faults_of(TaskSource(path=path)) == [
         f'{path}:1: expected a field "{field}" for the {field}, found "text", "label"; '
-        f"`fields: {{{field}: COLUMN}}` in a run file names another"
+        f"`fields: {{{field}: COLUMN}}` in a run file, or `--field {field}=COLUMN` of a command, names another"
         for field in ("input", "output")
     ]
+
+
+def test_a_column_that_is_nearly_one_of_the_file_is_suggested(tmp_path):
+    path = write(tmp_path / "t.csv", "tweet text,Stance\na,b\n")
+    assert faults_of(TaskSource(path=path, fields={"input": "tweet_text", "output": "Stance"})) == [
+        f'{path}:1: expected the column "tweet_text" for the input, found "tweet text", "Stance"; '
+        "did you mean 'tweet text'?"
+    ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('{"input": "a, b", "output": "c"}\n{"input": "a", "output": "c"}\n' * 30, "JSON Lines? Then name it .jsonl"),
+        ('\n{"input":"a","output":"c"}\n' * 30, "JSON Lines? Then name it .jsonl"),
+        ('[{"input": "a", "output": "c"},\n{"input": "a", "output": "c"}]\n', "JSON? Then name it .json"),
+        ('{\n"input": "a",\n"output": "c"}\n', "JSON? Then name it .json"),
+    ],
+)
+def test_json_named_as_a_table_is_one_fault(tmp_path, ending, text, hint):
+    path = write(tmp_path / f"t.{ending}", text)
+    (fault,) = faults_of(TaskSource(path=path))
+    assert fault.startswith(
+        f"{path}:{1 + text.startswith(chr(10))}: expected a header with the names of columns, found "
+    )
+    assert fault.endswith(f"; is it {hint}")
+
+
+def test_a_header_with_brackets_is_a_header(tmp_path):
+    path = write(tmp_path / "t.csv", "input,output,[note],{x}\na,b,c,d\n")
+    assert read(path, val=0, test=0).splits["train"][0].outputs == ("b",)
 
 
 @pytest.mark.parametrize(("separator", "ending"), [(",", "csv"), ("\t", "tsv")])

@@ -93,7 +93,7 @@ def test_saved_datasets_and_class_labels(tmp_path):
     assert [len(task.splits[split]) for split in SPLITS] == [3, 1, 0]
     fault = faults_of(TaskSource(path=path, test=0, val=0))[0]
     assert fault == f'{path}:train[0]: expected a field "input" for the input, found "text", "label"; ' + (
-        "`fields: {input: COLUMN}` in a run file names another"
+        "`fields: {input: COLUMN}` in a run file, or `--field input=COLUMN` of a command, names another"
     )
 
 

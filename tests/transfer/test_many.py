@@ -51,6 +51,17 @@ def assert_close(one, other, tolerance):
     assert all(float((one[key] - other[key]).abs().max()) < tolerance for key in one)
 
 
+def test_files_whose_columns_have_other_names(saved, files, tmp_path):
+    onboard_many(saved, files, output=tmp_path / "one", settings=QUICK, dtype="float32")
+    for file in files:
+        file.write_text(file.read_text().replace('"input"', '"text"'))
+    onboard_many(saved, files, output=tmp_path / "two", settings=QUICK, dtype="float32", fields={"input": "text"})
+    one, two = cores(tmp_path / "one"), cores(tmp_path / "two")
+    assert list(one) == list(two)
+    for name, core in one.items():
+        assert_same(core, two[name])
+
+
 def test_each_gets_the_core_that_it_gets_alone_and_the_others_stay(saved, files, tmp_path):
     before = cores(saved)
     alone, told = {}, {}

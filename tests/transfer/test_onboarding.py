@@ -615,6 +615,38 @@ def test_a_folder_with_and_without_validation_examples(saved, tmp_path):
     assert read_bank_info(tmp_path / "two").examples["new"] == 20
 
 
+def test_a_file_whose_columns_have_other_names(saved, tmp_path):
+    """With `fields` it gives the bank that the same file with our names gives, in Python and by `--field`."""
+    ours, theirs = tmp_path / "a" / "new.csv", tmp_path / "b" / "new.csv"
+    rows = "".join(f"say {number},word {number}\n" for number in range(6))
+    for path, header in ((ours, "input,output"), (theirs, "tweet text,Stance")):
+        path.parent.mkdir()
+        path.write_text(f"{header}\n{rows}")
+    expected = onboard(saved, ours, output=tmp_path / "one", settings=Settings(2, 2))
+    fields = {"input": "tweet text", "output": "Stance"}
+    found = onboard(saved, theirs, output=tmp_path / "two", settings=Settings(2, 2), fields=fields)
+    options = [part for key, column in fields.items() for part in ("--field", f"{key}={column}")]
+    told = cli("onboard", saved, theirs, "--output", tmp_path / "three", "--steps", 2, "--rows", 2, *options)
+    assert told.exit_code == 0, told.stderr
+    assert (found.after, found.examples) == (expected.after, 6)
+    digests = {content(tmp_path / name)["adapter_model.safetensors"][0] for name in ("one", "two", "three")}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("inptu=a", "--field 'inptu=a': expected input, output or instruction, found 'inptu'; did you mean 'input'?"),
+        ("input", "--field 'input': expected KEY=COLUMN, such as --field input='tweet text'"),
+        ("input=", "--field 'input=': expected KEY=COLUMN"),
+        ("output=b", "--field 'output=b': output is 'c' already; remove one of them"),
+    ],
+)
+@pytest.mark.parametrize("command", ["onboard", "update"])
+def test_a_wrong_field_is_refused_by_name(command, option, message, tmp_path):
+    assert message in refusal(command, tmp_path, tmp_path / "new.csv", "--field", "output=c", "--field", option)
+
+
 def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
     monkeypatch.setattr(colora.transfer.onboarding.onboard, "load_bank", None)
     before = content(saved)
@@ -627,6 +659,7 @@ def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, 
         (TaskFileError, "empty.jsonl", {"examples": tmp_path / "empty.jsonl"}),
         (TaskFileError, "expected a file or a folder", {"examples": tmp_path / "none.jsonl"}),
         (TaskFileError, "expected a task name", {"name": "a/b"}),
+        (TaskFileError, 'in fields, found "inputs"', {"fields": {"inputs": "text"}}),
         (BankFileError, "no such folder", {"bank": tmp_path / "none"}),
     ]:
         with pytest.raises(error, match=message):

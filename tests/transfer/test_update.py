@@ -56,6 +56,27 @@ def test_the_core_of_the_task_alone_moves_and_gets_better(saved, examples):
     SavedBank(saved).check()
 
 
+def test_a_file_whose_columns_have_other_names(saved, examples, tmp_path):
+    renamed = tmp_path / "other" / "billing.jsonl"
+    renamed.parent.mkdir()
+    renamed.write_text(examples.read_text().replace('"input"', '"tweet text"').replace('"output"', '"Stance"'))
+    expected = update(saved, examples, settings=QUICK, output=tmp_path / "one")
+    fields = {"input": "tweet text", "output": "Stance"}
+    found = update(saved, renamed, settings=QUICK, output=tmp_path / "two", fields=fields)
+    assert (found.after, found.trained, found.validation) == (expected.after, 9, 3)
+    told = refusal("update", saved, renamed)
+    assert "or `--field input=COLUMN` of a command, names another" in told
+    options = ("--field", "input=tweet text", "--field", "output=Stance")
+    done = cli(
+        "update", saved, renamed, "--output", tmp_path / "three", "--steps", 12, "--rows", 4, "--lr", 0.1, *options
+    )
+    assert done.exit_code == 0, done.stderr
+    assert (
+        content(tmp_path / "one")["adapter_model.safetensors"][0]
+        == content(tmp_path / "three")["adapter_model.safetensors"][0]
+    )
+
+
 def test_what_it_says_is_what_the_bank_gives_afterwards(saved, examples):
     found = update(saved, examples, settings=QUICK)
     task = read_one_task(examples, None, 0, validation=3)

@@ -12,6 +12,15 @@ if TYPE_CHECKING:  # its import takes seconds
     from colora.transfer.onboarding.many import Onboardings
     from colora.transfer.onboarding.onboard import Onboarding
 
+Field = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="KEY=COLUMN",
+        help="Column of the file that holds the input, the output or the instruction, such as input='tweet text'. "
+        "Repeat for several.",
+    ),
+]
 
 ONBOARD_HELP = """Add a new task to a trained bank. Only its core is trained; all other tasks stay the same to the bit.
 
@@ -45,9 +54,7 @@ def onboard(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of the core. Default: 0.12; from rank 24 on 0.06.")
     ] = None,
-    extend: Annotated[
-        int, typer.Option(min=0, help="Add this many directions of A and B for this task, such as 16.")
-    ] = 0,
+    extend: Annotated[int, typer.Option(min=0, help="Add this many directions of A and B for this task.")] = 0,
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="Rank of the core, at most that of A and B. Default: the rank in training."),
@@ -64,6 +71,7 @@ def onboard(
     base: Annotated[str | None, typer.Option("--base", help="Another path or hub id of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of examples.")] = 0,
     prompt: Prompt = None,
+    field: Field = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +89,8 @@ def onboard(
         from colora.transfer.onboarding.fit import Settings
 
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
-        common = {"output": output, "base": base, "settings": settings, "log": say, "prompt": prompt}
+        common: dict[str, Any] = {"output": output, "base": base, "settings": settings, "log": say}
+        common |= {"prompt": prompt, "fields": _columns_named(field)}
         if len(examples) > 1 and name is not None:
             raise ConfigError("--name works with a single task; several tasks get the names of their files")
         if len(examples) == 1 and (dtype is not None or report is not None):
@@ -89,6 +98,27 @@ def onboard(
         if len(examples) == 1:
             return _onboard_one(bank, examples[0], name, common)
         _onboard_several(bank, examples, dtype, report, common)
+
+
+def _columns_named(options: list[str] | None) -> dict[str, str]:
+    """What `--field` says, as in `fields` of a run file. Raises ConfigError."""
+    from colora.common.yaml import near
+    from colora.errors import ConfigError
+
+    found: dict[str, str] = {}
+    for option in options or []:
+        key, sign, column = option.partition("=")
+        key, known = key.strip(), ("input", "output", "instruction")
+        if not sign or not column.strip():
+            raise ConfigError(f"--field {option!r}: expected KEY=COLUMN, such as --field input='tweet text'")
+        if key not in known:
+            raise ConfigError(
+                f"--field {option!r}: expected input, output or instruction, found {key!r}{near(key, known)}"
+            )
+        if key in found:
+            raise ConfigError(f"--field {option!r}: {key} is {found[key]!r} already; remove one of them")
+        found[key] = column.strip()
+    return found
 
 
 def _onboard_one(bank: Path, examples: Path, name: str | None, common: dict[str, Any]) -> None:
@@ -176,6 +206,7 @@ def update(
     force: Annotated[bool, typer.Option("--force", help="Keep the new core even if it is not better.")] = False,
     base: Annotated[str | None, typer.Option("--base", help="Another path or hub id of the same base model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of examples and of the validation part.")] = 0,
+    field: Field = None,
 ) -> None:
     """Train a task of a bank further on new examples. Every other task stays the same to the bit.
 
@@ -187,9 +218,8 @@ def update(
         from colora.transfer.onboarding.update import update as update_task
 
         settings = Settings(steps, rows, lr, seed=seed)
-        found = update_task(
-            bank, examples, name=name, output=output, base=base, settings=settings, force=force, log=say
-        )
+        common: dict[str, Any] = {"output": output, "base": base, "settings": settings, "log": say}
+        found = update_task(bank, examples, name=name, force=force, fields=_columns_named(field), **common)
         say(
             f"{found.task}: {found.before:.3f} nats per token, {found.after:.3f} after {found.trained} examples, "
             f"on {found.validation} others, in {found.seconds:.0f} s"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from colora.common.yaml import near
 from colora.tasks.conversations import conversation_example, text_fault
 from colora.tasks.faults import Faults, describe, quoted
 from colora.tasks.schema import Example, TaskSource
@@ -110,7 +111,9 @@ def _columns(
 def _hint(table: Table, source: TaskSource, field: str) -> str:
     if _has(table, "conversations"):
         return f'; turns are read from "{_TURNS}", each with "role" and "content"'
-    return "" if field in source.fields else f"; `fields: {{{field}: COLUMN}}` in a run file names another"
+    if field in source.fields:
+        return near(source.fields[field], table.columns)
+    return f"; `fields: {{{field}: COLUMN}}` in a run file, or `--field {field}=COLUMN` of a command, names another"
 
 
 def _conversation(

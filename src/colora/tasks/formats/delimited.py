@@ -2,11 +2,13 @@
 
 import csv
 import io
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 
+from colora.common.json_text import JsonFault, parse_json
 from colora.tasks.faults import Faults, quoted
 from colora.tasks.tables import Row
 
@@ -47,6 +49,14 @@ def _rows(file: str, text: str, separator: str, faults: Faults) -> list[Row]:
 def _each_row(file: str, lines: Iterable[str], separator: str, faults: Faults) -> Iterator[Row]:
     header: list[str] | None = None
     line = 1
+    lines = iter(lines)
+    for blank, first in enumerate(lines):  # not yet as cells: JSON may break the rules of quoting
+        if first.strip():
+            if found := _json_found(first):
+                faults.add(file, f"expected a header with the names of columns, found {found}", blank + 1)
+                return
+            lines = chain(["\n"] * blank, [first], lines)
+            break
     reader = csv.reader(lines, strict=True, delimiter=separator)
     try:
         for cells in reader:
@@ -68,6 +78,20 @@ def _each_row(file: str, lines: Iterable[str], separator: str, faults: Faults) -
     except csv.Error as error:
         rule = "a cell that begins with a quotation mark has to end with one, and those inside stand twice"
         faults.add(file, f"expected {'CSV' if separator == ',' else 'TSV'}, found {error}; {rule}", line)
+
+
+def _json_found(line: str) -> str:
+    """What the first line of a file is, and what to do, if it is one of JSON; else nothing."""
+    text = line.strip().removeprefix("\ufeff")
+    if text[:1] not in ("{", "["):
+        return ""
+    try:
+        if isinstance(parse_json(text), dict):
+            return "a JSON object; is it JSON Lines? Then name it .jsonl"
+    except JsonFault:
+        pass
+    is_json = re.match(r'[{\[]\s*($|\{|")', text) is not None
+    return "a list or an object; is it JSON? Then name it .json" if is_json else ""
 
 
 def _usable(file: str, header: list[str], separator: str, line: int, faults: Faults) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,6 +118,7 @@ def onboard(
     settings: Settings | None = None,
     log: Callable[[str], None] = lambda line: None,
     prompt: str | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
@@ -132,6 +133,8 @@ def onboard(
         base: another place of the same base model.
         log: takes lines for the user.
         prompt: of the task, a template, its name, or "chat"; by default the bank's, see `BankInfo.prompt`.
+        fields: "input", "output" and "instruction" to the names of the file's columns, where they differ, as in
+            `TaskSource`.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -146,7 +149,7 @@ def onboard(
     settings = settings or Settings()
     saved = SavedBank(bank)
     target = target_folder(saved, output)
-    task = read_one_task(Path(examples), name, settings.seed)
+    task = read_one_task(Path(examples), name, settings.seed, fields=fields)
     if task.name in saved.index:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
@@ -284,24 +287,30 @@ def _started(
     return TaskFit(start, covered, before, at_start, math.nan, None), left
 
 
-def read_one_task(source: Path, name: str | None, seed: int, validation: int = 0) -> Task:
+def read_one_task(
+    source: Path, name: str | None, seed: int, validation: int = 0, fields: Mapping[str, str] | None = None
+) -> Task:
     """One task from a file, or from a folder of splits.
 
     Args:
         validation: examples that are set aside where there is no val file. A new task has few: of them, none.
+        fields: as for `onboard`.
 
     Raises:
         TaskFileError: listing all faults of the files.
     """
-    (task,) = read_tasks([source_of(source, name, validation)], seed=seed)
+    (task,) = read_tasks([source_of(source, name, validation, fields)], seed=seed)
     return task
 
 
-def source_of(source: Path, name: str | None = None, validation: int = 0) -> TaskSource:
+def source_of(
+    source: Path, name: str | None = None, validation: int = 0, fields: Mapping[str, str] | None = None
+) -> TaskSource:
     """What `read_tasks` takes for the same."""
     splits = {path.stem for path in source.iterdir()} if source.is_dir() else set()
     val = None if splits & set(VAL_NAMES) else validation
-    return TaskSource(name=name, path=str(source), val=val, test=None if "test" in splits else 0)
+    test = None if "test" in splits else 0
+    return TaskSource(name=name, path=str(source), fields=fields or {}, val=val, test=test)
 
 
 def batches_of(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:

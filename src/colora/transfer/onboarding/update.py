@@ -71,6 +71,7 @@ def update(
     settings: Settings | None = None,
     force: bool = False,
     log: Callable[[str], None] = lambda line: None,
+    fields: Mapping[str, str] | None = None,
 ) -> Update:
     """Train a task's core further on examples, with the prompt that it has.
 
@@ -83,6 +84,7 @@ def update(
         settings: as for a new task; its rate is `LR` unless given, and `extend` cannot be.
         force: keep the new core even if it is no better.
         log: takes lines for the user.
+        fields: "input", "output" and "instruction" to the names of the file's columns, where they differ.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -100,7 +102,7 @@ def update(
     settings = replace(settings, lr=LR if settings.lr is None else settings.lr)
     saved = SavedBank(bank)
     target = target_folder(saved, output)
-    task = _read(Path(examples), name, settings.seed)
+    task = _read(Path(examples), name, settings.seed, fields)
     if task.name not in saved.index:
         raise TaskIdError(f"{saved.folder} has no task {task.name!r} (--name); `colora onboard` adds one")
     template = saved.info.template(task.name)
@@ -154,11 +156,11 @@ def _trained(
     return before, mean_nll(model, validation, index)
 
 
-def _read(source: Path, name: str | None, seed: int) -> Task:
+def _read(source: Path, name: str | None, seed: int, fields: Mapping[str, str] | None) -> Task:
     """The task, with examples to validate on."""
-    task = read_one_task(source, name, seed)
+    task = read_one_task(source, name, seed, fields=fields)
     if not task.splits["val"] and (count := len(task.splits["train"])) >= 2:
-        task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE))
+        task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE), fields=fields)
     if not task.splits["val"]:
         raise ConfigError(f"{source}: expected at least two examples, because one of them is set aside for validation")
     return task
