@@ -62,7 +62,7 @@ def test_the_commands_import_nothing_heavy():
     ],
 )
 def test_a_faulty_run_file_and_the_schema_wait_for_nothing_heavy(command, tmp_path, monkeypatch):
-    """What is wrong is told in half a second: torch, transformers and PEFT are imported for a run that can begin."""
+    """What is wrong is told at once: torch, transformers and PEFT are imported for a run that can begin."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.yaml").write_text("output: o\ntasks: [{path: a.jsonl}]\ntraining: {lerning_rate: 1}\n")
     (tmp_path / "misspelt.yaml").write_text("base: smollm\noutput: o\ntasks: [{path: a.jsonl}]\n")

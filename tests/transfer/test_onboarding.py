@@ -617,7 +617,7 @@ def test_a_folder_with_and_without_validation_examples(saved, tmp_path):
 
 def test_a_file_whose_columns_have_other_names(saved, tmp_path):
     """With `fields` it gives the bank that the same file with our names gives, in Python and by `--field`."""
-    ours, theirs = tmp_path / "a" / "new.csv", tmp_path / "b" / "new.csv"
+    ours, theirs = tmp_path / "ours" / "new.csv", tmp_path / "theirs" / "new.csv"
     rows = "".join(f"say {number},word {number}\n" for number in range(6))
     for path, header in ((ours, "input,output"), (theirs, "tweet text,Stance")):
         path.parent.mkdir()
