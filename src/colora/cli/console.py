@@ -129,9 +129,8 @@ def errors() -> Iterator[None]:
     from colora.common.after_import import after_import
     from colora.errors import ColoraError, InterruptedRunError
 
-    after_import(
-        "transformers.utils.logging", _hide_progress
-    )  # it takes seconds to import, and a wrong file needs none
+    # Once it is there: it takes seconds to import, and what is wrong with a file is told without it.
+    after_import("transformers.utils.logging", _hide_progress)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of the libraries to each other
