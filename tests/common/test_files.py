@@ -2,11 +2,8 @@
 
 import json
 import os
-import stat
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import colora.common.files
 from colora.common.files import STAGING_PREFIX, staged_folder, write_json, write_text
@@ -178,18 +175,3 @@ def test_a_disk_that_is_full(final, tmp_path):
     assert second.startswith(f"could not write {final}: ")
     assert inventory(tmp_path) == {"a.txt": "old", "bank/old.txt": "old"}
     assert set(tmp_path.iterdir()) == {final, tmp_path / "a.txt"}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_weights_have_the_permissions_of_the_files_beside_them(tmp_path, mask, mode):
-    before = os.umask(mask)
-    try:
-        with staged_folder(tmp_path / "bank") as folder:
-            save_file({"a": torch.zeros(2)}, folder / "weights.safetensors")
-            (folder / "config.json").write_text("{}")
-    finally:
-        os.umask(before)
-    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bank").iterdir()}
-    assert found == {"weights.safetensors": mode, "config.json": mode}
-    assert [path.name for path in tmp_path.iterdir()] == ["bank"]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import stat
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -115,25 +114,14 @@ def fits_name_rule(name: str) -> bool:
 
 
 def _publish(written: Path, final: Path) -> None:
-    mode = _usual_mode(written.parent)
     for file in written.rglob("*"):
         if file.is_file():
-            # safetensors lets nobody else read what it writes, but the files beside it follow the umask.
-            if file.suffix == ".safetensors" and stat.S_IMODE(file.stat().st_mode) != mode:
-                file.chmod(mode)
             sync(file)
     if final.exists():
         # Out of the way first, so that at no time half of the old one has the name of a whole one.
         patiently(partial(os.replace, final, written.with_name(REPLACED)))
     patiently(partial(os.replace, written, final))
     sync(final.parent)
-
-
-def _usual_mode(folder: Path) -> int:
-    """The permissions that a new file has there. The umask itself cannot be read without a change of it."""
-    probe = folder / "probe"
-    probe.touch()
-    return stat.S_IMODE(probe.stat().st_mode)
 
 
 def _tidy(staging: Path, final: Path) -> None:
