@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 
 from safetensors import SafetensorError
 
@@ -18,6 +19,7 @@ __all__ = [
     "NAME_RULE",
     "STAGING_PREFIX",
     "fits_name_rule",
+    "open_up_weights",
     "staged_folder",
     "unstaged",
     "write_bytes",
@@ -53,6 +55,7 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
         yield staging / final.name
         barrier()
         if leader:
+            open_up_weights(staging / final.name)
             _publish(staging / final.name, final)
         barrier()
     except (OSError, SafetensorError) as error:
@@ -63,6 +66,20 @@ def staged_folder(final: Path, leader: bool = True, barrier: Callable[[], None] 
     finally:
         if leader:
             _tidy(staging, final)
+
+
+def open_up_weights(folder: Path) -> None:
+    """Give the files of weights in a new folder the mode of those beside them, which follows the umask.
+
+    safetensors writes through a temporary file, which none but its owner may read, and so do PEFT and transformers. The
+    mode of the folder tells the umask; to ask the system for it would change it in all threads. Other files are as who
+    wrote them made them. So are links to files of an older folder: who may read those was settled there.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*.safetensors"):
+        status = file.lstat()
+        if S_ISREG(status.st_mode) and status.st_nlink == 1:
+            file.chmod(mode)
 
 
 def unstaged(path: Path) -> Path:

@@ -16,6 +16,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from colora.common.cache import cache_folder
+from colora.common.files import open_up_weights
 from colora.errors import BaseModelError
 from colora.models.auto_class import auto_class
 from colora.tasks.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ def unpacked_gguf(path: Path) -> Path:
     try:
         partial.mkdir(parents=True)
         _unpack(path, partial)
+        open_up_weights(partial)
         if folder.exists() and not _is_complete(folder):
             shutil.rmtree(folder)  # tidied up by something that removes old files one by one
         partial.rename(folder)
