@@ -8,7 +8,7 @@ import pytest
 
 from colora.serving import onboarding
 from colora.serving.access import Limits, Tenant
-from colora.serving.jobs import Jobs
+from colora.serving.jobs import Job, Jobs
 from colora.serving.onboarding import Onboarded, OnboardingProcess
 from colora.serving.store import CoreStore
 from tests.helpers.servers import make_bank
@@ -117,6 +117,45 @@ def test_a_server_that_ends_says_what_was_not_onboarded(store, caplog):
 
 
 @pytest.mark.slow
+def test_the_outcome_of_one_alone_is_plain_sentences_and_numbers(store):
+    process = Recorded()
+    process.fails = lambda tasks: len(tasks) > 1  # each by itself
+    jobs = started(store, process, [])
+    found = submitted(jobs, [(tenant("a"), "new", examples(4)), (tenant("a"), "long", examples(2, "neu" * 60))])
+    ended(found)
+    jobs.close()
+    done, failed = found
+    assert [job.state for job in found] == ["done", "failed"]
+    numbers = done.numbers
+    assert numbers.keys() == set(onboarding.NUMBERS)
+    assert (numbers["examples"], numbers["validation"]) == (4, None)
+    told = f"{numbers['before']:.3f} nats per token without adapter, {numbers['at_start']:.3f} at the start, "
+    assert done.message.startswith(f"4 examples: {told}{numbers['after']:.3f} trained. ")
+    assert f"The shared subspace holds {numbers['coverage']:.2%} of" in done.message
+    for job in found:
+        assert not any(part in job.message for part in ("\n\n", "│", "…", "bank: ", "/after", "/new", "/tmp", "--"))
+    assert "expected at most 96 tokens" in failed.message
+    assert failed.numbers == {}
+
+
+@pytest.mark.parametrize(("start", "told"), [("core of acme-1", "core of another task"), ("core of mine", None)])
+def test_a_job_does_not_tell_the_names_of_tasks_of_others(store, start, told):
+    jobs = started(store, Instant(), [])
+    jobs.close()
+    owner = Tenant(name="a", key_sha256="a" * 64, tasks=["mine*"], limits=Limits(jobs=None))
+    job = Job("1", owner, "mine-2")
+    jobs._end(job, Onboarded("trained", b"core", {"start": start, "after": 1.0}))
+    assert job.numbers == {"start": told or start, "after": 1.0}
+
+
+def test_training_that_harms_and_little_coverage_are_told():
+    row = {"outcome": "added", "examples": 4, "before": 3.0, "at_start": 2.0, "after": 2.5, "validation": 2.75}
+    told = onboarding._told({**row, "enough": False, "coverage": 0.001})
+    assert "2.500 trained, 2.750 on its validation examples. Training made the examples less likely" in told
+    assert told.endswith("little, so that a bank trained with this task would serve it better.")
+
+
+@pytest.mark.slow
 def test_the_process_trains_several_and_tells_each_its_own(store, tmp_path):
     process, kept = Recorded(), []
     jobs = started(store, process, kept)
@@ -135,6 +174,7 @@ def test_the_process_trains_several_and_tells_each_its_own(store, tmp_path):
         assert job.task == task
         assert "nats per token without adapter" in job.message
         assert "coverage" in job.message or "subspace" in job.message
+        assert job.numbers["after"] < job.numbers["before"]
     assert "expected at most 96 tokens" in found[1].message
     for job in found:
         assert not any(other.task in job.message for other in found if other is not job)

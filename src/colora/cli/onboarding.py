@@ -79,9 +79,7 @@ def onboard(
             "that multiplies it. Cores are always float32."
         ),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Several tasks: write the outcome of each task to this JSON file.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the outcome of each task to this JSON file.")] = None,
 ) -> None:
     """Add one new task to a trained bank, or several; see `ONBOARD_HELP`."""
     with errors():
@@ -93,10 +91,10 @@ def onboard(
         common |= {"prompt": prompt, "fields": _columns_named(field)}
         if len(examples) > 1 and name is not None:
             raise ConfigError("--name works with a single task; several tasks get the names of their files")
-        if len(examples) == 1 and (dtype is not None or report is not None):
-            raise ConfigError("--dtype and --report work with several tasks; a single task is trained in float32")
+        if len(examples) == 1 and dtype is not None:
+            raise ConfigError("--dtype works with several tasks; a single task is trained in float32")
         if len(examples) == 1:
-            return _onboard_one(bank, examples[0], name, common)
+            return _onboard_one(bank, examples[0], name, report, common)
         _onboard_several(bank, examples, dtype, report, common)
 
 
@@ -121,10 +119,13 @@ def _columns_named(options: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _onboard_one(bank: Path, examples: Path, name: str | None, common: dict[str, Any]) -> None:
+def _onboard_one(bank: Path, examples: Path, name: str | None, report: Path | None, common: dict[str, Any]) -> None:
+    from colora.common.files import write_json
     from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
     result = add_to_bank(bank, examples, name=name, **common)
+    if report is not None:
+        write_json(report, [result.as_json()])
     _print_onboarded(result)
     say(result.advice)
     say(f"bank: {result.bank}")

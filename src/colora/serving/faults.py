@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from colora.errors import BankFileError, BaseMismatchError, CheckpointError, ColoraError, ConfigError, TaskIdError
 from colora.serving.access import RateError, WrongKeyError
 from colora.serving.bodies import BodyError
+from colora.serving.examples import ExamplesError
 from colora.serving.fields import UnsupportedError
 from colora.serving.jobs import UnknownJobError
 from colora.serving.metrics import Metrics
@@ -41,6 +42,7 @@ RESPONSES: list[tuple[type[Exception], int, str, str | None]] = [
     (PromptTooLongError, 400, "invalid_request_error", "context_length_exceeded"),
     (UnsupportedError, 400, "invalid_request_error", "unsupported_parameter"),
     (BodyError, 400, "invalid_request_error", "invalid_body"),
+    (ExamplesError, 400, "invalid_request_error", "invalid_body"),
     (BaseMismatchError, 400, "invalid_request_error", "wrong_base"),
     (BankFileError, 400, "invalid_request_error", "bad_core"),
     (CheckpointError, 507, "server_error", "not_written"),

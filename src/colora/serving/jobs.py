@@ -5,15 +5,16 @@ import tempfile
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from colora.common.text import listed
 from colora.errors import ColoraError, ConfigError
 from colora.serving.access import Tenant
-from colora.serving.onboarding import Onboarded, OnboardingProcess, check_readable
+from colora.serving.examples import check_readable
+from colora.serving.onboarding import Onboarded, OnboardingProcess
 from colora.serving.quotas import WaitError
 from colora.serving.store import CoreStore
 
@@ -42,6 +43,7 @@ class Job:
         task: name of the new task.
         state: how far the job is.
         message: what came of it, or why the job failed.
+        numbers: what its training came to, see `Onboarded`; empty until then.
         content: the examples, until the job has ended.
     """
 
@@ -50,6 +52,7 @@ class Job:
     task: str
     state: Literal["waiting", "running", "done", "failed"] = "waiting"
     message: str = ""
+    numbers: dict[str, Any] = field(default_factory=dict)
     content: bytes = field(default=b"", repr=False)
 
 
@@ -174,7 +177,7 @@ class Jobs:
         ready = []
         for job in jobs:
             try:
-                check_readable(job.task, job.content, folder)
+                check_readable(job.task, job.content)
             except Exception as error:
                 self._end(job, error)
             else:
@@ -208,8 +211,16 @@ class Jobs:
             if outcome.core is None:
                 raise ColoraError(outcome.told)
             self.put(job.task, outcome.core, job.tenant)
+            job.numbers = _for_tenant(outcome.numbers, job.tenant)
             job.message, job.state = outcome.told[-MOST_MESSAGE:], "done"
         except Exception as error:
             job.message, job.state = str(error)[-MOST_MESSAGE:], "failed"
         finally:
             job.content = b""
+
+
+def _for_tenant(numbers: Mapping[str, Any], tenant: Tenant) -> dict[str, Any]:
+    """The new task may have started from the core of a task that its owner must not know of."""
+    start = numbers.get("start") or ""
+    other = start.removeprefix("core of ")
+    return {**numbers, "start": "core of another task"} if other != start and not tenant.may(other) else dict(numbers)

@@ -1,12 +1,13 @@
 """A process of `colora onboard` beside the server, for one new task or several at once."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,13 @@ from colora.bank.core_file import CoreHeader, core_bytes
 from colora.bank.layout import CONFIG_FILE
 from colora.bank.part import write_part
 from colora.bank.tensors import SavedBank
-from colora.errors import ColoraError, ConfigError
+from colora.errors import ConfigError
 from colora.serving.store import CoreStore
-from colora.tasks.read import read_tasks
-from colora.tasks.schema import TaskSource
 
-__all__ = ["MOST_SECONDS", "Onboarded", "OnboardingProcess", "check_readable", "write_start_bank"]
+__all__ = ["MOST_SECONDS", "NUMBERS", "Onboarded", "OnboardingProcess", "write_start_bank"]
 
 START_TASKS = 8  # tasks whose cores a new one may start from: the trainer need not read thousands
+NUMBERS = ("examples", "start", "before", "at_start", "after", "validation", "coverage")
 MOST_SECONDS = 3600  # of one process, for which all others wait
 
 
@@ -37,10 +37,12 @@ class Onboarded:
     Attributes:
         told: what its owner is told.
         core: its core file; None if it was not trained.
+        numbers: what the training came to, by the names of `NUMBERS`; None where there is none.
     """
 
     told: str
     core: bytes | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OnboardingProcess:
@@ -82,18 +84,18 @@ class OnboardingProcess:
             files.append(file)
         after, report = folder / "after", folder / "report.json"
         alone = len(files) == 1
-        options = [f"--name={next(iter(examples))}"] if alone else ["--report", str(report)]
+        options = ["--report", str(report), *([f"--name={next(iter(examples))}"] if alone else [])]
         output, code = self._run([str(folder / "bank"), *map(str, files), "--output", str(after), *options])
-        told = (line for line in output.splitlines() if not line.startswith("bank: "))  # a folder that goes again
-        output = "\n".join(told).replace(f"{folder}{os.sep}", "").strip()
-        found = {} if alone else _read_report(report)
+        found = _read_report(report)
         trained = SavedBank(after) if (after / CONFIG_FILE).is_file() else None
         outcomes = {}
-        for task in examples:
-            own = output if alone else _told(found.get(task))
+        for task, file in zip(examples, files, strict=True):
+            row = found.get(task)
+            own = output if alone and row is None else _told(row)
+            own = own.replace(str(file), "the examples").replace(str(folder), "").strip()
             if trained is not None and task in trained.index:
                 header = CoreHeader(task, trained.info.base, store.shared, prompt=trained.info.prompt_of(task))
-                outcomes[task] = Onboarded(own, core_bytes(trained.core(trained.index[task]), header))
+                outcomes[task] = Onboarded(own, core_bytes(trained.core(trained.index[task]), header), _numbers(row))
             elif alone or task in found:
                 outcomes[task] = Onboarded(own or f"the onboarding ended with code {code}")
         return outcomes
@@ -120,18 +122,6 @@ class OnboardingProcess:
         return output, self._process.returncode
 
 
-def check_readable(task: str, content: bytes, folder: Path) -> None:
-    """Raises TaskFileError, ColoraError if nothing could be trained on these examples, whatever is beside them."""
-    file = folder / f"{task}.jsonl"
-    file.write_bytes(content)
-    try:
-        read_tasks([TaskSource(name=task, path=str(file), val=0, test=0)])
-    except ColoraError as error:
-        raise ColoraError(str(error).replace(f"{folder}{os.sep}", "")) from error
-    finally:
-        file.unlink()
-
-
 def write_start_bank(store: CoreStore, new_tasks: Sequence[str], folder: Path) -> None:
     """Write a bank with the A and B of a large bank and the cores of a few of its tasks, evenly spread.
 
@@ -154,11 +144,23 @@ def _read_report(file: Path) -> dict[str, dict[str, Any]]:
     return {row["task"]: row for row in json.loads(file.read_text("utf-8"))} if file.is_file() else {}
 
 
+def _numbers(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of a report's row, those that there are and that JSON has."""
+    found = {} if row is None else {name: row.get(name) for name in NUMBERS}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+
+
 def _told(row: Mapping[str, Any] | None) -> str:
     """What a report says of one task: its owner must not read of those beside it, which may be others'."""
     if row is None:
         return "added"
     if row["outcome"] != "added":
         return str(row.get("why", row["outcome"]))
-    numbers = f"{row['before']:.3f} nats per token without adapter, {row['at_start']:.3f} from {row['start']}"
-    return f"{row['examples']} examples: {numbers}, {row['after']:.3f} trained\n{row['advice']}"
+    numbers = f"{row['before']:.3f} nats per token without adapter, {row['at_start']:.3f} at the start"
+    told = f"{row['examples']} examples: {numbers}, {row['after']:.3f} trained"
+    told += "." if row["validation"] is None else f", {row['validation']:.3f} on its validation examples."
+    if row["after"] > row["at_start"]:
+        told += " Training made the examples less likely: send more or other examples."
+    little = "" if row["enough"] else ": little, so that a bank trained with this task would serve it better"
+    reached = f"{row['coverage']:.2%} of its gradient, relative to directions made for this task"
+    return f"{told} Coverage: A and B reach {reached}{little}."

@@ -10,6 +10,7 @@ from typing import Any
 from colora.models.decoding.logprobs import Logprobs
 from colora.serving.jobs import Job
 from colora.serving.logprobs import ChatLogprobs, CompletionLogprobs, TokenBytes
+from colora.serving.onboarding import NUMBERS
 
 __all__ = [
     "ChatFormat",
@@ -129,6 +130,7 @@ def model_object(task: str) -> dict[str, Any]:
     return {"id": task, "object": "model", "created": 0, "owned_by": "colora"}
 
 
-def job_object(job: Job) -> dict[str, str]:
-    """An onboarding job, without the examples."""
-    return {"job": job.id, "task": job.task, "state": job.state, "message": job.message}
+def job_object(job: Job) -> dict[str, Any]:
+    """An onboarding job, without the examples; its numbers are null until it is done."""
+    numbers = {name: job.numbers.get(name) for name in NUMBERS}
+    return {"job": job.id, "task": job.task, "state": job.state, "message": job.message} | numbers

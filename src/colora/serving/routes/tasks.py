@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from colora.adapter.tasklist import check_task_name
 from colora.errors import ConfigError
 from colora.serving.bodies import check_lines
+from colora.serving.examples import check_readable
 from colora.serving.jobs import MOST_EXAMPLES, UnknownJobError
 from colora.serving.responses import job_object, model_object
 from colora.serving.routes.dependencies import (
@@ -56,26 +57,27 @@ def get_core(task: TaskDep, service: ServiceDep) -> Response:
 @router.post("/v1/tasks/{task:path}/examples", status_code=202)
 async def onboard(
     task: NewTaskDep, request: Request, tenant: TenantDep, service: ServiceDep, jobs: JobsDep, uploads: UploadsDep
-) -> dict[str, str]:
+) -> dict[str, Any]:
     if fault := check_task_name(task):
         raise ConfigError(fault)
     if task in service.store:
         raise ConfigError(f"{task!r} is there already; remove it first")
     with uploads.one(tenant.name):
         examples = await request.body()
-        await asyncio.to_thread(check_examples, examples)
+        await asyncio.to_thread(check_examples, task, examples)
     return job_object(jobs.submit(tenant, task, examples))
 
 
-def check_examples(content: bytes) -> None:
-    """Refuse what need not be tried. Raises BodyError, HTTPException."""
+def check_examples(task: str, content: bytes) -> None:
+    """Refuse what need not be tried. Raises BodyError, ExamplesError, HTTPException."""
     if (lines := content.count(b"\n")) > MOST_EXAMPLES:
         raise HTTPException(413, f"expected at most {MOST_EXAMPLES} examples, one a line, found {lines} lines")
     check_lines(content)
+    check_readable(task, content)
 
 
 @router.get("/v1/jobs/{job}")
-def job(job: str, tenant: TenantDep, jobs: JobsDep) -> dict[str, str]:
+def job(job: str, tenant: TenantDep, jobs: JobsDep) -> dict[str, Any]:
     onboarding = jobs.get(job, tenant.name)
     if onboarding is None:
         raise UnknownJobError(f"no job {job!r}: jobs are forgotten when the server ends")

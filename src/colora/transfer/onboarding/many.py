@@ -53,22 +53,7 @@ class Onboardings:
 
     def as_json(self) -> list[dict[str, Any]]:
         """What became of each task, a row for each: "outcome" is "added", "was there" or "left out"."""
-        rows: list[dict[str, Any]] = [
-            {
-                "task": one.task,
-                "outcome": "added",
-                "examples": one.examples,
-                "start": one.start.name,
-                "coverage": one.coverage.relative,
-                "before": one.before,
-                "at_start": one.at_start,
-                "after": one.after,
-                "validation": one.validation,
-                "seconds": one.seconds,
-                "advice": one.advice,
-            }
-            for one in self.done
-        ]
+        rows = [one.as_json() for one in self.done]
         rows += [{"task": name, "outcome": "was there"} for name in self.skipped]
         return rows + [{"task": name, "outcome": "left out", "why": why} for name, why in self.failed.items()]
 

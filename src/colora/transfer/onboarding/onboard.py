@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -91,6 +92,23 @@ class Onboarding(TaskFit):
     bank: Path
     seconds: float
     examples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of a report; "coverage" is a share of 1."""
+        return {
+            "task": self.task,
+            "outcome": "added",
+            "examples": self.examples,
+            "start": self.start.name,
+            "coverage": self.coverage.relative,
+            "enough": self.coverage.relative >= ENOUGH,
+            "before": self.before,
+            "at_start": self.at_start,
+            "after": self.after,
+            "validation": self.validation,
+            "seconds": self.seconds,
+            "advice": self.advice,
+        }
 
     @property
     def advice(self) -> str:
