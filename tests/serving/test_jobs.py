@@ -131,7 +131,7 @@ def test_the_outcome_of_one_alone_is_plain_sentences_and_numbers(store):
     assert (numbers["examples"], numbers["validation"]) == (4, None)
     told = f"{numbers['before']:.3f} nats per token without adapter, {numbers['at_start']:.3f} at the start, "
     assert done.message.startswith(f"4 examples: {told}{numbers['after']:.3f} trained. ")
-    assert f"The shared subspace holds {numbers['coverage']:.2%} of" in done.message
+    assert f"The coverage is {numbers['coverage']:.2%} of" in done.message
     for job in found:
         assert not any(part in job.message for part in ("\n\n", "│", "…", "bank: ", "/after", "/new", "/tmp", "--"))
     assert "expected at most 96 tokens" in failed.message

@@ -163,4 +163,4 @@ def _told(row: Mapping[str, Any] | None) -> str:
         told += " Training made the examples less likely: send more or other examples."
     little = "" if row["enough"] else ": little, so that a bank trained with this task would serve it better"
     reached = f"{row['coverage']:.2%} of its gradient, relative to directions made for this task"
-    return f"{told} Coverage: A and B reach {reached}{little}."
+    return f"{told} The coverage is {reached}{little}."
