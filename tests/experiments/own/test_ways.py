@@ -1,5 +1,7 @@
 """The commands that a comparison ends with can be copied as they are."""
 
+import html
+import re
 import shlex
 
 import pytest
@@ -24,6 +26,9 @@ def ended(folder, favourite, **changes):
     assert at[-1] == len(lines) - 1  # they come last
     page = (folder / "c" / "report.html").read_text("utf-8")
     assert page.index("How to go on") < page.index("The methods compared</h2>")
+    assert [html.unescape(code) for code in re.findall(r"<pre><code>(.*?)</code></pre>", page)] == [
+        lines[number].strip() for number in at
+    ]
     return file, {lines[number - 1].rstrip(":"): shlex.split(lines[number]) for number in at}
 
 
@@ -31,7 +36,7 @@ def ended(folder, favourite, **changes):
 def test_an_answer_is_generated_as_the_last_lines_say(tmp_path, favourite):
     _, found = ended(tmp_path, favourite)
     if favourite in ("local", "oppu"):
-        program, *words = found.pop("Make one bank of them, exact up to rounding")
+        program, *words = found.pop("Make one bank of the LoRAs, exact up to rounding")
         made = cli(*words)
         assert (program, made.exit_code) == ("colora", 0), made.output
         assert "--enable-lora" in found["LoRAs for PEFT, vLLM or TGI; the README of each tells the prompt. With vLLM"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from colora.experiments.report.plots import Figure
 from colora.experiments.report.tables import Table
 
-__all__ = ["Block", "Facts", "Folded", "Lead", "Section", "Warn"]
+__all__ = ["Block", "Command", "Facts", "Folded", "Lead", "Section", "Warn"]
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,13 @@ class Facts:
     """Names and their texts."""
 
     pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line to be copied into a shell."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Folded:
     sections: tuple["Section", ...] = ()
 
 
-Block = str | Warn | Facts | Lead | Folded | Table | Figure
+Block = str | Warn | Command | Facts | Lead | Folded | Table | Figure
 """A plain text is a paragraph."""
 
 

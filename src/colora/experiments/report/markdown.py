@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from colora.errors import ColoraError
 from colora.experiments.report.gather import Experiment
 from colora.experiments.report.quality import main_table
-from colora.experiments.report.sections import Block, Facts, Folded, Lead, Section, Warn
+from colora.experiments.report.sections import Block, Command, Facts, Folded, Lead, Section, Warn
 from colora.experiments.report.tables import LEVEL, Entry, Table
 from colora.experiments.trial import TrialRecord
 
@@ -95,6 +95,8 @@ def _block(block: Block, heading: str) -> list[str]:
     """The parts that a block becomes; a figure becomes none."""
     if isinstance(block, Table):
         return [table_markdown(block, title=block.title != heading)]
+    if isinstance(block, Command):
+        return [f"```bash\n{block.text}\n```\n"]
     if isinstance(block, Facts):
         return ["".join(f"- {_plain(name)}: {_plain(text)}\n" for name, text in block.pairs)]
     if isinstance(block, Warn):

@@ -8,7 +8,7 @@ from typing import get_args
 
 from colora.experiments.report.drawing.draw import draw
 from colora.experiments.report.plots import Figure, Forest, Strips
-from colora.experiments.report.sections import Block, Facts, Folded, Lead, Section, Warn
+from colora.experiments.report.sections import Block, Command, Facts, Folded, Lead, Section, Warn
 from colora.experiments.report.style import STYLE
 from colora.experiments.report.tables import LEVEL, Entry, Table
 
@@ -66,6 +66,8 @@ def _block(block: Block, section: Section) -> str:
     if isinstance(block, Facts):
         pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in block.pairs)
         return f"<dl>\n{pairs}</dl>\n"
+    if isinstance(block, Command):
+        return f"<pre><code>{escape(block.text)}</code></pre>\n"
     if isinstance(block, Warn):
         return f'<p class="warning" role="alert">{escape(block.text)}</p>\n'
     if isinstance(block, Lead):

@@ -7,7 +7,7 @@ from colora.experiments.report.answer.standings import Standings, standings
 from colora.experiments.report.answer.tables import method_table, nats_table, regret_table
 from colora.experiments.report.answer.words import caveat, sentence, sentences, winners
 from colora.experiments.report.appendix import appendix
-from colora.experiments.report.blocks import Block, Facts, Folded, Lead, Section, Warn
+from colora.experiments.report.blocks import Block, Command, Facts, Folded, Lead, Section, Warn
 from colora.experiments.report.costs import federated_table, is_federated
 from colora.experiments.report.efficiency import MULTIPLIER_EXPLANATION, multiplier_tables
 from colora.experiments.report.gather import Experiment, Place
@@ -17,7 +17,18 @@ from colora.experiments.report.regret import chooses_settings
 from colora.experiments.report.setbacks import setbacks
 from colora.experiments.report.tables import bytes_text, plural
 
-__all__ = ["Block", "Facts", "Folded", "Lead", "Section", "Warn", "curves", "mixed_warnings", "report_sections"]
+__all__ = [
+    "Block",
+    "Command",
+    "Facts",
+    "Folded",
+    "Lead",
+    "Section",
+    "Warn",
+    "curves",
+    "mixed_warnings",
+    "report_sections",
+]
 
 BAND = "Lines are means over seeds, bands and bars reach from the least to the greatest seed."
 

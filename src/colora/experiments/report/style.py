@@ -34,6 +34,8 @@ h2 {{ font-size: 1.3rem; border-top: 1px solid var(--line); padding-top: 1rem; m
 main > section:first-child h2 {{ border: 0; margin: 0; padding: 0; font-size: 1rem; color: var(--faint); }}
 h3 {{ font-size: 1.05rem; margin: 1.5rem 0 0.4rem; }}
 h4, h5 {{ font-size: 0.95rem; margin: 1.2rem 0 0.3rem; }}
+pre {{ max-width: 56rem; margin: 0.2rem 0 0.9rem; padding: 0.5rem 0.8rem; border: 1px solid var(--line);
+  font-size: 0.85rem; white-space: pre-wrap; }}
 p, dl {{ max-width: 44rem; margin: 0.5rem 0; }}
 .lead {{ font-size: 1.35rem; line-height: 1.35; font-weight: 600; max-width: 56rem; text-wrap: pretty; }}
 a {{ color: inherit; text-underline-offset: 0.2em; }}

@@ -52,7 +52,7 @@ def to_use(folder: Path, trial: Trial, tasks: Sequence[Task], config: RunConfig,
     bank = folder.with_name("bank-of-loras")
     given = ["colora", "import", *map(str, loras), "--output", str(bank), "--rank", str(rank * len(loras))]
     made = shlex.join([*given, "--base", config.base, "--prompt", prompt.replace("\n", "\\n")])
-    return [("Make one bank of them, exact up to rounding", made), *_from_bank(bank, tasks), *ways]
+    return [("Make one bank of the LoRAs, exact up to rounding", made), *_from_bank(bank, tasks), *ways]
 
 
 def _from_bank(bank: Path, tasks: Sequence[Task]) -> list[Way]:

@@ -14,7 +14,7 @@ from colora.experiments.own.verdict.judge import Gain, Outcome, Verdict
 from colora.experiments.own.verdict.measure import NATS, Measure
 from colora.experiments.own.verdict.sentences import gain_text
 from colora.experiments.report.appendix import appendix
-from colora.experiments.report.blocks import Block, Facts, Folded, Lead, Section
+from colora.experiments.report.blocks import Block, Command, Folded, Lead, Section
 from colora.experiments.report.gather import Experiment
 from colora.experiments.report.overview import methods_table
 from colora.experiments.report.page import page
@@ -51,14 +51,15 @@ def verdict_sections(
 ) -> list[Section]:
     """All sections of the page; see `write_page`."""
     known = replace(Experiment.of("comparison", [_named(one) for one in records]), judged_by=measure.metric)
-    looks, steps = styles([known]), Facts(tuple(ways))
+    looks = styles([known])
+    steps: list[Block] = [block for purpose, command in ways for block in (f"{purpose}:", Command(command))]
     first: list[Block] = [Lead(verdict.sentences[0]), *verdict.sentences[1:], *mixed_warnings([known])]
     compared: list[Block] = [_compared(verdict, measure)]
     if len(verdict.tasks) > 1:
         compared.append(Folded("Task by task", (_by_task(verdict, measure),)))
     return [
         Section("The verdict", tuple(first)),
-        *([Section("How to go on", (steps,))] if ways else []),
+        *([Section("How to go on", tuple(steps))] if ways else []),
         Section("The methods compared", tuple(compared)),
         *curves([known], looks),
         Section("Methods", (methods_table([known]),)),
