@@ -36,12 +36,9 @@ def test_functions_are_short():
 
 
 def test_functions_have_few_parameters():
-    """But for typer's commands, whose parameters are options, three functions with the options of theirs, and the
-    estimator: scikit-learn wants them flat."""
+    """But for typer's commands, whose parameters are options, and for the estimator: scikit-learn wants them flat."""
     many = {name: len(parameters(node)) for name, node in functions() if not is_command(node)}
     many.pop("colora.theory.estimator.__init__")
-    for name in ("onboard.onboard", "many.onboard_many", "update.update"):
-        assert many.pop(f"colora.transfer.onboarding.{name}") == MOST_PARAMETERS + 1
     assert not {name: count for name, count in many.items() if count > MOST_PARAMETERS}
 
 

@@ -13,6 +13,7 @@ from colora.bank.layout import read_bank_info
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError, TaskFileError
+from colora.tasks.schema import TaskSource
 from colora.transfer.onboarding import many
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.many import onboard_many
@@ -55,7 +56,8 @@ def test_files_whose_columns_have_other_names(saved, files, tmp_path):
     onboard_many(saved, files, output=tmp_path / "one", settings=QUICK, dtype="float32")
     for file in files:
         file.write_text(file.read_text().replace('"input"', '"text"'))
-    onboard_many(saved, files, output=tmp_path / "two", settings=QUICK, dtype="float32", fields={"input": "text"})
+    sources = [TaskSource(path=str(file), fields={"input": "text"}) for file in files]
+    onboard_many(saved, sources, output=tmp_path / "two", settings=QUICK, dtype="float32")
     one, two = cores(tmp_path / "one"), cores(tmp_path / "two")
     assert list(one) == list(two)
     for name, core in one.items():

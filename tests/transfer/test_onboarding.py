@@ -20,7 +20,7 @@ from colora.bank.tensors import SavedBank
 from colora.errors import BankFileError, CheckpointError, ConfigError, TaskFileError, TrainingDivergedError
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import encode_tasks
-from colora.tasks.schema import Example, Task
+from colora.tasks.schema import Example, Task, TaskSource
 from colora.training.task_gradients import TaskGradients, task_gradients
 from colora.transfer.onboarding.coverage import coverage
 from colora.transfer.onboarding.extend import extend_rank
@@ -624,7 +624,9 @@ def test_a_file_whose_columns_have_other_names(saved, tmp_path):
         path.write_text(f"{header}\n{rows}")
     expected = onboard(saved, ours, output=tmp_path / "one", settings=Settings(2, 2))
     fields = {"input": "tweet text", "output": "Stance"}
-    found = onboard(saved, theirs, output=tmp_path / "two", settings=Settings(2, 2), fields=fields)
+    found = onboard(
+        saved, TaskSource(path=str(theirs), fields=fields), output=tmp_path / "two", settings=Settings(2, 2)
+    )
     options = [part for key, column in fields.items() for part in ("--field", f"{key}={column}")]
     told = cli("onboard", saved, theirs, "--output", tmp_path / "three", "--steps", 2, "--rows", 2, *options)
     assert told.exit_code == 0, told.stderr
@@ -653,13 +655,14 @@ def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years")
     (tmp_path / "empty.jsonl").write_text("")
+    misspelt = TaskSource(path=str(examples), fields={"inputs": "text"})
     for error, message, arguments in [
         (ConfigError, "'legal' is already a task", {"name": "legal"}),
         (ConfigError, "is there already", {"output": tmp_path / "full"}),
         (TaskFileError, "empty.jsonl", {"examples": tmp_path / "empty.jsonl"}),
         (TaskFileError, "expected a file or a folder", {"examples": tmp_path / "none.jsonl"}),
         (TaskFileError, "expected a task name", {"name": "a/b"}),
-        (TaskFileError, 'in fields, found "inputs"', {"fields": {"inputs": "text"}}),
+        (TaskFileError, 'in fields, found "inputs"', {"examples": misspelt}),
         (BankFileError, "no such folder", {"bank": tmp_path / "none"}),
     ]:
         with pytest.raises(error, match=message):

@@ -11,6 +11,7 @@ from colora.bank.layout import read_bank_info
 from colora.bank.load import load_bank
 from colora.bank.tensors import SavedBank
 from colora.errors import ConfigError, TaskIdError
+from colora.tasks.schema import TaskSource
 from colora.transfer.onboarding.fit import Settings
 from colora.transfer.onboarding.onboard import read_one_task
 from colora.transfer.onboarding.update import update
@@ -62,7 +63,7 @@ def test_a_file_whose_columns_have_other_names(saved, examples, tmp_path):
     renamed.write_text(examples.read_text().replace('"input"', '"tweet text"').replace('"output"', '"Stance"'))
     expected = update(saved, examples, settings=QUICK, output=tmp_path / "one")
     fields = {"input": "tweet text", "output": "Stance"}
-    found = update(saved, renamed, settings=QUICK, output=tmp_path / "two", fields=fields)
+    found = update(saved, TaskSource(path=str(renamed), fields=fields), settings=QUICK, output=tmp_path / "two")
     assert (found.after, found.trained, found.validation) == (expected.after, 9, 3)
     told = refusal("update", saved, renamed)
     assert "or `--field input=COLUMN` of a command, names another" in told

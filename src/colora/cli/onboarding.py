@@ -8,7 +8,8 @@ import typer
 from colora.cli.console import app, columns, errors, out, say
 from colora.cli.runs import Prompt
 
-if TYPE_CHECKING:  # its import takes seconds
+if TYPE_CHECKING:  # their imports take seconds
+    from colora.tasks.schema import TaskSource
     from colora.transfer.onboarding.many import Onboardings
     from colora.transfer.onboarding.onboard import Onboarding
 
@@ -88,14 +89,15 @@ def onboard(
 
         settings = Settings(steps, rows, lr, extend, proximal=proximal, seed=seed, rank=rank)
         common: dict[str, Any] = {"output": output, "base": base, "settings": settings, "log": say}
-        common |= {"prompt": prompt, "fields": _columns_named(field)}
+        common |= {"prompt": prompt}
+        sources = _sources(examples, field)
         if len(examples) > 1 and name is not None:
             raise ConfigError("--name works with a single task; several tasks get the names of their files")
         if len(examples) == 1 and dtype is not None:
             raise ConfigError("--dtype works with several tasks; a single task is trained in float32")
         if len(examples) == 1:
-            return _onboard_one(bank, examples[0], name, report, common)
-        _onboard_several(bank, examples, dtype, report, common)
+            return _onboard_one(bank, sources[0], name, report, common)
+        _onboard_several(bank, sources, dtype, report, common)
 
 
 def _columns_named(options: list[str] | None) -> dict[str, str]:
@@ -119,7 +121,16 @@ def _columns_named(options: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _onboard_one(bank: Path, examples: Path, name: str | None, report: Path | None, common: dict[str, Any]) -> None:
+def _sources(files: list[Path], options: list[str] | None) -> "list[TaskSource]":
+    from colora.tasks.schema import TaskSource
+
+    fields = _columns_named(options)
+    return [TaskSource(path=str(file), fields=fields) for file in files]
+
+
+def _onboard_one(
+    bank: Path, examples: "TaskSource", name: str | None, report: Path | None, common: dict[str, Any]
+) -> None:
     from colora.common.files import write_json
     from colora.transfer.onboarding.onboard import onboard as add_to_bank
 
@@ -132,7 +143,7 @@ def _onboard_one(bank: Path, examples: Path, name: str | None, report: Path | No
 
 
 def _onboard_several(
-    bank: Path, examples: list[Path], dtype: str | None, report: Path | None, common: dict[str, Any]
+    bank: Path, examples: "list[TaskSource]", dtype: str | None, report: Path | None, common: dict[str, Any]
 ) -> None:
     from colora.common.files import write_json
     from colora.transfer.onboarding.many import onboard_many
@@ -220,7 +231,7 @@ def update(
 
         settings = Settings(steps, rows, lr, seed=seed)
         common: dict[str, Any] = {"output": output, "base": base, "settings": settings, "log": say}
-        found = update_task(bank, examples, name=name, force=force, fields=_columns_named(field), **common)
+        found = update_task(bank, _sources([examples], field)[0], name=name, force=force, **common)
         say(
             f"{found.task}: {found.before:.3f} nats per token, {found.after:.3f} after {found.trained} examples, "
             f"on {found.validation} others, in {found.seconds:.0f} s"

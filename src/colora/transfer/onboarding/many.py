@@ -1,7 +1,7 @@
 """New tasks by the hundred: trained in the same passes, and the bank is written as they come."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.encode import encode_tasks
 from colora.tasks.prompting.templates import PromptTemplate, template_of
 from colora.tasks.read import read_tasks
-from colora.tasks.schema import Task, prompted
+from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import check_chat, unplaced_text
 from colora.transfer.onboarding.fit import Settings
@@ -60,7 +60,7 @@ class Onboardings:
 
 def onboard_many(
     bank: str | Path,
-    examples: Sequence[str | Path],
+    examples: Sequence[str | Path | TaskSource],
     *,
     output: str | Path | None = None,
     base: str | None = None,
@@ -68,7 +68,6 @@ def onboard_many(
     log: Callable[[str], None] = lambda line: None,
     prompt: str | None = None,
     dtype: str | None = None,
-    fields: Mapping[str, str] | None = None,
 ) -> Onboardings:
     """Add tasks to a saved bank, trained in the same passes. None of them looks at the others: each gets the core that
     `onboard` would give it, within rounding, whatever is beside it.
@@ -84,7 +83,6 @@ def onboard_many(
             old one's place.
         base, settings, log, prompt: as for `onboard`; `extend` cannot be, and `rank` in a bank of several sizes alone.
         dtype: of what rests, "float32" or "bfloat16"; by default bfloat16 on a CPU that multiplies it.
-        fields: as for `onboard`, the same for all files.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -98,7 +96,7 @@ def onboard_many(
         raise ConfigError("extend: onboard one new task at a time, because A and B grow with each task")
     saved, found = _opened(bank, output)
     rank = _rank(saved, settings)
-    tasks = read_tasks([source_of(Path(one), fields=fields) for one in examples], seed=settings.seed)
+    tasks = read_tasks([source_of(one) for one in examples], seed=settings.seed)
     names = {task.name for task in tasks}
     others = start_tasks(saved) or saved.tasks
     known = [name for name in others if name not in names] or others

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class Onboarding(TaskFit):
 
 def onboard(
     bank: str | Path,
-    examples: str | Path,
+    examples: str | Path | TaskSource,
     *,
     name: str | None = None,
     output: str | Path | None = None,
@@ -136,7 +136,6 @@ def onboard(
     settings: Settings | None = None,
     log: Callable[[str], None] = lambda line: None,
     prompt: str | None = None,
-    fields: Mapping[str, str] | None = None,
 ) -> Onboarding:
     """Add a task to a saved bank and train its core on its examples.
 
@@ -144,15 +143,14 @@ def onboard(
 
     Args:
         bank: folder of a bank or of a run.
-        examples: a task file, or a folder of train, val and test files; what is not there is not drawn either.
+        examples: a task file, or a folder of train, val and test files; what is not there is not drawn either. A
+            `TaskSource` with a path may name the file's columns too.
         name: the task's name; by default the file's.
         output: folder for the new bank, must not hold anything; by default it takes the old one's place, at once and
             whole.
         base: another place of the same base model.
         log: takes lines for the user.
         prompt: of the task, a template, its name, or "chat"; by default the bank's, see `BankInfo.prompt`.
-        fields: "input", "output" and "instruction" to the names of the file's columns, where they differ, as in
-            `TaskSource`.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -167,7 +165,7 @@ def onboard(
     settings = settings or Settings()
     saved = SavedBank(bank)
     target = target_folder(saved, output)
-    task = read_one_task(Path(examples), name, settings.seed, fields=fields)
+    task = read_one_task(examples, name, settings.seed)
     if task.name in saved.index:
         raise ConfigError(f"{task.name!r} is already a task of {saved.folder}; choose another name (--name)")
     template = saved.info.template() if prompt is None else template_of(prompt)
@@ -305,30 +303,27 @@ def _started(
     return TaskFit(start, covered, before, at_start, math.nan, None), left
 
 
-def read_one_task(
-    source: Path, name: str | None, seed: int, validation: int = 0, fields: Mapping[str, str] | None = None
-) -> Task:
+def read_one_task(source: str | Path | TaskSource, name: str | None, seed: int, validation: int = 0) -> Task:
     """One task from a file, or from a folder of splits.
 
     Args:
         validation: examples that are set aside where there is no val file. A new task has few: of them, none.
-        fields: as for `onboard`.
 
     Raises:
         TaskFileError: listing all faults of the files.
     """
-    (task,) = read_tasks([source_of(source, name, validation, fields)], seed=seed)
+    (task,) = read_tasks([source_of(source, name, validation)], seed=seed)
     return task
 
 
-def source_of(
-    source: Path, name: str | None = None, validation: int = 0, fields: Mapping[str, str] | None = None
-) -> TaskSource:
+def source_of(source: str | Path | TaskSource, name: str | None = None, validation: int = 0) -> TaskSource:
     """What `read_tasks` takes for the same."""
-    splits = {path.stem for path in source.iterdir()} if source.is_dir() else set()
+    given = source if isinstance(source, TaskSource) else TaskSource(path=str(source))
+    folder = Path(given.path or "")
+    splits = {path.stem for path in folder.iterdir()} if given.path and folder.is_dir() else set()
     val = None if splits & set(VAL_NAMES) else validation
     test = None if "test" in splits else 0
-    return TaskSource(name=name, path=str(source), fields=fields or {}, val=val, test=test)
+    return replace(given, name=name or given.name, val=val, test=test)
 
 
 def batches_of(data: EncodedTasks, collate: TaskCollator, rows: int = 16) -> list[dict[str, torch.Tensor]]:

@@ -24,7 +24,7 @@ from colora.errors import ConfigError, TaskIdError
 from colora.models.likelihood import is_encoder_decoder
 from colora.tasks.collate import TaskCollator
 from colora.tasks.encode import encode_tasks
-from colora.tasks.schema import Task, prompted
+from colora.tasks.schema import Task, TaskSource, prompted
 from colora.tasks.tokenizer import Tokenizer
 from colora.training.prompts import unplaced_text
 from colora.transfer.onboarding.fit import Settings, fit_core
@@ -63,7 +63,7 @@ class Update:
 
 def update(
     bank: str | Path,
-    examples: str | Path,
+    examples: str | Path | TaskSource,
     *,
     name: str | None = None,
     output: str | Path | None = None,
@@ -71,7 +71,6 @@ def update(
     settings: Settings | None = None,
     force: bool = False,
     log: Callable[[str], None] = lambda line: None,
-    fields: Mapping[str, str] | None = None,
 ) -> Update:
     """Train a task's core further on examples, with the prompt that it has.
 
@@ -84,7 +83,6 @@ def update(
         settings: as for a new task; its rate is `LR` unless given, and `extend` cannot be.
         force: keep the new core even if it is no better.
         log: takes lines for the user.
-        fields: "input", "output" and "instruction" to the names of the file's columns, where they differ.
 
     Raises:
         BankFileError, BaseMismatchError: see `load_bank`.
@@ -102,7 +100,7 @@ def update(
     settings = replace(settings, lr=LR if settings.lr is None else settings.lr)
     saved = SavedBank(bank)
     target = target_folder(saved, output)
-    task = _read(Path(examples), name, settings.seed, fields)
+    task = _read(examples, name, settings.seed)
     if task.name not in saved.index:
         raise TaskIdError(f"{saved.folder} has no task {task.name!r} (--name); `colora onboard` adds one")
     template = saved.info.template(task.name)
@@ -156,11 +154,13 @@ def _trained(
     return before, mean_nll(model, validation, index)
 
 
-def _read(source: Path, name: str | None, seed: int, fields: Mapping[str, str] | None) -> Task:
+def _read(source: str | Path | TaskSource, name: str | None, seed: int) -> Task:
     """The task, with examples to validate on."""
-    task = read_one_task(source, name, seed, fields=fields)
+    task = read_one_task(source, name, seed)
     if not task.splits["val"] and (count := len(task.splits["train"])) >= 2:
-        task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE), fields=fields)
+        task = read_one_task(source, name, seed, validation=max(1, count // VALIDATION_SHARE))
     if not task.splits["val"]:
-        raise ConfigError(f"{source}: expected at least two examples, because one of them is set aside for validation")
+        raise ConfigError(
+            f"{task.source}: expected at least two examples, because one of them is set aside for validation"
+        )
     return task
