@@ -27,7 +27,8 @@ def parse(words: list[str]) -> None:
     "words", [words for _, words in SHOWN], ids=[f"{text.stem}: {' '.join(words)}"[:70] for text, words in SHOWN]
 )
 def test_commands_in_the_texts_parse(words, tmp_path, monkeypatch):
-    """Files that a command line names need not be there."""
+    """Files and banks that a command line names need not be there."""
+    monkeypatch.setattr("colora.bank.layout.find_bank", lambda path: path)
     monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: self.coerce_path_result(value))
     parse(words)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from colora.experiments.config import Experiment
     from colora.experiments.own.request import OwnOptions
     from colora.experiments.run import ExperimentOptions
+    from colora.training.config import RunConfig
 
 EXPERIMENT_OUTPUT = Path("runs/compare")
 
@@ -116,12 +117,15 @@ def compare(
             kind = "a run file with tasks" if own else "an experiment"
             raise ConfigError(f"{file} is {kind}, and takes no {' and no '.join(given)}")
         if own:
+            from colora.training.config_file import load_config
+
+            config = load_config(file, changes)  # before the imports that take seconds
             from colora.experiments.own.request import DEFAULT_MINUTES, OwnOptions
 
             numbers = _numbers(examples)
             time = DEFAULT_MINUTES if minutes is None else minutes
             options = OwnOptions(Path(), time, numbers, mixed, rerun_old, command=(str(file), *changes))
-            _compare_own(file, changes, output, options, threads)
+            _compare_own(config, output, options, threads)
             return
         from colora.experiments.load import load_experiment
         from colora.experiments.run import ExperimentOptions, chosen_trials, parse_shard
@@ -156,16 +160,12 @@ def _numbers(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _compare_own(
-    file: Path, overrides: list[str], output: Path | None, options: "OwnOptions", threads: int | None
-) -> None:
+def _compare_own(config: "RunConfig", output: Path | None, options: "OwnOptions", threads: int | None) -> None:
     from dataclasses import replace
 
     from colora.common.threads import configure_threads
     from colora.experiments.own.run import compare_own
-    from colora.training.config_file import load_config
 
-    config = load_config(file, overrides)
     configure_threads(config.training.threads if threads is None else threads)
     folder = Path(f"{Path(config.output)}-compare") if output is None else output  # without a slash at its end
     verdict = compare_own(config, replace(options, output=folder), log=say, progress=True)

@@ -35,11 +35,12 @@ def simulate(run: RunFile, overrides: Overrides = None) -> None:
     same command again to go on.
     """
     with errors():
-        from colora.evaluation.table import records_table
-        from colora.federated.simulate import simulate as run_simulation
         from colora.training.config_file import load_config
 
-        config = load_config(run, overrides or [])
+        config = load_config(run, overrides or [])  # before the imports that take seconds
+        from colora.evaluation.table import records_table
+        from colora.federated.simulate import simulate as run_simulation
+
         evaluation = run_simulation(config, log=say)
         if evaluation.records:
             out.print(records_table(evaluation.records))

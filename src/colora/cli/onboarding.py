@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colora.cli.console import app, columns, errors, out, say
-from colora.cli.runs import Prompt
+from colora.cli.runs import Prompt, bank_is_there
 
 if TYPE_CHECKING:  # their imports take seconds
     from colora.tasks.schema import TaskSource
     from colora.transfer.onboarding.many import Onboardings
     from colora.transfer.onboarding.onboard import Onboarding
 
+OwnBank = Annotated[
+    Path,
+    typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.", callback=bank_is_there),
+]
 Field = Annotated[
     list[str] | None,
     typer.Option(
@@ -41,7 +45,7 @@ yet. A task that cannot be trained is left out, and the exit code is 1.
 
 @app.command(help=ONBOARD_HELP)
 def onboard(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
+    bank: OwnBank,
     examples: Annotated[
         list[Path],
         typer.Argument(metavar="NEW.jsonl...", help="File or folder of the new task. Several files add several tasks."),
@@ -204,7 +208,7 @@ def _optional(number: float | None) -> str:
 
 @app.command()
 def update(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="Folder of a bank, or of the run that trained it.")],
+    bank: OwnBank,
     examples: Annotated[
         Path, typer.Argument(metavar="TASK.jsonl", help="File or folder with new examples of the task.")
     ],

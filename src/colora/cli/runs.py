@@ -18,9 +18,27 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the run file to change, such as training.lr=1e-3."),
 ]
+
+
+def bank_is_there(context: typer.Context, bank: Path) -> Path:
+    """Say at once that there is no such bank, before the imports that take seconds; one on the hub is fetched later."""
+    if not context.resilient_parsing:  # of shell completion
+        with errors():
+            from colora.bank.hub import is_hub_name
+            from colora.bank.layout import find_bank
+
+            if not is_hub_name(bank):
+                find_bank(bank)
+    return bank
+
+
 Bank = Annotated[
     Path,
-    typer.Argument(metavar="BANK", help="Folder of a bank or of its run, or hf://ORG/BANK for a bank on the hub."),
+    typer.Argument(
+        metavar="BANK",
+        help="Folder of a bank or of its run, or hf://ORG/BANK for a bank on the hub.",
+        callback=bank_is_there,
+    ),
 ]
 Prompt = Annotated[
     str | None,
