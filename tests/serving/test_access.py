@@ -6,6 +6,7 @@ import time
 import pytest
 
 from colora.errors import ConfigError
+from colora.bank.layout import CONFIG_FILE, TENSORS_FILE
 from colora.serving.access import (
     Access,
     RateError,
@@ -121,4 +122,6 @@ def test_check_listen_wants_keys_and_tls_beyond_loopback(tmp_path):
         check_listen(Listen(host, keys=file, certificate=file, private_key=file))
     with pytest.raises(ConfigError, match="both a certificate"):
         check_listen(Listen(certificate=file))
+    for name in (CONFIG_FILE, TENSORS_FILE):  # a bank, as far as it is looked at
+        (tmp_path / name).touch()
     assert "can be reached from other machines" in refusal("serve", tmp_path, "--host", "0.0.0.0")

@@ -645,8 +645,8 @@ def test_a_file_whose_columns_have_other_names(saved, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["onboard", "update"])
-def test_a_wrong_field_is_refused_by_name(command, option, message, tmp_path):
-    assert message in refusal(command, tmp_path, tmp_path / "new.csv", "--field", "output=c", "--field", option)
+def test_a_wrong_field_is_refused_by_name(command, option, message, saved, tmp_path):
+    assert message in refusal(command, saved, tmp_path / "new.csv", "--field", "output=c", "--field", option)
 
 
 def test_wrong_arguments_are_refused_before_anything_is_loaded(saved, examples, tmp_path, monkeypatch):
