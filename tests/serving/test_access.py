@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from colora.errors import ConfigError
 from colora.bank.layout import CONFIG_FILE, TENSORS_FILE
+from colora.errors import ConfigError
 from colora.serving.access import (
     Access,
     RateError,
